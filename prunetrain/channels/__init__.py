@@ -1,0 +1,1 @@
+"""Channel spaces, which channels can go, and cutting them."""

@@ -1,0 +1,132 @@
+"""Residual branches that compute nothing any more: an addition with an operand that is constant in every channel.
+
+In: a graph, its weights, its constants. Out: the graph without such branches, and the weights of what is left. A constant other than zero stays as a
+declared parameter; it takes the place of the bias at the end of the branch, so the optimizer goes on with it as with that bias.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from prunetrain.channels.constants import Constants
+from prunetrain.channels.sources import Source
+from prunetrain.graph.layergraph import Argument, Attribute, Declared, Layer, LayerGraph, Step, Value
+from prunetrain.graph.shapes import infer_shapes
+
+
+@dataclass(frozen=True)
+class BranchCut:
+    """A graph without one branch. `removed` names the layers that went; `state` and `sources` are the weights and where they came from."""
+
+    graph: LayerGraph
+    state: dict[str, Tensor]
+    sources: dict[str, Source]
+    removed: tuple[str, ...]
+
+
+def remove_branch(graph: LayerGraph, state: Mapping[str, Tensor], constants: Constants, tolerance: float) -> BranchCut | None:
+    """Remove the first branch that is constant, or None if there is none.
+
+    Args:
+        graph: the network.
+        state: its state dict.
+        constants: what `find_constants` says of the two.
+        tolerance: how far the constant may differ between eval and train mode.
+    """
+    shapes = infer_shapes(graph)
+    for number, step in enumerate(graph.steps):
+        if step.target != "+":
+            continue
+        for branch, other in (("other", "input"), ("input", "other")):
+            operand, rest = step[branch], step[other]
+            if not isinstance(operand, Value) or not isinstance(rest, Value) or shapes[operand.index] != shapes[rest.index]:
+                continue
+            if not bool(constants.values[operand.index].agrees(tolerance).all()):
+                continue
+            cut = _without(graph, state, constants, number, operand, rest)
+            if cut is not None:
+                return cut
+    return None
+
+
+def _without(
+    graph: LayerGraph, state: Mapping[str, Tensor], constants: Constants, number: int, operand: Value, rest: Value
+) -> BranchCut | None:
+    constant = constants.values[operand.index]
+    declared: tuple[Declared, ...] = ()
+    steps = list(graph.steps)
+    donor = ""
+    if not bool(constant.zero.all()):
+        donor = _bias_behind(graph, operand)
+        if not donor or graph.uses()[operand] != [number]:
+            return None
+        name = _free_name(graph, donor)
+        shape = (len(constant.known), *(1 for _ in infer_shapes(graph)[operand.index][1:]))
+        declared = (Declared(name, shape),)
+        steps[number] = Step.make("+", input=rest, other=Attribute(name))
+        replaced: dict[Value, Argument] = {}
+    else:
+        replaced = {Value(number + 1): rest}
+    smaller = _simplify(graph, steps, replaced, declared)
+    names = {layer.name for layer in smaller.layers} | {tensor.name for tensor in smaller.declared}
+    kept = {name: tensor for name, tensor in state.items() if name.split(".")[0] in names}
+    sources = {name: Source(name) for name in kept}
+    for tensor in declared:
+        kept[tensor.name] = constant.eval_mode.to(state[donor]).reshape(tensor.shape)
+        sources[tensor.name] = Source(donor, shape=tensor.shape)
+    removed = tuple(layer.name for layer in graph.layers if layer.name not in names)
+    return BranchCut(smaller, kept, sources, removed)
+
+
+def _bias_behind(graph: LayerGraph, value: Value) -> str:
+    """The bias whose gradient is that of the value, summed: that of the layer that makes it, if it has one."""
+    layers = {layer.name: layer for layer in graph.layers}
+    name = graph.steps[value.index - 1].layer if value.index else None
+    if name is None or [step.layer for step in graph.steps].count(name) > 1:
+        return ""
+    return f"{name}.bias" if _has_bias(layers[name]) else ""
+
+
+def _has_bias(layer: Layer) -> bool:
+    return bool(layer["affine"] if layer.kind.startswith("BatchNorm") else layer["bias"])
+
+
+def _free_name(graph: LayerGraph, donor: str) -> str:
+    base = f"{donor.split('.')[0]}_bias"
+    taken = {layer.name for layer in graph.layers} | {tensor.name for tensor in graph.declared}
+    name, number = base, 2
+    while name in taken:
+        name, number = f"{base}_{number}", number + 1
+    return name
+
+
+def _simplify(graph: LayerGraph, steps: list[Step], replaced: dict[Value, Argument], declared: tuple[Declared, ...]) -> LayerGraph:
+    """The graph of these steps without results that nobody reads; `replaced` says what to read instead of a value."""
+
+    def resolve(value: Value) -> Argument:
+        return replaced.get(value, value)
+
+    output = resolve(graph.output)
+    assert isinstance(output, Value)
+    steps = [step.map_values(resolve) for step in steps]
+    needed = {output.index}
+    for number in range(len(steps), 0, -1):
+        if number in needed:
+            needed |= {value.index for value in steps[number - 1].inputs()}
+    new_index = {0: 0}
+    kept_steps = []
+    for number, step in enumerate(steps, start=1):
+        if number in needed:
+            kept_steps.append(step.map_values(lambda value: Value(new_index[value.index])))
+            new_index[number] = len(kept_steps)
+    used = {name for step in kept_steps for name in (step.layer, *step.attributes()) if name}
+    return LayerGraph(
+        graph.class_name,
+        graph.input_shape,
+        tuple(layer for layer in graph.layers if layer.name in used),
+        tuple(kept_steps),
+        Value(new_index[output.index]),
+        tuple(tensor for tensor in (*graph.declared, *declared) if tensor.name in used),
+    )
+

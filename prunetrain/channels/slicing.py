@@ -1,0 +1,164 @@
+"""Cutting: a smaller graph, its weights, and its optimizer's state.
+
+In: a network (graph and state dict), a threshold, a criterion. Out: a `Cut`. Three steps, so that the caller can choose the granularity in between:
+
+    proposal = propose_cut(graph, state, threshold=1e-4, criterion="either")
+    cut = proposal.apply(proposal.plan(granularity=8))
+    optimizer_state = slice_optimizer_state(optimizer.state_dict(), old_names, new_names, cut.sources)
+
+Nothing is changed in place, and no loop runs over channels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunetrain.channels.branches import remove_branch
+from prunetrain.channels.constants import Constants, find_constants
+from prunetrain.channels.selection import Candidates, KeepPlan, find_candidates, make_plan
+from prunetrain.channels.slices import measure_slices
+from prunetrain.channels.sources import Source, chain
+from prunetrain.channels.spaces import find_spaces
+from prunetrain.graph.layergraph import Layer, LayerGraph
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A smaller network: graph, state dict, where each tensor came from, layers that went whole, and spaces that kept a dead channel to stay alive."""
+
+    graph: LayerGraph
+    state: dict[str, Tensor]
+    sources: dict[str, Source]
+    removed_layers: tuple[str, ...]
+    rescued_spaces: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A network without its dead branches, and which of its channels can go."""
+
+    graph: LayerGraph
+    state: Mapping[str, Tensor]
+    sources: Mapping[str, Source]
+    removed_layers: tuple[str, ...]
+    constants: Constants
+    candidates: Candidates
+
+    def plan(self, granularity: int = 1) -> KeepPlan:
+        """What stays when every space keeps a multiple of `granularity` channels."""
+        return make_plan(self.candidates, granularity)
+
+    def graph_for(self, plan: KeepPlan) -> LayerGraph:
+        """The graph that a plan leads to."""
+        return _slice_graph(self.graph, plan)
+
+    def apply(self, plan: KeepPlan) -> Cut:
+        """Cut the channels that a plan does not keep; their constants go to what absorbs them."""
+        absorbed = dict(self.state) | _absorb(self.state, self.constants, plan)
+        sources = _slice_sources(self.graph, self.state, plan)
+        state = {name: source.gather(absorbed[name].detach()) for name, source in sources.items()}
+        return Cut(_slice_graph(self.graph, plan), state, chain(sources, self.sources), self.removed_layers, plan.rescued)
+
+
+def propose_cut(graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: float, criterion: str) -> Proposal:
+    """Remove dead residual branches and find the channels that can go.
+
+    Args:
+        graph: the network.
+        state: its state dict, on any device.
+        threshold: slices with every absolute weight under this are dead.
+        criterion: "union" or "either" (see `selection.py`).
+    """
+    sources: dict[str, Source] = {name: Source(name) for name in state}
+    removed: tuple[str, ...] = ()
+    state = {name: tensor.detach() for name, tensor in state.items()}
+    while True:
+        slices = measure_slices(graph, state, threshold)
+        constants = find_constants(graph, {name: t.cpu() for name, t in state.items()}, slices, threshold)
+        branch = remove_branch(graph, state, constants, threshold)
+        if branch is None:
+            break
+        graph, state, removed = branch.graph, branch.state, removed + branch.removed
+        sources = chain(branch.sources, sources)
+    candidates = find_candidates(find_spaces(graph), slices, constants, criterion)
+    return Proposal(graph, state, sources, removed, constants, candidates)
+
+
+def _slice_graph(graph: LayerGraph, plan: KeepPlan) -> LayerGraph:
+    axes: dict[str, dict[str, int]] = {}
+    for name, axis in plan.spaces.ids:
+        axes.setdefault(name, {})[axis] = len(plan.kept((name, axis)))
+    layers = tuple(_resized(layer, axes.get(layer.name, {})) for layer in graph.layers)
+    declared = tuple(replace(tensor, shape=(axes[tensor.name]["features"], *tensor.shape[1:])) for tensor in graph.declared)
+    return replace(graph, layers=layers, declared=declared)
+
+
+def _resized(layer: Layer, sizes: Mapping[str, int]) -> Layer:
+    changes: dict[str, Any] = {layer.signature.sizes[axis]: size for axis, size in sizes.items()}
+    if layer.is_depthwise:
+        channels = changes["out_channels"] * layer["in_channels"] // layer["out_channels"]
+        changes |= {"in_channels": channels, "groups": channels}
+    return layer.with_arguments(**changes)
+
+
+def _slice_sources(graph: LayerGraph, state: Mapping[str, Tensor], plan: KeepPlan) -> dict[str, Source]:
+    rows = {axis: torch.from_numpy(plan.kept(axis)) for axis in plan.spaces.ids}
+    sources = {}
+    for layer in graph.layers:
+        for tensor, axes in layer.signature.axes.items():
+            name = f"{layer.name}.{tensor}"
+            if name in state:
+                sources[name] = Source(name, {dim: rows[layer.name, axis] for dim, axis in enumerate(axes) if (layer.name, axis) in rows})
+    for tensor_ in graph.declared:
+        sources[tensor_.name] = Source(tensor_.name, {0: rows[tensor_.name, "features"]})
+    return {name: sources[name] for name in state}
+
+
+def _absorb(state: Mapping[str, Tensor], constants: Constants, plan: KeepPlan) -> dict[str, Tensor]:
+    """The running means and biases that take over the constants of the channels that go."""
+    changed: dict[str, Tensor] = {}
+    for consumer in constants.consumers.values():
+        ids = plan.spaces.ids[consumer.layer, "in"]
+        gone = torch.from_numpy(~plan.keep[ids])[consumer.columns]
+        shift = consumer.shift[:, gone].sum(1)
+        if not consumer.receives or not bool(shift.any()):
+            continue
+        tensor = changed.get(consumer.receives, state[consumer.receives])
+        sign = -1.0 if consumer.receives.endswith("running_mean") else 1.0
+        changed[consumer.receives] = (tensor.double() + sign * shift.to(tensor.device)).to(tensor.dtype)
+    return changed
+
+
+def slice_optimizer_state(
+    state_dict: Mapping[str, Any], old_names: Sequence[str], new_names: Sequence[str], sources: Mapping[str, Source], shapes: Mapping[str, torch.Size]
+) -> dict[str, Any]:
+    """The state dict of an optimizer for the parameters of the smaller network.
+
+    Works for every torch.optim optimizer whose per-parameter state is shaped like the parameter; anything else (step counts) is carried over.
+    A parameter stays in its group; groups keep their settings.
+
+    Args:
+        state_dict: `optimizer.state_dict()` over the larger network.
+        old_names: names of the larger network's parameters, in the order of the optimizer's groups.
+        new_names: names of the smaller network's parameters in the order of its own optimizer: group by group, as `old_names`.
+        sources: from `Cut`.
+        shapes: shapes of the larger network's parameters.
+    """
+    old_index = dict(zip(old_names, (i for group in state_dict["param_groups"] for i in group["params"]), strict=True))
+    group_of = {i: number for number, group in enumerate(state_dict["param_groups"]) for i in group["params"]}
+    groups: list[dict[str, Any]] = [{**group, "params": []} for group in state_dict["param_groups"]]
+    state: dict[int, dict[str, Any]] = {}
+    for new_index, name in enumerate(new_names):
+        source = sources[name]
+        index = old_index[source.name]
+        groups[group_of[index]]["params"].append(new_index)
+        if index in state_dict["state"]:
+            shape = shapes[source.name]
+            entries = state_dict["state"][index].items()
+            state[new_index] = {
+                key: source.gather(entry) if isinstance(entry, Tensor) and entry.shape == shape and entry.dim() else entry for key, entry in entries
+            }
+    return {"state": state, "param_groups": groups}

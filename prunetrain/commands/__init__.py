@@ -1,0 +1,145 @@
+"""The command line: one file a command, imported when that command runs.
+
+In: arguments. Out: an exit code; 0, or 2 with one line on stderr for what a user can do wrong, or 130 after Ctrl-C. `prunetrain --help`
+imports click and nothing heavier.
+"""
+
+import difflib
+import errno
+import importlib
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from prunetrain.errors import PruneTrainError, unknown_name
+
+COMMANDS = {
+    "train": "Train a network and make it smaller while it trains.",
+    "reconfigure": "Cut the dead channels of a checkpoint once, offline.",
+    "inspect": "Show a network's layers, what changed, or a run's history.",
+    "flatten": "Write a network of the zoo as one flat Python file.",
+    "evaluate": "Measure a checkpoint's loss and accuracy.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and one-line helps, and imports `<package>.<name>.command` to run one."""
+
+    def __init__(self, *args: Any, summaries: dict[str, str], package: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.summaries = summaries
+        self.package = package
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.summaries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.summaries:
+            return None
+        command = importlib.import_module(f"{self.package}.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.summaries.items()))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.summaries and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise click.UsageError(unknown_name("command", args[0], self.summaries), ctx)
+        return super().resolve_command(ctx, args)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:
+        with _one_line_errors():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _one_line_errors():
+            return super().invoke(ctx)
+
+
+class OneLineError(click.ClickException):
+    """An error as the user sees it: `error: ` and one line on stderr, exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {' '.join(self.message.split())}", file=file, err=True)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn what a user can do wrong into a `OneLineError`, and Ctrl-C into exit code 130."""
+    try:
+        yield
+    except (OneLineError, BrokenPipeError):  # click ends quietly when what reads the output has gone
+        raise
+    except PruneTrainError as error:
+        raise OneLineError(str(error)) from error
+    except click.ClickException as error:
+        raise OneLineError(_usage_line(error)) from error
+    except OSError as error:
+        raise OneLineError(_system_line(error)) from error
+    except KeyboardInterrupt as error:
+        click.echo(err=True)
+        raise click.exceptions.Exit(130) from error
+
+
+def _usage_line(error: click.ClickException) -> str:
+    """Say on one line what click found wrong, with the nearest option and where to look."""
+    text = error.format_message()
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    if isinstance(error, click.NoSuchOption):
+        text = f"unknown option {error.option_name!r}"
+        params = ctx.command.get_params(ctx) if ctx else []
+        known = {flag.lstrip("-") for param in params for flag in (*param.opts, *param.secondary_opts) if flag.startswith("--")}
+        near = difflib.get_close_matches(error.option_name.lstrip("-"), sorted(known))
+        if near:
+            text += f": did you mean {' or '.join(f'--{flag}' for flag in near)}?"
+    text = text[:1].lower() + text[1:]
+    if ctx is None:
+        return text
+    return f"{text if text.endswith('?') else text.rstrip('.') + '.'} Try {ctx.command_path} --help"
+
+
+def _system_line(error: OSError) -> str:
+    """Say on one line what the system refused, and for which file."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason = "the disk is full; free some space and run again"
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{reason[:1].lower()}{reason[1:]}"
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        versions = [f"{name} {_version(name)}" for name in ("prunetrain", "torch", "torchvision")]
+        click.echo(", ".join([*versions, f"Python {platform.python_version()}"]))
+        ctx.exit()
+
+
+def _version(distribution: str) -> str:
+    from importlib import metadata  # slow to import
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+@click.group(
+    cls=LazyGroup,
+    summaries=COMMANDS,
+    package=__name__,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the versions and exit.")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Train image-classification CNNs and make them smaller while they train."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())

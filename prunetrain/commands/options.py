@@ -1,0 +1,104 @@
+"""The flags of a training run, derived from the fields of `TrainConfig`.
+
+In: what click read from the command line. Out: the settings that were given, and the `TrainConfig` that they make together with recipe and
+config file: defaults < recipe < config file < flags.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from prunetrain.config import TrainConfig, build_config, settings_from
+from prunetrain.errors import ConfigError
+from prunetrain.training import recipes
+
+_FIELDS = {item.name: item for item in dataclasses.fields(TrainConfig)}
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def config_options(function: _Function) -> _Function:
+    """Add `--recipe`, `--config` and a flag for every field of `TrainConfig`; those not given arrive as None."""
+    for name in reversed(_FIELDS):  # decorators apply from the last to the first
+        function = config_option(name)(function)
+    function = click.option("--config", help="TOML or JSON file of settings; goes over the recipe, and flags go over it.")(function)
+    named = ", ".join(recipes.names())
+    return click.option("--recipe", help=f"Settings over the defaults below: {named}, or a file.  [default: the data set's own, if any]")(
+        function
+    )
+
+
+def config_option(name: str) -> Callable[[_Function], _Function]:
+    """Make the flag of one field; not given, it arrives as None."""
+    item = _FIELDS[name]
+    kind: type = type(item.default)
+    flag = "--" + name.replace("_", "-")
+    named: dict[str, Any] = {"default": None, "help": _help(item)}
+    if kind is bool:
+        return click.option(*item.metadata["flags"], f"{flag}/--no-{flag[2:]}", name, **named)
+    if item.metadata["bare"]:
+        named |= {"is_flag": False, "flag_value": item.metadata["bare"]}
+    if item.metadata["choices"]:
+        named["type"] = Word(item.metadata["choices"])
+    elif kind is tuple:
+        named |= {"type": _whole_numbers, "metavar": "N,N,..."}
+    else:
+        named["type"] = kind
+    return click.option(*item.metadata["flags"], flag, name, **named)
+
+
+class Word(click.Choice[str]):
+    """Shows the allowed words in the help and lets any pass: `TrainConfig` refuses a wrong one with the same message as in a file."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value
+
+
+def _whole_numbers(text: str) -> tuple[int, ...] | str:
+    """Read `91,136` as (91, 136); leave what is no such list to `TrainConfig`'s message."""
+    try:
+        return tuple(int(number) for number in text.split(",") if text)
+    except ValueError:
+        return text
+
+
+def _help(item: dataclasses.Field[Any]) -> str:
+    """The setting's help, with what the bare flag means and with the default as one would give it."""
+    text: str = item.metadata["help"]
+    if item.metadata["bare"]:
+        text = f"{text.rstrip('.')}; alone it means {item.metadata['bare']}."
+    if item.default in ("", ()):
+        return text
+    default = {True: "on", False: "off"}[item.default] if isinstance(item.default, bool) else item.default
+    return f"{text}  [default: {default}]"
+
+
+def given(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick the settings that were given as flags, by field name."""
+    return {name: params[name] for name in _FIELDS if params.get(name) is not None}
+
+
+def resolve(params: Mapping[str, Any]) -> TrainConfig:
+    """Merge defaults, recipe, config file and flags, later ones over earlier ones.
+
+    A config file may name its recipe (`recipe = "cifar10"`). Without any, a data set's own recipe is taken, if it has one.
+
+    Raises:
+        ConfigError: for an unknown name, key or value in any of them.
+    """
+    flags = given(params)
+    file: dict[str, Any] = {}
+    recipe = params.get("recipe")
+    if path := params.get("config"):
+        values = recipes.load_config_file(path)
+        named = values.pop("recipe", None)
+        if not isinstance(named, str | None):
+            raise ConfigError(f"{path}: recipe must be a word, not {named!r}")
+        file = settings_from(values, str(path))
+        recipe = recipe or named
+    if recipe is None:
+        recipe = recipes.default_recipe(flags.get("dataset") or file.get("dataset") or TrainConfig.dataset)
+    start = settings_from(recipes.load_recipe(recipe), f"recipe {recipe}") if recipe else {}
+    return build_config(start, file, flags)

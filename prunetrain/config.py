@@ -1,0 +1,182 @@
+"""The settings of a training run: one frozen dataclass, from which the flags, config files and recipes take names, defaults and help.
+
+In: plain values from recipes, config files and flags. Out: a checked `TrainConfig`. Nothing here imports torch or click.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prunetrain.errors import ConfigError, unknown_name
+
+
+def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (), bare: str | None = None) -> Any:
+    """A field with what the command line needs to know.
+
+    Args:
+        default: the value where recipe, config file and flags say nothing; its type is the setting's type.
+        help: one line, with the unit.
+        choices: the allowed words, where only some are.
+        flags: further spellings of the flag, such as `-b`.
+        bare: what the flag means when no value follows it.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "flags": flags, "bare": bare})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides what a run computes. Field names are the keys of config files and, with dashes, the flags."""
+
+    model: str = setting("resnet20", "Network of the zoo; `prunetrain train --list-models` names them.")
+    dataset: str = setting(
+        "digits",
+        "Data set.",
+        choices=("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder", "npz", "fake"),
+    )
+    data_dir: str = setting("data", "Folder of the data sets; for `folder` the one with train/ and val/, for `npz` the file.")
+    download: bool = setting(False, "Download the data set when it is absent.")
+    image_size: int = setting(224, "Side of the square crop that `folder` and `fake` feed to the network, pixels.")
+    epochs: int = setting(40, "Passes over the training data.")
+    batch_size: int = setting(32, "Images a step.", flags=("-b",))
+    optimizer: str = setting("sgd", "Optimizer.", choices=("sgd", "adamw"))
+    lr: float = setting(0.1, "Learning rate after warm-up.")
+    momentum: float = setting(0.9, "Momentum of SGD; the first beta of AdamW.")
+    nesterov: bool = setting(False, "Nesterov momentum.")
+    weight_decay: float = setting(5e-4, "Weight decay.")
+    schedule: str = setting("step", "Learning-rate schedule.", choices=("step", "cosine", "constant"))
+    milestones: tuple[int, ...] = setting((), "Epochs at which `step` divides the learning rate; without any, at 50% and 75%.")
+    lr_gamma: float = setting(0.1, "Factor of `step` at each milestone.")
+    warmup_epochs: int = setting(0, "Epochs over which the learning rate rises linearly from zero.")
+    label_smoothing: float = setting(0.0, "Label smoothing of the cross-entropy, in [0, 1).")
+    augment: bool = setting(True, "Random crops, and flips where they make sense.")
+    penalty_ratio: float = setting(0.25, "Share of the group lasso in the loss at the first batch, in [0, 1); 0 trains without pruning.")
+    prune_interval: int = setting(10, "Epochs between two reconfigurations.")
+    threshold: float = setting(1e-4, "A slice is dead when all its absolute weights are under this.")
+    criterion: str = setting("either", "Which channels go: `union` the paper's, `either` every lossless one.", choices=("union", "either"))
+    lasso_groups: str = setting("coupled", "Groups of the lasso: filters and input slices, or channels.", choices=("slices", "coupled"))
+    lasso_step: str = setting("proximal", "How the lasso acts: in the gradient, or after each step.", choices=("subgradient", "proximal"))
+    round_to: str = setting("auto", "Channel counts are kept to multiples of this; `auto` times this network on this machine.")
+    amp: str = setting("off", "Automatic mixed precision.", choices=("off", "bfloat16", "float16"), bare="bfloat16")
+    channels_last: bool = setting(False, "Channels-last memory format.")
+    compile: bool = setting(False, "Compile the network with torch.compile.")
+    device: str = setting("auto", "Device: auto, cpu, cuda, cuda:1.")
+    workers: int = setting(2, "Worker processes that decode images of a folder.", flags=("-j",))
+    seed: int = setting(0, "Seed of initialisation, order and augmentation.")
+    name: str = setting("", "Name of the run; default: model and data set.")
+    output_dir: str = setting(".", "Folder that holds generated_nets/ and checkpoints/.")
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            _check_value(item, getattr(self, item.name))
+        _check_ranges(self)
+
+    @property
+    def granularity(self) -> int | None:
+        """Channel counts are multiples of this; None: to be measured."""
+        return None if self.round_to == "auto" else int(self.round_to)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as a checkpoint stores them."""
+        return dataclasses.asdict(self)
+
+
+_NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list of whole numbers"}
+
+
+def _check_value(item: dataclasses.Field[Any], value: Any) -> None:
+    """Check one value's type, and that it is one of the allowed words."""
+    kind: type = type(item.default)
+    fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    if fits and kind is tuple:
+        fits = all(isinstance(number, int) and not isinstance(number, bool) for number in value)
+    if not fits:
+        raise ConfigError(f"{_key(item.name)} must be {_NOUNS[kind]}, not {value!r}")
+    choices = item.metadata["choices"]
+    if choices and value not in choices:
+        raise ConfigError(unknown_name(_key(item.name), value, choices))
+
+
+def _key(name: str) -> str:
+    """The name of a field as people write it."""
+    return name.replace("_", "-")
+
+
+_RANGES: dict[str, tuple[float, float]] = {  # from, up to and including
+    "image_size": (1, 4096),
+    "epochs": (1, 1_000_000),
+    "batch_size": (1, 10_000_000),
+    "lr_gamma": (0, 1),
+    "warmup_epochs": (0, 1_000_000),
+    "prune_interval": (1, 1_000_000),
+    "workers": (0, 1024),
+    "seed": (0, 2**32 - 1),
+}
+
+_OPEN_RANGES: dict[str, tuple[float, float]] = {  # from, under
+    "lr": (0, float("inf")),
+    "momentum": (0, 1),
+    "weight_decay": (0, float("inf")),
+    "label_smoothing": (0, 1),
+    "penalty_ratio": (0, 1),
+    "threshold": (0, float("inf")),
+}
+
+
+def _check_ranges(config: TrainConfig) -> None:
+    for name, (low, high) in _RANGES.items():
+        if not low <= getattr(config, name) <= high:
+            raise ConfigError(f"{_key(name)} must be from {low} to {high}, not {getattr(config, name)}")
+    for name, (low, high) in _OPEN_RANGES.items():
+        if not low <= getattr(config, name) < high:
+            limit = "" if high == float("inf") else f" and under {high}"
+            raise ConfigError(f"{_key(name)} must be a finite number from {low}{limit}, not {getattr(config, name)}")
+    if not re.fullmatch(r"auto|[1-9][0-9]{0,5}", config.round_to):
+        raise ConfigError(f"round-to must be auto or a whole number from 1, not {config.round_to!r}")
+    if config.nesterov and (config.optimizer != "sgd" or config.momentum == 0):
+        raise ConfigError("nesterov needs --optimizer sgd and a momentum over 0")
+    if list(config.milestones) != sorted(set(config.milestones)) or any(epoch < 1 for epoch in config.milestones):
+        raise ConfigError(f"milestones must be epochs from 1, each later than the one before, not {','.join(map(str, config.milestones))}")
+
+
+def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]:
+    """Turn keys into field names and lists into tuples, and check each value by itself.
+
+    Args:
+        values: keys with dashes or underscores, as a recipe or config file has them.
+        source: what the values come from, for error messages.
+
+    Raises:
+        ConfigError: for an unknown key (with the nearest known ones), a key given twice, or a value of the wrong kind.
+    """
+    fields = {item.name: item for item in dataclasses.fields(TrainConfig)}
+    settings: dict[str, Any] = {}
+    try:
+        for key, value in values.items():
+            name = key.replace("-", "_")
+            if name not in fields:
+                raise ConfigError(unknown_name("setting", key, map(_key, fields)))
+            if name in settings:
+                raise ConfigError(f"{_key(name)} is there twice, with a dash and with an underscore")
+            settings[name] = tuple(value) if isinstance(value, list) else value
+            if name == "round_to" and isinstance(value, int) and not isinstance(value, bool):
+                settings[name] = str(value)
+            _check_value(fields[name], settings[name])
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}" if source else str(error)) from error
+    return settings
+
+
+def build_config(*layers: Mapping[str, Any]) -> TrainConfig:
+    """Merge settings, later ones over earlier ones, and check the result.
+
+    Keys may be written with dashes or underscores; lists become tuples.
+
+    Raises:
+        ConfigError: for an unknown key (with the nearest known ones) or a value out of range.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged |= settings_from(layer)
+    return TrainConfig(**merged)

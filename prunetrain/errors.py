@@ -1,0 +1,50 @@
+"""What a user can do wrong. The command line prints the message of any of these on one line and exits with code 2.
+
+PruneTrainError
+├── ConfigError         an unknown name, key or value in flags, recipes and config files
+├── DataError           a data set that is absent, damaged or unusable
+├── TraceError          a network that cannot be turned into a LayerGraph
+├── NetworkFileError    a network file that is missing, changed, or holds anything but a network
+├── CheckpointError     a checkpoint that is missing, damaged or foreign
+└── OutputError         a file that could not be written
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PruneTrainError(Exception):
+    """Base of all errors that a user can cause; the message says what to do."""
+
+
+class ConfigError(PruneTrainError):
+    """An unknown name, key or value in flags, recipes and config files."""
+
+
+class DataError(PruneTrainError):
+    """A data set that is absent, damaged or unusable."""
+
+
+class TraceError(PruneTrainError):
+    """A network that cannot be turned into a LayerGraph."""
+
+
+class NetworkFileError(PruneTrainError):
+    """A network file that is missing, changed, or holds anything but a network."""
+
+
+class CheckpointError(PruneTrainError):
+    """A checkpoint that is missing, damaged or foreign."""
+
+
+class OutputError(PruneTrainError):
+    """A file that could not be written."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """One line that names the nearest known names: "unknown model 'resnet21': did you mean resnet20 or resnet32?"."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return f"unknown {kind} {name!r}: did you mean {' or '.join(near)}?"
+    return f"unknown {kind} {name!r}: choose from {', '.join(names)}"

@@ -1,0 +1,1 @@
+"""The LayerGraph and everything textual about it: trace, render, parse, shapes, costs."""

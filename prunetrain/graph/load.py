@@ -1,0 +1,63 @@
+"""Network files on disk: read one as a graph, import one as a torch module. A file is parsed and checked before it is imported."""
+
+import hashlib
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from prunetrain.errors import NetworkFileError
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.parse import parse
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def read_source(path: Path) -> str:
+    """The text of a network file.
+
+    Raises:
+        NetworkFileError: if there is no such file, or it is not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NetworkFileError(f"{path}: no such network file") from None
+    except (UnicodeDecodeError, IsADirectoryError):
+        raise NetworkFileError(f"{path}: not a network file") from None
+
+
+def read_graph(path: Path) -> LayerGraph:
+    """The graph that a network file describes.
+
+    Raises:
+        NetworkFileError: if the file is missing or holds anything but a network.
+    """
+    return parse(read_source(path), str(path))
+
+
+def sha256_of(source: str) -> str:
+    """The fingerprint under which a checkpoint knows its network file."""
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def instantiate(source: str, filename: str) -> "nn.Module":
+    """The network of a file's text, with newly initialised weights.
+
+    Raises:
+        NetworkFileError: if the text is anything but a network; it is not executed then.
+    """
+    graph = parse(source, filename)
+    module = ModuleType(f"prunetrain_network_{graph.class_name}")
+    exec(compile(source, filename, "exec"), module.__dict__)
+    network: nn.Module = getattr(module, graph.class_name)()
+    return network
+
+
+def load_network(path: str | Path) -> "nn.Module":
+    """The network of a file, with newly initialised weights.
+
+    Raises:
+        NetworkFileError: if the file is missing or holds anything but a network; nothing in it runs then.
+    """
+    return instantiate(read_source(Path(path)), str(path))

@@ -1,0 +1,1 @@
+"""Penalties that make a network prunable while it trains."""

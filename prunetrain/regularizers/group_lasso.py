@@ -1,0 +1,131 @@
+"""Group lasso over the channels of a network, in closed form: no autograd graph, every weight read once for all its norms.
+
+    R = sum over layers of ( sum_o ||W[o]||_2 + sum_i ||W[:, i]||_2 )            PruneTrain, arXiv 1901.09290, equation 2
+
+`slices` takes these groups as they are: a filter or an input slice each. `coupled` takes one group a channel: all its producer filters and
+consumer slices together, so that the channels of a residual stream die in all layers at once. Either way every weight is in at most two groups, one by its
+output and one by its input channel, so that
+
+    dR/dW[o, i] = W[o, i] * (1 / ||group of o|| + 1 / ||group of i||)
+
+Channels that can never be cut (the network's input and output) have no groups, and depthwise convs are not regularised.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunetrain.channels.slices import sliced_layers
+from prunetrain.channels.spaces import ChannelSpaces
+from prunetrain.graph.layergraph import LayerGraph
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A weight, and where the sums of its filters and input slices lie in the buffer of sums; None where it has no groups."""
+
+    weight: Tensor
+    filters: slice | None
+    inputs: slice | None
+
+
+class GroupLasso:
+    """The penalty of a network's weights.
+
+    Args:
+        graph: the network.
+        spaces: its channel spaces.
+        weights: its parameters by name; updated in place by `add_gradient_` and `shrink_`.
+        groups: "slices" or "coupled".
+    """
+
+    def __init__(self, graph: LayerGraph, spaces: ChannelSpaces, weights: Mapping[str, Tensor], *, groups: str) -> None:
+        frozen = spaces.frozen_channels()
+        self._layers: list[_Layer] = []
+        ids: list[Tensor] = []
+        size = 0
+
+        def reserve(name: str, axis: str) -> slice | None:
+            nonlocal size
+            channel_ids = spaces.ids.get((name, axis))
+            if channel_ids is None or frozen[channel_ids].any():
+                return None
+            ids.append(torch.from_numpy(channel_ids))
+            start, size = size, size + len(channel_ids)
+            return slice(start, size)
+
+        for layer in sliced_layers(graph):
+            weight = weights[f"{layer.name}.weight"].detach()
+            self._layers.append(_Layer(weights[f"{layer.name}.weight"], reserve(layer.name, "out"), reserve(layer.name, "in")))
+            device = weight.device
+        self._sums = torch.zeros(size, device=device)
+        self._groups: Tensor | None = None
+        if groups == "coupled" and ids:
+            _, numbers = torch.unique(torch.cat(ids), return_inverse=True)
+            self._groups = numbers.to(device)
+            self._group_sums = torch.zeros(int(numbers.max()) + 1, device=device)
+
+    @torch.no_grad()
+    def penalty(self) -> Tensor:
+        """R, a scalar."""
+        return self._norms(expand=False).sum()
+
+    def strength_for(self, ratio: float, loss: Tensor) -> float:
+        """The lambda that makes the penalty the given share of the whole loss: lambda = r * loss / ((1 - r) * R).
+
+        Args:
+            ratio: lambda R / (loss + lambda R), in [0, 1) (PruneTrain, equation 3).
+            loss: the loss without the penalty.
+        """
+        penalty = float(self.penalty())
+        return ratio * float(loss) / ((1 - ratio) * penalty) if penalty else 0.0
+
+    @torch.no_grad()
+    def add_gradient_(self, strength: float) -> None:
+        """Add the gradient of strength * R to every weight's `.grad`. Groups that are zero have gradient zero."""
+        norms = self._norms()
+        inverse = torch.where(norms > 0, strength / norms, 0.0)
+        for layer in self._layers:
+            factor = self._per_weight(layer, inverse, product=False)
+            if factor is not None and layer.weight.grad is not None:
+                layer.weight.grad.addcmul_(layer.weight, factor)
+
+    @torch.no_grad()
+    def shrink_(self, amount: float) -> None:
+        """The proximal step: multiply every group by max(0, 1 - amount / its norm). Makes exact zeros."""
+        if amount <= 0:
+            return
+        factors = (1 - amount / self._norms()).clamp_(min=0)
+        for layer in self._layers:
+            factor = self._per_weight(layer, factors, product=True)
+            if factor is not None:
+                layer.weight.mul_(factor)
+
+    def _norms(self, *, expand: bool = True) -> Tensor:
+        """The norm of every group; with `expand`, at every position of the buffer of sums."""
+        for layer in self._layers:
+            if layer.filters is None and layer.inputs is None:
+                continue
+            squares = layer.weight.detach().square()
+            if squares.dim() > 2:
+                squares = squares.flatten(2).sum(2)  # (out, in); far faster than reducing two outer dimensions at once
+            if layer.filters is not None:
+                torch.sum(squares, 1, out=self._sums[layer.filters])
+            if layer.inputs is not None:
+                torch.sum(squares, 0, out=self._sums[layer.inputs])
+        if self._groups is None:
+            return self._sums.sqrt()
+        norms = self._group_sums.zero_().index_add_(0, self._groups, self._sums).sqrt()
+        return norms[self._groups] if expand else norms
+
+    @staticmethod
+    def _per_weight(layer: _Layer, numbers: Tensor, *, product: bool) -> Tensor | None:
+        """The numbers of a layer's filters and input slices, added or multiplied to (out, in, 1, ...), ready to broadcast over its weight."""
+        window = (1,) * (layer.weight.dim() - 2)
+        rows = None if layer.filters is None else numbers[layer.filters].view(-1, 1, *window)
+        columns = None if layer.inputs is None else numbers[layer.inputs].view(1, -1, *window)
+        if rows is None or columns is None:
+            return columns if rows is None else rows
+        return rows * columns if product else rows + columns

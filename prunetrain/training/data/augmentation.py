@@ -1,0 +1,60 @@
+"""Random crops and flips of whole batches, with no Python per image.
+
+In: uint8 images (N, C, H, W) on any device, and where each goes. Out: uint8 images of the same shape. As in He et al. 2015 (arXiv
+1512.03385, section 4.2) the image is padded on all sides and a window of the original size is cut from it, mirrored half of the time. The
+padding is black, that is level 0 before normalisation, as with torchvision's RandomCrop.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Where the window of each image lies: row and column in the padded image (int64, 0 to 2 * padding), and whether it is mirrored."""
+
+    padding: int
+    top: Tensor  # (N,)
+    left: Tensor  # (N,)
+    mirrored: Tensor | None  # (N,) bool; None where nothing is
+
+    def __getitem__(self, span: slice) -> "Moves":
+        """The moves of some of the images."""
+        return Moves(self.padding, self.top[span], self.left[span], None if self.mirrored is None else self.mirrored[span])
+
+    def to(self, device: torch.device) -> "Moves":
+        """The same moves on `device`."""
+        return Moves(self.padding, self.top.to(device), self.left.to(device), None if self.mirrored is None else self.mirrored.to(device))
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Cut the windows: (N, C, H, W) to the same shape, with one gather over a view of all windows."""
+        if self.padding:
+            height, width = images.shape[2:]
+            padded = F.pad(images, (self.padding,) * 4)
+            windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2p + 1, 2p + 1, H, W), no copy
+            images = windows[torch.arange(len(images), device=images.device), :, self.top, self.left]
+        if self.mirrored is not None:
+            images = torch.where(self.mirrored[:, None, None, None], images.flip(3), images)
+        return images
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far images may move, in pixels, and whether they may be mirrored (never where left and right matter, as in digits)."""
+
+    padding: int
+    flip: bool
+
+    @classmethod
+    def natural(cls, height: int, width: int) -> "Augmentation":
+        """For photographs: an eighth of the shorter side, so 4 pixels at 32x32, and flips."""
+        return cls(min(height, width) // 8, flip=True)
+
+    def draw(self, count: int, generator: torch.Generator) -> Moves:
+        """Random moves of `count` images, on the CPU."""
+        top, left = torch.randint(0, 2 * self.padding + 1, (2, count), generator=generator)
+        mirrored = torch.rand(count, generator=generator) < 0.5 if self.flip else None
+        return Moves(self.padding, top, left, mirrored)

@@ -1,0 +1,108 @@
+"""What a data set gives to the training loop, and what all data sets share: order, normalisation, wording of errors.
+
+In: uint8 images. Out: batches of float32 images (N, C, H, W), normalised, and int64 labels (N,), both on the run's device.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Batch = tuple[Tensor, Tensor]
+
+
+class DataSource(Protocol):
+    """A data set ready for training.
+
+    The batches of an epoch are a function of (seed, epoch, batch size) alone, the same on every device. No method touches torch's global
+    random state, so a run that resumes in the middle of an epoch needs the number of batches done and nothing else.
+    """
+
+    input_shape: tuple[int, int, int]  # C, H, W
+    num_classes: int
+    class_names: tuple[str, ...]
+    num_train: int
+    num_val: int
+
+    def train_batches(self, epoch: int, batch_size: int, *, start: int = 0) -> Iterator[Batch]:
+        """Shuffled, augmented batches from number `start` on; the last, incomplete one is dropped. Skipped batches cost nothing."""
+        ...
+
+    def val_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every validation image once, in order; the last batch may be smaller."""
+        ...
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Number of batches that `train_batches` gives from start 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one half of a data set: uint8 (N, C, H, W), and their labels: int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> "Split":
+        """The same images on `device`."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of each channel over all training pixels, with pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: Tensor) -> "Statistics":
+        """Exact statistics of uint8 images (N, C, H, W): the sums are whole numbers, so no order of adding changes them."""
+        total = torch.zeros(images.shape[1], dtype=torch.int64)
+        squares = torch.zeros_like(total)
+        for chunk in torch.split(images, 1024):
+            levels = chunk.to(torch.int64)
+            total += levels.sum(dim=(0, 2, 3)).cpu()
+            squares += levels.square_().sum(dim=(0, 2, 3)).cpu()
+        pixels = images.numel() // images.shape[1]
+        mean = total.double() / pixels
+        std = (squares.double() / pixels - mean.square()).clamp(min=0).sqrt()
+        std[std == 0] = 255  # a channel of one single level stays finite
+        return cls(tuple((mean / 255).tolist()), tuple((std / 255).tolist()))
+
+
+class Normalizer:
+    """Turns uint8 images (N, C, H, W) into float32 ones of mean 0 and standard deviation 1."""
+
+    def __init__(self, statistics: Statistics, device: torch.device) -> None:
+        """Prepare scale and shift of each channel on `device`."""
+        mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (statistics.mean, statistics.std))
+        self._scale = (1 / (255 * std)).to(device, torch.float32)
+        self._shift = (-mean / std).to(device, torch.float32)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(level / 255 - mean) / std, on the images' device."""
+        return images.to(torch.float32).mul_(self._scale).add_(self._shift)
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """The generator, on the CPU, of all that is random about one epoch; seed and epoch are hashed so that neighbours share nothing."""
+    state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def one_line(error: BaseException) -> str:
+    """What a library's exception says, without line breaks and cut to a readable length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names: "a, b, c and 4 more"."""
+    shown = 3
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest

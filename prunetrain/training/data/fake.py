@@ -1,0 +1,40 @@
+"""Random images for benchmarks: nothing to download, nothing to learn.
+
+In: an image size. Out: an `InMemory` source of 3 x size x size noise: 1,024 images for training, fewer when they would take over 256 MiB
+(from 296 pixels on), and a quarter of that for validation; 10 classes up to 64 pixels as in CIFAR, 1,000 above as in ImageNet.
+"""
+
+import torch
+
+from prunetrain.config import TrainConfig
+from prunetrain.training.data.augmentation import Augmentation
+from prunetrain.training.data.base import Split, Statistics
+from prunetrain.training.data.memory import InMemory
+
+MAX_TRAIN, MIN_TRAIN, MAX_BYTES = 1024, 64, 2**28
+SMALL_SIDE = 64  # pixels; up to here images are treated as CIFAR's are
+UNIFORM = Statistics(mean=(0.5,) * 3, std=(0.2898,) * 3)  # of the levels 0..255, all equally likely
+
+
+def load(config: TrainConfig, device: torch.device) -> InMemory:
+    """Noise from a generator seeded with `seed`."""
+    side = config.image_size
+    generator = torch.Generator().manual_seed(config.seed)
+    num_train = max(MIN_TRAIN, min(MAX_TRAIN, MAX_BYTES // (3 * side * side)))
+    num_classes = 10 if side <= SMALL_SIDE else 1000
+    train, val = (
+        Split(
+            torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator),
+            torch.randint(0, num_classes, (count,), generator=generator),
+        )
+        for count in (num_train, num_train // 4)
+    )
+    return InMemory(
+        train,
+        val,
+        class_names=[str(label) for label in range(num_classes)],
+        statistics=UNIFORM,
+        augmentation=Augmentation.natural(side, side) if config.augment else None,
+        seed=config.seed,
+        device=device,
+    )

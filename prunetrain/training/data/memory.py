@@ -1,0 +1,62 @@
+"""Data sets that live in memory as uint8, on the GPU where there is one.
+
+In: two splits, their statistics and augmentation. Out: a `DataSource` whose batches cost a few tensor operations each.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from prunetrain.training.data.augmentation import Augmentation
+from prunetrain.training.data.base import Batch, Normalizer, Split, Statistics, epoch_generator
+
+
+class InMemory:
+    """A `DataSource` over tensors."""
+
+    def __init__(
+        self,
+        train: Split,
+        val: Split,
+        *,
+        class_names: Sequence[str],
+        statistics: Statistics,
+        augmentation: Augmentation | None,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """Move both splits to `device`; `augmentation` None leaves training images as they are."""
+        channels, height, width = train.images.shape[1:]
+        self.input_shape = (channels, height, width)
+        self.class_names = tuple(class_names)
+        self.num_classes = len(self.class_names)
+        self.num_train = len(train.labels)
+        self.num_val = len(val.labels)
+        self._train = train.to(device)
+        self._val = val.to(device)
+        self._normalize = Normalizer(statistics, device)
+        self._augmentation = augmentation
+        self._seed = seed
+        self._device = device
+
+    def train_batches(self, epoch: int, batch_size: int, *, start: int = 0) -> Iterator[Batch]:
+        """Shuffled, augmented batches from number `start` on. Order and moves of the whole epoch are drawn first, images gathered later."""
+        generator = epoch_generator(self._seed, epoch)
+        order = torch.randperm(self.num_train, generator=generator).to(self._device)
+        moves = self._augmentation.draw(self.num_train, generator).to(self._device) if self._augmentation else None
+        for step in range(start, self.steps_per_epoch(batch_size)):
+            span = slice(step * batch_size, (step + 1) * batch_size)
+            chosen = order[span]
+            images = self._train.images[chosen]
+            if moves is not None:
+                images = moves[span].apply(images)
+            yield self._normalize(images), self._train.labels[chosen]
+
+    def val_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every validation image once, in order."""
+        for images, labels in zip(torch.split(self._val.images, batch_size), torch.split(self._val.labels, batch_size), strict=True):
+            yield self._normalize(images), labels
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Number of complete batches in the training images."""
+        return self.num_train // batch_size

@@ -1,0 +1,95 @@
+"""The networks that `--model` names: plain torch modules, built for any image shape and number of classes.
+
+In: a name, an input shape (C, H, W) and a number of classes. Out: a freshly initialised module from images (N, C, H, W) to logits
+(N, num_classes), which `torch.fx.symbolic_trace` can trace and whose class name fits the network (`resnet20` is a `ResNet20`).
+
+One file holds one family of networks. Importing this package does not import torch; `build` does.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
+
+from prunetrain.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ImageShape = tuple[int, int, int]
+
+
+class Architecture(Protocol):
+    """What every class of the zoo offers: the shortest side of an image that it can take, in pixels, and a constructor."""
+
+    smallest: int
+
+    def __call__(self, input_shape: ImageShape, num_classes: int) -> "nn.Module":
+        """A new network for images of this shape, whose sides are at least `smallest`."""
+        ...
+
+
+_ARCHITECTURES: dict[str, tuple[str, str]] = {  # name: module of this package, class in it
+    "alexnet": ("alexnet", "AlexNet"),
+    "lenet-300-100": ("lenet", "LeNet300100"),
+    "lenet5": ("lenet", "LeNet5"),
+    "mlp": ("mlp", "MLP"),
+    "mobilenet-v1": ("mobilenet", "MobileNetV1"),
+    "mobilenet-v1-0.75": ("mobilenet", "MobileNetV1Width075"),
+    "mobilenet-v1-cifar": ("mobilenet", "MobileNetV1Cifar"),
+    "mobilenet-v1-cifar-0.75": ("mobilenet", "MobileNetV1CifarWidth075"),
+    "resnet18": ("resnet", "ResNet18"),
+    "resnet18-cifar": ("resnet", "ResNet18Cifar"),
+    "resnet20": ("resnet", "ResNet20"),
+    "resnet32": ("resnet", "ResNet32"),
+    "resnet34": ("resnet", "ResNet34"),
+    "resnet44": ("resnet", "ResNet44"),
+    "resnet50": ("resnet", "ResNet50"),
+    "resnet50-cifar": ("resnet", "ResNet50Cifar"),
+    "resnet56": ("resnet", "ResNet56"),
+    "resnet110": ("resnet", "ResNet110"),
+    "vgg8": ("vgg", "VGG8"),
+    "vgg11": ("vgg", "VGG11"),
+    "vgg13": ("vgg", "VGG13"),
+    "vgg16": ("vgg", "VGG16"),
+    "vgg16-bn": ("vgg", "VGG16BN"),
+    "vgg19": ("vgg", "VGG19"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """All names that `build` knows, sorted."""
+    return tuple(sorted(_ARCHITECTURES))
+
+
+def build(name: str, *, input_shape: ImageShape, num_classes: int) -> "nn.Module":
+    """A new network with freshly drawn weights.
+
+    Args:
+        name: one of `names()`.
+        input_shape: (C, H, W) of one image; H and W may differ.
+        num_classes: length of the logits, at least 1.
+
+    Raises:
+        ConfigError: for a name that the zoo does not know, and for images that the network cannot take.
+    """
+    if name not in _ARCHITECTURES:
+        raise ConfigError(unknown_name("model", name, _ARCHITECTURES))
+    if num_classes < 1:
+        raise ConfigError(f"{name} needs at least 1 class (got {num_classes})")
+    architecture = _load(name)
+    _check_shape(name, architecture, input_shape)
+    return architecture(input_shape, num_classes)
+
+
+def _load(name: str) -> Architecture:
+    module, class_name = _ARCHITECTURES[name]
+    return cast(Architecture, getattr(import_module(f"{__name__}.{module}"), class_name))
+
+
+def _check_shape(name: str, architecture: Architecture, input_shape: ImageShape) -> None:
+    shape = "x".join(map(str, input_shape))
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise ConfigError(f"{name} needs images as channels x height x width, each at least 1 (got {shape}): check the data set")
+    smallest, side = architecture.smallest, min(input_shape[1:])
+    if side < smallest:
+        smaller = next(other for other in (f"{name}-cifar", "resnet20", "mlp") if other in _ARCHITECTURES and _load(other).smallest <= side)
+        raise ConfigError(f"{name} needs images of at least {smallest}x{smallest} (got {shape}): choose {smaller} or larger images")

@@ -1,0 +1,286 @@
+"""The command line's frame: flags follow TrainConfig, settings merge in order, mistakes get one line and exit code 2."""
+
+import dataclasses
+import errno
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from prunetrain import commands
+from prunetrain.commands.options import config_option, config_options, given, resolve
+from prunetrain.config import TrainConfig
+from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.training import recipes
+
+FLAGS = """
+--amp --augment --batch-size --channels-last --compile --config --criterion --data-dir --dataset --device --download --epochs --image-size
+--label-smoothing --lasso-groups --lasso-step --lr --lr-gamma --milestones --model --momentum --name --nesterov --no-augment
+--no-channels-last --no-compile --no-download --no-nesterov --optimizer --output-dir --penalty-ratio --prune-interval --recipe --round-to
+--schedule --seed --threshold --warmup-epochs --weight-decay --workers -b -j
+""".split()
+TOP = Path(__file__).parent.parent
+FIELDS = dataclasses.fields(TrainConfig)
+
+
+@click.command()
+@config_options
+def settings(**params: Any) -> None:
+    """Print nothing; tests look at what `read` returns."""
+
+
+def read(*args: str) -> dict[str, Any]:
+    """Return what click makes of arguments."""
+    return settings.make_context("settings", list(args)).params
+
+
+def test_flags_are_frozen() -> None:
+    flags = {flag for param in settings.params for flag in (*param.opts, *param.secondary_opts)}
+    assert sorted(flags) == FLAGS
+
+
+def test_options_follow_the_fields() -> None:
+    options = {param.name: param for param in settings.params}
+    assert list(options) == ["recipe", "config", *(item.name for item in FIELDS)]
+    for item in FIELDS:
+        option = options[item.name]
+        assert isinstance(option, click.Option)
+        assert option.default is None
+        assert option.opts[-1] == "--" + item.name.replace("_", "-")
+        assert option.help is not None
+        if isinstance(item.default, bool):
+            assert option.help.endswith(f"[default: {'on' if item.default else 'off'}]")
+        elif item.default in ("", ()):
+            assert "[default" not in option.help
+        else:
+            assert option.help.endswith(f"[default: {item.default}]")
+
+
+def test_only_what_was_given_counts() -> None:
+    assert given(read()) == {}
+    params = read("-b", "8", "--lr", "0.5", "--no-augment", "--compile", "--milestones", "91,136", "--round-to", "8")
+    assert given(params) == {"batch_size": 8, "lr": 0.5, "augment": False, "compile": True, "milestones": (91, 136), "round_to": "8"}
+    assert given({"epochs": 0, "nesterov": False, "other": 3}) == {"epochs": 0, "nesterov": False}
+
+
+@pytest.mark.parametrize("item", FIELDS, ids=lambda item: item.name)
+def test_flag_and_config_key_mean_the_same(item: "dataclasses.Field[Any]", tmp_path: Path) -> None:
+    kind = type(item.default)
+    value = {bool: not item.default, int: 7, float: 0.25, tuple: (5, 6), str: "3"}[kind]
+    if item.metadata["choices"]:
+        value = next(word for word in item.metadata["choices"] if word != item.default)
+    flag = "--" + item.name.replace("_", "-")
+    if kind is bool:
+        args = [flag if value else f"--no-{flag[2:]}"]
+    else:
+        args = [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    file = tmp_path / "mine.toml"
+    written = list(value) if isinstance(value, tuple) else value
+    file.write_text(f"{flag[2:]} = {str(written).lower() if kind is bool else repr(written)}\n")
+    by_flag, by_file = resolve(read(*args)), resolve(read("--config", str(file)))
+    assert getattr(by_flag, item.name) == value
+    assert by_flag == by_file
+
+
+@pytest.mark.parametrize(
+    ("args", "amp"),
+    [
+        ([], None),
+        (["--amp"], "bfloat16"),
+        (["--amp", "--epochs", "3"], "bfloat16"),
+        (["--amp", "float16"], "float16"),
+        (["--amp=off"], "off"),
+    ],
+)
+def test_bare_amp_means_bfloat16(args: list[str], amp: str | None) -> None:
+    assert read(*args)["amp"] == amp
+
+
+def test_one_option_can_be_taken_alone() -> None:
+    @click.command()
+    @config_option("threshold")
+    def cut(threshold: float | None) -> None:
+        assert threshold == 0.5
+
+    assert CliRunner().invoke(cut, ["--threshold", "0.5"]).exit_code == 0
+
+
+def test_precedence(tmp_path: Path) -> None:
+    recipe, file = tmp_path / "recipe.toml", tmp_path / "config.json"
+    recipe.write_text("epochs = 2\nlr = 0.2\nseed = 2\n")
+    file.write_text('{"lr": 0.3, "seed": 3}')
+    config = resolve(read("--recipe", str(recipe), "--config", str(file), "--seed", "4"))
+    assert (config.epochs, config.lr, config.seed, config.momentum) == (2, 0.3, 4, TrainConfig.momentum)
+
+
+def test_data_set_brings_its_recipe_unless_one_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    mnist, paper = recipes.load_recipe("mnist"), recipes.load_recipe("cifar10-resnet32")
+    assert resolve({}) == resolve(read("--recipe", "digits"))
+    assert resolve(read("--dataset", "mnist")).model == mnist["model"]
+    file.write_text('dataset = "mnist"\n')
+    assert resolve(read("--config", str(file))).model == mnist["model"]
+    assert resolve(read("--config", str(file), "--dataset", "fake")) == TrainConfig(dataset="fake")
+    file.write_text('recipe = "cifar10-resnet32"\nepochs = 3\n')
+    config = resolve(read("--config", str(file)))
+    assert (config.model, config.dataset, config.epochs, config.batch_size) == ("resnet32", "cifar10", 3, paper["batch-size"])
+    assert resolve(read("--config", str(file), "--recipe", "mnist")).model == mnist["model"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epoch = 3", r"config.toml: unknown setting 'epoch': did you mean epochs"),
+        ("epochs = 'three'", r"config.toml: epochs must be a whole number, not 'three'"),
+        ("[training]\nepochs = 3", r"config.toml: unknown setting 'training'"),
+        ("recipe = 3", r"config.toml: recipe must be a word, not 3"),
+        ("recipe = 'mnits'", r"unknown recipe 'mnits': did you mean mnist"),
+        ("seed = -1", r"seed must be from 0 to 4294967295, not -1"),
+    ],
+)
+def test_bad_config_files_get_one_line(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        resolve(read("--config", str(file)))
+    assert "\n" not in str(error.value)
+
+
+def test_bad_recipe_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("recipe = 'mnist'")
+    with pytest.raises(ConfigError, match=r"^recipe .*mine.toml: unknown setting 'recipe'"):
+        resolve(read("--recipe", str(file)))
+
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def invoke(monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """Run a LazyGroup with one command, `work`, which merges its settings and then runs `action`."""
+
+    def run(*args: str, action: Callable[[], None] = lambda: None) -> Result:
+        @click.command()
+        @config_options
+        def command(**params: Any) -> None:
+            resolve(params)
+            action()
+
+        module = ModuleType("fakes.work")
+        module.command = command  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "fakes", ModuleType("fakes"))
+        monkeypatch.setitem(sys.modules, "fakes.work", module)
+        group = commands.LazyGroup("prunetrain", summaries={"work": "Do the work.", "absent": "Not importable."}, package="fakes")
+        return CliRunner().invoke(group, args)
+
+    return run
+
+
+def raise_(error: BaseException) -> Callable[[], None]:
+    def action() -> None:
+        raise error
+
+    return action
+
+
+def test_group_runs_its_command(invoke: Invoke) -> None:
+    seen = []
+    result = invoke("work", "--epochs", "3", action=lambda: seen.append("ran"))
+    assert (result.exit_code, result.stderr, seen) == (0, "", ["ran"])
+
+
+def test_group_help_lists_commands_without_importing_them(invoke: Invoke) -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    assert "work    Do the work." in result.stdout
+    assert "absent  Not importable." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["wrok"], "unknown command 'wrok': did you mean work? Try prunetrain --help"),
+        (["xyz"], "unknown command 'xyz': choose from absent, work. Try prunetrain --help"),
+        (["--hepl"], "unknown option '--hepl': did you mean --help? Try prunetrain --help"),
+        (["work", "--epohcs", "3"], "unknown option '--epohcs': did you mean --epochs? Try prunetrain work --help"),
+        (["work", "--batch", "3"], "unknown option '--batch': did you mean --batch-size? Try prunetrain work --help"),
+        (["work", "-z"], "unknown option '-z'. Try prunetrain work --help"),
+        (["work", "more"], "got unexpected extra argument (more). Try prunetrain work --help"),
+        (["work", "--epochs", "five"], "invalid value for '--epochs': 'five' is not a valid integer. Try prunetrain work --help"),
+        (["work", "--milestones", "3,a"], "milestones must be a list of whole numbers, not '3,a'"),
+        (["work", "--criterion", "unoin"], "unknown criterion 'unoin': did you mean union?"),
+        (["work", "--dataset", "cifar11"], "unknown dataset 'cifar11': did you mean cifar10 or cifar100?"),
+        (["work", "--recipe", "digit"], "unknown recipe 'digit': did you mean digits?"),
+        (["work", "--epochs", "0"], "epochs must be from 1 to 1000000, not 0"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(invoke: Invoke, args: list[str], line: str) -> None:
+    result = invoke(*args)
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {line}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (CheckpointError("last.pt is damaged:\n  use another"), "last.pt is damaged: use another"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.pt"), "a.pt: the disk is full; free some space and run again"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), "runs: permission denied"),
+        (OSError("cannot reach the server"), "cannot reach the server"),
+        (click.ClickException("No."), "no."),
+    ],
+)
+def test_errors_of_a_command_get_one_line_and_exit_code_2(invoke: Invoke, error: Exception, line: str) -> None:
+    result = invoke("work", action=raise_(error))
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {line}\n")
+
+
+def test_ctrl_c_exits_with_130(invoke: Invoke) -> None:
+    result = invoke("work", action=raise_(KeyboardInterrupt()))
+    assert (result.exit_code, result.stderr.strip()) == (130, "")
+
+
+def test_defects_keep_their_traceback(invoke: Invoke) -> None:
+    result = invoke("work", action=raise_(ZeroDivisionError()))
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_main_without_arguments_shows_help() -> None:
+    result = CliRunner().invoke(commands.main)
+    assert result.exit_code == 0
+    for name, summary in commands.COMMANDS.items():
+        assert f"{name} " in result.stdout
+        assert summary in result.stdout
+
+
+def test_version_names_the_distributions() -> None:
+    result = CliRunner().invoke(commands.main, ["--version"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("prunetrain ")
+    assert ", torch " in result.stdout
+
+
+def test_help_starts_fast_and_imports_no_torch() -> None:
+    code = """
+import sys, time
+from prunetrain.commands import main
+main(["--help"], standalone_mode=False)
+assert "torch" not in sys.modules
+print(time.process_time())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=TOP, check=True, capture_output=True, text=True)
+    assert float(done.stdout.splitlines()[-1]) < 0.3  # seconds of CPU, Python's own start included
+
+
+@pytest.mark.parametrize("start", [["cli.py"], ["-m", "prunetrain"]])
+def test_mistake_in_a_real_process(start: list[str]) -> None:
+    done = subprocess.run([sys.executable, *start, "trian"], cwd=TOP, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: unknown command 'trian': did you mean train? Try ")
+    assert done.stderr.count("\n") == 1
