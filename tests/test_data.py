@@ -1,6 +1,7 @@
 """Data sets: what comes out of each, that an epoch is a function of its number, and what is said about unusable files."""
 
 import hashlib
+import pickle
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -339,6 +340,31 @@ def test_mnist_files_are_read(name: str, folder: str, tmp_path: Path) -> None:
     x, y = next(source.val_batches(10))
     torch.testing.assert_close(x, (pixels - mean) / std)
     assert y.tolist() == list(range(10))
+
+
+CIFAR_FILES = {  # folder, files, and what the last of them holds
+    "cifar10": ("cifar-10-batches-py", [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"], "label_names"),
+    "cifar100": ("cifar-100-python", ["train", "test", "meta"], "fine_label_names"),
+}
+
+
+@pytest.mark.parametrize("name", CIFAR_FILES)
+def test_cifar_files_are_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, files, names = CIFAR_FILES[name]
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)  # these are not the published files
+    (tmp_path / folder).mkdir()
+    pixels = levels(np.random.default_rng(8), 4, 3072)  # a row is an image: red, green, blue
+    images = {"data": pixels, "labels" if name == "cifar10" else "fine_labels": [3, 1, 0, 2]}
+    for file in files:
+        entry = {names: ["ant", "bee", "cat", "dog"]} if "meta" in file else images
+        (tmp_path / folder / file).write_bytes(pickle.dumps(entry))
+    source = load(dataset=name, data_dir=str(tmp_path), batch_size=2)
+    assert (source.num_train, source.num_val, source.input_shape) == (4 * (len(files) - 2), 4, (3, 32, 32))
+    assert source.class_names == ("ant", "bee", "cat", "dog")
+    x, y = next(source.val_batches(4))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in vars(PUBLIC_SETS[name].statistics).values())
+    torch.testing.assert_close(x * std + mean, torch.from_numpy(pixels.reshape(4, 3, 32, 32)) / 255)
+    assert y.tolist() == [3, 1, 0, 2]
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])

@@ -1,0 +1,38 @@
+"""prunetrain trains image-classification CNNs and makes them smaller while they train.
+
+The public names are imported on first use, so that `import prunetrain` needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunetrain.errors import PruneTrainError
+    from prunetrain.graph.layergraph import LayerGraph
+    from prunetrain.graph.load import load_network
+    from prunetrain.graph.parse import parse
+    from prunetrain.graph.render import render
+    from prunetrain.graph.trace import trace
+
+__version__ = "0.1.0"
+
+__all__ = ["LayerGraph", "PruneTrainError", "load_network", "parse", "render", "trace"]
+
+_HOMES = {
+    "LayerGraph": "prunetrain.graph.layergraph",
+    "PruneTrainError": "prunetrain.errors",
+    "load_network": "prunetrain.graph.load",
+    "parse": "prunetrain.graph.parse",
+    "render": "prunetrain.graph.render",
+    "trace": "prunetrain.graph.trace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prunetrain' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,51 @@
+"""Optimizers and learning-rate schedules from the settings. A schedule is a pure function of the step, so resuming needs no replay."""
+
+from collections.abc import Callable, Iterable
+from math import cos, pi
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from prunetrain.config import TrainConfig
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
+    """SGD or AdamW over all parameters in one group, in torch's fused form."""
+    if config.optimizer == "adamw":
+        return AdamW(parameters, lr=config.lr, betas=(config.momentum, 0.999), weight_decay=config.weight_decay, fused=True)
+    return SGD(parameters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay, fused=True)
+
+
+def build_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int) -> LambdaLR:
+    """A scheduler that is stepped after every optimizer step."""
+    return LambdaLR(optimizer, lr_factor(config, steps_per_epoch))
+
+
+def lr_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate at a step as a share of `config.lr`.
+
+    Warm-up rises linearly over its epochs. `step` multiplies by gamma at every milestone; `cosine` falls to zero over the epochs after warm-up
+    (SGDR without restarts, arXiv 1608.03983, equation 5).
+    """
+    milestones = config.milestones or (config.epochs // 2, config.epochs * 3 // 4)
+    warmup = config.warmup_epochs * steps_per_epoch
+    total = config.epochs * steps_per_epoch
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if config.schedule == "step":
+            epoch = step // steps_per_epoch
+            return config.lr_gamma ** sum(epoch >= milestone for milestone in milestones)
+        if config.schedule == "cosine":
+            return (1 + cos(pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
+        return 1.0
+
+    return factor
+
+
+def lasso_pull(optimizer: Optimizer, strength: float) -> float:
+    """How far the lasso moves a group's norm in one step: lr * lambda / (1 - momentum) for SGD, lr * lambda for AdamW."""
+    group = optimizer.param_groups[0]
+    return float(group["lr"]) * strength / (1 - group.get("momentum", 0.0))

@@ -1,0 +1,163 @@
+"""A whole training run: epochs, validation, reconfigurations, files. What `prunetrain train` does, without the terminal."""
+
+import json
+import resource
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunetrain.config import TrainConfig, build_config
+from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.files import append_line, write_text
+from prunetrain.paths import RunPaths, free_run
+from prunetrain.training.checkpoints import load_checkpoint, save_checkpoint
+from prunetrain.training.data import DataSource, load_data
+from prunetrain.training.events import Metrics, Observer
+from prunetrain.training.loop import EpochResult, evaluate, stopping_on_signals, train_one_epoch
+from prunetrain.training.reconfiguration import reconfigure
+from prunetrain.training.state import TrainState, choose_device, load_state, new_state
+
+# What may change between a run and its continuation; everything else decides what the run computes.
+CHANGEABLE = frozenset(
+    "epochs prune_interval threshold criterion round_to data_dir download workers device compile milestones schedule".split()
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its files, its metrics (a line an epoch), and whether it was stopped before its last epoch."""
+
+    run: RunPaths
+    history: list[Metrics]
+    finished: bool
+
+
+def start_run(config: TrainConfig, observer: Observer) -> Outcome:
+    """Train from the beginning under the first free name.
+
+    Raises:
+        PruneTrainError: for settings, data or files that do not work; nothing is written before they were checked.
+    """
+    device = choose_device(config)
+    data = load_data(config, device)
+    _check_batch(config, data)
+    run = free_run(Path(config.output_dir), config.name or f"{config.model}-{config.dataset}")
+    state = new_state(replace(config, name=run.name), run, data, device)
+    return _train(state, data, observer)
+
+
+def resume_run(path: Path, given: dict[str, Any], observer: Observer) -> Outcome:
+    """Go on from a checkpoint with the settings inside it.
+
+    Args:
+        path: the checkpoint.
+        given: settings that are to differ; only some may (`CHANGEABLE`).
+        observer: is told what happens.
+
+    Raises:
+        PruneTrainError: for a checkpoint, network file or setting that does not work.
+    """
+    config = config_of(path, given)
+    device = choose_device(config)
+    data = load_data(config, device)
+    _check_batch(config, data)
+    state = load_state(path, config, data.steps_per_epoch(config.batch_size), device)
+    if state.graph.input_shape != data.input_shape:
+        raise ConfigError(f"{state.network} takes images of {state.graph.input_shape}, and the data has {data.input_shape}")
+    _rewrite_metrics(state)
+    return _train(state, data, observer)
+
+
+def config_of(path: Path, given: dict[str, Any]) -> TrainConfig:
+    """The settings inside a checkpoint, with some changed.
+
+    Raises:
+        CheckpointError: if they cannot be read.
+        ConfigError: for a change of what the run has been computing with.
+    """
+    stored = load_checkpoint(path).config
+    try:
+        config = build_config(stored)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its settings are not readable: {error}") from None
+    changed = {key: value for key, value in given.items() if getattr(config, key) != value}
+    fixed = sorted(key.replace("_", "-") for key in changed.keys() - CHANGEABLE - {"name", "output_dir"})
+    if fixed:
+        raise ConfigError(f"--{fixed[0]} cannot change when a run is resumed: leave it out, or start a new run with --name")
+    return build_config(config.to_dict(), {key: value for key, value in changed.items() if key in CHANGEABLE})
+
+
+def _check_batch(config: TrainConfig, data: DataSource) -> None:
+    if config.batch_size > data.num_train:
+        raise ConfigError(f"--batch-size {config.batch_size} is more than the {data.num_train} training images")
+
+
+def _train(state: TrainState, data: DataSource, observer: Observer) -> Outcome:
+    config = state.config
+    observer.started(
+        total_epochs=config.epochs, epoch=state.progress.epoch, steps_per_epoch=data.steps_per_epoch(config.batch_size)
+    )
+    with stopping_on_signals() as stop:
+        while state.progress.epoch < config.epochs:
+            result = train_one_epoch(state, data, observer, stop)
+            if result.stopped and state.progress.step < data.steps_per_epoch(config.batch_size):
+                save_checkpoint(state.run.last, state.checkpoint())
+                return Outcome(state.run, state.progress.history, finished=False)
+            state = _end_epoch(state, data, result, observer)
+            if stop() and state.progress.epoch < config.epochs:
+                return Outcome(state.run, state.progress.history, finished=False)
+    return Outcome(state.run, state.progress.history, finished=True)
+
+
+def _end_epoch(state: TrainState, data: DataSource, result: EpochResult, observer: Observer) -> TrainState:
+    """Validate, reconfigure when it is time, write everything, tell the observer."""
+    config = state.config
+    evaluation = evaluate(state, data)
+    metrics = _metrics(state, result, evaluation.loss, evaluation.top1)
+    epoch = state.progress.epoch + 1
+    state.progress = replace(state.progress, epoch=epoch, step=0, running={}, history=[*state.progress.history, metrics])
+    change = None
+    if config.penalty_ratio > 0 and (epoch % config.prune_interval == 0 or epoch == config.epochs):
+        state, change = reconfigure(state, data, evaluation.top1)
+    save_checkpoint(state.run.last, state.checkpoint())
+    append_line(state.run.metrics, json.dumps(metrics))
+    observer.epoch_ended(metrics)
+    if change is not None:
+        observer.reconfigured(change)
+    return state
+
+
+def _metrics(state: TrainState, result: EpochResult, val_loss: float, val_top1: float) -> Metrics:
+    strength = state.progress.lasso_strength or 0.0
+    return {
+        "epoch": state.progress.epoch + 1,
+        "train_loss": result.loss,
+        "lasso": strength * float(state.lasso.penalty()) if state.lasso else 0.0,
+        "train_top1": result.top1,
+        "val_loss": val_loss,
+        "val_top1": val_top1,
+        "lr": state.optimizer.param_groups[0]["lr"],
+        "batch_size": state.config.batch_size,
+        "macs": state.costs.macs,
+        "params": state.costs.params,
+        "channels": state.costs.channels,
+        "train_macs_total": state.progress.train_macs,
+        "epoch_seconds": result.seconds,
+        "images_per_second": result.images / result.seconds,
+        "peak_memory_bytes": _peak_memory(state.device),
+    }
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _rewrite_metrics(state: TrainState) -> None:
+    """Make metrics.jsonl say what the checkpoint says: a crash may have left a line too many or too few."""
+    write_text(state.run.metrics, "".join(json.dumps(line) + "\n" for line in state.progress.history))

@@ -1,0 +1,217 @@
+"""A run in memory: network, optimizer and progress; built fresh from the settings, or loaded from a network file and a checkpoint.
+
+`load_state` is the one way back from disk: `--resume` and every reconfiguration go through it.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from prunetrain.channels.spaces import find_spaces
+from prunetrain.config import TrainConfig
+from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.files import write_text
+from prunetrain.graph.costs import Costs, costs
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.load import instantiate, read_graph, sha256_of
+from prunetrain.graph.parse import parse
+from prunetrain.graph.render import render
+from prunetrain.graph.trace import trace_with_state
+from prunetrain.paths import RunPaths
+from prunetrain.regularizers.group_lasso import GroupLasso
+from prunetrain.training.checkpoints import Checkpoint, Progress, load_checkpoint, read_network_of, restore_rng, rng_state, save_checkpoint
+from prunetrain.training.data import DataSource
+from prunetrain.training.optimizers import build_optimizer, build_scheduler
+from prunetrain.zoo import build
+
+_AMP_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class TrainState:
+    """What training works on. `forward` is the network as it is called: the module itself, or its compiled form."""
+
+    config: TrainConfig
+    run: RunPaths
+    device: torch.device
+    graph: LayerGraph
+    dense: LayerGraph
+    network: Path
+    network_sha256: str
+    model: nn.Module
+    forward: nn.Module
+    optimizer: Optimizer
+    scheduler: LambdaLR
+    scaler: GradScaler
+    lasso: GroupLasso | None
+    progress: Progress
+    costs: Costs
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Mixed precision as the settings say."""
+        enabled = self.config.amp != "off"
+        return torch.autocast(self.device.type, dtype=_AMP_TYPES.get(self.config.amp, torch.bfloat16), enabled=enabled)
+
+    def to_memory_format(self, images: Tensor) -> Tensor:
+        """A batch in the memory format of the settings."""
+        return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
+
+    def checkpoint(self) -> Checkpoint:
+        """The state as it is written to disk."""
+        return Checkpoint(
+            network=self.network.name,
+            network_sha256=self.network_sha256,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            parameters=[name for name, _ in self.model.named_parameters()],
+            scheduler={"last_epoch": self.scheduler.last_epoch},
+            scaler=self.scaler.state_dict(),
+            rng=rng_state(),
+            config=self.config.to_dict(),
+            progress=self.progress,
+        )
+
+
+def choose_device(config: TrainConfig) -> torch.device:
+    """The device of a run.
+
+    Raises:
+        ConfigError: if the settings name none that this machine has.
+    """
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f"device {config.device!r} is not on this machine: use auto, cpu, or cuda where there is a GPU") from None
+    if config.amp == "float16" and device.type == "cpu":
+        raise ConfigError("--amp float16 needs a GPU: use --amp bfloat16 on a CPU")
+    return device
+
+
+def new_state(config: TrainConfig, run: RunPaths, data: DataSource, device: torch.device) -> TrainState:
+    """A run at its start: the zoo's network flattened, its file and first checkpoint written, and read back.
+
+    Raises:
+        ConfigError: for a network that does not fit the data.
+        OutputError: if the files cannot be written.
+    """
+    torch.manual_seed(config.seed)
+    model = build(config.model, input_shape=data.input_shape, num_classes=data.num_classes)
+    traced = trace_with_state(model, torch.zeros(2, *data.input_shape))
+    write_pair(
+        run,
+        traced.graph,
+        traced.graph,
+        Checkpoint(
+            network="",
+            network_sha256="",
+            model=traced.state,
+            optimizer={},
+            parameters=[],
+            scheduler={"last_epoch": 0},
+            scaler={},
+            rng=rng_state(),
+            config=config.to_dict(),
+            progress=Progress(),
+        ),
+    )
+    return load_state(run.checkpoint(0), config, data.steps_per_epoch(config.batch_size), device)
+
+
+def write_pair(run: RunPaths, graph: LayerGraph, dense: LayerGraph, checkpoint: Checkpoint) -> Path:
+    """Write the network file of an epoch, then the checkpoint that belongs to it; returns the checkpoint's path.
+
+    Raises:
+        OutputError: if one of the files cannot be written.
+    """
+    epoch = checkpoint.progress.epoch
+    source = render(graph, dense=dense, epoch=epoch)
+    write_text(run.network(epoch), source)
+    network = run.network(epoch)
+    save_checkpoint(run.checkpoint(epoch), _belonging_to(checkpoint, network, source))
+    return run.checkpoint(epoch)
+
+
+def _belonging_to(checkpoint: Checkpoint, network: Path, source: str) -> Checkpoint:
+    values = vars(checkpoint) | {"network": network.name, "network_sha256": sha256_of(source)}
+    return Checkpoint(**values)
+
+
+def load_state(path: Path, config: TrainConfig, steps_per_epoch: int, device: torch.device) -> TrainState:
+    """A run as a checkpoint and its network file left it.
+
+    Args:
+        path: the checkpoint.
+        config: the settings to go on with.
+        steps_per_epoch: of the data that training goes on with.
+        device: where to train.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or does not fit its network.
+        NetworkFileError: if its network file is missing or was changed.
+    """
+    checkpoint = load_checkpoint(path)
+    network, source = read_network_of(path, checkpoint)
+    graph = parse(source, str(network))
+    run = RunPaths(network.parent.parent.parent, network.parent.name)
+    model = load_weights(source, network, checkpoint, path).to(device)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(model.parameters(), config)
+    scheduler = build_scheduler(optimizer, config, steps_per_epoch)
+    scaler = GradScaler(device.type, enabled=config.amp == "float16")
+    try:
+        if checkpoint.optimizer:
+            optimizer.load_state_dict(checkpoint.optimizer)
+        scheduler.last_epoch = checkpoint.scheduler["last_epoch"]
+        for group, base in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = base * scheduler.lr_lambdas[0](scheduler.last_epoch)
+        if checkpoint.scaler:
+            scaler.load_state_dict(checkpoint.scaler)
+        restore_rng(checkpoint.rng)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its optimizer state does not fit its network ({str(error).splitlines()[0]})") from None
+    lasso = None
+    if config.penalty_ratio > 0:
+        lasso = GroupLasso(graph, find_spaces(graph), dict(model.named_parameters()), groups=config.lasso_groups)
+    return TrainState(
+        config=config,
+        run=run,
+        device=device,
+        graph=graph,
+        dense=read_graph(run.network(0)),
+        network=network,
+        network_sha256=checkpoint.network_sha256,
+        model=model,
+        forward=torch.compile(model) if config.compile else model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        scaler=scaler,
+        lasso=lasso,
+        progress=checkpoint.progress,
+        costs=costs(graph),
+    )
+
+
+def load_weights(source: str, network: Path, checkpoint: Checkpoint, path: Path) -> nn.Module:
+    """The network of a file with the weights of its checkpoint, on the CPU.
+
+    Raises:
+        CheckpointError: if the weights do not fit the network.
+    """
+    with torch.device("meta"):
+        model = instantiate(source, str(network))
+    try:
+        model.load_state_dict(checkpoint.model, assign=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise CheckpointError(f"{path}: its weights do not fit {network}: {lines[min(1, len(lines) - 1)]}") from None
+    return model
