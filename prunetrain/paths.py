@@ -27,7 +27,9 @@ class RunPaths:
 
     def __post_init__(self) -> None:
         if not _RUN_NAME.fullmatch(self.name):
-            raise ConfigError(f"{self.name!r} cannot name a run: use up to 100 letters, digits, '.', '-' and '_', starting with a letter or digit")
+            raise ConfigError(
+                f"{self.name!r} cannot name a run: use up to 100 letters, digits, '.', '-' and '_', starting with a letter or digit"
+            )
 
     @property
     def networks(self) -> Path:
@@ -51,6 +53,15 @@ class RunPaths:
     def metrics(self) -> Path:
         return self.checkpoints / METRICS
 
+    def last_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from: last.pt, or before it exists the newest of the others."""
+        numbered = sorted(self.checkpoints.glob("epoch_*.pt"), key=lambda path: (len(path.name), path.name))
+        return self.last if self.last.exists() else (numbered[-1] if numbered else None)
+
+    def newest_network(self) -> Path:
+        """The network file of the last reconfiguration."""
+        return max(self.networks.glob("epoch_*.py"), key=lambda path: (len(path.name), path.name), default=self.network(0))
+
     def exists(self) -> bool:
         """Whether anything of a run of this name is there."""
         return self.networks.exists() or self.checkpoints.exists()
@@ -70,6 +81,16 @@ def free_run(output_dir: Path, name: str) -> RunPaths:
         run = RunPaths(output_dir, f"{name}-{number}")
         number += 1
     return run
+
+
+def newest_run(output_dir: Path, name: str) -> RunPaths | None:
+    """The last of `name`, `name-2`, `name-3`, ... that has a checkpoint."""
+    newest, run, number = None, RunPaths(output_dir, name), 2
+    while run.exists():
+        newest = run if run.last_checkpoint() else newest
+        run = RunPaths(output_dir, f"{name}-{number}")
+        number += 1
+    return newest
 
 
 def templates() -> Path:

@@ -1,6 +1,7 @@
 """Residual branches that compute nothing any more: an addition with an operand that is constant in every channel.
 
-In: a graph, its weights, its constants. Out: the graph without such branches, and the weights of what is left. A constant other than zero stays as a
+In: a graph, its weights, its constants. Out: the graph without such branches, and the weights of what is left. A constant other than
+zero stays as a
 declared parameter; it takes the place of the bias at the end of the branch, so the optimizer goes on with it as with that bias.
 """
 
@@ -44,14 +45,14 @@ def remove_branch(graph: LayerGraph, state: Mapping[str, Tensor], constants: Con
                 continue
             if not bool(constants.values[operand.index].agrees(tolerance).all()):
                 continue
-            cut = _without(graph, state, constants, number, operand, rest)
+            cut = _without(graph, state, constants, number=number, operand=operand, rest=rest)
             if cut is not None:
                 return cut
     return None
 
 
 def _without(
-    graph: LayerGraph, state: Mapping[str, Tensor], constants: Constants, number: int, operand: Value, rest: Value
+    graph: LayerGraph, state: Mapping[str, Tensor], constants: Constants, *, number: int, operand: Value, rest: Value
 ) -> BranchCut | None:
     constant = constants.values[operand.index]
     declared: tuple[Declared, ...] = ()
@@ -93,7 +94,7 @@ def _has_bias(layer: Layer) -> bool:
 
 
 def _free_name(graph: LayerGraph, donor: str) -> str:
-    base = f"{donor.split('.')[0]}_bias"
+    base = f"{donor.split('.', maxsplit=1)[0]}_bias"
     taken = {layer.name for layer in graph.layers} | {tensor.name for tensor in graph.declared}
     name, number = base, 2
     while name in taken:
@@ -129,4 +130,3 @@ def _simplify(graph: LayerGraph, steps: list[Step], replaced: dict[Value, Argume
         Value(new_index[output.index]),
         tuple(tensor for tensor in (*graph.declared, *declared) if tensor.name in used),
     )
-

@@ -1,11 +1,12 @@
 """Which activations are constants, and who can do without a channel that carries one.
 
-In: a graph, its weights, which of their slices are dead. Out: for every value, what is known of each of its channels; for every consumer of a channel, whether it can
-do without it. An abstract interpretation of the network: a channel is unknown, or a constant with the number it has in eval mode and the one it has
-in train mode. A dead slice counts as zeros.
+In: a graph, its weights, which of their slices are dead. Out: for every value, what is known of each of its channels; for every
+consumer of a channel, whether it can
+do without it. An abstract interpretation of the network: a channel is unknown, or a constant with the number it has in eval mode and
+the one it has in train mode. A dead slice counts as zeros.
 
-A constant c that reaches a consumer through its slice W[:, i] adds sum_k W[:, i, k] * c to its outputs, everywhere, if no zero padding meets it.
-That shift can be absorbed by a bias, or by the running mean of the BatchNorm that follows.
+A constant c that reaches a consumer through its slice W[:, i] adds sum_k W[:, i, k] * c to its outputs, everywhere, if no zero padding
+meets it. That shift can be absorbed by a bias, or by the running mean of the BatchNorm that follows.
 """
 
 from collections.abc import Callable, Mapping

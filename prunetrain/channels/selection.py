@@ -1,7 +1,7 @@
 """Which channels go: from dead slices to a KeepPlan.
 
-`union` (the paper's): every producer filter and every consumer slice of the channel is dead. `either`: every consumer can do without the channel,
-because its slice is dead or because what arrives is a constant it can absorb (`constants.py`).
+`union` (the paper's): every producer filter and every consumer slice of the channel is dead. `either`: every consumer can do without
+the channel, because its slice is dead or because what arrives is a constant it can absorb (`constants.py`).
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Candidates:
-    """What may be cut: for every channel id, whether it is removable, and its strength (the norm of all its producer filters and consumer slices)."""
+    """What may be cut: for every channel id, whether it is removable, and how strong (the norm of all its slices)."""
 
     spaces: ChannelSpaces
     removable: Bools

@@ -1,6 +1,7 @@
 """Cutting: a smaller graph, its weights, and its optimizer's state.
 
-In: a network (graph and state dict), a threshold, a criterion. Out: a `Cut`. Three steps, so that the caller can choose the granularity in between:
+In: a network (graph and state dict), a threshold, a criterion. Out: a `Cut`. Three steps, so that the caller can choose the
+granularity in between:
 
     proposal = propose_cut(graph, state, threshold=1e-4, criterion="either")
     cut = proposal.apply(proposal.plan(granularity=8))
@@ -27,7 +28,10 @@ from prunetrain.graph.layergraph import Layer, LayerGraph
 
 @dataclass(frozen=True)
 class Cut:
-    """A smaller network: graph, state dict, where each tensor came from, layers that went whole, and spaces that kept a dead channel to stay alive."""
+    """A smaller network: graph, state dict, where each tensor came from.
+
+    `removed_layers` went whole; `rescued_spaces` kept a dead channel so as not to be empty.
+    """
 
     graph: LayerGraph
     state: dict[str, Tensor]
@@ -133,12 +137,16 @@ def _absorb(state: Mapping[str, Tensor], constants: Constants, plan: KeepPlan) -
 
 
 def slice_optimizer_state(
-    state_dict: Mapping[str, Any], old_names: Sequence[str], new_names: Sequence[str], sources: Mapping[str, Source], shapes: Mapping[str, torch.Size]
+    state_dict: Mapping[str, Any],
+    old_names: Sequence[str],
+    new_names: Sequence[str],
+    sources: Mapping[str, Source],
+    shapes: Mapping[str, torch.Size],
 ) -> dict[str, Any]:
     """The state dict of an optimizer for the parameters of the smaller network.
 
-    Works for every torch.optim optimizer whose per-parameter state is shaped like the parameter; anything else (step counts) is carried over.
-    A parameter stays in its group; groups keep their settings.
+    Works for every torch.optim optimizer whose per-parameter state is shaped like the parameter; anything else (step counts) is
+    carried over. A parameter stays in its group; groups keep their settings.
 
     Args:
         state_dict: `optimizer.state_dict()` over the larger network.
@@ -159,6 +167,7 @@ def slice_optimizer_state(
             shape = shapes[source.name]
             entries = state_dict["state"][index].items()
             state[new_index] = {
-                key: source.gather(entry) if isinstance(entry, Tensor) and entry.shape == shape and entry.dim() else entry for key, entry in entries
+                key: source.gather(entry) if isinstance(entry, Tensor) and entry.shape == shape and entry.dim() else entry
+                for key, entry in entries
             }
     return {"state": state, "param_groups": groups}

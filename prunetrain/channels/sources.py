@@ -1,6 +1,7 @@
 """Where the tensors of a smaller network come from: which tensor of the larger one, and which rows of each dimension.
 
-One description serves weights, buffers and everything an optimizer keeps per parameter. Gathering makes new tensors, never changes old ones.
+One description serves weights, buffers and everything an optimizer keeps per parameter. Gathering makes new tensors, never changes old
+ones.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,8 @@
 """Channel spaces: which positions of which tensors belong together and can only be cut together.
 
 In: a LayerGraph. Out: for every channel axis of every layer, the *channel id* of each position. A channel is one id: everything that
-carries it goes or stays as one. One walk over the steps; each operation either makes fresh ids, passes ids on, unites them, or freezes them.
+carries it goes or stays as one. One walk over the steps; each operation either makes fresh ids, passes ids on, unites them, or freezes
+them.
 
 Worked example, conv1 (3 -> 16), bn1, then `x + conv2(x)` and fc after flattening 16x2x2:
 
@@ -39,7 +40,10 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class ChannelSpace:
-    """Channels whose producers are tied to each other; named after the first of these. `frozen` says why nothing of it may be cut, or ""."""
+    """Channels whose producers are tied to each other; named after the first of these.
+
+    `frozen` says why nothing of it may be cut, or "".
+    """
 
     name: str
     channels: Ids

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, TypeAlias
 
-Literal: TypeAlias = "int | float | bool | str | None | tuple[Literal, ...]"
+Literal: TypeAlias = "int | float | bool | str | tuple[Literal, ...] | None"
 
 
 class Kind(Enum):

@@ -25,7 +25,10 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """Totals of a network. `channels` counts the outputs of conv and linear layers; `activation_elements` the results of all steps, for one image."""
+    """Totals of a network.
+
+    `channels` counts the outputs of conv and linear layers; `activation_elements` the results of all steps, for one image.
+    """
 
     layers: tuple[LayerCost, ...]
     macs: int

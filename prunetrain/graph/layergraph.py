@@ -148,7 +148,7 @@ class LayerGraph:
         check_identifier(self.class_name, "class")
         if not self.input_shape or min(self.input_shape) < 1:
             raise ValueError("the input shape needs sizes from 1")
-        names = [item.name for item in (*self.layers, *self.declared)]
+        names = [layer.name for layer in self.layers] + [tensor.name for tensor in self.declared]
         for name in names:
             check_identifier(name, "layer")
         if len(set(names)) < len(names):

@@ -76,7 +76,9 @@ def layout(graph: LayerGraph) -> list[Statement]:
 def _without_idle_deletions(statements: list[Statement]) -> list[Statement]:
     """Leave out a `del` before an alias that gives the name to another value anyway: nothing is computed in between."""
     following = [*statements[1:], None]
-    return [s for s, after in zip(statements, following, strict=True) if not (after and s.code == f"del {after.target}" and after.value is None)]
+    return [
+        s for s, after in zip(statements, following, strict=True) if not (after and s.code == f"del {after.target}" and after.value is None)
+    ]
 
 
 def _lines(graph: LayerGraph) -> list[list[int]]:
@@ -94,7 +96,7 @@ def _lines(graph: LayerGraph) -> list[list[int]]:
 
 
 def _blocks(graph: LayerGraph, lines: list[list[int]]) -> list[str]:
-    """The block of every line: that of its layer; without a layer, that of the line before, or for global pooling and flatten the line after."""
+    """The block of every line: its layer's; without a layer, that of the line before (global pooling and flatten: the line after)."""
     own: list[str | None] = []
     for line in lines:
         names = [name for number in line for name in (graph.steps[number].layer, *graph.steps[number].attributes())]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final, NoReturn
 
 from prunetrain.errors import NetworkFileError
-from prunetrain.graph.catalog import FUNCTIONS, LAYERS, OPERATORS, Signature
+from prunetrain.graph.catalog import FUNCTIONS, LAYERS, OPERATORS, Literal, Signature
 from prunetrain.graph.layergraph import Argument, Attribute, Declared, Layer, LayerGraph, Step, Value, check_identifier
 from prunetrain.graph.shapes import ShapeError, infer_shapes
 
@@ -77,7 +77,12 @@ class _Parser:
         self.fail(statement or 1, 'expected a docstring that names the input, such as "Input 3x32x32."')
 
     def _class(self, node: ast.ClassDef, input_shape: tuple[int, ...]) -> LayerGraph:
-        if [ast.unparse(base) for base in node.bases] != ["nn.Module"] or node.keywords or node.decorator_list or getattr(node, "type_params", []):
+        if (
+            [ast.unparse(base) for base in node.bases] != ["nn.Module"]
+            or node.keywords
+            or node.decorator_list
+            or getattr(node, "type_params", [])
+        ):
             self.fail(node, "the class must be a plain subclass of nn.Module")
         match node.body:
             case [ast.FunctionDef(name="__init__") as init, ast.FunctionDef(name="forward") as forward]:
@@ -88,7 +93,9 @@ class _Parser:
         self._init(init)
         output = self._forward(forward)
         try:
-            graph = LayerGraph(node.name, input_shape, tuple(self._layers.values()), tuple(self._steps), output, tuple(self._declared.values()))
+            graph = LayerGraph(
+                node.name, input_shape, tuple(self._layers.values()), tuple(self._steps), output, tuple(self._declared.values())
+            )
             infer_shapes(graph)
         except ShapeError as error:
             self.fail(self._lines[error.step], str(error))
@@ -195,7 +202,7 @@ class _Parser:
                 return self._literal(node)
         return self._value(node)
 
-    def _literal(self, node: ast.expr) -> int | float | bool | str | tuple[object, ...] | None:
+    def _literal(self, node: ast.expr) -> Literal:
         try:
             value = ast.literal_eval(node)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):

@@ -98,7 +98,8 @@ def _summary(graph: LayerGraph, dense: LayerGraph | None, epoch: int | None) -> 
         return f"{title}: {now.channels:,} channels, {now.macs:,} MACs, {now.params:,} parameters."
     before: Costs = costs(dense)
     macs, params = now.macs / before.macs, now.params / before.params
-    return f"{title}: {now.channels:,} of {before.channels:,} channels, {macs:.1%} of the dense network's MACs, {params:.1%} of its parameters."
+    channels = f"{now.channels:,} of {before.channels:,} channels"
+    return f"{title}: {channels}, {macs:.1%} of the dense network's MACs, {params:.1%} of its parameters."
 
 
 def _imports(graph: LayerGraph) -> tuple[str, ...]:
@@ -114,7 +115,9 @@ def _imports(graph: LayerGraph) -> tuple[str, ...]:
 def _definitions(graph: LayerGraph, shapes: tuple[Shape, ...], dense: LayerGraph) -> tuple[Group, ...]:
     output_shapes = {step.layer: shapes[value.index] for value, step in graph.results() if step.layer}
     before = {layer.name: out_channels(layer) for layer in dense.layers}
-    first_use = {name: number for number, step in reversed(list(enumerate(graph.steps))) for name in (step.layer, *step.attributes()) if name}
+    first_use = {
+        name: number for number, step in reversed(list(enumerate(graph.steps))) for name in (step.layer, *step.attributes()) if name
+    }
     waiting = sorted(graph.declared, key=lambda tensor: first_use[tensor.name])
     entries: list[tuple[str, Line]] = []
     for layer in graph.layers:
@@ -147,7 +150,9 @@ def _forward(graph: LayerGraph, statements: list[Statement], shapes: tuple[Shape
     for number, statement in enumerate(statements):
         comment = ""
         following = statements[number + 1 :]
-        ends_block = all(s.value is None for s in following if s.block == statement.block) or not following or following[0].block != statement.block
+        ends_block = (
+            all(s.value is None for s in following if s.block == statement.block) or not following or following[0].block != statement.block
+        )
         if statement.value is not None and ends_block and shapes[statement.value.index] != shown:
             shown = shapes[statement.value.index]
             comment = shape_text(shown)

@@ -3,8 +3,8 @@
     R = sum over layers of ( sum_o ||W[o]||_2 + sum_i ||W[:, i]||_2 )            PruneTrain, arXiv 1901.09290, equation 2
 
 `slices` takes these groups as they are: a filter or an input slice each. `coupled` takes one group a channel: all its producer filters and
-consumer slices together, so that the channels of a residual stream die in all layers at once. Either way every weight is in at most two groups, one by its
-output and one by its input channel, so that
+consumer slices together, so that the channels of a residual stream die in all layers at once. Either way every weight is in at most
+two groups, one by its output and one by its input channel, so that
 
     dR/dW[o, i] = W[o, i] * (1 / ||group of o|| + 1 / ||group of i||)
 
@@ -122,7 +122,7 @@ class GroupLasso:
 
     @staticmethod
     def _per_weight(layer: _Layer, numbers: Tensor, *, product: bool) -> Tensor | None:
-        """The numbers of a layer's filters and input slices, added or multiplied to (out, in, 1, ...), ready to broadcast over its weight."""
+        """The numbers of a layer's filters and input slices, added or multiplied to (out, in, 1, ...): they broadcast over its weight."""
         window = (1,) * (layer.weight.dim() - 2)
         rows = None if layer.filters is None else numbers[layer.filters].view(-1, 1, *window)
         columns = None if layer.inputs is None else numbers[layer.inputs].view(1, -1, *window)

@@ -1,7 +1,7 @@
 """Checkpoints: the only reader and writer of `.pt` files.
 
-A checkpoint is a plain dictionary of tensors and literals, loaded with `weights_only=True`. It belongs to a network file, which it names (file name
-only, in the run's own folder) and whose sha256 it holds; the two are always read together.
+A checkpoint is a plain dictionary of tensors and literals, loaded with `weights_only=True`. It belongs to a network file, which it
+names (file name only, in the run's own folder) and whose sha256 it holds; the two are always read together.
 """
 
 import pickle
@@ -28,8 +28,8 @@ _NETWORK_NAME = re.compile(r"epoch_\d{3,6}\.py")
 class Progress:
     """Where a run stands, as literals.
 
-    `epoch` epochs and `step` steps of the next one are done. `running` holds the sums over these steps. `lasso_strength` is lambda, None before the
-    first batch. `history` has a line of metrics an epoch, `train_macs` what was trained so far.
+    `epoch` epochs and `step` steps of the next one are done. `running` holds the sums over these steps. `lasso_strength` is lambda,
+    None before the first batch. `history` has a line of metrics an epoch, `train_macs` and `train_images` what was trained so far.
     """
 
     epoch: int = 0
@@ -37,6 +37,7 @@ class Progress:
     running: dict[str, float] = field(default_factory=dict)
     lasso_strength: float | None = None
     train_macs: int = 0
+    train_images: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -44,8 +45,8 @@ class Progress:
 class Checkpoint:
     """Everything a run needs to go on, beside its network file.
 
-    `model` is a state dict; `optimizer`, `scheduler` and `scaler` are theirs; `parameters` names the optimizer's parameters in order; `rng` holds the
-    generators' states; `config` the run's settings.
+    `model` is a state dict; `optimizer`, `scheduler` and `scaler` are theirs; `parameters` names the optimizer's parameters in order;
+    `rng` holds the generators' states; `config` the run's settings.
     """
 
     network: str
@@ -125,7 +126,7 @@ def read_network_of(path: Path, checkpoint: Checkpoint) -> tuple[Path, str]:
 
 def rng_state() -> dict[str, Any]:
     """The states of torch's generators, on the CPU and on every GPU in use."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []}
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
 def restore_rng(state: Mapping[str, Any]) -> None:

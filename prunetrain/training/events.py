@@ -2,32 +2,57 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
+
+from prunetrain.channels.slicing import Cut
+from prunetrain.graph.costs import Costs, costs
 
 Metrics: TypeAlias = dict[str, Any]
 """A line of metrics.jsonl."""
 
 
 @dataclass(frozen=True)
-class Reconfiguration:
-    """What one reconfiguration did. Accuracies are top-1 fractions on the validation images, right before and right after the cut; `seconds` by phase."""
+class Change:
+    """What a cut did: counts before and after, layers that went whole, spaces that kept a dead channel to stay alive, seconds by phase."""
 
-    epoch: int
     channels: tuple[int, int]
     macs: tuple[int, int]
     params: tuple[int, int]
-    val_top1: tuple[float, float]
     granularity: int
     removed_layers: tuple[str, ...]
     rescued_spaces: tuple[str, ...]
-    network: str
     seconds: Mapping[str, float]
+
+    @classmethod
+    def of(cls, before: Costs, cut: Cut, granularity: int, seconds: Mapping[str, float]) -> "Change":
+        """The change from a network of these costs to the one that a cut left."""
+        after = costs(cut.graph)
+        return cls(
+            (before.channels, after.channels),
+            (before.macs, after.macs),
+            (before.params, after.params),
+            granularity,
+            cut.removed_layers,
+            cut.rescued_spaces,
+            seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Reconfiguration:
+    """A change during training, after an epoch: the new network file, and validation top-1 (fractions) right before and after."""
+
+    epoch: int
+    change: Change
+    network: Path
+    val_top1: tuple[float, float]
 
 
 class Observer(Protocol):
     """Receives what happens."""
 
-    def started(self, *, total_epochs: int, epoch: int, steps_per_epoch: int) -> None:
+    def started(self, *, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
         """Training begins or goes on after `epoch` epochs."""
 
     def stepped(self, epoch: int, step: int) -> None:
@@ -36,7 +61,7 @@ class Observer(Protocol):
     def epoch_ended(self, metrics: Metrics) -> None:
         """An epoch is trained and validated."""
 
-    def reconfigured(self, change: Reconfiguration) -> None:
+    def reconfigured(self, event: Reconfiguration) -> None:
         """Channels were cut."""
 
     def message(self, text: str) -> None:
@@ -46,12 +71,12 @@ class Observer(Protocol):
 class Silent:
     """An observer that keeps everything to itself."""
 
-    def started(self, *, total_epochs: int, epoch: int, steps_per_epoch: int) -> None: ...
+    def started(self, *, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None: ...
 
     def stepped(self, epoch: int, step: int) -> None: ...
 
     def epoch_ended(self, metrics: Metrics) -> None: ...
 
-    def reconfigured(self, change: Reconfiguration) -> None: ...
+    def reconfigured(self, event: Reconfiguration) -> None: ...
 
     def message(self, text: str) -> None: ...

@@ -1,7 +1,7 @@
 """`--round-to auto`: which multiple to keep channel counts to, found by timing the networks that each would lead to, on this machine.
 
-The fastest training step wins; among steps that are within a few percent of it, the network with the fewest MACs. Timings are kept beside the run's
-checkpoints, so that a network is timed once a run and a resumed run decides as it did before.
+The fastest training step wins; among steps that are within a few percent of it, the network with the fewest MACs. Timings are kept
+beside the run's checkpoints, so that a network is timed once a run and a resumed run decides as it did before.
 """
 
 import hashlib
@@ -100,7 +100,7 @@ class _Step:
         self._shape = graph.input_shape
         self._model: nn.Module = instantiate(render(graph), "<candidate>").to(state.device).train()
         if state.config.channels_last:
-            self._model = self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._model = self._model.to(memory_format=torch.channels_last)
         self._optimizer = torch.optim.SGD(self._model.parameters(), lr=1e-6, momentum=0.9, fused=True)
 
     def run(self, batch_size: int) -> float:
@@ -111,7 +111,7 @@ class _Step:
         start = time.perf_counter()
         with self._state.autocast():
             loss = F.cross_entropy(self._model(images), labels)
-        loss.backward()
+        torch.autograd.backward(loss)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._wait()

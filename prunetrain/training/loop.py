@@ -1,5 +1,7 @@
 """One epoch of training, and validation. No value leaves the device during an epoch except at its ends."""
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prunetrain.graph.costs import TRAIN_TO_FORWARD
 from prunetrain.training.data import DataSource
 from prunetrain.training.events import Observer
 from prunetrain.training.optimizers import lasso_pull
@@ -17,7 +20,7 @@ from prunetrain.training.state import TrainState
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means over an epoch: cross-entropy and top-1 (a fraction); seconds and images of it; whether it was cut short by a request to stop."""
+    """Means over an epoch: cross-entropy and top-1 (a fraction); seconds and images of it; whether a request to stop cut it short."""
 
     loss: float
     top1: float
@@ -45,7 +48,7 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, sto
         stop: asked after every step; when it says so, the epoch ends early and can be taken up again.
     """
     config, progress = state.config, state.progress
-    state.forward.train()
+    state.model.train()
     running = _Running.of(progress.running, state.device)
     start = time.perf_counter()
     step = progress.step
@@ -63,7 +66,11 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, sto
     sums = running.sums(time.perf_counter() - start)
     images_now = (step - progress.step) * config.batch_size
     state.progress = replace(
-        state.progress, step=step, running=sums, train_macs=progress.train_macs + 3 * state.costs.macs * images_now
+        state.progress,
+        step=step,
+        running=sums,
+        train_macs=progress.train_macs + TRAIN_TO_FORWARD * state.costs.macs * images_now,
+        train_images=progress.train_images + images_now,
     )
     count = max(1, int(sums["images"]))
     return EpochResult(sums["loss"] / count, sums["correct"] / count, sums["seconds"], int(sums["images"]), stopped)
@@ -102,7 +109,7 @@ def _train_step(state: TrainState, images: Tensor, labels: Tensor) -> tuple[Tens
     with state.autocast():
         logits = state.forward(state.to_memory_format(images))
         loss = F.cross_entropy(logits, labels, label_smoothing=state.config.label_smoothing)
-    state.scaler.scale(loss).backward()
+    torch.autograd.backward(state.scaler.scale(loss))
     strength = _regularize(state, loss)
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -135,7 +142,7 @@ def evaluate(state: TrainState, data: DataSource) -> Evaluation:
 
 def evaluate_batches(state: TrainState, batches: Iterator[tuple[Tensor, Tensor]]) -> Evaluation:
     """Loss and accuracy over batches of images and labels."""
-    state.forward.eval()
+    state.model.eval()
     loss, first, five = (torch.zeros((), dtype=torch.float64, device=state.device) for _ in range(3))
     count = 0
     for images, labels in batches:
@@ -152,10 +159,10 @@ def evaluate_batches(state: TrainState, batches: Iterator[tuple[Tensor, Tensor]]
 
 @contextmanager
 def stopping_on_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once. Yields whether a stop was asked for."""
-    import signal
-    import threading
+    """Inside, Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once.
 
+    Yields whether a stop was asked for.
+    """
     asked: list[int] = []
 
     def note(number: int, frame: object) -> None:

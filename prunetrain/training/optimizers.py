@@ -25,8 +25,8 @@ def build_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: 
 def lr_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
     """The learning rate at a step as a share of `config.lr`.
 
-    Warm-up rises linearly over its epochs. `step` multiplies by gamma at every milestone; `cosine` falls to zero over the epochs after warm-up
-    (SGDR without restarts, arXiv 1608.03983, equation 5).
+    Warm-up rises linearly over its epochs. `step` multiplies by gamma at every milestone; `cosine` falls to zero over the epochs after
+    warm-up (SGDR without restarts, arXiv 1608.03983, equation 5).
     """
     milestones = config.milestones or (config.epochs // 2, config.epochs * 3 // 4)
     warmup = config.warmup_epochs * steps_per_epoch
@@ -37,7 +37,8 @@ def lr_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], floa
             return (step + 1) / warmup
         if config.schedule == "step":
             epoch = step // steps_per_epoch
-            return config.lr_gamma ** sum(epoch >= milestone for milestone in milestones)
+            drops = sum(epoch >= milestone for milestone in milestones)
+            return float(config.lr_gamma**drops)
         if config.schedule == "cosine":
             return (1 + cos(pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
         return 1.0

@@ -12,8 +12,9 @@ import torch
 from prunetrain.config import TrainConfig, build_config
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.files import append_line, write_text
+from prunetrain.graph.costs import costs
 from prunetrain.paths import RunPaths, free_run
-from prunetrain.training.checkpoints import load_checkpoint, save_checkpoint
+from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.events import Metrics, Observer
 from prunetrain.training.loop import EpochResult, evaluate, stopping_on_signals, train_one_epoch
@@ -28,10 +29,11 @@ CHANGEABLE = frozenset(
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its files, its metrics (a line an epoch), and whether it was stopped before its last epoch."""
+    """How a run ended: its files, its metrics (a line an epoch), its present network, and whether it was stopped before its last epoch."""
 
     run: RunPaths
     history: list[Metrics]
+    network: Path
     finished: bool
 
 
@@ -44,9 +46,14 @@ def start_run(config: TrainConfig, observer: Observer) -> Outcome:
     device = choose_device(config)
     data = load_data(config, device)
     _check_batch(config, data)
-    run = free_run(Path(config.output_dir), config.name or f"{config.model}-{config.dataset}")
+    run = free_run(Path(config.output_dir), run_name(config))
     state = new_state(replace(config, name=run.name), run, data, device)
     return _train(state, data, observer)
+
+
+def run_name(config: TrainConfig) -> str:
+    """The name of a run: the given one, or model and data set."""
+    return config.name or f"{config.model}-{config.dataset}"
 
 
 def resume_run(path: Path, given: dict[str, Any], observer: Observer) -> Outcome:
@@ -78,16 +85,24 @@ def config_of(path: Path, given: dict[str, Any]) -> TrainConfig:
         CheckpointError: if they cannot be read.
         ConfigError: for a change of what the run has been computing with.
     """
-    stored = load_checkpoint(path).config
-    try:
-        config = build_config(stored)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: its settings are not readable: {error}") from None
+    config = stored_config(path, load_checkpoint(path))
     changed = {key: value for key, value in given.items() if getattr(config, key) != value}
     fixed = sorted(key.replace("_", "-") for key in changed.keys() - CHANGEABLE - {"name", "output_dir"})
     if fixed:
         raise ConfigError(f"--{fixed[0]} cannot change when a run is resumed: leave it out, or start a new run with --name")
     return build_config(config.to_dict(), {key: value for key, value in changed.items() if key in CHANGEABLE})
+
+
+def stored_config(path: Path, checkpoint: Checkpoint) -> TrainConfig:
+    """The settings inside a checkpoint.
+
+    Raises:
+        CheckpointError: if they cannot be read.
+    """
+    try:
+        return build_config(checkpoint.config)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its settings are not readable: {error}") from None
 
 
 def _check_batch(config: TrainConfig, data: DataSource) -> None:
@@ -98,18 +113,25 @@ def _check_batch(config: TrainConfig, data: DataSource) -> None:
 def _train(state: TrainState, data: DataSource, observer: Observer) -> Outcome:
     config = state.config
     observer.started(
-        total_epochs=config.epochs, epoch=state.progress.epoch, steps_per_epoch=data.steps_per_epoch(config.batch_size)
+        total_epochs=config.epochs,
+        epoch=state.progress.epoch,
+        steps_per_epoch=data.steps_per_epoch(config.batch_size),
+        dense_macs=costs(state.dense).macs,
     )
     with stopping_on_signals() as stop:
         while state.progress.epoch < config.epochs:
             result = train_one_epoch(state, data, observer, stop)
             if result.stopped and state.progress.step < data.steps_per_epoch(config.batch_size):
                 save_checkpoint(state.run.last, state.checkpoint())
-                return Outcome(state.run, state.progress.history, finished=False)
+                return _outcome(state, finished=False)
             state = _end_epoch(state, data, result, observer)
             if stop() and state.progress.epoch < config.epochs:
-                return Outcome(state.run, state.progress.history, finished=False)
-    return Outcome(state.run, state.progress.history, finished=True)
+                return _outcome(state, finished=False)
+    return _outcome(state, finished=True)
+
+
+def _outcome(state: TrainState, *, finished: bool) -> Outcome:
+    return Outcome(state.run, state.progress.history, state.network, finished)
 
 
 def _end_epoch(state: TrainState, data: DataSource, result: EpochResult, observer: Observer) -> TrainState:
@@ -119,14 +141,14 @@ def _end_epoch(state: TrainState, data: DataSource, result: EpochResult, observe
     metrics = _metrics(state, result, evaluation.loss, evaluation.top1)
     epoch = state.progress.epoch + 1
     state.progress = replace(state.progress, epoch=epoch, step=0, running={}, history=[*state.progress.history, metrics])
-    change = None
+    event = None
     if config.penalty_ratio > 0 and (epoch % config.prune_interval == 0 or epoch == config.epochs):
-        state, change = reconfigure(state, data, evaluation.top1)
+        state, event = reconfigure(state, data, evaluation.top1)
     save_checkpoint(state.run.last, state.checkpoint())
     append_line(state.run.metrics, json.dumps(metrics))
     observer.epoch_ended(metrics)
-    if change is not None:
-        observer.reconfigured(change)
+    if event is not None:
+        observer.reconfigured(event)
     return state
 
 
@@ -145,6 +167,7 @@ def _metrics(state: TrainState, result: EpochResult, val_loss: float, val_top1: 
         "params": state.costs.params,
         "channels": state.costs.channels,
         "train_macs_total": state.progress.train_macs,
+        "train_images_total": state.progress.train_images,
         "epoch_seconds": result.seconds,
         "images_per_second": result.images / result.seconds,
         "peak_memory_bytes": _peak_memory(state.device),

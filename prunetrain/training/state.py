@@ -3,6 +3,7 @@
 `load_state` is the one way back from disk: `--resume` and every reconfiguration go through it.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import instantiate, read_graph, sha256_of
 from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
+from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.trace import trace_with_state
 from prunetrain.paths import RunPaths
 from prunetrain.regularizers.group_lasso import GroupLasso
@@ -45,13 +47,18 @@ class TrainState:
     network: Path
     network_sha256: str
     model: nn.Module
-    forward: nn.Module
+    forward: Callable[[Tensor], Tensor]
     optimizer: Optimizer
     scheduler: LambdaLR
     scaler: GradScaler
     lasso: GroupLasso | None
     progress: Progress
     costs: Costs
+
+    @property
+    def num_classes(self) -> int:
+        """The length of the logits."""
+        return infer_shapes(self.graph)[self.graph.output.index][0]
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision as the settings say."""
@@ -164,7 +171,7 @@ def load_state(path: Path, config: TrainConfig, steps_per_epoch: int, device: to
     run = RunPaths(network.parent.parent.parent, network.parent.name)
     model = load_weights(source, network, checkpoint, path).to(device)
     if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model.parameters(), config)
     scheduler = build_scheduler(optimizer, config, steps_per_epoch)
     scaler = GradScaler(device.type, enabled=config.amp == "float16")

@@ -1,0 +1,30 @@
+"""`prunetrain evaluate`: loss and accuracy of a checkpoint on the validation images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prunetrain.commands.options import config_option, given
+
+
+@click.command("evaluate")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@config_option("dataset")
+@config_option("data_dir")
+@config_option("batch_size")
+@config_option("amp")
+@config_option("channels_last")
+@config_option("device")
+@config_option("workers")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+def command(checkpoint: Path, as_json: bool, **params: Any) -> None:
+    """Measure CHECKPOINT on the validation images of the data set it was trained on, or of another one."""
+    from prunetrain.training.evaluation import evaluate_checkpoint
+
+    result = evaluate_checkpoint(checkpoint, given(params))
+    if as_json:
+        click.echo(json.dumps({"loss": result.loss, "top1": result.top1, "top5": result.top5}))
+    else:
+        click.echo(f"loss {result.loss:.4f}, top-1 {result.top1:.2%}, top-5 {result.top5:.2%}")

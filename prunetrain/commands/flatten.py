@@ -1,0 +1,55 @@
+"""`prunetrain flatten`: a network as one flat Python file, its weights beside it."""
+
+from pathlib import Path
+
+import click
+
+from prunetrain.errors import ConfigError
+
+
+@click.command("flatten")
+@click.argument("model")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Network file to write; its weights go beside it as .pt."
+)
+@click.option("--input-shape", default="3,224,224", show_default=True, metavar="C,H,W", help="Shape of one image.")
+@click.option("--num-classes", default=1000, show_default=True, type=click.IntRange(min=1), help="Number of classes.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the initialisation.")
+@click.option("--force", is_flag=True, help="Write over files that are there.")
+def command(*, model: str, output: Path, input_shape: str, num_classes: int, seed: int, force: bool) -> None:
+    """Write MODEL, a network of the zoo, as one flat Python file that imports nothing but torch."""
+    shape = parse_shape(input_shape)
+    if output.suffix != ".py":
+        raise ConfigError(f"{output}: a network file ends in .py")
+    weights = output.with_suffix(".pt")
+    for path in (output, weights):
+        if path.exists() and not force:
+            raise ConfigError(f"{path} is there already: choose another name, or --force")
+
+    import torch
+
+    from prunetrain.files import write_atomically, write_text
+    from prunetrain.graph.costs import costs
+    from prunetrain.graph.render import render
+    from prunetrain.graph.trace import trace_with_state
+    from prunetrain.report.tables import count
+    from prunetrain.zoo import build
+
+    torch.manual_seed(seed)
+    traced = trace_with_state(build(model, input_shape=shape, num_classes=num_classes), torch.zeros(2, *shape))
+    write_atomically(weights, lambda file: torch.save(traced.state, file))
+    write_text(output, render(traced.graph))
+    cost = costs(traced.graph)
+    click.echo(f"{output}: {count(cost.macs)} MACs, {count(cost.params)} parameters; weights in {weights}")
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """`3,32,32` as (3, 32, 32).
+
+    Raises:
+        ConfigError: if it is not three whole numbers from 1.
+    """
+    sizes = text.replace("x", ",").split(",")
+    if len(sizes) != 3 or not all(size.strip().isdecimal() and 0 < int(size) < 100_000 for size in sizes):
+        raise ConfigError(f"--input-shape must be channels,height,width such as 3,224,224, not {text!r}")
+    return int(sizes[0]), int(sizes[1]), int(sizes[2])

@@ -1,0 +1,40 @@
+"""`prunetrain reconfigure`: cut a checkpoint once, offline."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prunetrain.commands.options import config_option, given
+from prunetrain.errors import ConfigError
+
+
+@click.command("reconfigure")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@config_option("threshold")
+@config_option("criterion")
+@click.option("--round-to", default="1", show_default=True, help="Channel counts are kept to multiples of this.")
+@config_option("name")
+@config_option("output_dir")
+@click.option("--timing", is_flag=True, help="Say how long each phase took.")
+def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> None:
+    """Cut the dead channels of CHECKPOINT; write the smaller network and checkpoint as a run of their own, ready for --resume."""
+    if not (round_to.isdecimal() and int(round_to) >= 1):
+        raise ConfigError(f"round-to must be a whole number from 1 here, not {round_to!r}")
+
+    from prunetrain.report.tables import count
+    from prunetrain.training.offline import reconfigure_checkpoint
+
+    done = reconfigure_checkpoint(checkpoint, given(params), int(round_to))
+    change = done.change
+    click.echo(f"channels    {change.channels[0]:,} -> {change.channels[1]:,}")
+    click.echo(f"MACs        {count(change.macs[0])} -> {count(change.macs[1])} ({change.macs[1] / change.macs[0]:.1%})")
+    click.echo(f"parameters  {count(change.params[0])} -> {count(change.params[1])} ({change.params[1] / change.params[0]:.1%})")
+    if change.removed_layers:
+        click.echo(f"gone whole  {', '.join(change.removed_layers)}")
+    for space in change.rescued_spaces:
+        click.echo(f"every channel of {space} was dead; the strongest stays")
+    click.echo(f"network     {done.network}")
+    click.echo(f"checkpoint  {done.checkpoint}")
+    if timing:
+        click.echo("seconds     " + ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in change.seconds.items()))

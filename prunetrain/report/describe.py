@@ -1,0 +1,95 @@
+"""Networks, changes and runs as plain values, ready for a table or for JSON.
+
+In: graphs, network files, checkpoints, runs. Out: dictionaries of literals.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from prunetrain.channels.spaces import find_spaces
+from prunetrain.graph.costs import Costs, costs, out_channels, parameters
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.load import read_graph
+from prunetrain.paths import RunPaths
+
+
+def network(graph: LayerGraph, dense: LayerGraph | None = None) -> dict[str, Any]:
+    """Layers, totals and frozen spaces of a network.
+
+    Args:
+        graph: the network.
+        dense: the network before any cut; adds `was` to each layer and shares to the totals.
+    """
+    cost = costs(graph)
+    before = {layer.name: out_channels(layer) for layer in dense.layers} if dense else {}
+    rows = []
+    for row in cost.layers:
+        channels = out_channels(row.layer)
+        if channels is None:
+            continue
+        rows.append(
+            {
+                "layer": row.layer.name,
+                "kind": row.layer.kind,
+                "output_shape": list(row.output_shape),
+                "channels": channels,
+                "was": before.get(row.layer.name, channels),
+                "macs": row.macs,
+                "params": row.params,
+            }
+        )
+    spaces = find_spaces(graph).spaces
+    described: dict[str, Any] = {
+        "network": graph.class_name,
+        "input_shape": list(graph.input_shape),
+        "layers": rows,
+        "totals": totals(cost),
+        "frozen": [{"space": s.name, "channels": len(s.channels), "why": s.frozen} for s in spaces if s.frozen],
+    }
+    if dense is not None and dense != graph:
+        described["dense_totals"] = totals(costs(dense))
+    return described
+
+
+def totals(cost: Costs) -> dict[str, int]:
+    """The sums of a network: channels, MACs and parameters."""
+    return {"channels": cost.channels, "macs": cost.macs, "params": cost.params, "activation_elements": cost.activation_elements}
+
+
+def change(before: LayerGraph, after: LayerGraph) -> dict[str, Any]:
+    """What differs between two networks: channels, MACs and parameters of every layer that changed, and of the whole."""
+    old, new = ({row.layer.name: row for row in costs(graph).layers if out_channels(row.layer) is not None} for graph in (before, after))
+    rows = []
+    for name in [*old, *(name for name in new if name not in old)]:
+        left, right = old.get(name), new.get(name)
+        if left and right and left.layer == right.layer:
+            continue
+        rows.append(
+            {
+                "layer": name,
+                "channels": [_of(left, "channels"), _of(right, "channels")],
+                "macs": [_of(left, "macs"), _of(right, "macs")],
+                "params": [_of(left, "params"), _of(right, "params")],
+            }
+        )
+    return {
+        "layers": rows,
+        "totals": {key: [totals(costs(before))[key], totals(costs(after))[key]] for key in ("channels", "macs", "params")},
+    }
+
+
+def _of(row: Any, what: str) -> int:
+    if row is None:
+        return 0
+    return int({"channels": out_channels(row.layer) or 0, "macs": row.macs, "params": parameters(row.layer)}[what])
+
+
+def run(paths: RunPaths, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """A run's history: its metrics, and the network after every reconfiguration.
+
+    Raises:
+        NetworkFileError: if one of its network files cannot be read.
+    """
+    files: list[Path] = sorted(paths.networks.glob("epoch_*.py"))
+    networks = [{"epoch": int(path.stem.removeprefix("epoch_")), "file": str(path), **totals(costs(read_graph(path)))} for path in files]
+    return {"run": paths.name, "networks": networks, "metrics": metrics}

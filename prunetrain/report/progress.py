@@ -1,0 +1,101 @@
+"""Progress of a training run: a live bar on a terminal, one plain line an epoch elsewhere. In: the events of `training.events`."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from prunetrain.report.tables import count
+from prunetrain.training.events import Metrics, Reconfiguration
+
+
+class TrainingProgress:
+    """An `Observer` that writes to the terminal.
+
+    Args:
+        console: where to write.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._dense_macs = 0
+        self._total_epochs = 0
+        self._steps = 1
+        self._started = 0.0
+        self._first_epoch = 0
+        self._bar: Progress | None = None
+
+    def started(self, *, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
+        """Print the column heads; show the bar on a terminal."""
+        self._total_epochs, self._steps, self._first_epoch = total_epochs, max(1, steps_per_epoch), epoch
+        self._dense_macs = dense_macs
+        self._started = time.monotonic()
+        self._console.print(
+            f"{'epoch':>9}  {'loss':>7}  {'train':>6}  {'val top-1':>9}  {'MACs left':>9}  {'images/s':>8}  {'time left':>9}"
+        )
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=total_epochs * self._steps, completed=epoch * self._steps, epoch=epoch + 1)
+            self._bar.start()
+
+    def stepped(self, epoch: int, step: int) -> None:
+        """Move the bar."""
+        if self._bar:
+            self._bar.update(self._task, completed=(epoch - 1) * self._steps + step, epoch=epoch)
+
+    def epoch_ended(self, metrics: Metrics) -> None:
+        """Print the epoch's line."""
+        done = metrics["epoch"]
+        elapsed = time.monotonic() - self._started
+        left = elapsed / max(1, done - self._first_epoch) * (self._total_epochs - done)
+        self._console.print(
+            f"{done:>4}/{self._total_epochs:<4}  {metrics['train_loss']:7.4f}  {metrics['train_top1']:6.1%}  {metrics['val_top1']:9.2%}  "
+            f"{metrics['macs'] / self._dense_macs:9.1%}  {metrics['images_per_second']:8,.0f}  {duration(left):>9}",
+            highlight=False,
+        )
+
+    def reconfigured(self, event: Reconfiguration) -> None:
+        """Say what was cut."""
+        change = event.change
+        before, after = change.channels
+        text = "  nothing to cut yet"
+        if after < before:
+            drop = (event.val_top1[1] - event.val_top1[0]) * 100
+            macs = " -> ".join(map(count, change.macs))
+            text = f"  cut {before - after:,} of {before:,} channels: {macs} MACs, top-1 {drop:+.2f} points"
+        if change.granularity > 1:
+            text += f", counts in multiples of {change.granularity}"
+        if change.removed_layers:
+            text += f", {len(change.removed_layers)} layers gone"
+        self._console.print(f"{text} -> {event.network}", style="cyan", highlight=False, soft_wrap=True)
+        if change.rescued_spaces:
+            names = ", ".join(change.rescued_spaces)
+            self._console.print(
+                f"  every channel of {names} was dead; the strongest stays", style="yellow", highlight=False, soft_wrap=True
+            )
+
+    def message(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar:
+            self._bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """Seconds for reading: 42s, 3m10s, 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02}m"

@@ -1,0 +1,96 @@
+"""Tables for the terminal: what `describe` found, aligned, with bars; colour only where a terminal shows it."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+BAR_WIDTH = 16
+
+
+def print_network(console: Console, described: dict[str, Any]) -> None:
+    """A network's layers, totals and frozen spaces."""
+    shape = "x".join(map(str, described["input_shape"]))
+    table = _table(f"{described['network']}, input {shape}", "layer", "kind", "output", "channels", "", "MACs", "params")
+    for row in described["layers"]:
+        kept = f"{row['channels']}" if row["channels"] == row["was"] else f"{row['channels']} of {row['was']}"
+        output = "x".join(map(str, row["output_shape"]))
+        table.add_row(row["layer"], row["kind"], output, kept, bar(row["channels"], row["was"]), count(row["macs"]), count(row["params"]))
+    total, dense = described["totals"], described.get("dense_totals")
+    table.add_section()
+    table.add_row("total", "", "", f"{total['channels']:,}", "", count(total["macs"]), count(total["params"]))
+    if dense:
+        shares = [f"{total[key] / dense[key]:.1%}" for key in ("channels", "macs", "params")]
+        table.add_row("of the dense network", "", "", shares[0], "", shares[1], shares[2])
+    console.print(table)
+    for space in described["frozen"]:
+        console.print(f"frozen: {space['space']} ({space['channels']} channels), {space['why']}")
+
+
+def print_change(console: Console, described: dict[str, Any]) -> None:
+    """What differs between two networks."""
+    if not described["layers"]:
+        console.print("no layer differs")
+        return
+    table = _table("", "layer", "channels", "", "MACs saved", "params saved")
+    for row in described["layers"]:
+        (old, new), macs, params = row["channels"], row["macs"], row["params"]
+        label = f"{old} -> {new}" if new else f"{old} -> gone"
+        table.add_row(row["layer"], label, bar(new, max(old, new)), count(macs[0] - macs[1]), count(params[0] - params[1]))
+    total = described["totals"]
+    table.add_section()
+    saved = [f"{count(total[key][0] - total[key][1])} ({1 - total[key][1] / total[key][0]:.1%})" for key in ("macs", "params")]
+    table.add_row("total", f"{total['channels'][0]:,} -> {total['channels'][1]:,}", "", *saved)
+    console.print(table)
+
+
+def print_run(console: Console, described: dict[str, Any]) -> None:
+    """A run's history: its networks, then its epochs."""
+    networks = described["networks"]
+    table = _table(f"run {described['run']}: networks", "after epoch", "channels", "", "MACs", "params", "file")
+    for row in networks:
+        table.add_row(
+            str(row["epoch"]),
+            f"{row['channels']:,}",
+            bar(row["channels"], networks[0]["channels"]),
+            f"{count(row['macs'])} ({row['macs'] / networks[0]['macs']:.1%})",
+            f"{count(row['params'])} ({row['params'] / networks[0]['params']:.1%})",
+            row["file"],
+        )
+    console.print(table)
+    epochs = _table("epochs", "epoch", "train loss", "lasso", "train top-1", "val top-1", "lr", "MACs", "seconds", "images/s")
+    for line in described["metrics"]:
+        epochs.add_row(
+            str(line["epoch"]),
+            f"{line['train_loss']:.4f}",
+            f"{line['lasso']:.3f}",
+            f"{line['train_top1']:.2%}",
+            f"{line['val_top1']:.2%}",
+            f"{line['lr']:.4g}",
+            count(line["macs"]),
+            f"{line['epoch_seconds']:.1f}",
+            f"{line['images_per_second']:,.0f}",
+        )
+    console.print(epochs)
+
+
+def bar(part: float, whole: float) -> str:
+    """A bar as long as part is of whole."""
+    filled = round(BAR_WIDTH * part / whole) if whole else 0
+    return "█" * filled + "░" * (BAR_WIDTH - filled)
+
+
+def count(number: float) -> str:
+    """A large number for reading: 41.2 M, 272 K, 950."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if abs(number) >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    words = {"layer", "kind", "output", "", "file", "of"}
+    for column in columns:
+        table.add_column(column, justify="left" if column in words else "right", no_wrap=True)
+    return table

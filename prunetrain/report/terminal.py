@@ -1,0 +1,37 @@
+"""The console, and what a finished run says at its end."""
+
+from rich.console import Console
+
+from prunetrain.graph.costs import TRAIN_TO_FORWARD, costs
+from prunetrain.graph.load import read_graph
+from prunetrain.report.tables import count
+from prunetrain.training.run import Outcome
+
+
+def console() -> Console:
+    """Standard output, in colour on a terminal only; NO_COLOR and the terminal's width are respected."""
+    return Console()
+
+
+def print_outcome(output: Console, outcome: Outcome) -> None:
+    """What a run achieved and where its files are; for a stopped one, how to go on."""
+    run, history = outcome.run, outcome.history
+
+    def say(text: str) -> None:
+        output.print(text, highlight=False, soft_wrap=True)
+
+    if not outcome.finished:
+        say(f"stopped; go on with: prunetrain train --resume {run.last}")
+        return
+    if not history:
+        return
+    network = outcome.network
+    dense, final = costs(read_graph(run.network(0))), costs(read_graph(network))
+    trained = history[-1]
+    removed = 1 - trained["train_macs_total"] / (TRAIN_TO_FORWARD * dense.macs * trained["train_images_total"])
+    say(f"validation top-1 {trained['val_top1']:.2%}")
+    say(f"MACs             {count(final.macs)} of {count(dense.macs)}: {1 - final.macs / dense.macs:.1%} removed")
+    say(f"parameters       {count(final.params)} of {count(dense.params)}: {1 - final.params / dense.params:.1%} removed")
+    say(f"training MACs    {removed:.1%} removed")
+    say(f"network          {network}")
+    say(f"checkpoint       {run.last}")

@@ -1,0 +1,33 @@
+"""Measuring a checkpoint outside of a run."""
+
+from pathlib import Path
+from typing import Any
+
+from prunetrain.config import build_config
+from prunetrain.errors import ConfigError
+from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.data import load_data
+from prunetrain.training.loop import Evaluation, evaluate
+from prunetrain.training.run import stored_config
+from prunetrain.training.state import choose_device, load_state
+
+
+def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Evaluation:
+    """Loss and accuracy of a checkpoint on validation images.
+
+    Args:
+        path: the checkpoint.
+        given: settings that differ from those inside it, such as the data set or the device.
+
+    Raises:
+        PruneTrainError: for a checkpoint or data set that does not work, or images that the network cannot take.
+    """
+    config = build_config(stored_config(path, load_checkpoint(path)).to_dict(), given)
+    device = choose_device(config)
+    data = load_data(config, device)
+    state = load_state(path, config, data.steps_per_epoch(config.batch_size), device)
+    classes = state.num_classes
+    if state.graph.input_shape != data.input_shape or classes != data.num_classes:
+        wanted, got = ("x".join(map(str, shape)) for shape in (state.graph.input_shape, data.input_shape))
+        raise ConfigError(f"{state.network} takes {wanted} images of {classes} classes, and the data has {got} of {data.num_classes}")
+    return evaluate(state, data)

@@ -1,0 +1,70 @@
+"""One reconfiguration of a checkpoint without training: what `prunetrain reconfigure` does."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prunetrain.channels.slicing import propose_cut
+from prunetrain.config import TrainConfig, build_config
+from prunetrain.errors import OutputError
+from prunetrain.files import write_text
+from prunetrain.graph.costs import costs
+from prunetrain.graph.load import read_graph
+from prunetrain.graph.parse import parse
+from prunetrain.paths import free_run, run_of_checkpoint
+from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, read_network_of
+from prunetrain.training.events import Change
+from prunetrain.training.reconfiguration import Watch, cut_checkpoint
+from prunetrain.training.run import stored_config
+from prunetrain.training.state import load_weights, write_pair
+
+
+@dataclass(frozen=True)
+class Done:
+    """The files of an offline reconfiguration, and what it changed."""
+
+    change: Change
+    network: Path
+    checkpoint: Path
+
+
+def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) -> Done:
+    """Cut a checkpoint, and write what is left as a run of its own: its dense network, the smaller one, the checkpoint.
+
+    Args:
+        path: the checkpoint.
+        given: settings that differ from those inside it: threshold, criterion, name, output_dir.
+        granularity: channel counts are multiples of this.
+
+    Raises:
+        PruneTrainError: for a checkpoint or network file that does not work, or files that cannot be written.
+    """
+    watch = Watch()
+    checkpoint = load_checkpoint(path)
+    network, source = read_network_of(path, checkpoint)
+    config: TrainConfig = build_config(stored_config(path, checkpoint).to_dict(), given)
+    graph = parse(source, str(network))
+    watch.lap("read")
+    proposal = propose_cut(graph, checkpoint.model, threshold=config.threshold, criterion=config.criterion)
+    plan = proposal.plan(granularity)
+    watch.lap("select")
+    cut = proposal.apply(plan)
+    smaller = cut_checkpoint(checkpoint, cut)
+    watch.lap("slice")
+    old_run = run_of_checkpoint(path)
+    name = given.get("name") or f"{old_run.name}-cut"
+    run = free_run(Path(given.get("output_dir") or old_run.output_dir), name)
+    dense_source = old_run.network(0)
+    dense = read_graph(dense_source) if dense_source.exists() else graph
+    if checkpoint.progress.epoch == 0 and cut.graph != dense:
+        raise OutputError(f"{path} is the run's first checkpoint, which holds the dense network: train at least one epoch first")
+    if checkpoint.progress.epoch > 0:
+        write_text(run.network(0), dense_source.read_text(encoding="utf-8") if dense_source.exists() else source)
+    smaller = replace(smaller, config=config.to_dict() | {"name": run.name})
+    written = write_pair(run, cut.graph, dense, smaller)
+    watch.lap("write")
+    again: Checkpoint = load_checkpoint(written)
+    load_weights(read_network_of(written, again)[1], run.network(again.progress.epoch), again, written)
+    watch.lap("load")
+    change = Change.of(costs(graph), cut, granularity, watch.seconds)
+    return Done(change, run.network(checkpoint.progress.epoch), written)
