@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules from the settings. A schedule is a pure function of the step, so resuming needs no replay."""
 
+import math
 from collections.abc import Callable, Iterable
-from math import cos, pi
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -37,10 +37,10 @@ def lr_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], floa
             return (step + 1) / warmup
         if config.schedule == "step":
             epoch = step // steps_per_epoch
-            drops = sum(epoch >= milestone for milestone in milestones)
-            return float(config.lr_gamma**drops)
+            drops: int = sum(epoch >= milestone for milestone in milestones)
+            return math.pow(config.lr_gamma, drops)
         if config.schedule == "cosine":
-            return (1 + cos(pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
+            return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
         return 1.0
 
     return factor

@@ -1,0 +1,55 @@
+"""Which lasso removes the most training MACs at equal accuracy? Groups x step x ratio x seed, each a whole run of `prunetrain train`.
+
+    python benchmarks/lasso_options.py runs/digits --seeds 0,1,2 --ratios 0.6,0.7,0.8 -- --recipe digits --round-to 1
+
+Out: a Markdown table. Runs are kept in the folder, so that an interrupted grid goes on where it was.
+"""
+
+import argparse
+import itertools
+import statistics
+from pathlib import Path
+
+from runs import Result, machine, train
+
+GROUPS = ("slices", "coupled")
+STEPS = ("subgradient", "proximal")
+
+
+def main() -> None:
+    """Run the grid and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--ratios", default="0.6,0.7,0.8")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("flags", nargs="*")
+    arguments = parser.parse_args()
+    seeds = arguments.seeds.split(",")
+    cells = [(None, None, "0"), *itertools.product(GROUPS, STEPS, arguments.ratios.split(","))]
+    results: dict[tuple[str | None, str | None, str], list[Result]] = {cell: [] for cell in cells}
+    for seed, cell in itertools.product(seeds, cells):  # all options of a seed before the next seed
+        groups, step, ratio = cell
+        options = [] if groups is None else ["--lasso-groups", groups, "--lasso-step", str(step)]
+        name = f"{groups or 'dense'}-{step or 'none'}-r{ratio}-s{seed}"
+        flags = [*arguments.flags, "--seed", seed, "--penalty-ratio", ratio, *options]
+        results[cell].append(train(arguments.folder, name, flags, arguments.threads))
+        print(results[cell][-1], flush=True)
+    print(f"\n{machine()}; seeds {arguments.seeds}; flags {' '.join(arguments.flags)}\n")
+    print("| groups | step | ratio | top-1, mean (lowest to highest) | MACs removed | training MACs removed |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for (groups, step, ratio), found in results.items():
+        print(f"| {groups or 'dense'} | {step or ''} | {ratio} | {_top1(found)} | {_removed(found, 'macs_left')} | {_removed(found, 'train_macs_left')} |")
+
+
+def _top1(results: list[Result]) -> str:
+    values = [result.top1 for result in results]
+    return f"{statistics.mean(values):.2%} ({min(values):.2%} to {max(values):.2%})"
+
+
+def _removed(results: list[Result], what: str) -> str:
+    return f"{1 - statistics.mean(getattr(result, what) for result in results):.1%}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Runs as the benchmarks need them: start one through the command line, read what it achieved.
+
+In: flags of `prunetrain train`. Out: a `Result`. A run that is finished is read, not repeated; one that was interrupted goes on.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from prunetrain.graph.costs import TRAIN_TO_FORWARD, costs
+from prunetrain.graph.load import read_graph
+from prunetrain.paths import RunPaths
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run achieved. Shares are of the dense network, fractions; `top1` on the validation images; seconds of training alone."""
+
+    name: str
+    epochs: int
+    top1: float
+    macs_left: float
+    params_left: float
+    train_macs_left: float
+    seconds: float
+
+
+def train(output_dir: Path, name: str, flags: list[str], threads: int) -> Result:
+    """Run `prunetrain train` under a name to its end, or read it if it is there.
+
+    Args:
+        output_dir: folder of all runs of a benchmark.
+        name: of the run.
+        flags: everything else.
+        threads: CPU threads of the run.
+
+    Raises:
+        CalledProcessError: if the run fails.
+    """
+    run = RunPaths(output_dir, name)
+    if not (output_dir / f"{name}.done").exists():
+        command = [sys.executable, "-m", "prunetrain", "train", "--output-dir", str(output_dir), "--name", name, "--resume", "auto", *flags]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        (output_dir / f"{name}.done").touch()
+    return read_result(run)
+
+
+def read_result(run: RunPaths) -> Result:
+    """The result of a run that is on disk."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    dense, final = costs(read_graph(run.network(0))), costs(read_graph(run.newest_network()))
+    last = lines[-1]
+    trained_dense = TRAIN_TO_FORWARD * dense.macs * last["train_images_total"]
+    return Result(
+        name=run.name,
+        epochs=len(lines),
+        top1=last["val_top1"],
+        macs_left=final.macs / dense.macs,
+        params_left=final.params / dense.params,
+        train_macs_left=last["train_macs_total"] / trained_dense,
+        seconds=sum(line["epoch_seconds"] for line in lines),
+    )
+
+
+def machine() -> str:
+    """The hardware and versions that a figure belongs to, one line."""
+    if torch.cuda.is_available():
+        hardware = torch.cuda.get_device_name()
+    else:
+        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        hardware = f"{len(names)} cores of {names[0]}" if names else platform.processor()
+    return f"{hardware}, torch {torch.__version__}, Python {platform.python_version()}"
