@@ -8,6 +8,7 @@ Out: a Markdown table. Runs are kept in the folder, so that an interrupted grid 
 import argparse
 import itertools
 import statistics
+import sys
 from pathlib import Path
 
 from runs import Result, machine, train
@@ -23,8 +24,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--ratios", default="0.6,0.7,0.8")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("flags", nargs="*")
-    arguments = parser.parse_args()
+    own, _, flags = " ".join(sys.argv[1:]).partition(" -- ")
+    arguments = parser.parse_args(own.split())
     seeds = arguments.seeds.split(",")
     cells = [(None, None, "0"), *itertools.product(GROUPS, STEPS, arguments.ratios.split(","))]
     results: dict[tuple[str | None, str | None, str], list[Result]] = {cell: [] for cell in cells}
@@ -32,10 +33,10 @@ def main() -> None:
         groups, step, ratio = cell
         options = [] if groups is None else ["--lasso-groups", groups, "--lasso-step", str(step)]
         name = f"{groups or 'dense'}-{step or 'none'}-r{ratio}-s{seed}"
-        flags = [*arguments.flags, "--seed", seed, "--penalty-ratio", ratio, *options]
-        results[cell].append(train(arguments.folder, name, flags, arguments.threads))
+        cell_flags = [*flags.split(), "--seed", seed, "--penalty-ratio", ratio, *options]
+        results[cell].append(train(arguments.folder, name, cell_flags, arguments.threads))
         print(results[cell][-1], flush=True)
-    print(f"\n{machine()}; seeds {arguments.seeds}; flags {' '.join(arguments.flags)}\n")
+    print(f"\n{machine()}; seeds {arguments.seeds}; flags {flags}\n")
     print("| groups | step | ratio | top-1, mean (lowest to highest) | MACs removed | training MACs removed |")
     print("| --- | --- | --- | --- | --- | --- |")
     for (groups, step, ratio), found in results.items():

@@ -10,7 +10,7 @@ meets it. That shift can be absorbed by a bias, or by the running mean of the Ba
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import prod
 from typing import Final
@@ -68,6 +68,7 @@ class Consumer:
 
     `expendable` (in,) bool: the layer can do without this input. `columns` (k,) int64: inputs that are constants other than zero.
     `shift` (out, k) float64: what each of these adds to each output in eval mode. `receiver` absorbs it, in the tensor called `receives`.
+    `derived` (n, 2) int64: outputs that are constants, and inputs through which they are (live weights on constants).
     """
 
     layer: str
@@ -76,6 +77,12 @@ class Consumer:
     shift: Tensor
     receiver: Receiver
     receives: str
+    derived: Tensor
+
+    def also(self, other: "Consumer") -> "Consumer":
+        """The same layer called once more; nothing absorbs what it is shifted by then (`Receiver.NONE`)."""
+        derived = torch.cat([self.derived, other.derived])
+        return replace(self, expendable=self.expendable & other.expendable, derived=derived)
 
 
 @dataclass(frozen=True)
@@ -131,15 +138,18 @@ class _Interpreter:
         return self._state[name].detach().double()
 
     def _weighted(self, value: Value, layer: Layer, source: Abstract, shape: Shape) -> Abstract:
-        if layer.name not in self._slices:
-            return self._depthwise(layer, source) if layer.is_depthwise else Abstract.unknown(shape[0])
+        if layer.is_depthwise:
+            return self._depthwise(layer, source)
+        if layer.name not in self._slices or (layer.kind == "Linear" and len(shape) > 1):
+            return Abstract.unknown(shape[0])
         spread = source.zero if _pads_with_zeros(layer) else source.known  # inputs that add one number everywhere
         constant = source.only(spread)
         columns = (spread & ~source.zero).nonzero().flatten()
         weight = self._state[f"{layer.name}.weight"].detach()[:, columns].double()
         sums = weight.flatten(2).sum(2) if weight.dim() > 2 else weight  # (out, columns)
-        self._record(value, layer, constant, columns, sums)
-        known = (self._slices[layer.name].dead | spread).all(1)
+        dead = self._slices[layer.name].dead
+        known = (dead | spread).all(1)
+        self._record(value, layer, constant, columns, sums, (known[:, None] & ~dead).nonzero())
         bias = self._tensor(f"{layer.name}.bias") if layer["bias"] else torch.zeros(len(known), dtype=torch.float64)
         return Abstract(known, *(bias + sums @ mode[columns] for mode in (constant.eval_mode, constant.train_mode)))
 
@@ -152,7 +162,7 @@ class _Interpreter:
         gain = torch.where(dead, 0.0, weight.sum(1))
         return Abstract(dead | spread, bias + gain * source.eval_mode, bias + gain * source.train_mode)
 
-    def _record(self, value: Value, layer: Layer, constant: Abstract, columns: Tensor, sums: Tensor) -> None:
+    def _record(self, value: Value, layer: Layer, constant: Abstract, columns: Tensor, sums: Tensor, derived: Tensor) -> None:
         receiver, receives = self._receiver(value, layer)
         match receiver:
             case Receiver.RUNNING_MEAN:
@@ -163,7 +173,9 @@ class _Interpreter:
                 absorbed = constant.zero
         shift = torch.where(absorbed[columns], sums * constant.eval_mode[columns], 0.0)
         expendable = self._slices[layer.name].dead.all(0) | absorbed
-        self._consumers[layer.name] = Consumer(layer.name, expendable, columns, shift, receiver, receives)
+        consumer = Consumer(layer.name, expendable, columns, shift, receiver, receives, derived)
+        earlier = self._consumers.get(layer.name)
+        self._consumers[layer.name] = earlier.also(consumer) if earlier else consumer
 
     def _receiver(self, value: Value, layer: Layer) -> tuple[Receiver, str]:
         if self._calls.count(layer.name) > 1:

@@ -12,18 +12,23 @@ import numpy.typing as npt
 
 from prunetrain.channels.constants import Constants
 from prunetrain.channels.slices import LayerSlices
-from prunetrain.channels.spaces import Axis, ChannelSpaces, Role
+from prunetrain.channels.spaces import Axis, ChannelSpaces, Ids, Role
 
 Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What may be cut: for every channel id, whether it is removable, and how strong (the norm of all its slices)."""
+    """What may be cut: for every channel id, whether it is removable, and how strong (the norm of all its slices).
+
+    `derived` (n, 2): channels that are constants, and channels that these are computed from. The first of a pair goes only together with the
+    second: in training the second feels, through the first, what the first is used for.
+    """
 
     spaces: ChannelSpaces
     removable: Bools
     strength: npt.NDArray[np.float64]
+    derived: Ids
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ def find_candidates(spaces: ChannelSpaces, slices: Mapping[str, LayerSlices], co
     """
     removable = ~spaces.frozen_channels()
     energy = np.zeros(spaces.num_channels)
+    derived = [np.empty((0, 2), dtype=np.int64)]
     for axis in spaces.axes(Role.PRODUCER):
         if axis[0] in slices:
             found = slices[axis[0]]
@@ -67,9 +73,12 @@ def find_candidates(spaces: ChannelSpaces, slices: Mapping[str, LayerSlices], co
     for axis in spaces.axes(Role.CONSUMER):
         found = slices[axis[0]]
         np.add.at(energy, spaces.ids[axis], found.input_norms.double().numpy() ** 2)
-        gone = found.dead.all(0) if criterion == "union" else constants.consumers[axis[0]].expendable
+        consumer = constants.consumers[axis[0]]
+        gone = found.dead.all(0) if criterion == "union" else consumer.expendable
         np.logical_and.at(removable, spaces.ids[axis], gone.numpy())
-    return Candidates(spaces, removable, np.sqrt(energy))
+        outputs, inputs = consumer.derived.numpy().T
+        derived.append(np.stack([spaces.ids[axis[0], "out"][outputs], spaces.ids[axis][inputs]], axis=1))
+    return Candidates(spaces, removable, np.sqrt(energy), np.concatenate(derived))
 
 
 def make_plan(candidates: Candidates, granularity: int = 1) -> KeepPlan:
@@ -78,14 +87,19 @@ def make_plan(candidates: Candidates, granularity: int = 1) -> KeepPlan:
     A space keeps at least one channel, and never more than it has.
     """
     keep = ~candidates.removable
-    rescued = []
-    for space in candidates.spaces.spaces:
-        alive = int(keep[space.channels].sum())
-        wanted = min(len(space.channels), -(-max(alive, 1) // granularity) * granularity)
-        if alive == 0:
-            rescued.append(space.name)
-        if wanted > alive:
-            idle = space.channels[~keep[space.channels]]
-            strongest = idle[np.argsort(-candidates.strength[idle], kind="stable")]
-            keep[strongest[: wanted - alive]] = True
-    return KeepPlan(candidates.spaces, keep, tuple(rescued))
+    rescued: list[str] = []
+    while True:
+        for space in candidates.spaces.spaces:
+            alive = int(keep[space.channels].sum())
+            wanted = min(len(space.channels), -(-max(alive, 1) // granularity) * granularity)
+            if alive == 0:
+                rescued.append(space.name)
+            if wanted > alive:
+                idle = space.channels[~keep[space.channels]]
+                strongest = idle[np.argsort(-candidates.strength[idle], kind="stable")]
+                keep[strongest[: wanted - alive]] = True
+        constants, origins = candidates.derived.T
+        bound = constants[keep[origins] & ~keep[constants]]
+        if not len(bound):
+            return KeepPlan(candidates.spaces, keep, tuple(rescued))
+        keep[bound] = True

@@ -33,4 +33,4 @@ def chain(outer: Mapping[str, Source], inner: Mapping[str, Source]) -> dict[str,
 
     `inner` keeps all rows (it only drops, renames and reshapes).
     """
-    return {name: Source(inner[s.name].name, s.rows, inner[s.name].shape) for name, s in outer.items()}
+    return {name: Source(inner[s.name].name, s.rows, s.shape or inner[s.name].shape) for name, s in outer.items()}

@@ -7,6 +7,7 @@ with torch's own signatures.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from math import isfinite
 from typing import Final, TypeAlias
 
 Literal: TypeAlias = "int | float | bool | str | tuple[Literal, ...] | None"
@@ -17,11 +18,14 @@ class Kind(Enum):
 
     COUNT = "a whole number from 1"
     INTEGER = "a whole number"
-    SPATIAL = "a whole number or a pair of them"
-    PADDING = "a whole number, a pair of them, 'same' or 'valid'"
+    SIZE = "a whole number from 1 or a pair of them"
+    MARGIN = "a whole number from 0 or a pair of them"
+    PADDING = "a whole number from 0, a pair of them, 'same' or 'valid'"
+    PADDING_MODE = "'zeros', 'reflect', 'replicate' or 'circular'"
     FLAG = "True or False"
-    NUMBER = "a number"
-    WORD = "a word in quotes"
+    NUMBER = "a finite number"
+    PROBABILITY = "a number from 0 to 1"
+    APPROXIMATE = "'none' or 'tanh'"
     TENSOR = "a tensor"
     TRAINING = "self.training, True or False"
 
@@ -50,22 +54,28 @@ class Parameter:
                 return _is_int(value) and value >= 1  # type: ignore[operator]
             case Kind.INTEGER:
                 return _is_int(value)
-            case Kind.SPATIAL:
-                return _is_spatial(value)
+            case Kind.SIZE:
+                return _is_spatial(value, least=1)
+            case Kind.MARGIN:
+                return _is_spatial(value, least=0)
             case Kind.PADDING:
-                return _is_spatial(value) or value in ("same", "valid")
+                return _is_spatial(value, least=0) or value in ("same", "valid")
+            case Kind.PADDING_MODE:
+                return value in ("zeros", "reflect", "replicate", "circular")
             case Kind.FLAG | Kind.TRAINING:
                 return isinstance(value, bool)
             case Kind.NUMBER:
-                return isinstance(value, float) or _is_int(value)
-            case Kind.WORD:
-                return isinstance(value, str)
+                return _is_number(value)
+            case Kind.PROBABILITY:
+                return _is_number(value) and 0 <= value <= 1  # type: ignore[operator]
+            case Kind.APPROXIMATE:
+                return value in ("none", "tanh")
             case Kind.TENSOR:
                 return False
 
     def canonical(self, value: Literal) -> Literal:
         """The one way to write a value: (3, 3) as 3."""
-        if self.kind in (Kind.SPATIAL, Kind.PADDING) and isinstance(value, tuple) and len(set(value)) == 1:
+        if self.kind in (Kind.SIZE, Kind.MARGIN, Kind.PADDING) and isinstance(value, tuple) and len(set(value)) == 1:
             return value[0]
         return value
 
@@ -74,9 +84,13 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_spatial(value: object) -> bool:
-    pair = value if isinstance(value, tuple) else (value,)
-    return len(pair) in (1, 2) and all(_is_int(v) and v >= 0 for v in pair)
+def _is_number(value: object) -> bool:
+    return _is_int(value) or (isinstance(value, float) and isfinite(value))
+
+
+def _is_spatial(value: object, *, least: int) -> bool:
+    pair = value if isinstance(value, tuple) else (value, value)
+    return len(pair) == 2 and all(_is_int(v) and v >= least for v in pair)
 
 
 @dataclass(frozen=True)
@@ -128,13 +142,13 @@ LAYERS: Final[Mapping[str, LayerKind]] = {
         (
             Parameter("in_channels", Kind.COUNT),
             Parameter("out_channels", Kind.COUNT),
-            Parameter("kernel_size", Kind.SPATIAL),
-            Parameter("stride", Kind.SPATIAL, 1),
+            Parameter("kernel_size", Kind.SIZE),
+            Parameter("stride", Kind.SIZE, 1),
             Parameter("padding", Kind.PADDING, 0),
-            Parameter("dilation", Kind.SPATIAL, 1),
+            Parameter("dilation", Kind.SIZE, 1),
             Parameter("groups", Kind.COUNT, 1),
             Parameter("bias", Kind.FLAG, True),
-            Parameter("padding_mode", Kind.WORD, "zeros"),
+            Parameter("padding_mode", Kind.PADDING_MODE, "zeros"),
         ),
         positional=2,
         axes={"weight": ("out", "in"), "bias": ("out",)},
@@ -153,9 +167,9 @@ LAYERS: Final[Mapping[str, LayerKind]] = {
 _INPUT = Parameter("input", Kind.TENSOR)
 _KERNEL = (
     _INPUT,
-    Parameter("kernel_size", Kind.SPATIAL),
-    Parameter("stride", Kind.SPATIAL, None),
-    Parameter("padding", Kind.SPATIAL, 0),
+    Parameter("kernel_size", Kind.SIZE),
+    Parameter("stride", Kind.SIZE, None),
+    Parameter("padding", Kind.MARGIN, 0),
 )
 
 ELEMENTWISE: Final[Mapping[str, Signature]] = {
@@ -163,7 +177,7 @@ ELEMENTWISE: Final[Mapping[str, Signature]] = {
     "F.relu6": Signature((_INPUT,)),
     "F.leaky_relu": Signature((_INPUT, Parameter("negative_slope", Kind.NUMBER, 0.01)), positional=2),
     "F.elu": Signature((_INPUT, Parameter("alpha", Kind.NUMBER, 1.0)), positional=2),
-    "F.gelu": Signature((_INPUT, Parameter("approximate", Kind.WORD, "none"))),
+    "F.gelu": Signature((_INPUT, Parameter("approximate", Kind.APPROXIMATE, "none"))),
     "F.silu": Signature((_INPUT,)),
     "F.hardswish": Signature((_INPUT,)),
     "F.hardsigmoid": Signature((_INPUT,)),
@@ -179,11 +193,11 @@ FUNCTIONS: Final[Mapping[str, Signature]] = {
     **ELEMENTWISE,
     **OPERATORS,
     "F.dropout": Signature(
-        (_INPUT, Parameter("p", Kind.NUMBER, 0.5), Parameter("training", Kind.TRAINING, True)),
+        (_INPUT, Parameter("p", Kind.PROBABILITY, 0.5), Parameter("training", Kind.TRAINING, True)),
         positional=3,
     ),
     "F.max_pool2d": Signature(
-        (*_KERNEL, Parameter("dilation", Kind.SPATIAL, 1), Parameter("ceil_mode", Kind.FLAG, False)),
+        (*_KERNEL, Parameter("dilation", Kind.SIZE, 1), Parameter("ceil_mode", Kind.FLAG, False)),
         positional=2,
     ),
     "F.avg_pool2d": Signature(
@@ -191,16 +205,19 @@ FUNCTIONS: Final[Mapping[str, Signature]] = {
             *_KERNEL,
             Parameter("ceil_mode", Kind.FLAG, False),
             Parameter("count_include_pad", Kind.FLAG, True),
-            Parameter("divisor_override", Kind.INTEGER, None),
+            Parameter("divisor_override", Kind.COUNT, None),
         ),
         positional=2,
     ),
-    "F.adaptive_avg_pool2d": Signature((_INPUT, Parameter("output_size", Kind.SPATIAL)), positional=2),
+    "F.adaptive_avg_pool2d": Signature((_INPUT, Parameter("output_size", Kind.SIZE)), positional=2),
     "torch.flatten": Signature(
         (_INPUT, Parameter("start_dim", Kind.INTEGER, 0), Parameter("end_dim", Kind.INTEGER, -1)),
         positional=3,
     ),
 }
+
+# Names that a network file itself uses, which neither its class nor a local variable may hide.
+FILE_NAMES: Final = frozenset({"F", "Tensor", "nn", "self", "super", "torch"})
 
 # Attributes of torch.nn.Module that a layer's name would hide.
 RESERVED_NAMES: Final = frozenset(

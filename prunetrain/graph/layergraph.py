@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from prunetrain.graph.catalog import FUNCTIONS, LAYERS, RESERVED_NAMES, LayerKind, Literal, Signature, bind
+from prunetrain.graph.catalog import FILE_NAMES, FUNCTIONS, LAYERS, RESERVED_NAMES, Kind, LayerKind, Literal, Signature, bind
 
 
 @dataclass(frozen=True, order=True)
@@ -26,7 +26,16 @@ class Attribute:
     name: str
 
 
+TRAINING = Attribute("training")
 Argument: TypeAlias = "Literal | Value | Attribute"
+
+
+class GraphError(ValueError):
+    """What is wrong with a graph; `part` is the step (its number), layer or tensor (its name) at fault, None for the whole graph."""
+
+    def __init__(self, message: str, part: int | str | None = None) -> None:
+        super().__init__(message)
+        self.part = part
 
 
 @dataclass(frozen=True)
@@ -86,9 +95,17 @@ class Step:
         """A step with its arguments checked and in canonical form.
 
         Raises:
-            ValueError: for an unknown function or argument, or a value that the argument does not take.
+            ValueError: for an unknown function or argument, a value that the argument does not take, or a step that reads no result.
         """
-        return cls(target, bind(signature_of(target), arguments.items()))  # type: ignore[arg-type]
+        signature = signature_of(target)
+        step = cls(target, bind(signature, arguments.items()))  # type: ignore[arg-type]
+        for name, argument in step.arguments:
+            kind = signature[name].kind
+            if isinstance(argument, (Value, Attribute)) and (argument == TRAINING) != (kind is Kind.TRAINING):
+                raise ValueError(f"{name} must be {kind.value}")
+        if not step.inputs():
+            raise ValueError("takes a result of the network")
+        return step
 
     def __getitem__(self, argument: str) -> Any:
         return dict(self.arguments).get(argument, signature_of(self.target)[argument].default)
@@ -131,10 +148,10 @@ def signature_of(target: str) -> Signature:
 class LayerGraph:
     """A network: what `parse` reads from a network file and `render` writes to one.
 
-    `input_shape` is (C, H, W), without the batch. `output` is the value that `forward` returns.
+    `input_shape` is (C, H, W), without the batch. `output` is the value that `forward` returns. `declared` is put in order of first use.
 
     Raises:
-        ValueError: if names clash or cannot be attributes, a step refers to what is not there, or anything is defined and never used.
+        GraphError: if names clash or cannot be attributes, a step refers to what is not there, or anything is defined and never used.
     """
 
     class_name: str
@@ -147,36 +164,42 @@ class LayerGraph:
     def __post_init__(self) -> None:
         check_identifier(self.class_name, "class")
         if not self.input_shape or min(self.input_shape) < 1:
-            raise ValueError("the input shape needs sizes from 1")
+            raise GraphError("the input shape needs sizes from 1")
         names = [layer.name for layer in self.layers] + [tensor.name for tensor in self.declared]
         for name in names:
             check_identifier(name, "layer")
         if len(set(names)) < len(names):
-            raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is defined twice")
+            raise GraphError(f"{next(n for n in names if names.count(n) > 1)} is defined twice")
+        for tensor in self.declared:
+            if not tensor.shape or min(tensor.shape) < 1:
+                raise GraphError(f"self.{tensor.name} needs sizes from 1", tensor.name)
         self._check_steps()
+        read = [name for step in self.steps for name in step.attributes()]
+        object.__setattr__(self, "declared", tuple(sorted(self.declared, key=lambda tensor: read.index(tensor.name))))
 
     def _check_steps(self) -> None:
         layers, declared = {layer.name for layer in self.layers}, {tensor.name for tensor in self.declared}
         used_values, used_names = {self.output.index}, set()
         for number, step in enumerate(self.steps):
             if step.layer is not None and step.layer not in layers:
-                raise ValueError(f"self.{step.layer} is called and not defined")
+                raise GraphError(f"self.{step.layer} is called and not defined", number)
             if step.layer is not None:
                 used_names.add(step.layer)
             for attribute in step.attributes():
-                if attribute != "training" and attribute not in declared:
-                    raise ValueError(f"self.{attribute} is read and not defined")
+                if attribute != TRAINING.name and attribute not in declared:
+                    raise GraphError(f"self.{attribute} is read and not defined", number)
                 used_names.add(attribute)
             for value in step.inputs():
                 if not 0 <= value.index <= number:
-                    raise ValueError(f"step {number} reads a result that is not there yet")
+                    raise GraphError(f"step {number} reads a result that is not there yet", number)
                 used_values.add(value.index)
         if not 0 <= self.output.index <= len(self.steps):
-            raise ValueError("the output is not a result of the network")
-        unused = [step.target for i, step in enumerate(self.steps) if i + 1 not in used_values]
-        unused += [f"self.{name}" for name in sorted((layers | declared) - used_names)]
-        if unused:
-            raise ValueError(f"{unused[0]} is never used")
+            raise GraphError("the output is not a result of the network")
+        for number, step in enumerate(self.steps):
+            if number + 1 not in used_values:
+                raise GraphError(f"the result of {step.target} is never used", number)
+        for name in sorted((layers | declared) - used_names):
+            raise GraphError(f"self.{name} is never used", name)
 
     def layer(self, name: str) -> Layer:
         """The layer of a name.
@@ -207,8 +230,8 @@ def check_identifier(name: str, what: str) -> None:
     """Refuse names that cannot be attributes of a network.
 
     Raises:
-        ValueError: for what is no identifier, is a keyword, starts with an underscore, or hides something of torch.nn.Module.
+        GraphError: for what is no identifier, is a keyword, starts with an underscore, or hides a name of torch.nn.Module or of the file.
     """
-    hidden = what == "layer" and name in RESERVED_NAMES
+    hidden = name in (RESERVED_NAMES if what == "layer" else FILE_NAMES)
     if not name.isascii() or not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_") or hidden:
-        raise ValueError(f"{name!r} cannot name a {what}")
+        raise GraphError(f"{name!r} cannot name a {what}", name if what == "layer" else None)

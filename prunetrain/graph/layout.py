@@ -16,6 +16,7 @@ from prunetrain.graph.layergraph import Argument, Attribute, LayerGraph, Step, V
 _MAIN = "x"
 _WRAPPING = frozenset(ELEMENTWISE) | {"F.dropout"}
 _WRAPPING_LAYERS = frozenset({"BatchNorm1d", "BatchNorm2d"})
+_LONGEST = 4  # calls on a line, such as conv, normalisation, activation, dropout
 _HEAD = frozenset({"F.adaptive_avg_pool2d", "torch.flatten"})  # belongs to what follows
 _SIDE_NAMES = {"+": "shortcut", "*": "gate"}
 
@@ -88,7 +89,8 @@ def _lines(graph: LayerGraph) -> list[list[int]]:
     lines: list[list[int]] = []
     for number, step in enumerate(graph.steps):
         wraps = step.target in _WRAPPING or (step.layer is not None and kinds[step.layer] in _WRAPPING_LAYERS)
-        if number and wraps and step.inputs() == (Value(number),) and uses[Value(number)] == [number]:
+        fits = lines and len(lines[-1]) < _LONGEST
+        if fits and wraps and step.inputs() == (Value(number),) and uses[Value(number)] == [number]:
             lines[-1].append(number)
         else:
             lines.append([number])
@@ -142,8 +144,8 @@ class _Names:
         if holder is None or self._last_use[holder] <= line:
             return "", _MAIN
         if line + 1 < len(self._reads) and result not in self._reads[line + 1]:
-            return "", self._free_name(result, line)
-        return self._free_name(holder, line), _MAIN
+            return "", self._free_name(result, line + 1)
+        return self._free_name(holder, line), _MAIN  # set aside before the line runs, so what it reads is taken too
 
     def set_aside(self, aside: str) -> None:
         """Give what `x` holds another name."""
@@ -154,8 +156,8 @@ class _Names:
         dead = [value for value, name in self._names.items() if name != _MAIN and self._last_use[value] <= line]
         return [self._names.pop(value) for value in dead]
 
-    def _free_name(self, value: Value, line: int) -> str:
-        taken = {name for v, name in self._names.items() if self._last_use[v] > line}
+    def _free_name(self, value: Value, first_line_taken: int) -> str:
+        taken = {name for v, name in self._names.items() if self._last_use[v] >= first_line_taken}
         base = self._side_base[value]
         name, number = base, 2
         while name in taken:

@@ -23,8 +23,10 @@ def read_source(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise NetworkFileError(f"{path}: no such network file") from None
-    except (UnicodeDecodeError, IsADirectoryError):
-        raise NetworkFileError(f"{path}: not a network file") from None
+    except UnicodeDecodeError:
+        raise NetworkFileError(f"{path}: not a network file: not UTF-8 text") from None
+    except OSError as error:
+        raise NetworkFileError(f"{path}: not a network file: {error.strerror}") from None
 
 
 def read_graph(path: Path) -> LayerGraph:

@@ -11,14 +11,27 @@ from collections.abc import Iterator
 from typing import Final, NoReturn
 
 from prunetrain.errors import NetworkFileError
-from prunetrain.graph.catalog import FUNCTIONS, LAYERS, OPERATORS, Literal, Signature
-from prunetrain.graph.layergraph import Argument, Attribute, Declared, Layer, LayerGraph, Step, Value, check_identifier
-from prunetrain.graph.shapes import ShapeError, infer_shapes
+from prunetrain.graph.catalog import FILE_NAMES, FUNCTIONS, LAYERS, OPERATORS, Literal, Signature
+from prunetrain.graph.layergraph import (
+    TRAINING,
+    Argument,
+    Attribute,
+    Declared,
+    GraphError,
+    Layer,
+    LayerGraph,
+    Step,
+    Value,
+    check_identifier,
+)
+from prunetrain.graph.shapes import infer_shapes
 
 MAX_BYTES: Final = 10_000_000
-_IMPORTS: Final = frozenset(
-    ast.unparse(ast.parse(line)) for line in ("import torch", "from torch import Tensor, nn", "from torch.nn import functional as F")
-)
+_IMPORTS: Final = {  # the only lines of import, and the names that they bring
+    "import torch": ("torch",),
+    "from torch import Tensor, nn": ("Tensor", "nn"),
+    "from torch.nn import functional as F": ("F",),
+}
 _INPUT: Final = re.compile(r"Input (\d{1,6}(?:x\d{1,6})*)\.")
 _OPERATOR_OF: Final = {ast.Add: "+", ast.Mult: "*"}
 
@@ -43,7 +56,9 @@ class _Parser:
         self._declared: dict[str, Declared] = {}
         self._names: dict[str, Value] = {}
         self._steps: list[Step] = []
-        self._lines: list[int] = []
+        self._lines: dict[int | str | None, int] = {}  # where a step (its number), layer or tensor (its name), or the class (None) stands
+        self._imported: set[str] = set()
+        self._line = 1  # of the statement that is being read
 
     def fail(self, line: int | ast.AST, message: str) -> NoReturn:
         number = line if isinstance(line, int) else getattr(line, "lineno", 1)
@@ -56,12 +71,19 @@ class _Parser:
             tree = ast.parse(source)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             self.fail(getattr(error, "lineno", 1) or 1, f"not Python: {getattr(error, 'msg', error)}")
-        body = list(tree.body)
+        try:
+            return self._module(list(tree.body))
+        except RecursionError:
+            self.fail(self._line, "nested too deeply for a network file")
+
+    def _module(self, body: list[ast.stmt]) -> LayerGraph:
         input_shape = self._docstring(body.pop(0) if body else None)
         while body and isinstance(body[0], (ast.Import, ast.ImportFrom)):
             statement = body.pop(0)
-            if ast.unparse(statement) not in _IMPORTS:
-                self.fail(statement, f"a network file imports nothing but torch, so not: {ast.unparse(statement)}")
+            line = ast.unparse(statement)
+            if line not in _IMPORTS:
+                self.fail(statement, f"a network file imports nothing but torch, so not: {line}")
+            self._imported.update(_IMPORTS[line])
         if not body or not isinstance(body[0], ast.ClassDef):
             self.fail(body[0] if body else 1, "expected the class of the network")
         if len(body) > 1:
@@ -84,6 +106,8 @@ class _Parser:
             or getattr(node, "type_params", [])
         ):
             self.fail(node, "the class must be a plain subclass of nn.Module")
+        self._check_imported(node, "nn")
+        self._lines[None] = node.lineno
         match node.body:
             case [ast.FunctionDef(name="__init__") as init, ast.FunctionDef(name="forward") as forward]:
                 self._signature(init, "def __init__(self) -> None")
@@ -97,11 +121,14 @@ class _Parser:
                 node.name, input_shape, tuple(self._layers.values()), tuple(self._steps), output, tuple(self._declared.values())
             )
             infer_shapes(graph)
-        except ShapeError as error:
-            self.fail(self._lines[error.step], str(error))
-        except ValueError as error:
-            self.fail(node, str(error))
+        except GraphError as error:
+            self.fail(self._lines[error.part], str(error))
         return graph
+
+    def _check_imported(self, node: ast.AST, name: str) -> None:
+        if name not in self._imported:
+            wanted = next(line for line, names in _IMPORTS.items() if name in names)
+            self.fail(node, f"{name} is not imported: {wanted}")
 
     def _signature(self, node: ast.FunctionDef, wanted: str) -> None:
         found = f"def {node.name}({ast.unparse(node.args)})" + (f" -> {ast.unparse(node.returns)}" if node.returns else "")
@@ -112,6 +139,7 @@ class _Parser:
         if not node.body or ast.unparse(node.body[0]) != "super().__init__()":
             self.fail(node, "__init__ must begin with super().__init__()")
         for statement in node.body[1:]:
+            self._line = statement.lineno
             match statement:
                 case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self"), attr=name)], value=ast.Call() as call):
                     self._definition(statement, name, call)
@@ -121,6 +149,7 @@ class _Parser:
     def _definition(self, statement: ast.stmt, name: str, call: ast.Call) -> None:
         if name in self._layers or name in self._declared:
             self.fail(statement, f"self.{name} is defined twice")
+        self._lines[name] = statement.lineno
         try:
             check_identifier(name, "layer")
             match call:
@@ -138,6 +167,7 @@ class _Parser:
         sizes = [self._literal(argument) for argument in call.args]
         if ast.unparse(call.func) != "torch.zeros" or call.keywords or not sizes or not all(type(s) is int and s > 0 for s in sizes):
             self.fail(call, f"a declared parameter is written nn.Parameter(torch.zeros(SIZES)), not {_shown(call)}")
+        self._check_imported(call, "torch")
         return tuple(sizes)  # type: ignore[arg-type]
 
     def _arguments(self, call: ast.Call, signature: Signature, *, literals_only: bool = False) -> Iterator[tuple[str, Argument]]:
@@ -154,16 +184,17 @@ class _Parser:
         self._names = {"x": Value(0)}
         *statements, last = node.body
         for statement in statements:
+            self._line = statement.lineno
             match statement:
                 case ast.Assign(targets=[ast.Name(id=name)], value=expression):
-                    if name in ("self", "torch", "nn", "F", "Tensor"):
+                    if name in FILE_NAMES:
                         self.fail(statement, f"{name} cannot name a local variable")
                     self._names[name] = self._value(expression)
-                case ast.Delete(targets=targets) if all(isinstance(t, ast.Name) and t.id in self._names for t in targets):
-                    for target in targets:
-                        self._names.pop(ast.unparse(target), None)
+                case ast.Delete(targets=[ast.Name(id=name)]) if name in self._names:
+                    del self._names[name]
                 case _:
                     self.fail(statement, f"forward may only call layers and functions, line by line, so not: {_shown(statement)}")
+        self._line = last.lineno
         match last:
             case ast.Return(value=ast.expr() as expression):
                 return self._value(expression)
@@ -182,6 +213,7 @@ class _Parser:
                 return self._step(node, f"self.{name}", self._arguments(node, FUNCTIONS["F.relu"]))
             case ast.Call(func=ast.Attribute(value=ast.Name())) if ast.unparse(node.func) in FUNCTIONS:
                 target = ast.unparse(node.func)
+                self._check_imported(node, target.partition(".")[0])
                 return self._step(node, target, self._arguments(node, FUNCTIONS[target]))
         self.fail(node, f"not a layer or function that prunetrain knows: {_shown(node)}")
 
@@ -191,12 +223,12 @@ class _Parser:
             self._steps.append(Step.make(target, **bound))
         except ValueError as error:
             self.fail(node, f"{target}: {error}")
-        self._lines.append(node.lineno)
+        self._lines[len(self._steps) - 1] = node.lineno
         return Value(len(self._steps))
 
     def _argument(self, node: ast.expr) -> Argument:
         match node:
-            case ast.Attribute(value=ast.Name(id="self"), attr=name) if name == "training" or name in self._declared:
+            case ast.Attribute(value=ast.Name(id="self"), attr=name) if name == TRAINING.name or name in self._declared:
                 return Attribute(name)
             case ast.Constant() | ast.Tuple() | ast.UnaryOp():
                 return self._literal(node)

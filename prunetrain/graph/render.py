@@ -118,7 +118,7 @@ def _definitions(graph: LayerGraph, shapes: tuple[Shape, ...], dense: LayerGraph
     first_use = {
         name: number for number, step in reversed(list(enumerate(graph.steps))) for name in (step.layer, *step.attributes()) if name
     }
-    waiting = sorted(graph.declared, key=lambda tensor: first_use[tensor.name])
+    waiting = list(graph.declared)
     entries: list[tuple[str, Line]] = []
     for layer in graph.layers:
         while waiting and first_use[waiting[0].name] < first_use[layer.name]:

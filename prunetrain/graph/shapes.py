@@ -5,17 +5,13 @@ from math import prod
 from typing import Any, TypeAlias
 
 from prunetrain.graph.catalog import ELEMENTWISE
-from prunetrain.graph.layergraph import Attribute, Layer, LayerGraph, Step, Value
+from prunetrain.graph.layergraph import TRAINING, Attribute, GraphError, Layer, LayerGraph, Step, Value
 
 Shape: TypeAlias = tuple[int, ...]
 
 
-class ShapeError(ValueError):
-    """A step whose inputs do not fit; `step` is its number."""
-
-    def __init__(self, step: int, message: str) -> None:
-        super().__init__(message)
-        self.step = step
+class ShapeError(GraphError):
+    """A step whose inputs do not fit; `part` is its number."""
 
 
 def infer_shapes(graph: LayerGraph) -> tuple[Shape, ...]:
@@ -31,7 +27,7 @@ def infer_shapes(graph: LayerGraph) -> tuple[Shape, ...]:
         operands = [
             shapes[a.index] if isinstance(a, Value) else declared[a.name]
             for _, a in step.arguments
-            if isinstance(a, Value) or (isinstance(a, Attribute) and a.name != "training")
+            if isinstance(a, Value) or (isinstance(a, Attribute) and a != TRAINING)
         ]
         try:
             if step.layer is not None:
@@ -42,7 +38,7 @@ def infer_shapes(graph: LayerGraph) -> tuple[Shape, ...]:
             if min(shape) < 1:
                 raise ValueError(f"nothing is left of the image: {_text(operands[0])} becomes {_text(shape)}")
         except ValueError as error:
-            raise ShapeError(number, f"{step.target}: {error}") from None
+            raise ShapeError(f"{step.target}: {error}", number) from None
         shapes.append(shape)
     return tuple(shapes)
 
@@ -72,16 +68,26 @@ def _conv2d(layer: Layer, shape: Shape) -> Shape:
     _check_channels(layer, "in", channels)
     if layer["in_channels"] % layer["groups"] or layer["out_channels"] % layer["groups"]:
         raise ValueError(f"{layer['groups']} groups divide neither or only one of its channel counts")
+    kernel, stride, dilation = _pair(layer["kernel_size"]), _pair(layer["stride"]), _pair(layer["dilation"])
     if layer["padding"] == "same":
+        if stride != (1, 1):
+            raise ValueError("padding 'same' needs stride 1")
+        _check_padding_mode(layer, (height, width), tuple((d * (k - 1) + 1) // 2 for k, d in zip(kernel, dilation, strict=True)))
         return layer["out_channels"], height, width
     padding = (0, 0) if layer["padding"] == "valid" else _pair(layer["padding"])
-    spatial = zip((height, width), _pair(layer["kernel_size"]), _pair(layer["stride"]), padding, _pair(layer["dilation"]), strict=True)
+    _check_padding_mode(layer, (height, width), padding)
+    spatial = zip((height, width), kernel, stride, padding, dilation, strict=True)
     return layer["out_channels"], *(_windows(n, k, s, p, d, ceil=False) for n, k, s, p, d in spatial)
 
 
+def _check_padding_mode(layer: Layer, image: Shape, padding: Shape) -> None:
+    """Padding made of the image itself cannot be wider than the image; reflected, it has one pixel less to give."""
+    spared = {"reflect": 1, "circular": 0}.get(layer["padding_mode"])
+    if spared is not None and any(p > n - spared for n, p in zip(image, padding, strict=True)):
+        raise ValueError(f"padding {_text(padding)} is too wide for an image of {_text(image)}")
+
+
 def _windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool) -> int:
-    if kernel < 1 or stride < 1 or dilation < 1:
-        raise ValueError("kernel size, stride and dilation must be from 1")
     room = size + 2 * padding - dilation * (kernel - 1) - 1
     count = (room + (stride - 1 if ceil else 0)) // stride + 1
     # torch drops a last window that would start in the padding on the right
@@ -105,10 +111,12 @@ def _batch_norm(rank: int) -> Callable[[Layer, Shape], Shape]:
 
 def _pool2d(step: Step, shape: Shape) -> Shape:
     channels, height, width = _image(shape)
-    kernel = _pair(step["kernel_size"])
+    kernel, padding = _pair(step["kernel_size"]), _pair(step["padding"])
     stride = kernel if step["stride"] is None else _pair(step["stride"])
     dilation = _pair(step["dilation"]) if step.target == "F.max_pool2d" else (1, 1)
-    spatial = zip((height, width), kernel, stride, _pair(step["padding"]), dilation, strict=True)
+    if any(p > (d * (k - 1) + 1) // 2 for k, p, d in zip(kernel, padding, dilation, strict=True)):
+        raise ValueError(f"padding {_text(padding)} is more than half the window")
+    spatial = zip((height, width), kernel, stride, padding, dilation, strict=True)
     return channels, *(_windows(n, k, s, p, d, ceil=step["ceil_mode"]) for n, k, s, p, d in spatial)
 
 
@@ -126,7 +134,10 @@ def _flatten(step: Step, shape: Shape) -> Shape:
     return *shape[: start - 1], prod(shape[start - 1 : end]), *shape[end:]
 
 
-def _broadcast(_: Step, left: Shape, right: Shape) -> Shape:
+def _broadcast(step: Step, left: Shape, right: Shape) -> Shape:
+    rank = max(len(left), len(right))
+    if any(isinstance(a, Value) and len(s) < rank for (_, a), s in zip(step.arguments, (left, right), strict=True)):
+        raise ValueError(f"{_text(left)} and {_text(right)} do not fit")  # the shorter one's batch would meet another dimension
     longer, shorter = (left, right) if len(left) >= len(right) else (right, left)
     padded = (1,) * (len(longer) - len(shorter)) + shorter
     if any(a != b and 1 not in (a, b) for a, b in zip(longer, padded, strict=True)):

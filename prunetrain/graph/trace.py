@@ -5,9 +5,11 @@ one canonical function whether the model has them as module, function or method.
 """
 
 import inspect
+import numbers
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, Final
 
 import torch
@@ -16,8 +18,8 @@ from torch.nn import functional as F
 
 from prunetrain.errors import TraceError
 from prunetrain.graph.catalog import LAYERS, Literal
-from prunetrain.graph.layergraph import Argument, Attribute, Layer, LayerGraph, Step, Value, check_identifier, signature_of
-from prunetrain.graph.shapes import infer_shapes
+from prunetrain.graph.layergraph import TRAINING, Argument, GraphError, Layer, LayerGraph, Step, Value, check_identifier, signature_of
+from prunetrain.graph.shapes import ShapeError, infer_shapes
 
 # A module without parameters: the function that it calls, and the attributes that are its arguments.
 _MODULE_FUNCTIONS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
@@ -52,6 +54,7 @@ _CALLABLES: Final[dict[Callable[..., Any], str]] = {
     torch.sigmoid: "torch.sigmoid",
     F.tanh: "torch.tanh",
     torch.tanh: "torch.tanh",
+    F.dropout: "F.dropout",
     F.max_pool2d: "F.max_pool2d",
     F.avg_pool2d: "F.avg_pool2d",
     F.adaptive_avg_pool2d: "F.adaptive_avg_pool2d",
@@ -76,6 +79,8 @@ _METHODS: Final[dict[str, str]] = {
 }
 
 _IGNORED: Final = frozenset({"inplace", "return_indices"})  # no influence on the result
+_IN_PLACE: Final = frozenset({operator.iadd, operator.imul})
+_ALIASES: Final = frozenset({"Identity", "Flatten", "Dropout", torch.flatten, "flatten", F.dropout})  # may return their input's own memory
 
 
 @dataclass(frozen=True)
@@ -105,12 +110,8 @@ def trace_with_state(model: nn.Module, example_input: Tensor) -> Traced:
     Raises:
         TraceError: as `trace`.
     """
-    try:
-        traced = fx.GraphModule(model, fx.Tracer().trace(model))
-    except Exception as error:  # whatever the model's own code raises on a proxy
-        raise TraceError(f"{type(model).__name__} cannot be traced by torch.fx: {str(error).splitlines()[0]}") from error
-    builder = _Builder(model, tuple(example_input.shape[1:]))
-    graph = builder.build(traced.graph)
+    builder, in_evaluation = (_Builder(model, tuple(example_input.shape[1:])) for _ in range(2))
+    graph = _of_both_modes(builder.build(_fx_graph(model, training=True)), in_evaluation.build(_fx_graph(model, training=False)))
     state = {
         f"{flat}.{name}": tensor
         for qualified, flat in builder.names.items()
@@ -119,18 +120,72 @@ def trace_with_state(model: nn.Module, example_input: Tensor) -> Traced:
     return Traced(graph, state)
 
 
+def _fx_graph(model: nn.Module, *, training: bool) -> fx.Graph:
+    """What torch.fx sees in train or in eval mode. The model's own modes stay as they are."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = training
+        return fx.Tracer().trace(model)
+    except Exception as error:  # whatever the model's own code raises on a proxy
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise TraceError(f"{type(model).__name__} cannot be traced by torch.fx: {reason}") from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _of_both_modes(in_training: LayerGraph, in_evaluation: LayerGraph) -> LayerGraph:
+    """One graph for both modes: a dropout that was on in train mode only is one that reads `self.training`."""
+    steps = []
+    for step, other in zip_longest(in_training.steps, in_evaluation.steps):
+        merged = step
+        if step and step != other and step.target == "F.dropout":
+            arguments = dict(step.arguments)
+            if other == Step.make(step.target, **{**arguments, "training": False}):
+                merged = Step.make(step.target, **{**arguments, "training": TRAINING})
+        if merged is step and step != other:
+            raise TraceError(
+                f"{in_training.class_name}.forward takes other steps in train mode than in eval mode; prunetrain knows only dropout so far"
+            )
+        steps.append(merged)
+    return replace(in_training, steps=tuple(steps))
+
+
+def _refuse_hidden_changes(nodes: Iterable[fx.Node], modules: Mapping[str, nn.Module]) -> None:
+    """Steps return new results; a result that is changed in place must not be read under an older name afterwards.
+
+    Raises:
+        TraceError: where it is.
+    """
+    memory: dict[fx.Node, fx.Node] = {}  # the node that allocated what a node returns
+    for node in nodes:
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        source = node.all_input_nodes[0] if node.all_input_nodes else None
+        method = node.op == "call_method" and str(node.target).endswith("_")
+        changes = method or node.target in _IN_PLACE or bool(getattr(module, "inplace", node.kwargs.get("inplace")))
+        if source is not None and changes:
+            for alias, owner in memory.items():
+                if owner is memory[source] and any(user > node for user in alias.users):
+                    raise TraceError(f"{_described(node)} changes {alias.name} in place, which is read again later")
+        same = source is not None and (changes or (type(module).__name__ if module else node.target) in _ALIASES)
+        memory[node] = memory[source] if source is not None and same else node
+
+
 class _Builder:
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         self._model = model
         self._input_shape = input_shape
-        self._modules = dict(model.named_modules())
+        self._modules = dict(model.named_modules(remove_duplicate=False))  # torch.fx calls a shared module by its last name
         self._steps: list[Step] = []
         self._layers: dict[str, Layer] = {}
         self.names: dict[str, str] = {}  # qualified name -> name in the graph
 
     def build(self, traced: fx.Graph) -> LayerGraph:
+        _refuse_hidden_changes(traced.nodes, self._modules)
         values: dict[fx.Node, Argument] = {}
         output: Argument = None
+        needed = _needed(traced)
         for node in traced.nodes:
             if node.op == "placeholder":
                 if values:
@@ -138,21 +193,22 @@ class _Builder:
                 values[node] = Value(0)
             elif node.op == "output":
                 output = self._argument(node.args[0], values)
-            elif node.users:
+            elif node in needed:
                 values[node] = self._node(node, values)
         if not isinstance(output, Value):
             raise TraceError(f"{type(self._model).__name__}.forward must return one tensor")
+        class_name = type(self._model).__name__
         order = {name: position for position, name in enumerate(self._modules)}
         qualified = sorted(self.names, key=order.__getitem__)
         self.names = {name: self.names[name] for name in qualified}
         try:
-            graph = LayerGraph(
-                type(self._model).__name__, self._input_shape, tuple(self._layers[name] for name in qualified), tuple(self._steps), output
-            )
+            graph = LayerGraph(class_name, self._input_shape, tuple(self._layers[name] for name in qualified), tuple(self._steps), output)
             infer_shapes(graph)
-        except ValueError as error:
+        except ShapeError as error:
             shape = "x".join(map(str, self._input_shape))
-            raise TraceError(f"{type(self._model).__name__} does not fit an input of {shape}: {error}") from None
+            raise TraceError(f"{class_name} does not fit an input of {shape}: {error}") from None
+        except GraphError as error:
+            raise TraceError(f"{class_name} cannot be a network file: {error}") from None
         return graph
 
     def _argument(self, argument: Any, values: dict[fx.Node, Argument]) -> Argument:
@@ -160,7 +216,8 @@ class _Builder:
             return values[argument]
         if isinstance(argument, (tuple, list)):
             return tuple(self._argument(item, values) for item in argument)  # type: ignore[misc]
-        return argument  # type: ignore[no-any-return]
+        plain: Argument = _plain(argument)
+        return plain
 
     def _node(self, node: fx.Node, values: dict[fx.Node, Argument]) -> Argument:
         args = [self._argument(a, values) for a in node.args]
@@ -168,7 +225,7 @@ class _Builder:
         try:
             match node.op:
                 case "call_module":
-                    return self._module(str(node.target), self._modules[str(node.target)], args)
+                    return self._module(str(node.target), self._modules[str(node.target)], [*args, *kwargs.values()])
                 case "call_function" if node.target in _CALLABLES:
                     return self._call(_CALLABLES[node.target], args, kwargs)
                 case "call_method" if node.target in _METHODS:
@@ -187,9 +244,9 @@ class _Builder:
             return args[0]
         if kind in _MODULE_FUNCTIONS and type(module) is getattr(nn, kind):
             target, attributes = _MODULE_FUNCTIONS[kind]
-            arguments = {attribute: getattr(module, attribute) for attribute in attributes}
+            arguments = {attribute: _plain(getattr(module, attribute)) for attribute in attributes}
             if target == "F.dropout":
-                arguments["training"] = Attribute("training")
+                arguments["training"] = TRAINING
             return self._call(target, args, arguments)
         raise ValueError(f"nn.{kind} is not a layer that prunetrain knows yet")
 
@@ -209,13 +266,36 @@ class _Builder:
         given = dict(zip(names, args, strict=False)) | {name: value for name, value in kwargs.items() if name not in _IGNORED}
         if len(args) > len(names):
             raise ValueError("too many arguments")
-        if target in ("F.max_pool2d", "F.avg_pool2d") and _pair(given.get("stride")) == _pair(given["kernel_size"]):
+        if target in ("F.max_pool2d", "F.avg_pool2d") and _pair(given.get("stride")) == _pair(given.get("kernel_size")):
             given["stride"] = None  # the default: the kernel's own size
         return self._add(Step.make(target, **given))
 
     def _add(self, step: Step) -> Value:
         self._steps.append(step)
         return Value(len(self._steps))
+
+
+def _needed(traced: fx.Graph) -> set[fx.Node]:
+    """The nodes that the output depends on."""
+    needed: set[fx.Node] = set()
+    for node in reversed(traced.nodes):
+        if node.op == "output" or node in needed:
+            needed.update(node.all_input_nodes)
+    return needed
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of other libraries, such as numpy's, as Python's own; lists as tuples."""
+    match value:
+        case bool() | str() | None:
+            return value
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            return float(value)
+        case tuple() | list():
+            return tuple(map(_plain, value))
+    return value
 
 
 def _pair(value: Argument) -> Argument:
@@ -232,7 +312,7 @@ def _constructor_arguments(module: nn.Module) -> dict[str, Literal]:
         value = getattr(module, name, parameter.default)
         value = value is not None if name == "bias" else value
         if name in known:
-            arguments[name] = value
+            arguments[name] = _plain(value)
         elif value != parameter.default and not (name == "bias" and not getattr(module, "affine", True)):
             raise ValueError(f"nn.{type(module).__name__} with {name}={value!r} is not supported yet")
     return arguments

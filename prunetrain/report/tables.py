@@ -1,27 +1,28 @@
 """Tables for the terminal: what `describe` found, aligned, with bars; colour only where a terminal shows it."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-BAR_WIDTH = 16
+BAR_WIDTH = 10
 
 
 def print_network(console: Console, described: dict[str, Any]) -> None:
     """A network's layers, totals and frozen spaces."""
     shape = "x".join(map(str, described["input_shape"]))
-    table = _table(f"{described['network']}, input {shape}", "layer", "kind", "output", "channels", "", "MACs", "params")
+    table = _table(f"{described['network']}, input {shape}", "layer", "output", "channels", "", "MACs", "params")
     for row in described["layers"]:
         kept = f"{row['channels']}" if row["channels"] == row["was"] else f"{row['channels']} of {row['was']}"
         output = "x".join(map(str, row["output_shape"]))
-        table.add_row(row["layer"], row["kind"], output, kept, bar(row["channels"], row["was"]), count(row["macs"]), count(row["params"]))
+        table.add_row(row["layer"], output, kept, bar(row["channels"], row["was"]), count(row["macs"]), count(row["params"]))
     total, dense = described["totals"], described.get("dense_totals")
     table.add_section()
-    table.add_row("total", "", "", f"{total['channels']:,}", "", count(total["macs"]), count(total["params"]))
+    table.add_row("total", "", f"{total['channels']:,}", "", count(total["macs"]), count(total["params"]))
     if dense:
         shares = [f"{total[key] / dense[key]:.1%}" for key in ("channels", "macs", "params")]
-        table.add_row("of the dense network", "", "", shares[0], "", shares[1], shares[2])
+        table.add_row("of the dense network", "", shares[0], "", shares[1], shares[2])
     console.print(table)
     for space in described["frozen"]:
         console.print(f"frozen: {space['space']} ({space['channels']} channels), {space['why']}")
@@ -47,24 +48,28 @@ def print_change(console: Console, described: dict[str, Any]) -> None:
 def print_run(console: Console, described: dict[str, Any]) -> None:
     """A run's history: its networks, then its epochs."""
     networks = described["networks"]
-    table = _table(f"run {described['run']}: networks", "after epoch", "channels", "", "MACs", "params", "file")
+    table = _table(f"run {described['run']}", "file", "channels", "", "MACs", "", "params", "")
     for row in networks:
         table.add_row(
-            str(row["epoch"]),
+            Path(row["file"]).name,
             f"{row['channels']:,}",
             bar(row["channels"], networks[0]["channels"]),
-            f"{count(row['macs'])} ({row['macs'] / networks[0]['macs']:.1%})",
-            f"{count(row['params'])} ({row['params'] / networks[0]['params']:.1%})",
-            row["file"],
+            count(row["macs"]),
+            f"{row['macs'] / networks[0]['macs']:.1%}",
+            count(row["params"]),
+            f"{row['params'] / networks[0]['params']:.1%}",
         )
     console.print(table)
-    epochs = _table("epochs", "epoch", "train loss", "lasso", "train top-1", "val top-1", "lr", "MACs", "seconds", "images/s")
+    if not described["metrics"]:
+        return
+    console.print()
+    epochs = _table("", "epoch", "loss", "lasso", "train", "val top-1", "lr", "MACs", "seconds", "images/s")
     for line in described["metrics"]:
         epochs.add_row(
             str(line["epoch"]),
             f"{line['train_loss']:.4f}",
             f"{line['lasso']:.3f}",
-            f"{line['train_top1']:.2%}",
+            f"{line['train_top1']:.1%}",
             f"{line['val_top1']:.2%}",
             f"{line['lr']:.4g}",
             count(line["macs"]),
@@ -90,7 +95,7 @@ def count(number: float) -> str:
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
-    words = {"layer", "kind", "output", "", "file", "of"}
+    words = {"layer", "output", "file"}
     for column in columns:
         table.add_column(column, justify="left" if column in words else "right", no_wrap=True)
     return table

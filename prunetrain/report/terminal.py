@@ -8,9 +8,13 @@ from prunetrain.report.tables import count
 from prunetrain.training.run import Outcome
 
 
+_PLAIN_WIDTH = 160  # columns when nobody's terminal sets them, so that files and pipes get whole tables
+
+
 def console() -> Console:
     """Standard output, in colour on a terminal only; NO_COLOR and the terminal's width are respected."""
-    return Console()
+    console = Console()
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
 
 
 def print_outcome(output: Console, outcome: Outcome) -> None:
