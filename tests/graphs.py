@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from prunetrain.graph.catalog import ELEMENTWISE
+from prunetrain.graph.catalog import ELEMENTWISE, OPERATORS
 from prunetrain.graph.layergraph import TRAINING, Attribute, Declared, Layer, LayerGraph, Step, Value
 from prunetrain.graph.shapes import Shape, ShapeError, infer_shapes
 
@@ -75,8 +75,10 @@ class Sketch:
         return self.linear(name, self.call("torch.flatten", pooled, start_dim=1), classes)
 
     def graph(self, output: Value) -> LayerGraph:
-        declared = tuple(self.declared.values())
-        return LayerGraph(self.class_name, self.shapes[0], tuple(self.layers.values()), tuple(self.steps), output, declared)
+        layers, declared = tuple(self.layers.values()), tuple(self.declared.values())
+        graph = LayerGraph(self.class_name, self.shapes[0], layers, tuple(self.steps), output, declared)
+        assert list(infer_shapes(graph)) == self.shapes
+        return graph
 
     def _add(self, step: Step, layer: Layer | None = None) -> Value:
         """Raises ShapeError, and changes nothing, if the step does not fit."""
@@ -87,16 +89,11 @@ class Sketch:
         return Value(len(self.steps))
 
     def _shape_after(self, step: Step, layer: Layer | None) -> Shape:
-        """The shape of one step's result, from a network of that step alone (with a declared tensor in place of a second operand)."""
-        first, *others = step.inputs()
-        declared = [self.declared[name] for name in step.attributes() if name in self.declared]
-        for number, value in enumerate(others):
-            declared.append(Declared(f"other{number}", self.shape(value)))
-            if value != first:
-                step = step.map_values(lambda v, other=value, name=declared[-1].name: Attribute(name) if v == other else v)  # type: ignore[misc]
+        if step.target in OPERATORS:
+            operands = [self.shape(a) if isinstance(a, Value) else self.declared[a.name].shape for _, a in step.arguments]
+            return tuple(map(max, *operands))
         alone = step.map_values(lambda _: Value(0))
-        read = [tensor for tensor in declared if tensor.name in alone.attributes()]
-        return infer_shapes(LayerGraph("Alone", self.shape(first), (layer,) if layer else (), (alone,), Value(1), tuple(read)))[1]
+        return infer_shapes(LayerGraph("Alone", self.shape(step.inputs()[0]), (layer,) if layer else (), (alone,), Value(1)))[1]
 
 
 # By hand.
@@ -200,7 +197,10 @@ def layer_graphs(draw: Draw, max_moves: int = 10) -> LayerGraph:
 
 
 def _head(net: Sketch, value: Value) -> Value:
-    return net.classifier(_name(net, "", "fc"), value, 3) if len(net.shape(value)) == 3 else net.linear(_name(net, "", "fc"), value, 3)
+    name = _name(net, "", "fc")
+    if len(net.shape(value)) == 3:
+        return net.classifier(name, value, 3)
+    return net.linear(name, net.call("torch.flatten", value, start_dim=1) if len(net.shape(value)) == 2 else value, 3)
 
 
 def _name(net: Sketch, prefix: str, kind: str) -> str:
@@ -269,7 +269,8 @@ def _pool(draw: Draw, net: Sketch, value: Value) -> Value:
         "ceil_mode": draw(st.booleans()),
     }
     if draw(st.booleans()):
-        return net.call("F.max_pool2d", value, dilation=draw(_pair(1, 2)), **options)
+        widest = 2 if options["padding"] in (0, (0, 0)) else 1  # no window of padding alone: its maximum is minus infinity
+        return net.call("F.max_pool2d", value, dilation=draw(_pair(1, widest)), **options)
     return net.call(
         "F.avg_pool2d", value, count_include_pad=draw(st.booleans()), divisor_override=draw(st.sampled_from([None, None, 3])), **options
     )
@@ -280,19 +281,18 @@ def _adaptive_pool(draw: Draw, net: Sketch, value: Value) -> Value:
 
 
 def _flatten(draw: Draw, net: Sketch, value: Value) -> Value:
-    return net.call("torch.flatten", value, start_dim=draw(st.sampled_from([1, 1, -3])), end_dim=draw(st.sampled_from([-1, 3])))
-
-
-def _flatten_pixels(draw: Draw, net: Sketch, value: Value) -> Value:
-    return net.call("torch.flatten", net.call("F.adaptive_avg_pool2d", net.call("torch.flatten", value, start_dim=2), output_size=1), 1)
+    return net.call("torch.flatten", value, start_dim=draw(st.sampled_from([1, 1, -3, 2])), end_dim=draw(st.sampled_from([-1, 3])))
 
 
 def _combine(draw: Draw, net: Sketch, value: Value) -> Value:
-    """Add or multiply with an earlier value of the same shape, perhaps with itself."""
+    """Add an earlier value of the same shape, perhaps the same one, or multiply with its tanh (so that numbers stay small)."""
     others = [Value(i) for i, shape in enumerate(net.shapes) if shape == net.shape(value)]
     other = draw(st.sampled_from(others))
+    target = draw(st.sampled_from(["+", "+", "*"]))
+    if target == "*":
+        other = net.call("torch.tanh", other)
     operands = draw(st.sampled_from([(value, other), (other, value)]))
-    return net.call(draw(st.sampled_from(["+", "+", "*"])), *operands)
+    return net.call(target, *operands)
 
 
 def _residual(draw: Draw, net: Sketch, value: Value) -> Value:
