@@ -13,8 +13,7 @@ from pathlib import Path
 
 from runs import Result, machine, train
 
-GROUPS = ("slices", "coupled")
-STEPS = ("subgradient", "proximal")
+OPTIONS = "slices-subgradient,slices-proximal,coupled-subgradient,coupled-proximal"
 
 
 def main() -> None:
@@ -22,25 +21,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--ratios", default="0.6,0.7,0.8")
+    parser.add_argument("--ratios", default="0.7,0.8")
+    parser.add_argument("--options", default=OPTIONS, help="groups-step,groups-step,...")
     parser.add_argument("--threads", type=int, default=1)
     own, _, flags = " ".join(sys.argv[1:]).partition(" -- ")
     arguments = parser.parse_args(own.split())
     seeds = arguments.seeds.split(",")
-    cells = [(None, None, "0"), *itertools.product(GROUPS, STEPS, arguments.ratios.split(","))]
-    results: dict[tuple[str | None, str | None, str], list[Result]] = {cell: [] for cell in cells}
+    cells = [("dense-none", "0"), *itertools.product(arguments.options.split(","), arguments.ratios.split(","))]
+    results: dict[tuple[str, str], list[Result]] = {cell: [] for cell in cells}
     for seed, cell in itertools.product(seeds, cells):  # all options of a seed before the next seed
-        groups, step, ratio = cell
-        options = [] if groups is None else ["--lasso-groups", groups, "--lasso-step", str(step)]
-        name = f"{groups or 'dense'}-{step or 'none'}-r{ratio}-s{seed}"
+        option, ratio = cell
+        groups, step = option.split("-")
+        options = [] if groups == "dense" else ["--lasso-groups", groups, "--lasso-step", step]
+        name = f"{option}-r{ratio}-s{seed}"
         cell_flags = [*flags.split(), "--seed", seed, "--penalty-ratio", ratio, *options]
         results[cell].append(train(arguments.folder, name, cell_flags, arguments.threads))
         print(results[cell][-1], flush=True)
     print(f"\n{machine()}; seeds {arguments.seeds}; flags {flags}\n")
-    print("| groups | step | ratio | top-1, mean (lowest to highest) | MACs removed | training MACs removed |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for (groups, step, ratio), found in results.items():
-        print(f"| {groups or 'dense'} | {step or ''} | {ratio} | {_top1(found)} | {_removed(found, 'macs_left')} | {_removed(found, 'train_macs_left')} |")
+    print("| groups, step | ratio | top-1, mean (lowest to highest) | MACs removed | training MACs removed |")
+    print("| --- | --- | --- | --- | --- |")
+    for (option, ratio), found in results.items():
+        print(f"| {option} | {ratio} | {_top1(found)} | {_removed(found, 'macs_left')} | {_removed(found, 'train_macs_left')} |")
 
 
 def _top1(results: list[Result]) -> str:

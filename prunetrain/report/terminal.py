@@ -7,7 +7,6 @@ from prunetrain.graph.load import read_graph
 from prunetrain.report.tables import count
 from prunetrain.training.run import Outcome
 
-
 _PLAIN_WIDTH = 160  # columns when nobody's terminal sets them, so that files and pipes get whole tables
 
 

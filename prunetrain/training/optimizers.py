@@ -49,4 +49,4 @@ def lr_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], floa
 def lasso_pull(optimizer: Optimizer, strength: float) -> float:
     """How far the lasso moves a group's norm in one step: lr * lambda / (1 - momentum) for SGD, lr * lambda for AdamW."""
     group = optimizer.param_groups[0]
-    return float(group["lr"]) * strength / (1 - group.get("momentum", 0.0))
+    return float(group["lr"]) * strength / (1 - float(group.get("momentum", 0.0)))

@@ -12,7 +12,7 @@ from prunetrain.training.loop import evaluate
 from prunetrain.training.state import TrainState, load_state, write_pair
 
 _TIMING_SHARE = 0.01  # of an interval's time may go to timing candidates
-_TIMING_LEAST = 1.0  # seconds
+_TIMING_LEAST = 0.5  # seconds
 
 
 class Watch:

@@ -45,7 +45,6 @@ def start_run(config: TrainConfig, observer: Observer) -> Outcome:
     """
     device = choose_device(config)
     data = load_data(config, device)
-    _check_batch(config, data)
     run = free_run(Path(config.output_dir), run_name(config))
     state = new_state(replace(config, name=run.name), run, data, device)
     return _train(state, data, observer)
@@ -70,7 +69,6 @@ def resume_run(path: Path, given: dict[str, Any], observer: Observer) -> Outcome
     config = config_of(path, given)
     device = choose_device(config)
     data = load_data(config, device)
-    _check_batch(config, data)
     state = load_state(path, config, data.steps_per_epoch(config.batch_size), device)
     if state.graph.input_shape != data.input_shape:
         raise ConfigError(f"{state.network} takes images of {state.graph.input_shape}, and the data has {data.input_shape}")
@@ -103,11 +101,6 @@ def stored_config(path: Path, checkpoint: Checkpoint) -> TrainConfig:
         return build_config(checkpoint.config)
     except ConfigError as error:
         raise CheckpointError(f"{path}: its settings are not readable: {error}") from None
-
-
-def _check_batch(config: TrainConfig, data: DataSource) -> None:
-    if config.batch_size > data.num_train:
-        raise ConfigError(f"--batch-size {config.batch_size} is more than the {data.num_train} training images")
 
 
 def _train(state: TrainState, data: DataSource, observer: Observer) -> Outcome:

@@ -91,10 +91,9 @@ def choose_device(config: TrainConfig) -> torch.device:
     Raises:
         ConfigError: if the settings name none that this machine has.
     """
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(config.device)
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         raise ConfigError(f"device {config.device!r} is not on this machine: use auto, cpu, or cuda where there is a GPU") from None
