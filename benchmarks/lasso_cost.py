@@ -1,9 +1,9 @@
-"""What the group lasso adds to a training step of ResNet-32 (3x32x32, batch 128): closed form, proximal step, and the naive autograd penalty.
+"""What the group lasso adds to a training step of ResNet-32 (3x32x32, batch 128), beside the naive autograd penalty.
 
     python benchmarks/lasso_cost.py --rounds 15
 
-Out: a Markdown table. The four steps run in turn, round after round, so that a busy machine slows all alike; each figure is the median over rounds of
-(step with the penalty) / (step without) - 1, with its quartiles. `alone` times the penalty's own code, without a step around it.
+Out: a Markdown table. The variants take turns, round after round, so that a busy machine slows all alike; each figure is the median over
+rounds of (step with the penalty) / (step without) - 1, with its quartiles. `alone` times the penalty's own code, without a step around it.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     bench = _Bench(arguments.bfloat16)
     variants: dict[str, Callable[[], None]] = {
-        "none": lambda: bench.step(),
+        "none": bench.step,
         "slices, subgradient": lambda: bench.step(after_backward=lambda: bench.slices.add_gradient_(STRENGTH)),
         "slices, proximal": lambda: bench.step(after_step=lambda: bench.slices.shrink_(1e-9)),
         "coupled, subgradient": lambda: bench.step(after_backward=lambda: bench.coupled.add_gradient_(STRENGTH)),

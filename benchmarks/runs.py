@@ -20,7 +20,10 @@ from prunetrain.paths import RunPaths
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run achieved. Shares are of the dense network, fractions; `top1` on the validation images; seconds of training alone."""
+    """What a finished run achieved.
+
+    Shares are fractions of the dense network's; `top1` is of the validation images; `seconds` of training alone.
+    """
 
     name: str
     epochs: int
