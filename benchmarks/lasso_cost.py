@@ -59,9 +59,8 @@ def main() -> None:
         for name, lone in alone.items():
             own[name].append(statistics.median(_timed(lone) for _ in range(5)))
     base = seconds["none"][1:]
-    print(
-        f"{machine()}, {arguments.threads} threads, {'bfloat16, channels-last' if arguments.bfloat16 else 'float32'}; {arguments.rounds} rounds\n"
-    )
+    precision = "bfloat16, channels-last" if arguments.bfloat16 else "float32"
+    print(f"{machine()}, {arguments.threads} threads, {precision}; {arguments.rounds} rounds\n")
     print("| penalty | share of a step, median (quartiles) | alone, share of a step |\n| --- | --- | --- |")
     for name, times in seconds.items():
         if name == "none":

@@ -2,8 +2,8 @@
 
     python benchmarks/reconfigure_time.py --repeats 5
 
-Out: a Markdown table of seconds by phase, median and range. `select` is finding what is dead, spaces and constants; `slice` weights, buffers
-and momentum; `write` the network file and the checkpoint, synced to disk; `load` reading both back into a module.
+Out: a Markdown table of seconds by phase, median and range. `select` is finding what is dead, spaces and constants; `slice` weights,
+buffers and momentum; `write` the network file and the checkpoint, synced to disk; `load` reading both back into a module.
 """
 
 import argparse

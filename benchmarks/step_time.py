@@ -2,8 +2,8 @@
 
     python benchmarks/step_time.py generated_nets/RUN/epoch_000.py generated_nets/RUN/epoch_030.py --batch-size 128 --bfloat16
 
-Out: a Markdown table. Forward, backward and a fused SGD step, on random images; the networks take turns, round after round, and each figure is
-the median over rounds of (its step) / (the first network's step), with quartiles.
+Out: a Markdown table. Forward, backward and a fused SGD step, on random images; the networks take turns, round after round, and each figure
+is the median over rounds of (its step) / (the first network's step), with quartiles.
 """
 
 import argparse
