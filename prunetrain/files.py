@@ -1,12 +1,18 @@
 """Writing files so that a reader never sees half of one: temporary file beside the target, flush, fsync, rename."""
 
+import errno
 import os
+import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 from prunetrain.errors import OutputError
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -28,9 +34,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise OutputError(f"cannot write {path}: {reason}") from error
+    except (OSError, RuntimeError) as error:
+        raise _output_error(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,16 +47,46 @@ def append_line(path: Path, line: str) -> None:
     """Add a line to a file and put it on disk.
 
     Raises:
-        OutputError: if the file cannot be written.
+        OutputError: if the file cannot be written; no part of the line stays.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            file.write(line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with path.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                _write_whole(file, line.encode() + b"\n")
+                os.fsync(file.fileno())
+            except BaseException:
+                with suppress(OSError):
+                    file.truncate(size)
+                raise
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        raise _output_error(path, error) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of a process that was killed while it wrote into a folder."""
+    for path in folder.glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _write_whole(file: FileIO, content: bytes) -> None:
+    while content:
+        content = content[file.write(content) :]
+
+
+def _output_error(path: Path, error: BaseException) -> OutputError:
+    """What to tell a user; torch.save hides the system's word behind a RuntimeError of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    if cause is None:
+        raise error
+    reason = cause.strerror or str(cause)
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason = "the disk is full; free some space and run again"
+    return OutputError(f"cannot write {path}: {reason[:1].lower()}{reason[1:]}")
 
 
 def _sync_folder(folder: Path) -> None:

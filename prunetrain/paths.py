@@ -1,16 +1,22 @@
 """Every file name of the project and of a run, in one place."""
 
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 
-from prunetrain.errors import ConfigError
+from prunetrain.errors import ConfigError, OutputError
 
 NETWORKS = "generated_nets"
 CHECKPOINTS = "checkpoints"
 LAST = "last.pt"
 METRICS = "metrics.jsonl"
 
+NETWORK_NAME = re.compile(r"epoch_(\d{3,7})\.py")
+_CHECKPOINT_NAME = re.compile(r"epoch_(\d{3,7})\.pt")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -55,12 +61,19 @@ class RunPaths:
 
     def last_checkpoint(self) -> Path | None:
         """The checkpoint to go on from: last.pt, or before it exists the newest of the others."""
-        numbered = sorted(self.checkpoints.glob("epoch_*.pt"), key=lambda path: (len(path.name), path.name))
-        return self.last if self.last.exists() else (numbered[-1] if numbered else None)
+        if self.last.exists():
+            return self.last
+        numbered = _by_epoch(self.checkpoints, _CHECKPOINT_NAME)
+        return numbered[max(numbered)] if numbered else None
+
+    def network_files(self) -> dict[int, Path]:
+        """The network files by epoch, in order. A person's own files beside them do not count."""
+        return _by_epoch(self.networks, NETWORK_NAME)
 
     def newest_network(self) -> Path:
         """The network file of the last reconfiguration."""
-        return max(self.networks.glob("epoch_*.py"), key=lambda path: (len(path.name), path.name), default=self.network(0))
+        files = self.network_files()
+        return files[max(files)] if files else self.network(0)
 
     def exists(self) -> bool:
         """Whether anything of a run of this name is there."""
@@ -73,24 +86,49 @@ def run_of_checkpoint(checkpoint: Path) -> RunPaths:
     return RunPaths(folder.parent.parent, folder.name)
 
 
-def free_run(output_dir: Path, name: str) -> RunPaths:
-    """The first of `name`, `name-2`, `name-3`, ... that no earlier run has taken."""
-    run = RunPaths(output_dir, name)
-    number = 2
-    while run.exists():
-        run = RunPaths(output_dir, f"{name}-{number}")
-        number += 1
-    return run
+@contextmanager
+def new_run(output_dir: Path, name: str) -> Iterator[RunPaths]:
+    """The first of `name`, `name-2`, `name-3`, ... that no other run has taken. Inside, its first files are written; if that fails, all go.
+
+    Raises:
+        OutputError: if its folder cannot be made.
+    """
+    run = next(run for run in _numbered(output_dir, name) if not run.exists() and _take(run))
+    try:
+        yield run
+    except BaseException:
+        for folder in (run.networks, run.checkpoints):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def newest_run(output_dir: Path, name: str) -> RunPaths | None:
     """The last of `name`, `name-2`, `name-3`, ... that has a checkpoint."""
-    newest, run, number = None, RunPaths(output_dir, name), 2
-    while run.exists():
-        newest = run if run.last_checkpoint() else newest
-        run = RunPaths(output_dir, f"{name}-{number}")
-        number += 1
-    return newest
+    taken = takewhile(RunPaths.exists, _numbered(output_dir, name))
+    startable = [run for run in taken if run.last_checkpoint()]
+    return startable[-1] if startable else None
+
+
+def _numbered(output_dir: Path, name: str) -> Iterator[RunPaths]:
+    yield RunPaths(output_dir, name)
+    for number in count(2):
+        yield RunPaths(output_dir, f"{name}-{number}")
+
+
+def _take(run: RunPaths) -> bool:
+    """Make the folder of a run; False if another process was faster."""
+    try:
+        run.networks.mkdir(parents=True)
+    except OSError as error:
+        if run.exists():
+            return False
+        raise OutputError(f"cannot write {run.networks}: {(error.strerror or str(error)).lower()}") from error
+    return True
+
+
+def _by_epoch(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    found = ((pattern.fullmatch(path.name), path) for path in folder.glob("epoch_*"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def templates() -> Path:

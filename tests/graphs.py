@@ -1,7 +1,7 @@
 """LayerGraphs for tests: small networks by hand, and a hypothesis strategy that draws random ones.
 
-`layer_graphs()` draws from every layer class and function of the catalog, with strides, paddings, groups, shared layers, residual additions, gates,
-declared biases, several branches that end in one output. In train mode BatchNorm needs a batch of at least two images.
+`layer_graphs()` draws from every layer class and function of the catalog, with strides, paddings, groups, shared layers, residual
+additions, gates, declared biases, and branches that meet at the output. In train mode BatchNorm needs a batch of two images or more.
 """
 
 from collections.abc import Callable
@@ -178,9 +178,9 @@ def layer_graphs(draw: Draw, max_moves: int = 10) -> LayerGraph:
     image = st.tuples(st.integers(1, 4), st.integers(3, 7), st.integers(3, 7))
     shape = draw(st.one_of(image, image, image, st.tuples(st.integers(1, 6))))
     net = Sketch(draw(st.sampled_from(["Net", "ResNet20", "x", "input"])), shape)
-    for _ in range(draw(st.integers(0, max_moves))):
+    for _ in range(draw(st.sampled_from(range(max_moves + 1)))):
         newest = Value(len(net.steps))
-        value = draw(st.one_of(st.just(newest), st.just(newest), st.integers(0, newest.index).map(Value)))
+        value = draw(st.one_of(st.just(newest), st.just(newest), st.just(newest), st.integers(0, newest.index).map(Value)))
         moves = _IMAGE_MOVES if len(net.shape(value)) == 3 else _FEATURE_MOVES
         try:
             draw(st.sampled_from(moves))(draw, net, value)
@@ -219,10 +219,11 @@ def _conv(draw: Draw, net: Sketch, value: Value) -> Value:
     channels = net.shape(value)[0]
     groups = draw(st.sampled_from([1, 1, channels, *(g for g in (2, 3) if channels % g == 0)]))  # `channels` groups: depthwise
     out_channels = groups * draw(st.integers(1, max(1, 4 // groups)))
-    stride = draw(_pair(1, 2))
-    padding = draw(st.one_of(_pair(0, 2), st.sampled_from(["valid", "same"] if stride in (1, (1, 1)) else ["valid"])))
+    kernel_size, stride = draw(_pair(1, 3)), draw(_pair(1, 2))
+    same = stride in (1, (1, 1)) and 2 not in (kernel_size if isinstance(kernel_size, tuple) else (kernel_size,))  # torch warns of even kernels
+    padding = draw(st.one_of(_pair(0, 2), st.sampled_from(["valid", "same"] if same else ["valid"])))
     options = {
-        "kernel_size": draw(_pair(1, 3)),
+        "kernel_size": kernel_size,
         "stride": stride,
         "padding": padding,
         "dilation": draw(st.sampled_from([1, 1, 2])),
@@ -268,12 +269,11 @@ def _pool(draw: Draw, net: Sketch, value: Value) -> Value:
         "padding": draw(_pair(0, 1)),
         "ceil_mode": draw(st.booleans()),
     }
-    if draw(st.booleans()):
-        widest = 2 if options["padding"] in (0, (0, 0)) else 1  # no window of padding alone: its maximum is minus infinity
-        return net.call("F.max_pool2d", value, dilation=draw(_pair(1, widest)), **options)
-    return net.call(
-        "F.avg_pool2d", value, count_include_pad=draw(st.booleans()), divisor_override=draw(st.sampled_from([None, None, 3])), **options
-    )
+    if draw(st.sampled_from(["average", "maximum"])) == "average":
+        divisor = draw(st.sampled_from([None, None, 3]))
+        return net.call("F.avg_pool2d", value, count_include_pad=draw(st.booleans()), divisor_override=divisor, **options)
+    widest = 2 if options["padding"] in (0, (0, 0)) else 1  # no window of padding alone: its maximum is minus infinity
+    return net.call("F.max_pool2d", value, dilation=draw(_pair(1, widest)), **options)
 
 
 def _adaptive_pool(draw: Draw, net: Sketch, value: Value) -> Value:
@@ -322,6 +322,7 @@ def _again(draw: Draw, net: Sketch, value: Value) -> Value:
     return net.layer(name, net.layers[name].kind, value) if name else value
 
 
-_EVERYWHERE = (_norm, _activation, _dropout, _combine, _declared_bias, _linear, _again)
-_IMAGE_MOVES = (*_EVERYWHERE, _conv, _conv, _conv_bn_relu, _conv_bn_relu, _residual, _residual, _pool, _adaptive_pool, _flatten, _gate)
-_FEATURE_MOVES = (*_EVERYWHERE, _linear)
+_EVERYWHERE = (_norm, _activation, _activation, _dropout, _combine, _declared_bias, _again)
+_WINDOWS = (_conv, _conv, _conv_bn_relu, _conv_bn_relu, _pool, _pool)
+_IMAGE_MOVES = (*_EVERYWHERE, *_WINDOWS, _residual, _residual, _gate, _adaptive_pool, _flatten)
+_FEATURE_MOVES = (*_EVERYWHERE, _linear, _linear)

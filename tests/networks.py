@@ -1,4 +1,4 @@
-"""Networks for tests of channels and lasso: toys written line by line, zoo networks made narrow, random ones, weights for them, and damage.
+"""What tests of cuts need: zoo networks made narrow, weights for any graph, damage to them, and what must hold of a cut.
 
 All weights are float64. Damage makes exact zeros, as a cut takes them to be.
 """
@@ -6,6 +6,7 @@ All weights are float64. Damage makes exact zeros, as a cut takes them to be.
 import random
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,93 +19,12 @@ from prunetrain import zoo
 from prunetrain.channels.slices import sliced_layers
 from prunetrain.channels.slicing import Cut, slice_optimizer_state
 from prunetrain.channels.spaces import find_spaces
-from prunetrain.graph.layergraph import Attribute, Declared, Layer, LayerGraph, Step, Value
+from prunetrain.graph.layergraph import LayerGraph, Step
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
 from prunetrain.graph.trace import trace
 
 State = dict[str, Tensor]
-
-
-class Net:
-    """A network written down line by line: `x = net.conv("conv1", net.input, 3, 8)` defines a layer and calls it."""
-
-    def __init__(self, *input_shape: int) -> None:
-        self.input = Value(0)
-        self._shape = input_shape
-        self._layers: list[Layer] = []
-        self._steps: list[Step] = []
-        self._declared: list[Declared] = []
-
-    def call(self, target: str, x: Value | Attribute, **arguments: Any) -> Value:
-        self._steps.append(Step.make(target, input=x, **arguments))
-        return Value(len(self._steps))
-
-    def layer(self, kind: str, name: str, x: Value, **arguments: Any) -> Value:
-        self._layers.append(Layer.make(name, kind, **arguments))
-        return self.call(f"self.{name}", x)
-
-    def conv(self, name: str, x: Value, in_channels: int, out_channels: int, kernel_size: int = 1, **arguments: Any) -> Value:
-        arguments = {"bias": False, **arguments}
-        return self.layer("Conv2d", name, x, in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, **arguments)
-
-    def linear(self, name: str, x: Value, in_features: int, out_features: int, **arguments: Any) -> Value:
-        return self.layer("Linear", name, x, in_features=in_features, out_features=out_features, **arguments)
-
-    def bn(self, name: str, x: Value, channels: int, *, kind: str = "BatchNorm2d", **arguments: Any) -> Value:
-        return self.layer(kind, name, x, num_features=channels, **arguments)
-
-    def relu(self, x: Value) -> Value:
-        return self.call("F.relu", x)
-
-    def add(self, left: Value | Attribute, right: Value | Attribute) -> Value:
-        return self.call("+", left, other=right)
-
-    def flatten(self, x: Value) -> Value:
-        return self.call("torch.flatten", x, start_dim=1)
-
-    def declare(self, name: str, *shape: int) -> Attribute:
-        self._declared.append(Declared(name, shape))
-        return Attribute(name)
-
-    def graph(self, output: Value) -> LayerGraph:
-        return LayerGraph("Toy", self._shape, tuple(self._layers), tuple(self._steps), output, tuple(self._declared))
-
-
-def chain(*, batch_norm: bool = True, padding: int = 0, bias: bool = False) -> LayerGraph:
-    """conv1 (3 -> 4), conv2 (4 -> 5), pooling to 2x2, flatten, fc (20 -> 3)."""
-    net = Net(3, 6, 6)
-    x = net.input
-    for name, in_channels, out_channels in (("1", 3, 4), ("2", 4, 5)):
-        x = net.conv(f"conv{name}", x, in_channels, out_channels, 3, padding=padding, bias=bias)
-        x = net.relu(net.bn(f"bn{name}", x, out_channels) if batch_norm else x)
-    x = net.flatten(net.call("F.adaptive_avg_pool2d", x, output_size=2))
-    return net.graph(net.linear("fc", x, 20, 3))
-
-
-def residual(*, projection: bool = False) -> LayerGraph:
-    """A stem of 4 channels, a block (4 -> 6 -> 4, or 6 -> 5 with a projection), a classifier."""
-    net = Net(3, 6, 6)
-    shortcut = stem = net.relu(net.bn("bn1", net.conv("conv1", net.input, 3, 4, 3, padding=1), 4))
-    width = 5 if projection else 4
-    x = net.relu(net.bn("block_bn1", net.conv("block_conv1", stem, 4, 6, 3, padding=1), 6))
-    x = net.bn("block_bn2", net.conv("block_conv2", x, 6, width, 3, padding=1), width)
-    if projection:
-        shortcut = net.bn("block_bn3", net.conv("block_conv3", stem, 4, width), width)
-    x = net.relu(net.add(x, shortcut))
-    x = net.flatten(net.call("F.adaptive_avg_pool2d", x, output_size=1))
-    return net.graph(net.linear("fc", x, width, 3))
-
-
-def depthwise(*, multiplier: int = 1) -> LayerGraph:
-    """A pointwise conv (3 -> 4), a depthwise one, a pointwise one, a classifier."""
-    net = Net(3, 6, 6)
-    width = 4 * multiplier
-    x = net.relu(net.bn("bn1", net.conv("conv1", net.input, 3, 4), 4))
-    x = net.relu(net.bn("bn2", net.conv("depthwise", x, 4, width, 3, padding=1, groups=4), width))
-    x = net.relu(net.bn("bn3", net.conv("pointwise", x, width, 5), 5))
-    x = net.flatten(net.call("F.adaptive_avg_pool2d", x, output_size=1))
-    return net.graph(net.linear("fc", x, 5, 3))
 
 
 ZOO_INPUTS = {
@@ -118,10 +38,7 @@ ZOO_INPUTS = {
 
 
 def zoo_graph(name: str, *, width: int) -> LayerGraph:
-    """A network of the zoo with at most `width` channels in each space: the same steps, and small enough to test everything on.
-
-    Dropout has p = 0, so that two networks can be compared in train mode.
-    """
+    """A network of the zoo with at most `width` channels in each space: the same steps, small enough to test everything on."""
     shape = ZOO_INPUTS[name]
     with torch.device("meta"):
         graph = trace(zoo.build(name, input_shape=shape, num_classes=3), torch.zeros(1, *shape))
@@ -137,8 +54,19 @@ def zoo_graph(name: str, *, width: int) -> LayerGraph:
         if layer.is_depthwise:
             changes |= {"in_channels": changes["out_channels"], "groups": changes["out_channels"]}
         layers.append(layer.with_arguments(**changes))
+    return without_dropout(replace(graph, layers=tuple(layers)))
+
+
+def without_dropout(graph: LayerGraph) -> LayerGraph:
+    """The network with p = 0 for all dropout, so that two networks can be compared in train mode."""
     steps = tuple(Step.make(s.target, **dict(s.arguments) | {"p": 0.0}) if s.target == "F.dropout" else s for s in graph.steps)
-    return LayerGraph(graph.class_name, graph.input_shape, tuple(layers), steps, graph.output)
+    return replace(graph, steps=steps)
+
+
+def without_kinks(graph: LayerGraph) -> LayerGraph:
+    """The network with a bias in every BatchNorm: a constant channel behind one without lies at a ReLU's kink, where rounding decides its gradient."""
+    layers = tuple(layer.with_arguments(affine=True) if layer.kind.startswith("BatchNorm") else layer for layer in graph.layers)
+    return replace(graph, layers=layers)
 
 
 def network(graph: LayerGraph, state: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -243,15 +171,15 @@ DAMAGES: dict[str, Callable[[LayerGraph, State, random.Random], None]] = {
 
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], Optimizer]] = {
     "sgd": lambda parameters: SGD(parameters, lr=0.05, momentum=0.9, weight_decay=0.02),
-    "adamw": lambda parameters: AdamW(parameters, lr=0.01, weight_decay=0.1),
+    "adamw": lambda parameters: AdamW(parameters, lr=0.01, eps=1e-4, weight_decay=0.1),
 }
 
 
 def train_(model: nn.Module, optimizer: Optimizer, images: Tensor) -> None:
     """One step on a batch."""
     optimizer.zero_grad()
-    logits = model.train()(images).flatten(1)
-    F.cross_entropy(logits, torch.arange(len(images)) % logits.shape[1]).backward()
+    outputs = model.train()(images)
+    F.smooth_l1_loss(outputs, torch.linspace(-3, 3, outputs.numel(), dtype=outputs.dtype).view_as(outputs)).backward()
     optimizer.step()
 
 
@@ -288,11 +216,12 @@ def assert_same_function(graph: LayerGraph, state: State, cut: Cut) -> None:
     assert (after - before).abs().max() <= 1e-10 * before.abs().max()
 
 
-def assert_same_step(graph: LayerGraph, state: State, cut: Cut, optimizer: str, *, statistics: bool) -> None:
+def assert_same_step(graph: LayerGraph, state: State, cut: Cut, optimizer: str, *, running_means: bool) -> None:
     """Cut then step gives what step then cut gives.
 
     A bias that absorbed a constant c is larger by c before the step, and by (1 - lr * weight decay) * c after it, with SGD as with AdamW.
-    With `statistics`, the BatchNorms' running statistics are compared as well; one that absorbed a constant keeps the distance.
+    With `running_means`, these are compared as well; one that absorbed a constant keeps its distance. The statistics of a BatchNorm that is
+    called twice are not: one of the calls may go.
     """
     model, made = in_training(graph, state, optimizer)
     smaller, going_on = after_cut(cut, model, made, optimizer)
@@ -301,15 +230,17 @@ def assert_same_step(graph: LayerGraph, state: State, cut: Cut, optimizer: str, 
     train_(smaller, going_on, images)
     after, group = model.state_dict(), made.param_groups[0]
     parameters = dict(smaller.named_parameters())
+    calls = [step.layer for step in graph.steps]
     for name, tensor in smaller.state_dict().items():
+        if name not in parameters and (calls.count(name.split(".")[0]) > 1 or ("mean" in name and not running_means)):
+            continue
         source = cut.sources[name]
-        step = (source.gather(after[source.name]) - source.gather(state[source.name])).double()
-        absorbed = cut.state[name] - source.gather(state[source.name])
+        before = source.gather(state[source.name])
+        step = (source.gather(after[source.name]) - before).double()
+        absorbed = cut.state[name] - before
         if name in parameters:
             assert not absorbed.any() or name.endswith("bias")
             step = step - group["lr"] * group["weight_decay"] * absorbed
-        elif not statistics:
-            continue
         difference = (tensor - cut.state[name] - step).abs().max()
-        assert difference <= 1e-9 * tensor.abs().max() + 1e-12, name
-        assert difference <= 1e-6 * step.abs().max() + 1e-12, name
+        assert difference <= 1e-9 * max(1, tensor.abs().max()), name
+        assert difference <= 1e-6 * step.abs().max() + 1e-10, name

@@ -71,6 +71,8 @@ def _without(
         replaced = {Value(number + 1): rest}
     smaller = _simplify(graph, steps, replaced, declared)
     names = {layer.name for layer in smaller.layers} | {tensor.name for tensor in smaller.declared}
+    if names & _felt_behind(graph, constants, operand):
+        return None
     kept = {name: tensor for name, tensor in state.items() if name.split(".")[0] in names}
     sources = {name: Source(name) for name in kept}
     for tensor in declared:
@@ -78,6 +80,25 @@ def _without(
         sources[tensor.name] = Source(donor, shape=tensor.shape)
     removed = tuple(layer.name for layer in graph.layers if layer.name not in names)
     return BranchCut(smaller, kept, sources, removed)
+
+
+def _felt_behind(graph: LayerGraph, constants: Constants, operand: Value) -> set[str]:
+    """The layers and tensors that feel in training what a constant is used for: from it back to the dead weights that make it one.
+
+    If one of them stayed while the branch goes, its next step would be another.
+    """
+    felt: set[str] = set()
+    pending = [operand]
+    while pending:
+        value = pending.pop()
+        if not value.index:
+            continue
+        step = graph.steps[value.index - 1]
+        felt |= {name for name in (step.layer, *step.attributes()) if name}
+        derived = constants.derived.get(step.layer or "")
+        if derived is None or len(derived):
+            pending += step.inputs()
+    return felt
 
 
 def _bias_behind(graph: LayerGraph, value: Value) -> str:

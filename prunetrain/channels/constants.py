@@ -10,7 +10,7 @@ meets it. That shift can be absorbed by a bias, or by the running mean of the Ba
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from math import prod
 from typing import Final
@@ -68,7 +68,6 @@ class Consumer:
 
     `expendable` (in,) bool: the layer can do without this input. `columns` (k,) int64: inputs that are constants other than zero.
     `shift` (out, k) float64: what each of these adds to each output in eval mode. `receiver` absorbs it, in the tensor called `receives`.
-    `derived` (n, 2) int64: outputs that are constants, and inputs through which they are (live weights on constants).
     """
 
     layer: str
@@ -77,20 +76,19 @@ class Consumer:
     shift: Tensor
     receiver: Receiver
     receives: str
-    derived: Tensor
-
-    def also(self, other: "Consumer") -> "Consumer":
-        """The same layer called once more; nothing absorbs what it is shifted by then (`Receiver.NONE`)."""
-        derived = torch.cat([self.derived, other.derived])
-        return replace(self, expendable=self.expendable & other.expendable, derived=derived)
 
 
 @dataclass(frozen=True)
 class Constants:
-    """What `find_constants` finds; `values[i]` belongs to `Value(i)`."""
+    """What `find_constants` finds; `values[i]` belongs to `Value(i)`.
+
+    `derived[layer]` (n, 2) int64: outputs of a conv or linear layer that are constants, and inputs that they are computed from (constants
+    that meet live weights). In training these inputs feel what becomes of the outputs, so the outputs cannot go alone.
+    """
 
     values: tuple[Abstract, ...]
     consumers: Mapping[str, Consumer]
+    derived: Mapping[str, Tensor]
 
 
 def find_constants(graph: LayerGraph, state: Mapping[str, Tensor], slices: Mapping[str, LayerSlices], threshold: float) -> Constants:
@@ -117,12 +115,13 @@ class _Interpreter:
         self._calls = [step.layer for step in graph.steps if step.layer]
         self._values: list[Abstract] = []
         self._consumers: dict[str, Consumer] = {}
+        self._derived: dict[str, Tensor] = {}
 
     def run(self) -> Constants:
         self._values.append(Abstract.unknown(self._graph.input_shape[0]))
         for value, step in self._graph.results():
             self._values.append(self._step(value, step, self._shapes[value.index]))
-        return Constants(tuple(self._values), self._consumers)
+        return Constants(tuple(self._values), self._consumers, self._derived)
 
     def _step(self, value: Value, step: Step, shape: Shape) -> Abstract:
         if step.layer is not None:
@@ -140,8 +139,10 @@ class _Interpreter:
     def _weighted(self, value: Value, layer: Layer, source: Abstract, shape: Shape) -> Abstract:
         if layer.is_depthwise:
             return self._depthwise(layer, source)
-        if layer.name not in self._slices or (layer.kind == "Linear" and len(shape) > 1):
+        if layer.name not in self._slices:
             return Abstract.unknown(shape[0])
+        if layer.kind == "Linear" and len(shape) > 1:
+            return self._unfollowed(layer, shape)
         spread = source.zero if _pads_with_zeros(layer) else source.known  # inputs that add one number everywhere
         constant = source.only(spread)
         columns = (spread & ~source.zero).nonzero().flatten()
@@ -149,7 +150,8 @@ class _Interpreter:
         sums = weight.flatten(2).sum(2) if weight.dim() > 2 else weight  # (out, columns)
         dead = self._slices[layer.name].dead
         known = (dead | spread).all(1)
-        self._record(value, layer, constant, columns, sums, (known[:, None] & ~dead).nonzero())
+        self._record(value, layer, constant, columns, sums)
+        self._derive(layer, (known[:, None] & ~dead).nonzero())
         bias = self._tensor(f"{layer.name}.bias") if layer["bias"] else torch.zeros(len(known), dtype=torch.float64)
         return Abstract(known, *(bias + sums @ mode[columns] for mode in (constant.eval_mode, constant.train_mode)))
 
@@ -160,9 +162,20 @@ class _Interpreter:
         spread = source.zero if _pads_with_zeros(layer) else source.known
         bias = self._tensor(f"{layer.name}.bias") if layer["bias"] else torch.zeros(len(dead), dtype=torch.float64)
         gain = torch.where(dead, 0.0, weight.sum(1))
+        alive = (spread & ~dead).nonzero()
+        self._derive(layer, torch.cat([alive, alive * layer["in_channels"] // layer["out_channels"]], 1))
         return Abstract(dead | spread, bias + gain * source.eval_mode, bias + gain * source.train_mode)
 
-    def _record(self, value: Value, layer: Layer, constant: Abstract, columns: Tensor, sums: Tensor, derived: Tensor) -> None:
+    def _unfollowed(self, layer: Layer, shape: Shape) -> Abstract:
+        """A linear layer over another dimension than the channels: it needs all that it reads."""
+        needed, none = torch.zeros(layer["in_features"], dtype=torch.bool), torch.empty(0, dtype=torch.int64)
+        self._consumers[layer.name] = Consumer(layer.name, needed, none, torch.zeros(layer["out_features"], 0), Receiver.NONE, "")
+        return Abstract.unknown(shape[0])
+
+    def _derive(self, layer: Layer, derived: Tensor) -> None:
+        self._derived[layer.name] = torch.cat([self._derived.get(layer.name, derived[:0]), derived])
+
+    def _record(self, value: Value, layer: Layer, constant: Abstract, columns: Tensor, sums: Tensor) -> None:
         receiver, receives = self._receiver(value, layer)
         match receiver:
             case Receiver.RUNNING_MEAN:
@@ -173,9 +186,9 @@ class _Interpreter:
                 absorbed = constant.zero
         shift = torch.where(absorbed[columns], sums * constant.eval_mode[columns], 0.0)
         expendable = self._slices[layer.name].dead.all(0) | absorbed
-        consumer = Consumer(layer.name, expendable, columns, shift, receiver, receives, derived)
-        earlier = self._consumers.get(layer.name)
-        self._consumers[layer.name] = earlier.also(consumer) if earlier else consumer
+        if layer.name in self._consumers:  # called before: it needs what either call needs
+            expendable = expendable & self._consumers[layer.name].expendable
+        self._consumers[layer.name] = Consumer(layer.name, expendable, columns, shift, receiver, receives)
 
     def _receiver(self, value: Value, layer: Layer) -> tuple[Receiver, str]:
         if self._calls.count(layer.name) > 1:

@@ -21,8 +21,8 @@ Bools = npt.NDArray[np.bool_]
 class Candidates:
     """What may be cut: for every channel id, whether it is removable, and how strong (the norm of all its slices).
 
-    `derived` (n, 2): channels that are constants, and channels that these are computed from. The first of a pair goes only together with the
-    second: in training the second feels, through the first, what the first is used for.
+    `derived` (n, 2): channels that are constants, and channels that these are computed from. The first of a pair goes only together with
+    the second (`Constants.derived`).
     """
 
     spaces: ChannelSpaces
@@ -47,10 +47,6 @@ class KeepPlan:
         """For every space by name: channels kept, channels before."""
         return {space.name: (int(self.keep[space.channels].sum()), len(space.channels)) for space in self.spaces.spaces}
 
-    @property
-    def cuts_anything(self) -> bool:
-        return not self.keep.all()
-
 
 def find_candidates(spaces: ChannelSpaces, slices: Mapping[str, LayerSlices], constants: Constants, criterion: str) -> Candidates:
     """The channels that a criterion lets go.
@@ -63,7 +59,6 @@ def find_candidates(spaces: ChannelSpaces, slices: Mapping[str, LayerSlices], co
     """
     removable = ~spaces.frozen_channels()
     energy = np.zeros(spaces.num_channels)
-    derived = [np.empty((0, 2), dtype=np.int64)]
     for axis in spaces.axes(Role.PRODUCER):
         if axis[0] in slices:
             found = slices[axis[0]]
@@ -73,12 +68,18 @@ def find_candidates(spaces: ChannelSpaces, slices: Mapping[str, LayerSlices], co
     for axis in spaces.axes(Role.CONSUMER):
         found = slices[axis[0]]
         np.add.at(energy, spaces.ids[axis], found.input_norms.double().numpy() ** 2)
-        consumer = constants.consumers[axis[0]]
-        gone = found.dead.all(0) if criterion == "union" else consumer.expendable
+        gone = found.dead.all(0) if criterion == "union" else constants.consumers[axis[0]].expendable
         np.logical_and.at(removable, spaces.ids[axis], gone.numpy())
-        outputs, inputs = consumer.derived.numpy().T
-        derived.append(np.stack([spaces.ids[axis[0], "out"][outputs], spaces.ids[axis][inputs]], axis=1))
-    return Candidates(spaces, removable, np.sqrt(energy), np.concatenate(derived))
+    return Candidates(spaces, removable, np.sqrt(energy), _derived_channels(spaces, constants))
+
+
+def _derived_channels(spaces: ChannelSpaces, constants: Constants) -> Ids:
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    for layer, positions in constants.derived.items():
+        if (layer, "in") in spaces.ids:  # those of a depthwise conv are one channel
+            outputs, inputs = positions.numpy().T
+            pairs.append(np.stack([spaces.ids[layer, "out"][outputs], spaces.ids[layer, "in"][inputs]], axis=1))
+    return np.concatenate(pairs)
 
 
 def make_plan(candidates: Candidates, granularity: int = 1) -> KeepPlan:
@@ -87,19 +88,26 @@ def make_plan(candidates: Candidates, granularity: int = 1) -> KeepPlan:
     A space keeps at least one channel, and never more than it has.
     """
     keep = ~candidates.removable
+    constants, origins = candidates.derived.T
     rescued: list[str] = []
     while True:
-        for space in candidates.spaces.spaces:
-            alive = int(keep[space.channels].sum())
-            wanted = min(len(space.channels), -(-max(alive, 1) // granularity) * granularity)
-            if alive == 0:
-                rescued.append(space.name)
-            if wanted > alive:
-                idle = space.channels[~keep[space.channels]]
-                strongest = idle[np.argsort(-candidates.strength[idle], kind="stable")]
-                keep[strongest[: wanted - alive]] = True
-        constants, origins = candidates.derived.T
+        rescued += _round_up_(keep, candidates, granularity)
         bound = constants[keep[origins] & ~keep[constants]]
         if not len(bound):
             return KeepPlan(candidates.spaces, keep, tuple(rescued))
         keep[bound] = True
+
+
+def _round_up_(keep: Bools, candidates: Candidates, granularity: int) -> list[str]:
+    """Add each space's strongest channels to those kept; returns the names of the spaces of which none was kept."""
+    empty = []
+    for space in candidates.spaces.spaces:
+        alive = int(keep[space.channels].sum())
+        wanted = min(len(space.channels), -(-max(alive, 1) // granularity) * granularity)
+        if alive == 0:
+            empty.append(space.name)
+        if wanted > alive:
+            idle = space.channels[~keep[space.channels]]
+            strongest = idle[np.argsort(-candidates.strength[idle], kind="stable")]
+            keep[strongest[: wanted - alive]] = True
+    return empty

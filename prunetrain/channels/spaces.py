@@ -51,8 +51,10 @@ class ChannelSpace:
     frozen: str = ""
 
     def __str__(self) -> str:
-        roles = "; ".join(f"{role.value}s {', '.join(names)}" for role, names in self.members.items() if names)
-        return f"{self.name}: {len(self.channels)} channels, {roles}" + (f"; frozen: {self.frozen}" if self.frozen else "")
+        count = len(self.channels)
+        parts = [f"{count} channel{'s' if count > 1 else ''}"]
+        parts += [f"{role.value}{'s' if len(names) > 1 else ''} {', '.join(names)}" for role, names in self.members.items() if names]
+        return f"{self.name}: {'; '.join(parts)}" + (f"; frozen: {self.frozen}" if self.frozen else "")
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,11 @@ class _Walk:
         self._axes: dict[Axis, Ids] = {}
         self._roles: dict[Axis, Role] = {}
         self._frozen: dict[int, str] = {}  # id -> why
+        self._together: list[Ids] = []  # ids that make one space
         self._values: list[Ids] = []
 
     def run(self) -> ChannelSpaces:
-        self._values.append(self._union.fresh(self._graph.input_shape[0]))
+        self._values.append(self._fresh(self._graph.input_shape[0]))
         self._freeze(self._values[0], "the network's input")
         for value, step in self._graph.results():
             self._values.append(self._step(step, self._shapes[value.index]))
@@ -148,6 +151,11 @@ class _Walk:
 
     # What rules are made of.
 
+    def _fresh(self, count: int) -> Ids:
+        """New ids that make one space."""
+        self._together.append(self._union.fresh(count))
+        return self._together[-1]
+
     def _axis(self, name: str, axis: str, role: Role, ids: Ids) -> Ids:
         """Put ids on an axis; a layer that is called again has them already, and both calls' channels become one."""
         if (name, axis) in self._axes:
@@ -157,7 +165,7 @@ class _Walk:
         return self._axes[name, axis]
 
     def _fresh_axis(self, name: str, axis: str, count: int) -> Ids:
-        return self._axes[name, axis] if (name, axis) in self._axes else self._axis(name, axis, Role.PRODUCER, self._union.fresh(count))
+        return self._axes[name, axis] if (name, axis) in self._axes else self._axis(name, axis, Role.PRODUCER, self._fresh(count))
 
     def _freeze(self, ids: Ids, why: str) -> None:
         for channel in ids.tolist():
@@ -166,7 +174,7 @@ class _Walk:
     def _unknown(self, what: str, operands: list[Ids], shape: Shape) -> Ids:
         for ids in operands:
             self._freeze(ids, f"{what} is not followed")
-        fresh = self._union.fresh(shape[0])
+        fresh = self._fresh(shape[0])
         self._freeze(fresh, f"{what} is not followed")
         return fresh
 
@@ -183,8 +191,9 @@ class _Walk:
 
     def _linear(self, layer: Layer, ids: Ids, shape: Shape) -> Ids:
         if len(shape) > 1:
-            self._axis(layer.name, "out", Role.PRODUCER, self._union.fresh(layer["out_features"]))
-            self._freeze(self._axes[layer.name, "out"], f"{layer.name} works on more than one dimension")
+            why = f"{layer.name} works on more than one dimension"
+            self._freeze(self._axis(layer.name, "in", Role.CONSUMER, self._fresh(layer["in_features"])), why)
+            self._freeze(self._fresh_axis(layer.name, "out", layer["out_features"]), why)
             return self._unknown(layer.name, [ids], shape)
         self._axis(layer.name, "in", Role.CONSUMER, ids)
         return self._fresh_axis(layer.name, "out", layer["out_features"])
@@ -225,7 +234,7 @@ class _Walk:
         assert isinstance(operand, Attribute)
         shape = self._declared[operand.name]
         if (operand.name, "features") not in self._axes:
-            self._axis(operand.name, "features", Role.CARRIER, self._union.fresh(shape[0]))
+            self._axis(operand.name, "features", Role.CARRIER, self._fresh(shape[0]))
         return self._axes[operand.name, "features"], shape
 
     # From atoms to channels and spaces.
@@ -235,13 +244,12 @@ class _Walk:
         numbers, ids_of_atom = np.unique(labels, return_inverse=True)
         count = len(numbers)
         axes = {axis: ids_of_atom[atoms] for axis, atoms in self._axes.items()}
+        values = tuple(ids_of_atom[atoms] for atoms in self._values)
         ties = _Union()
         ties.fresh(count)
-        for axis, ids in axes.items():
-            if self._roles[axis] is Role.PRODUCER:
-                ties.unite(np.full(len(ids), ids[0]), ids)
-        values = tuple(ids_of_atom[atoms] for atoms in self._values)
-        ties.unite(np.full(len(values[0]), values[0][0]), values[0])
+        for atoms in self._together:
+            ids = ids_of_atom[atoms]
+            ties.unite(np.full(len(ids), ids[0]), ids)
         _, space_of = np.unique(ties.labels(), return_inverse=True)
         frozen = {int(space_of[ids_of_atom[atom]]): why for atom, why in reversed(self._frozen.items())}
         return ChannelSpaces(count, axes, self._roles, values, self._spaces(axes, space_of, frozen), space_of)
@@ -256,13 +264,18 @@ class _Walk:
         channels = np.split(order, np.cumsum(np.bincount(space_of, minlength=count))[:-1])
         return tuple(
             ChannelSpace(
-                name=next((names[0] for names in roles.values() if names), "input") if number else "input",
+                name=_name_of(roles) if number else "input",
                 channels=channels[number],
                 members={role: tuple(names) for role, names in roles.items()},
                 frozen=frozen.get(number, ""),
             )
             for number, roles in enumerate(members)
         )
+
+
+def _name_of(members: Mapping[Role, list[str]]) -> str:
+    makers = members[Role.PRODUCER] or members[Role.CARRIER]
+    return makers[0] if makers else f"input of {members[Role.CONSUMER][0]}" if members[Role.CONSUMER] else "no layer"
 
 
 _LAYER_RULES: Final[dict[str, Callable[[_Walk, Layer, Ids, Shape], Ids]]] = {

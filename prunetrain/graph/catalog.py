@@ -254,7 +254,7 @@ def bind(signature: Signature, arguments: Iterable[tuple[str, object]]) -> tuple
             if not parameter.accepts(value):
                 raise ValueError(f"{parameter.name} must be {parameter.kind.value}, not {value!r}")
             value = parameter.canonical(value)
-            if value == parameter.default and type(value) is type(parameter.default):
+            if value == parameter.default:
                 continue
         elif parameter.kind not in (Kind.TENSOR, Kind.TRAINING):
             raise ValueError(f"{parameter.name} must be {parameter.kind.value}")

@@ -47,12 +47,16 @@ def instantiate(source: str, filename: str) -> "nn.Module":
     """The network of a file's text, with newly initialised weights.
 
     Raises:
-        NetworkFileError: if the text is anything but a network; it is not executed then.
+        NetworkFileError: if the text is anything but a network (it is not executed then), or one that is too large for this machine.
     """
     graph = parse(source, filename)
     module = ModuleType(f"prunetrain_network_{graph.class_name}")
     exec(compile(source, filename, "exec"), module.__dict__)
-    network: nn.Module = getattr(module, graph.class_name)()
+    try:
+        network: nn.Module = getattr(module, graph.class_name)()
+    except (RuntimeError, MemoryError, TypeError) as error:  # sizes beyond the machine's memory, or beyond 64 bits
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise NetworkFileError(f"{filename}: torch cannot build this network: {reason}") from error
     return network
 
 

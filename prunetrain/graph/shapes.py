@@ -67,7 +67,7 @@ def _conv2d(layer: Layer, shape: Shape) -> Shape:
     channels, height, width = _image(shape)
     _check_channels(layer, "in", channels)
     if layer["in_channels"] % layer["groups"] or layer["out_channels"] % layer["groups"]:
-        raise ValueError(f"{layer['groups']} groups divide neither or only one of its channel counts")
+        raise ValueError(f"{layer['groups']} groups do not divide {layer['in_channels']} and {layer['out_channels']} channels")
     kernel, stride, dilation = _pair(layer["kernel_size"]), _pair(layer["stride"]), _pair(layer["dilation"])
     if layer["padding"] == "same":
         if stride != (1, 1):
@@ -114,8 +114,8 @@ def _pool2d(step: Step, shape: Shape) -> Shape:
     kernel, padding = _pair(step["kernel_size"]), _pair(step["padding"])
     stride = kernel if step["stride"] is None else _pair(step["stride"])
     dilation = _pair(step["dilation"]) if step.target == "F.max_pool2d" else (1, 1)
-    if any(p > (d * (k - 1) + 1) // 2 for k, p, d in zip(kernel, padding, dilation, strict=True)):
-        raise ValueError(f"padding {_text(padding)} is more than half the window")
+    if any(p > k // 2 for k, p in zip(kernel, padding, strict=True)):
+        raise ValueError(f"padding {_text(padding)} is more than half the kernel size {_text(kernel)}")
     spatial = zip((height, width), kernel, stride, padding, dilation, strict=True)
     return channels, *(_windows(n, k, s, p, d, ceil=step["ceil_mode"]) for n, k, s, p, d in spatial)
 

@@ -155,6 +155,8 @@ def _of_both_modes(in_training: LayerGraph, in_evaluation: LayerGraph) -> LayerG
 def _refuse_hidden_changes(nodes: Iterable[fx.Node], modules: Mapping[str, nn.Module]) -> None:
     """Steps return new results; a result that is changed in place must not be read under an older name afterwards.
 
+    An augmented assignment (`x += y`) is an ordinary addition to torch.fx and goes unseen.
+
     Raises:
         TraceError: where it is.
     """

@@ -57,9 +57,8 @@ class GroupLasso:
             return slice(start, size)
 
         for layer in sliced_layers(graph):
-            weight = weights[f"{layer.name}.weight"].detach()
             self._layers.append(_Layer(weights[f"{layer.name}.weight"], reserve(layer.name, "out"), reserve(layer.name, "in")))
-            device = weight.device
+        device = next((tensor.device for tensor in weights.values()), None)
         self._sums = torch.zeros(size, device=device)
         self._groups: Tensor | None = None
         if groups == "coupled" and ids:

@@ -3,7 +3,6 @@
 In: graphs, network files, checkpoints, runs. Out: dictionaries of literals.
 """
 
-from pathlib import Path
 from typing import Any
 
 from prunetrain.channels.spaces import find_spaces
@@ -90,6 +89,6 @@ def run(paths: RunPaths, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         NetworkFileError: if one of its network files cannot be read.
     """
-    files: list[Path] = sorted(paths.networks.glob("epoch_*.py"))
-    networks = [{"epoch": int(path.stem.removeprefix("epoch_")), "file": str(path), **totals(costs(read_graph(path)))} for path in files]
+    files = paths.network_files()
+    networks = [{"epoch": epoch, "file": str(path), **totals(costs(read_graph(path)))} for epoch, path in files.items()]
     return {"run": paths.name, "networks": networks, "metrics": metrics}

@@ -5,7 +5,7 @@ names (file name only, in the run's own folder) and whose sha256 it holds; the t
 """
 
 import pickle
-import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,11 +17,10 @@ from torch import Tensor
 from prunetrain.errors import CheckpointError, NetworkFileError
 from prunetrain.files import write_atomically
 from prunetrain.graph.load import read_source, sha256_of
-from prunetrain.paths import run_of_checkpoint
+from prunetrain.paths import NETWORK_NAME, run_of_checkpoint
 
 FORMAT = 1
 _MARK = "prunetrain checkpoint"
-_NETWORK_NAME = re.compile(r"epoch_\d{3,6}\.py")
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name a checkpoint in it, such as {path / 'last.pt'}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of some foreign files before it refuses them
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
+        raise CheckpointError(f"{path}: {error.strerror.lower()}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path}: damaged, or not a checkpoint of prunetrain ({type(error).__name__})") from None
     return _checked(path, content)
@@ -104,7 +105,7 @@ def _checked(path: Path, content: object) -> Checkpoint:
     known = {item.name for item in fields(Progress)}
     if not isinstance(progress, dict) or set(progress) != known or not isinstance(content["model"], Mapping):
         raise CheckpointError(f"{path}: damaged, its progress or weights are not readable")
-    if not isinstance(content["network"], str) or not _NETWORK_NAME.fullmatch(content["network"]):
+    if not isinstance(content["network"], str) or not NETWORK_NAME.fullmatch(content["network"]):
         raise CheckpointError(f"{path}: names {content['network']!r} as its network file; it should be like epoch_010.py")
     return Checkpoint(**{name: content[name] for name in wanted if name != "progress"}, progress=Progress(**progress))
 

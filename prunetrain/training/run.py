@@ -13,7 +13,7 @@ from prunetrain.config import TrainConfig, build_config
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.files import append_line, write_text
 from prunetrain.graph.costs import costs
-from prunetrain.paths import RunPaths, free_run
+from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.events import Metrics, Observer
@@ -45,8 +45,7 @@ def start_run(config: TrainConfig, observer: Observer) -> Outcome:
     """
     device = choose_device(config)
     data = load_data(config, device)
-    run = free_run(Path(config.output_dir), run_name(config))
-    state = new_state(replace(config, name=run.name), run, data, device)
+    state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, device)
     return _train(state, data, observer)
 
 

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.trace import trace_with_state
-from prunetrain.paths import RunPaths
+from prunetrain.paths import RunPaths, new_run
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.checkpoints import Checkpoint, Progress, load_checkpoint, read_network_of, restore_rng, rng_state, save_checkpoint
 from prunetrain.training.data import DataSource
@@ -92,11 +92,14 @@ def choose_device(config: TrainConfig) -> torch.device:
         ConfigError: if the settings name none that this machine has.
     """
     name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    absent = ConfigError(f"device {config.device!r} is not on this machine: use auto, cpu, or cuda where there is a GPU")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise ConfigError(f"device {config.device!r} is not on this machine: use auto, cpu, or cuda where there is a GPU") from None
+        raise absent from None
+    if device.type not in ("cpu", "cuda"):
+        raise absent
     if config.amp == "float16" and device.type == "cpu":
         raise ConfigError("--amp float16 needs a GPU: use --amp bfloat16 on a CPU")
     return device
@@ -105,6 +108,12 @@ def choose_device(config: TrainConfig) -> torch.device:
 def new_state(config: TrainConfig, run: RunPaths, data: DataSource, device: torch.device) -> TrainState:
     """A run at its start: the zoo's network flattened, its file and first checkpoint written, and read back.
 
+    Args:
+        config: the settings; the run's name goes into them.
+        run: where it is to be; if another run is there, the next free name is taken.
+        data: decides the network's input and output.
+        device: where to train.
+
     Raises:
         ConfigError: for a network that does not fit the data.
         OutputError: if the files cannot be written.
@@ -112,11 +121,9 @@ def new_state(config: TrainConfig, run: RunPaths, data: DataSource, device: torc
     torch.manual_seed(config.seed)
     model = build(config.model, input_shape=data.input_shape, num_classes=data.num_classes)
     traced = trace_with_state(model, torch.zeros(2, *data.input_shape))
-    write_pair(
-        run,
-        traced.graph,
-        traced.graph,
-        Checkpoint(
+    with new_run(run.output_dir, run.name) as free:
+        config = replace(config, name=free.name)
+        first = Checkpoint(
             network="",
             network_sha256="",
             model=traced.state,
@@ -127,9 +134,9 @@ def new_state(config: TrainConfig, run: RunPaths, data: DataSource, device: torc
             rng=rng_state(),
             config=config.to_dict(),
             progress=Progress(),
-        ),
-    )
-    return load_state(run.checkpoint(0), config, data.steps_per_epoch(config.batch_size), device)
+        )
+        path = write_pair(free, traced.graph, traced.graph, first)
+        return load_state(path, config, data.steps_per_epoch(config.batch_size), device)
 
 
 def write_pair(run: RunPaths, graph: LayerGraph, dense: LayerGraph, checkpoint: Checkpoint) -> Path:

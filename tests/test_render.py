@@ -1,0 +1,272 @@
+"""Rendering: expected files, the same bytes everywhere, files that formatter and type checker accept, and locals that die in time.
+
+`UPDATE_GOLDEN=1 pytest tests/test_render.py -k golden` rewrites the expected files in tests/golden/; read the diff before you commit it.
+"""
+
+import ast
+import difflib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from graphs import Sketch, chain, depthwise, gate, head, layer_graphs, residual, without_a_branch
+from hypothesis import given, settings
+
+from prunetrain import zoo
+from prunetrain.graph.layergraph import LayerGraph, Value
+from prunetrain.graph.layout import block_of
+from prunetrain.graph.parse import parse
+from prunetrain.graph.render import render
+from prunetrain.graph.trace import trace
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+FILES = {
+    "chain": lambda: render(chain()),
+    "depthwise": lambda: render(depthwise(), epoch=0),
+    "gate": lambda: render(gate()),
+    "head": lambda: render(head()),
+    "residual": lambda: render(residual(), dense=residual(), epoch=0),
+    "residual_pruned": lambda: render(residual(6, (3, 7), 12), dense=residual(), epoch=30),
+    "residual_without_a_branch": lambda: render(without_a_branch(), dense=residual(), epoch=60),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_golden_file(name: str) -> None:
+    path, text = GOLDEN / f"{name}.py", FILES[name]()
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_bytes(text.encode())
+    expected = path.read_bytes().decode()
+    assert text == expected, f"tests/golden/{name}.py differs; if it should, run this test with UPDATE_GOLDEN=1"
+
+
+def test_golden_folder_holds_nothing_else() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.py")} == set(FILES)
+
+
+def zoo_graph(name: str) -> LayerGraph:
+    shape = (3, 64, 64)
+    with torch.device("meta"):
+        return trace(zoo.build(name, input_shape=shape, num_classes=10), torch.empty(1, *shape))
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
+    done = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+STRICT_ONLY = "[no-any-return]"  # mypy runs in the checkout for the cache that `make check` has filled, so it is stricter than plain mypy
+RENDER_ELSEWHERE = """
+import sys
+from prunetrain import zoo
+from prunetrain.graph.parse import parse
+from prunetrain.graph.render import render
+for path in sys.argv[2:]:
+    sys.stdout.write(render(parse(open(path).read())))
+if sys.argv[1] == "trace":
+    import torch
+    from prunetrain.graph.trace import trace
+    with torch.device("meta"):
+        model = zoo.build("resnet20", input_shape=(3, 64, 64), num_classes=10)
+        sys.stdout.write(render(trace(model, torch.empty(1, 3, 64, 64))))
+else:
+    assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(("hash_seed", "what"), [("0", "parse"), ("4242", "trace")])
+def test_bytes_do_not_depend_on_the_process(hash_seed: str, what: str, tmp_path: Path) -> None:
+    paths = sorted(GOLDEN.glob("*.py"))
+    expected = "".join(render(parse(path.read_text())) for path in paths) + (render(zoo_graph("resnet20")) if what == "trace" else "")
+    arguments = [sys.executable, "-c", RENDER_ELSEWHERE, what, *paths]
+    text = run(*arguments, cwd=tmp_path, PYTHONHASHSEED=hash_seed, PYTHONPATH=str(ROOT), TZ="Asia/Tokyo")
+    assert text == expected
+
+
+def test_zoo_files_pass_formatter_linter_and_type_checker(tmp_path: Path) -> None:
+    for name in zoo.names():
+        (tmp_path / f"{name.replace('-', '_').replace('.', '_')}.py").write_text(render(zoo_graph(name), epoch=0))
+    for name, text in FILES.items():
+        (tmp_path / f"golden_{name}.py").write_text(text())
+    config = ("--config", ROOT / "generated_nets" / "ruff.toml")
+    run(sys.executable, "-m", "ruff", "format", "--check", *config, tmp_path)
+    run(sys.executable, "-m", "ruff", "check", *config, tmp_path)
+    paths = sorted(tmp_path.glob("*.py"))
+    done = subprocess.run([sys.executable, "-m", "mypy", *paths], cwd=ROOT, capture_output=True, text=True, check=False)
+    problems = [line for line in done.stdout.splitlines() if not line.endswith(STRICT_ONLY)]
+    assert len(problems) == 1, done.stdout
+    assert f" {len(paths)} source files" in problems[0], done.stdout + done.stderr
+
+
+# What a file says.
+
+
+def changed_lines(before: str, after: str) -> list[str]:
+    return [line[2:].strip() for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line[0] in "-+"]
+
+
+def test_a_diff_shows_the_layers_that_changed() -> None:
+    before = render(residual(), dense=residual(), epoch=30)
+    after = render(residual(inner=(5, 16)), dense=residual(), epoch=60)
+    header, *lines = [line for line in changed_lines(before, after) if not line.startswith('"""')] or [""]
+    names = {line.split(" = ")[0] for line in (header, *lines)}
+    assert names == {"self.layer1_0_conv1", "self.layer1_0_bn1", "self.layer1_0_conv2"}
+    assert len(changed_lines(before, after)) == 2 + 2 * 3
+
+
+def test_a_removed_branch_renames_nothing() -> None:
+    before, after = render(residual()), render(without_a_branch(), dense=residual())
+    new = [line.strip() for line in after.splitlines() if line not in before.splitlines()]
+    assert new[1:] == ["self.layer1_0_bn2_bias = nn.Parameter(torch.zeros(8, 1, 1))", "x = F.relu(x + self.layer1_0_bn2_bias)"]
+
+
+@pytest.mark.parametrize(
+    ("dense", "epoch", "header"),
+    [
+        (None, None, "Residual: 56 channels, 50,520 MACs, 1,914 parameters."),
+        (None, 30, "Residual, epoch 30: 56 channels, 50,520 MACs, 1,914 parameters."),
+        (residual(6, (3, 7), 12), 0, "Residual, epoch 0: 56 channels, 50,520 MACs, 1,914 parameters."),
+        (residual(), 7, "Residual, epoch 7: 56 of 82 channels, 34.8% of the dense network's MACs, 36.3% of its parameters."),
+        (residual(), None, "Residual: 56 of 82 channels, 34.8% of the dense network's MACs, 36.3% of its parameters."),
+    ],
+)
+def test_header(dense: LayerGraph | None, epoch: int | None, header: str) -> None:
+    assert render(residual(6, (3, 7), 12), dense=dense, epoch=epoch).splitlines()[0] == f'"""{header}'
+
+
+def small(*targets: str, declared: bool = False) -> LayerGraph:
+    net = Sketch("Small", (4,))
+    x = net.x
+    for target in targets:
+        x = net.call(target, x)
+    return net.graph(net.call("+", x, net.declare("bias", (4,))) if declared else x)
+
+
+@pytest.mark.parametrize(
+    ("graph", "imports"),
+    [
+        (small(), ["from torch import Tensor, nn"]),
+        (small("F.relu"), ["from torch import Tensor, nn", "from torch.nn import functional as F"]),
+        (small("torch.tanh"), ["import torch", "from torch import Tensor, nn"]),
+        (small(declared=True), ["import torch", "from torch import Tensor, nn"]),
+        (small("torch.tanh", "F.relu"), ["import torch", "from torch import Tensor, nn", "from torch.nn import functional as F"]),
+    ],
+)
+def test_nothing_is_imported_that_is_not_used(graph: LayerGraph, imports: list[str]) -> None:
+    assert [line for line in render(graph).splitlines() if "import" in line] == imports
+
+
+def test_arguments_are_written_as_people_write_them() -> None:
+    net = Sketch("Written", (4, 8, 8))
+    x = net.conv("conv1", net.x, 4, kernel_size=(3, 1), stride=2, padding=(1, 0), groups=2, padding_mode="reflect")
+    x = net.norm("bn1", x, eps=1e-3, momentum=0.01, affine=False)
+    x = net.call("F.gelu", net.call("F.leaky_relu", x, negative_slope=0.2), approximate="tanh")
+    x = net.call("F.avg_pool2d", x, kernel_size=2, stride=1, divisor_override=3)
+    text = render(net.graph(net.call("torch.flatten", x, start_dim=1, end_dim=2)))
+    for written in (
+        'self.conv1 = nn.Conv2d(4, 4, kernel_size=(3, 1), stride=2, padding=(1, 0), groups=2, padding_mode="reflect")  # 4x4x4\n',
+        "self.bn1 = nn.BatchNorm2d(4, eps=0.001, momentum=0.01, affine=False)\n",
+        'x = F.gelu(F.leaky_relu(self.bn1(self.conv1(x)), 0.2), approximate="tanh")\n',
+        "x = F.avg_pool2d(x, 2, stride=1, divisor_override=3)\n",
+        "return torch.flatten(x, 1, 2)",
+    ):
+        assert written in text
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("conv1", ""),
+        ("fc", ""),
+        ("layer1_0_conv1", "layer1.0"),
+        ("layer1_0_downsample_0", "layer1.0"),
+        ("block1_depthwise", "block1"),
+        ("features_3", "features"),
+        ("features_3_0_conv", "features.3.0"),
+    ],
+)
+def test_blocks_are_told_by_names(name: str, block: str) -> None:
+    assert block_of(name) == block
+
+
+def test_long_chains_do_not_make_long_lines() -> None:
+    graph = small(*["F.relu"] * 300)
+    text = render(graph)
+    assert max(map(len, text.splitlines())) < 100
+    assert parse(text) == graph
+
+
+def test_a_shortcut_that_is_read_as_the_next_one_is_set_aside() -> None:
+    net = Sketch("Overlapping", (4, 6, 6))
+    first = net.call("+", net.conv("conv1", net.x, 4, kernel_size=1), net.x)
+    second = net.call("+", net.conv("conv2", first, 4, kernel_size=1), first)
+    third = net.call("+", net.call("+", net.conv("conv3", second, 4, kernel_size=1), first), second)
+    graph = net.graph(third)
+    assert parse(render(graph)) == graph
+
+
+# Locals die in time.
+
+
+def kept_too_long(source: str) -> list[str]:
+    """Names that hold a value, after its last use, while something else is computed."""
+    forward = next(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name == "forward")
+    held = {"x": 0}  # name: the line that computed what it holds
+    last_use: dict[int, int] = {}
+    moments: list[tuple[int, dict[str, int]]] = []  # every line that computes, and what is held at that time
+    for statement in forward.body:
+        line = statement.lineno
+        if any(isinstance(node, (ast.Call, ast.BinOp)) for node in ast.walk(statement)):
+            moments.append((line, dict(held)))
+            names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+            last_use |= {held[name]: line for name in names if name in held}
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Name(id=other)):
+                held[name] = held[other]
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                held[name] = line
+            case ast.Delete(targets=[ast.Name(id=name)]):
+                del held[name]
+    return [f"{name} in line {line}" for line, names in moments for name, value in names.items() if last_use.get(value, 0) < line]
+
+
+@pytest.mark.parametrize(
+    ("forward", "kept"),
+    [
+        ("x = f(x)\nreturn f(x)", []),
+        ("y = x\nx = f(x)\nx = x + y\ndel y\nreturn f(x)", []),
+        ("y = x\nx = f(x)\nx = x + y\nreturn f(x)", ["y in line 5"]),
+        ("y = x\nx = f(x)\nx = x + y\ny = f(x)\nreturn x + y", ["y in line 5"]),
+        ("y = f(x)\nz = x\nx = f(y)\nreturn x + z", ["y in line 5"]),
+        ("y = f(x)\ny = f(y)\nreturn f(y)", ["x in line 3", "x in line 4"]),
+    ],
+)
+def test_the_check_below_finds_what_is_kept(forward: str, kept: list[str]) -> None:
+    assert kept_too_long("def forward(x):\n " + forward.replace("\n", "\n ")) == kept
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_golden_files_keep_nothing_alive(name: str) -> None:
+    assert kept_too_long(FILES[name]()) == []
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_zoo_files_keep_nothing_alive(name: str) -> None:
+    assert kept_too_long(render(zoo_graph(name))) == []
+
+
+@settings(max_examples=100)
+@given(layer_graphs())
+def test_random_files_keep_nothing_alive(graph: LayerGraph) -> None:
+    assert kept_too_long(render(graph)) == []
+
+
+def test_an_empty_network_returns_its_input() -> None:
+    graph = LayerGraph("Nothing", (3, 8, 8), (), (), Value(0))
+    assert "return x" in render(graph)
+    assert parse(render(graph)) == graph
