@@ -220,8 +220,8 @@ def _conv(draw: Draw, net: Sketch, value: Value) -> Value:
     groups = draw(st.sampled_from([1, 1, channels, *(g for g in (2, 3) if channels % g == 0)]))  # `channels` groups: depthwise
     out_channels = groups * draw(st.integers(1, max(1, 4 // groups)))
     kernel_size, stride = draw(_pair(1, 3)), draw(_pair(1, 2))
-    same = stride in (1, (1, 1)) and 2 not in (kernel_size if isinstance(kernel_size, tuple) else (kernel_size,))  # torch warns of even kernels
-    padding = draw(st.one_of(_pair(0, 2), st.sampled_from(["valid", "same"] if same else ["valid"])))
+    odd = kernel_size in (1, 3, (1, 1), (1, 3), (3, 1), (3, 3))  # torch warns of even kernels with padding 'same'
+    padding = draw(st.one_of(_pair(0, 2), st.sampled_from(["valid", "same"] if odd and stride in (1, (1, 1)) else ["valid"])))
     options = {
         "kernel_size": kernel_size,
         "stride": stride,

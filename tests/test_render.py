@@ -14,10 +14,15 @@ import pytest
 import torch
 from graphs import Sketch, chain, depthwise, gate, head, layer_graphs, residual, without_a_branch
 from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from prunetrain import zoo
-from prunetrain.graph.layergraph import LayerGraph, Value
+from prunetrain.graph.catalog import OPERATORS
+from prunetrain.graph.layergraph import Attribute, LayerGraph, Value
 from prunetrain.graph.layout import block_of
+from prunetrain.graph.load import instantiate
 from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
 from prunetrain.graph.trace import trace
@@ -203,11 +208,41 @@ def test_long_chains_do_not_make_long_lines() -> None:
 
 def test_a_shortcut_that_is_read_as_the_next_one_is_set_aside() -> None:
     net = Sketch("Overlapping", (4, 6, 6))
-    first = net.call("+", net.conv("conv1", net.x, 4, kernel_size=1), net.x)
-    second = net.call("+", net.conv("conv2", first, 4, kernel_size=1), first)
-    third = net.call("+", net.call("+", net.conv("conv3", second, 4, kernel_size=1), first), second)
-    graph = net.graph(third)
+    inner = net.conv("conv1", net.x, 4, kernel_size=1)
+    x = net.call("+", inner, net.x)  # the last use of one shortcut, while `inner` becomes the next
+    graph = net.graph(net.call("+", net.conv("conv2", x, 4, kernel_size=1), inner))
     assert parse(render(graph)) == graph
+    assert "        shortcut_2 = x\n        x = x + shortcut\n        del shortcut\n" in render(graph)
+
+
+def computed_by_hand(graph: LayerGraph, network: nn.Module, images: Tensor) -> Tensor:
+    """The output, step by step as the graph says it, with the layers and tensors of a network."""
+    known = {"F": F, "torch": torch, "self": network}
+    values = [images]
+    for step in graph.steps:
+        given = {name: values[a.index] if isinstance(a, Value) else a for name, a in step.arguments}
+        given = {name: getattr(network, a.name) if isinstance(a, Attribute) else a for name, a in given.items()}
+        if step.target in OPERATORS:
+            values.append({"+": torch.add, "*": torch.mul}[step.target](**given))
+        else:
+            module, name = step.target.split(".")
+            values.append(getattr(known[module], name)(**given))
+    return values[graph.output.index]
+
+
+@settings(max_examples=60)
+@given(layer_graphs(), st.booleans())
+def test_random_files_compute_what_the_graph_says(graph: LayerGraph, training: bool) -> None:
+    torch.manual_seed(0)
+    network = instantiate(render(graph), "net.py").train(training)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    images = torch.randn(3, *graph.input_shape)
+    outputs = []
+    for compute in (network, lambda x: computed_by_hand(graph, network, x)):
+        torch.manual_seed(1)  # of dropout
+        outputs.append(compute(images).detach())
+    torch.testing.assert_close(*outputs, rtol=0, atol=0, equal_nan=True)
 
 
 # Locals die in time.

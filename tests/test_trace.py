@@ -307,6 +307,12 @@ def test_a_subclass_of_a_layer_is_not_taken_for_the_layer() -> None:
         trace(nn.Sequential(Scaled(3, 3, 1)), IMAGES)
 
 
+def test_a_namesake_of_a_layer_is_not_taken_for_the_layer() -> None:
+    namesake = type("Conv2d", (nn.Conv2d,), {"__module__": "torch.nn.elsewhere"})  # torch.fx does not look inside it
+    with pytest.raises(TraceError, match=r"module 0: nn\.Conv2d is not a layer that prunetrain knows yet"):
+        trace(nn.Sequential(namesake(3, 3, 1)), IMAGES)
+
+
 def test_batch_norm_without_bias_is_refused() -> None:
     bn = nn.BatchNorm2d(3)
     bn.bias = None

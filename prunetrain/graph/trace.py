@@ -178,7 +178,7 @@ class _Builder:
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         self._model = model
         self._input_shape = input_shape
-        self._modules = dict(model.named_modules(remove_duplicate=False))  # torch.fx calls a shared module by its last name
+        self._modules = dict(model.named_modules())
         self._steps: list[Step] = []
         self._layers: dict[str, Layer] = {}
         self.names: dict[str, str] = {}  # qualified name -> name in the graph
