@@ -102,6 +102,12 @@ def new_run(output_dir: Path, name: str) -> Iterator[RunPaths]:
         raise
 
 
+def existing_run(output_dir: Path, name: str) -> RunPaths | None:
+    """The run of a name, if there is one."""
+    run = RunPaths(output_dir, name) if _RUN_NAME.fullmatch(name) else None
+    return run if run and run.networks.is_dir() else None
+
+
 def newest_run(output_dir: Path, name: str) -> RunPaths | None:
     """The last of `name`, `name-2`, `name-3`, ... that has a checkpoint."""
     taken = takewhile(RunPaths.exists, _numbered(output_dir, name))

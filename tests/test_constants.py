@@ -237,7 +237,9 @@ def test_dead_depthwise_filter_is_a_constant_whatever_it_reads() -> None:
     graph = net.graph(net.conv("depthwise", net.x, 2, kernel_size=3, padding=1, groups=2))
     state = new_state(graph, 0)
     state["depthwise.weight"][0] = 0
-    assert_constant(constants_of(graph, state).values[-1], [state["depthwise.bias"][0].item(), None], [state["depthwise.bias"][0].item(), None])
+    assert_constant(
+        constants_of(graph, state).values[-1], [state["depthwise.bias"][0].item(), None], [state["depthwise.bias"][0].item(), None]
+    )
 
 
 def consumer_of(net: Sketch, output: Value, name: str = "conv2") -> Consumer:
@@ -330,7 +332,6 @@ def results(graph: LayerGraph, state: State, images: Tensor, *, training: bool) 
 @given(layer_graphs(), st.integers(0, 1000), st.sampled_from(sorted(DAMAGES)), st.booleans())
 @settings(max_examples=150, derandomize=True)
 def test_what_is_said_to_be_constant_is(graph: LayerGraph, seed: int, damage: str, settled: bool) -> None:
-
 
     state = new_state(graph, seed)
     DAMAGES[damage](graph, state, random.Random(seed))

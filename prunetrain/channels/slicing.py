@@ -157,12 +157,16 @@ def slice_optimizer_state(
     """
     old_index = dict(zip(old_names, (i for group in state_dict["param_groups"] for i in group["params"]), strict=True))
     group_of = {i: number for number, group in enumerate(state_dict["param_groups"]) for i in group["params"]}
-    groups: list[dict[str, Any]] = [{**group, "params": []} for group in state_dict["param_groups"]]
+    emptied = {"params", "param_names"}  # the names are there if the optimizer was given named parameters
+    groups: list[dict[str, Any]] = [{k: [] if k in emptied else v for k, v in group.items()} for group in state_dict["param_groups"]]
     state: dict[int, dict[str, Any]] = {}
     for new_index, name in enumerate(new_names):
         source = sources[name]
         index = old_index[source.name]
-        groups[group_of[index]]["params"].append(new_index)
+        group = groups[group_of[index]]
+        group["params"].append(new_index)
+        if "param_names" in group:
+            group["param_names"].append(name)
         if index in state_dict["state"]:
             shape = shapes[source.name]
             entries = state_dict["state"][index].items()

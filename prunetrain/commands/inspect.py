@@ -9,7 +9,7 @@ import click
 from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
-from prunetrain.paths import CHECKPOINTS, NETWORKS, RunPaths
+from prunetrain.paths import CHECKPOINTS, NETWORKS, RunPaths, existing_run
 
 
 @click.command("inspect")
@@ -48,13 +48,10 @@ def command(what: str, other: str | None, output_dir: str, as_json: bool) -> Non
 def find_run(what: str, output_dir: Path) -> RunPaths | None:
     """The run of a name or folder, if it is one."""
     path = Path(what)
-    if path.is_dir() and path.resolve().parent.name in (NETWORKS, CHECKPOINTS):
-        return RunPaths(path.parent.parent, path.name)
-    if not path.exists() and path.name == what and not path.suffix:
-        run = RunPaths(output_dir, what)
-        if run.networks.is_dir():
-            return run
-    return None
+    folder = path.resolve()
+    if path.is_dir() and folder.parent.name in (NETWORKS, CHECKPOINTS):
+        return RunPaths(folder.parent.parent, folder.name)
+    return None if path.is_file() else existing_run(output_dir, what)
 
 
 def network_of(path: Path) -> Path:
@@ -89,14 +86,17 @@ def read_metrics(run: RunPaths) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; none if there is no such file.
 
     Raises:
-        ConfigError: for a line that is not JSON.
+        ConfigError: for a line that is no table in JSON.
     """
     if not run.metrics.exists():
         return []
     lines = []
-    for number, line in enumerate(run.metrics.read_text().splitlines(), start=1):
+    for number, line in enumerate(run.metrics.read_bytes().splitlines(), start=1):
         try:
-            lines.append(json.loads(line))
+            values = json.loads(line)
         except ValueError:
-            raise ConfigError(f"{run.metrics}:{number}: not a line of metrics") from None
+            values = None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{run.metrics}:{number}: not a line of metrics")
+        lines.append(values)
     return lines

@@ -88,7 +88,25 @@ def resolve(params: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ConfigError: for an unknown name, key or value in any of them.
     """
+    recipe, file = _recipe_and_file(params)
     flags = given(params)
+    if recipe is None:
+        recipe = recipes.default_recipe(flags.get("dataset") or file.get("dataset") or TrainConfig.dataset)
+    return build_config(_settings_of(recipe), file, flags)
+
+
+def chosen(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge what a person asked for: the settings of a recipe that was named, of the config file, and of the flags.
+
+    Raises:
+        ConfigError: for an unknown name, key or value in any of them.
+    """
+    recipe, file = _recipe_and_file(params)
+    return _settings_of(recipe) | file | given(params)
+
+
+def _recipe_and_file(params: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """The recipe that was named, if one was, and the settings of the config file."""
     file: dict[str, Any] = {}
     recipe = params.get("recipe")
     if path := params.get("config"):
@@ -98,7 +116,8 @@ def resolve(params: Mapping[str, Any]) -> TrainConfig:
             raise ConfigError(f"{path}: recipe must be a word, not {named!r}")
         file = settings_from(values, str(path))
         recipe = recipe or named
-    if recipe is None:
-        recipe = recipes.default_recipe(flags.get("dataset") or file.get("dataset") or TrainConfig.dataset)
-    start = settings_from(recipes.load_recipe(recipe), f"recipe {recipe}") if recipe else {}
-    return build_config(start, file, flags)
+    return recipe, file
+
+
+def _settings_of(recipe: str | None) -> dict[str, Any]:
+    return settings_from(recipes.load_recipe(recipe), f"recipe {recipe}") if recipe else {}

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from prunetrain.commands.options import config_options, given, resolve
+from prunetrain.commands.options import chosen, config_options, resolve
 
 
 @click.command("train")
@@ -43,7 +43,7 @@ def command(ctx: click.Context, /, resume: str | None, list_models: bool, **para
             outcome = start_run(config, progress)
         else:
             output.print(f"resuming from {checkpoint}", highlight=False, soft_wrap=True)
-            outcome = resume_run(checkpoint, given(params), progress)
+            outcome = resume_run(checkpoint, chosen(params), progress)
     finally:
         progress.close()
     print_outcome(output, outcome)

@@ -86,7 +86,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             warnings.simplefilter("ignore")  # torch warns of some foreign files before it refuses them
             content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
-        raise CheckpointError(f"{path}: {error.strerror.lower()}") from None
+        raise CheckpointError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path}: damaged, or not a checkpoint of prunetrain ({type(error).__name__})") from None
     return _checked(path, content)

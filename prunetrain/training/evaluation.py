@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from prunetrain.config import build_config
-from prunetrain.errors import ConfigError
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import load_data
 from prunetrain.training.loop import Evaluation, evaluate
@@ -26,8 +25,5 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Evaluation:
     device = choose_device(config)
     data = load_data(config, device)
     state = load_state(path, config, data.steps_per_epoch(config.batch_size), device)
-    classes = state.num_classes
-    if state.graph.input_shape != data.input_shape or classes != data.num_classes:
-        wanted, got = ("x".join(map(str, shape)) for shape in (state.graph.input_shape, data.input_shape))
-        raise ConfigError(f"{state.network} takes {wanted} images of {classes} classes, and the data has {got} of {data.num_classes}")
+    state.check_fits(data)
     return evaluate(state, data)

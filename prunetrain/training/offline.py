@@ -9,10 +9,10 @@ from prunetrain.config import TrainConfig, build_config
 from prunetrain.errors import OutputError
 from prunetrain.files import write_text
 from prunetrain.graph.costs import costs
-from prunetrain.graph.load import read_graph
+from prunetrain.graph.load import read_source
 from prunetrain.graph.parse import parse
-from prunetrain.paths import free_run, run_of_checkpoint
-from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, read_network_of
+from prunetrain.paths import new_run, run_of_checkpoint
+from prunetrain.training.checkpoints import load_checkpoint, read_network_of
 from prunetrain.training.events import Change
 from prunetrain.training.reconfiguration import Watch, cut_checkpoint
 from prunetrain.training.run import stored_config
@@ -53,18 +53,17 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
     watch.lap("slice")
     old_run = run_of_checkpoint(path)
     name = given.get("name") or f"{old_run.name}-cut"
-    run = free_run(Path(given.get("output_dir") or old_run.output_dir), name)
-    dense_source = old_run.network(0)
-    dense = read_graph(dense_source) if dense_source.exists() else graph
+    dense_source = read_source(old_run.network(0)) if old_run.network(0).exists() else source
+    dense = parse(dense_source, str(old_run.network(0)))
     if checkpoint.progress.epoch == 0 and cut.graph != dense:
         raise OutputError(f"{path} is the run's first checkpoint, which holds the dense network: train at least one epoch first")
-    if checkpoint.progress.epoch > 0:
-        write_text(run.network(0), dense_source.read_text(encoding="utf-8") if dense_source.exists() else source)
-    smaller = replace(smaller, config=config.to_dict() | {"name": run.name})
-    written = write_pair(run, cut.graph, dense, smaller)
-    watch.lap("write")
-    again: Checkpoint = load_checkpoint(written)
-    load_weights(read_network_of(written, again)[1], run.network(again.progress.epoch), again, written)
-    watch.lap("load")
+    with new_run(Path(given.get("output_dir") or old_run.output_dir), name) as run:
+        if checkpoint.progress.epoch > 0:
+            write_text(run.network(0), dense_source)
+        written = write_pair(run, cut.graph, dense, replace(smaller, config=config.to_dict() | {"name": run.name}))
+        watch.lap("write")
+        again = load_checkpoint(written)
+        load_weights(read_network_of(written, again)[1], run.network(again.progress.epoch), again, written)
+        watch.lap("load")
     change = Change.of(costs(graph), cut, granularity, watch.seconds)
     return Done(change, run.network(checkpoint.progress.epoch), written)

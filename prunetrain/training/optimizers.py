@@ -25,10 +25,11 @@ def build_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: 
 def lr_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
     """The learning rate at a step as a share of `config.lr`.
 
-    Warm-up rises linearly over its epochs. `step` multiplies by gamma at every milestone; `cosine` falls to zero over the epochs after
+    Warm-up rises linearly over its epochs. `step` multiplies by gamma at every milestone, by default after half and three quarters of the
+    epochs; `cosine` falls to zero over the epochs after
     warm-up (SGDR without restarts, arXiv 1608.03983, equation 5).
     """
-    milestones = config.milestones or (config.epochs // 2, config.epochs * 3 // 4)
+    milestones = config.milestones or {epoch for epoch in (config.epochs // 2, config.epochs * 3 // 4) if epoch}
     warmup = config.warmup_epochs * steps_per_epoch
     total = config.epochs * steps_per_epoch
 

@@ -11,7 +11,7 @@ import torch
 
 from prunetrain.config import TrainConfig, build_config
 from prunetrain.errors import CheckpointError, ConfigError
-from prunetrain.files import append_line, write_text
+from prunetrain.files import append_line, remove_leftovers, write_text
 from prunetrain.graph.costs import costs
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
@@ -69,8 +69,9 @@ def resume_run(path: Path, given: dict[str, Any], observer: Observer) -> Outcome
     device = choose_device(config)
     data = load_data(config, device)
     state = load_state(path, config, data.steps_per_epoch(config.batch_size), device)
-    if state.graph.input_shape != data.input_shape:
-        raise ConfigError(f"{state.network} takes images of {state.graph.input_shape}, and the data has {data.input_shape}")
+    state.check_fits(data)
+    for folder in (state.run.networks, state.run.checkpoints):
+        remove_leftovers(folder)
     _rewrite_metrics(state)
     return _train(state, data, observer)
 

@@ -6,6 +6,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import torch
@@ -55,10 +56,16 @@ class TrainState:
     progress: Progress
     costs: Costs
 
-    @property
-    def num_classes(self) -> int:
-        """The length of the logits."""
-        return infer_shapes(self.graph)[self.graph.output.index][0]
+    def check_fits(self, data: DataSource) -> None:
+        """Check that the network is for such images and classes.
+
+        Raises:
+            ConfigError: if it is not.
+        """
+        classes = infer_shapes(self.graph)[self.graph.output.index][0]
+        if self.graph.input_shape != data.input_shape or classes != data.num_classes:
+            wanted, got = ("x".join(map(str, shape)) for shape in (self.graph.input_shape, data.input_shape))
+            raise ConfigError(f"{self.network} takes {wanted} images of {classes} classes, and the data has {got} of {data.num_classes}")
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision as the settings say."""
@@ -121,6 +128,7 @@ def new_state(config: TrainConfig, run: RunPaths, data: DataSource, device: torc
     torch.manual_seed(config.seed)
     model = build(config.model, input_shape=data.input_shape, num_classes=data.num_classes)
     traced = trace_with_state(model, torch.zeros(2, *data.input_shape))
+    _check_batch(traced.graph, config)
     with new_run(run.output_dir, run.name) as free:
         config = replace(config, name=free.name)
         first = Checkpoint(
@@ -137,6 +145,15 @@ def new_state(config: TrainConfig, run: RunPaths, data: DataSource, device: torc
         )
         path = write_pair(free, traced.graph, traced.graph, first)
         return load_state(path, config, data.steps_per_epoch(config.batch_size), device)
+
+
+def _check_batch(graph: LayerGraph, config: TrainConfig) -> None:
+    """Refuse batches of one image where BatchNorm would see one value a channel, which has no variance."""
+    shapes = infer_shapes(graph)
+    kinds = {f"self.{layer.name}": layer.kind for layer in graph.layers}
+    for value, step in graph.results():
+        if config.batch_size == 1 and "BatchNorm" in kinds.get(step.target, "") and prod(shapes[value.index][1:]) == 1:
+            raise ConfigError(f"--batch-size 1 is too small for {config.model}, whose BatchNorm sees one value a channel: use 2 or more")
 
 
 def write_pair(run: RunPaths, graph: LayerGraph, dense: LayerGraph, checkpoint: Checkpoint) -> Path:

@@ -1,0 +1,239 @@
+"""The training loop against loops written out by hand: same batches, same seed, same bits."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import RESNET, Recorder, settings, write_images
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunetrain.config import TrainConfig
+from prunetrain.graph.costs import costs
+from prunetrain.graph.load import load_network
+from prunetrain.paths import RunPaths
+from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.data import DataSource, load_data
+from prunetrain.training.loop import evaluate, evaluate_batches, stopping_on_signals, train_one_epoch
+from prunetrain.training.state import TrainState, new_state
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 images for training, 5 steps of 32; 300 for validation."""
+    return write_images(tmp_path_factory.mktemp("data") / "images.npz", train=160, val=300)
+
+
+class Start:
+    """A run at its start, and the same network and data once more for a loop by hand."""
+
+    def __init__(self, images: Path, folder: Path, **changes: Any) -> None:
+        self.config: TrainConfig = settings(images, folder, **changes)
+        self.data: DataSource = load_data(self.config, CPU)
+        self.state: TrainState = new_state(self.config, RunPaths(folder, "x"), self.data, CPU)
+        self.model: nn.Module = load_network(self.state.network)
+        self.model.load_state_dict(load_checkpoint(self.state.run.checkpoint(0)).model)
+
+    def train(self) -> None:
+        """One epoch of the run."""
+        train_one_epoch(self.state, self.data, Recorder(), lambda: False)
+
+    def batches(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch, for the loop by hand."""
+        return self.data.train_batches(epoch, self.config.batch_size)
+
+
+@pytest.mark.parametrize("changes", [RESNET, {"model": "lenet-300-100", "nesterov": True}, {"channels_last": True, **RESNET}], ids=str)
+def test_without_lasso_it_is_a_plain_loop(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    start = Start(images, tmp_path, **{**changes, "penalty_ratio": 0.0, "epochs": 2, "milestones": (1,), "warmup_epochs": 1})
+    layout = torch.channels_last if start.config.channels_last else torch.contiguous_format
+    model = start.model.train().to(memory_format=layout)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=start.config.nesterov, weight_decay=5e-4, fused=True)
+    losses, step = [], 0
+    for epoch in range(2):
+        for pixels, labels in start.batches(epoch):
+            step += 1
+            optimizer.param_groups[0]["lr"] = 0.1 * step / 5 if epoch == 0 else 0.1 * 0.1
+            loss = F.cross_entropy(model(pixels.contiguous(memory_format=layout)), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+    start.train()
+    start.state.progress = replace(start.state.progress, epoch=1, step=0, running={})
+    result = train_one_epoch(start.state, start.data, Recorder(), lambda: False)
+    assert result.loss == float(torch.stack(losses[5:]).double().mean())
+    for name, tensor in start.state.model.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def penalty(model: nn.Module, groups: str) -> Tensor:
+    """R of LeNet-300-100, group by group."""
+    w1, w2, w3 = (model.get_parameter(f"fc{number}.weight").detach().double() for number in (1, 2, 3))
+    if groups == "slices":
+        return w1.norm(dim=1).sum() + w2.norm(dim=0).sum() + w2.norm(dim=1).sum() + w3.norm(dim=0).sum()
+    return torch.cat([w1, w2.T], 1).norm(dim=1).sum() + torch.cat([w2, w3.T], 1).norm(dim=1).sum()
+
+
+@pytest.mark.parametrize("groups", ["slices", "coupled"])
+@pytest.mark.parametrize("ratio", [0.2, 0.9])
+def test_lambda_comes_from_the_ratio_at_the_first_batch(images: Path, tmp_path: Path, groups: str, ratio: float) -> None:
+    start = Start(images, tmp_path, penalty_ratio=ratio, lasso_groups=groups)
+    batch, labels = next(start.batches())
+    loss = F.cross_entropy(start.model.train()(batch), labels).detach().double()
+    assert start.state.progress.lasso_strength is None
+    start.train()
+    strength = start.state.progress.lasso_strength
+    assert strength
+    share = strength * penalty(start.model, groups)
+    assert float(share / (loss + share)) == pytest.approx(ratio, rel=1e-6)
+    assert start.state.checkpoint().progress.lasso_strength == strength
+    start.train()
+    assert start.state.progress.lasso_strength == strength  # set once
+
+
+def test_subgradient_joins_the_gradient(images: Path, tmp_path: Path) -> None:
+    plain = {"momentum": 0.0, "weight_decay": 0.0, "batch_size": 160, "lasso_groups": "slices", "lasso_step": "subgradient"}
+    start = Start(images, tmp_path, **plain)
+    batch, labels = next(start.batches())
+    model = start.model.train()
+    F.cross_entropy(model(batch), labels).backward()
+    w = model.get_parameter("fc2.weight")
+    assert w.grad is not None
+    start.train()
+    strength = start.state.progress.lasso_strength
+    assert strength
+    pull = strength * w * (1 / w.norm(dim=1, keepdim=True) + 1 / w.norm(dim=0, keepdim=True))
+    expected = (w - 0.1 * (w.grad + pull)).detach()
+    torch.testing.assert_close(start.state.model.get_parameter("fc2.weight").detach(), expected)
+    assert float(pull.detach().norm()) > float(w.grad.norm()) / 10  # the lasso has a part in it
+
+
+def test_proximal_step_shrinks_after_the_step(images: Path, tmp_path: Path) -> None:
+    plain = {"momentum": 0.5, "weight_decay": 0.0, "batch_size": 160, "lasso_groups": "slices", "lasso_step": "proximal"}
+    start = Start(images, tmp_path, **plain)
+    batch, labels = next(start.batches())
+    model = start.model.train()
+    F.cross_entropy(model(batch), labels).backward()
+    w = model.get_parameter("fc2.weight")
+    assert w.grad is not None
+    start.train()
+    strength = start.state.progress.lasso_strength
+    assert strength
+    moved = (w - 0.1 * w.grad).detach()
+    amount = 0.1 * strength / (1 - 0.5)
+    rows, columns = ((1 - amount / moved.norm(dim=dim, keepdim=True)).clamp(min=0) for dim in (1, 0))
+    torch.testing.assert_close(start.state.model.get_parameter("fc2.weight").detach(), moved * rows * columns)
+    assert float(rows.max()) < 1
+
+
+def test_dead_groups_are_exact_zeros(images: Path, tmp_path: Path) -> None:
+    start = Start(images, tmp_path, lasso_step="proximal", penalty_ratio=0.97, epochs=100)
+    for epoch in range(4):
+        start.state.progress = replace(start.state.progress, epoch=epoch, step=0)
+        start.train()
+    weight = start.state.model.get_parameter("fc1.weight").detach()
+    dead = weight.abs().amax(1) < 1e-4
+    assert dead.any()
+    assert not weight[dead].any()
+
+
+def test_label_smoothing(images: Path, tmp_path: Path) -> None:
+    start = Start(images, tmp_path, label_smoothing=0.2, penalty_ratio=0.0, batch_size=160)
+    batch, labels = next(start.batches())
+    logits = start.model.train()(batch)
+    result = train_one_epoch(start.state, start.data, Recorder(), lambda: False)
+    logits = logits.detach()
+    wanted = 0.8 * F.cross_entropy(logits, labels) - 0.2 * logits.log_softmax(1).mean()
+    assert result.loss == pytest.approx(float(wanted), rel=1e-6)
+    assert result.loss != pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-3)
+    assert result.top1 == float((logits.argmax(1) == labels).double().mean())
+
+
+@pytest.mark.parametrize("step", ["proximal", "subgradient"])
+def test_bfloat16(images: Path, tmp_path: Path, step: str) -> None:
+    start = Start(images, tmp_path, **{**RESNET, "amp": "bfloat16", "channels_last": True, "lasso_step": step})
+    kinds = []
+    forward = start.state.forward
+    start.state.forward = lambda x: (kinds.append((y := forward(x)).dtype), y)[1]
+    start.train()
+    assert set(kinds) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in start.state.model.parameters()} == {torch.float32}
+    assert all(parameter.isfinite().all() for parameter in start.state.model.parameters())
+    assert 0 < evaluate(start.state, start.data).loss < 10
+
+
+def test_epoch_can_be_stopped_and_taken_up(images: Path, tmp_path: Path) -> None:
+    whole, parts = (Start(images, tmp_path / name, penalty_ratio=0.94) for name in ("whole", "parts"))
+    whole.train()
+    recorder = Recorder()
+    first = train_one_epoch(parts.state, parts.data, recorder, lambda: len(recorder.steps) == 2)
+    assert (first.stopped, first.images, parts.state.progress.step) == (True, 64, 2)
+    assert parts.state.progress.train_images == 64
+    assert parts.state.progress.train_macs == 3 * costs(parts.state.graph).macs * 64
+    second = train_one_epoch(parts.state, parts.data, recorder, lambda: False)
+    assert (second.stopped, second.images, parts.state.progress.step) == (False, 160, 5)
+    assert recorder.steps == [(1, step) for step in range(1, 6)]
+    left, right = whole.state.progress, parts.state.progress
+    assert {**left.running, "seconds": 0} == {**right.running, "seconds": 0}
+    assert (left.train_images, left.train_macs) == (right.train_images, right.train_macs)
+    for name, tensor in whole.state.model.state_dict().items():
+        assert torch.equal(tensor, parts.state.model.state_dict()[name]), name
+
+
+def test_evaluate_counts_every_image_once(images: Path, tmp_path: Path) -> None:
+    start = Start(images, tmp_path, **{**RESNET, "batch_size": 16})  # 300 images: batches of 256 and 44
+    start.train()
+    before = {name: tensor.clone() for name, tensor in start.state.model.state_dict().items()}
+    found = evaluate(start.state, start.data)
+    model = start.state.model.eval()
+    batch, labels = next(start.data.val_batches(300))
+    with torch.no_grad():
+        logits = model(batch)
+    assert len(labels) == 300
+    assert found.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
+    assert found.top1 == float((logits.argmax(1) == labels).double().mean())
+    assert found.top5 == 1  # there are four classes
+    for name, tensor in start.state.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_top_5(images: Path, tmp_path: Path) -> None:
+    state = Start(images, tmp_path).state
+    state.forward = lambda x: x  # the images are the logits
+    logits = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3]] * 4)
+    labels = torch.tensor([0, 4, 5, 6])
+    found = evaluate_batches(state, iter([(logits[:3], labels[:3]), (logits[3:], labels[3:])]))
+    assert (found.top1, found.top5) == (0.25, 0.5)
+    assert found.loss == pytest.approx(float(F.cross_entropy(logits, labels)))
+
+
+def test_signals_ask_once_and_stop_at_the_second() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with stopping_on_signals() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_threads_leave_signals_alone() -> None:
+    seen = []
+
+    def work() -> None:
+        with stopping_on_signals() as stop:
+            seen.append(stop())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
