@@ -247,8 +247,8 @@ def dying(operation, left):
     return call
 
 moments, kills = random.Random(int(sys.argv[1])), 0
-while True:
-    left = [moments.randint(1, 14)]
+for _ in range(200):
+    left = [moments.randint(1, 30)]  # a reconfiguration and its epoch take 20
     child = os.fork()
     if child == 0:
         os.fsync = dying(os.fsync, left)
@@ -267,9 +267,8 @@ while True:
 """
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_between_any_two_operations_on_the_disk(images: Path, tmp_path: Path, reference: Outcome, seed: int) -> None:
-    command = [sys.executable, "-c", CHAIN, str(seed), *arguments(settings(images, tmp_path))]
+def test_killed_between_any_two_operations_on_the_disk(images: Path, tmp_path: Path, reference: Outcome) -> None:
+    command = [sys.executable, "-c", CHAIN, "0", *arguments(settings(images, tmp_path))]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(TOP)}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert int(done.stdout.splitlines()[-1].removeprefix("kills ")) >= 3

@@ -151,16 +151,21 @@ def test_costs_are_those_of_the_network_that_trained(outcome: Outcome) -> None:
         assert 2**20 < line["peak_memory_bytes"] < 2**40
 
 
-def test_rates_and_shares(outcome: Outcome) -> None:
+def test_rates_losses_and_shares(outcome: Outcome) -> None:
     assert [line["lr"] for line in outcome.history] == pytest.approx([0.1, 0.1, 0.01, 0.01])  # of the step that comes next
     for line in outcome.history:
         assert 0 <= line["train_top1"] <= 1
         assert 0 <= line["val_top1"] <= 1
         assert line["train_loss"] > 0
         assert line["val_loss"] > 0
-    lassos = [line["lasso"] for line in outcome.history]
-    assert lassos == sorted(lassos, reverse=True)  # ever smaller
-    assert lassos[-1] > 0
+
+
+def test_lasso_is_lambda_times_the_norms(ran: tuple[TrainConfig, Outcome, Witness]) -> None:
+    config, outcome, _ = ran
+    state = load_state(outcome.run.last, config, 10, CPU)
+    assert state.lasso
+    assert state.progress.lasso_strength
+    assert outcome.history[-1]["lasso"] == pytest.approx(state.progress.lasso_strength * float(state.lasso.penalty()), rel=1e-5)
 
 
 def test_second_run_of_a_name_does_not_overwrite(images: Path, tmp_path: Path) -> None:
