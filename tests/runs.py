@@ -51,7 +51,7 @@ def arguments(config: TrainConfig) -> list[str]:
 
 def invoke(*args: str | Path) -> Result:
     """Run the command line in this process."""
-    return CliRunner().invoke(main, [str(arg) for arg in args])
+    return CliRunner().invoke(main, [str(arg) for arg in args], prog_name="prunetrain")
 
 
 class Recorder(Silent):

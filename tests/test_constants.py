@@ -153,6 +153,21 @@ def test_zero_padding_destroys_all_but_zero(padding: Any, arguments: dict[str, A
     assert found.consumers["conv2"].expendable.tolist() == [True, survives]
 
 
+@pytest.mark.parametrize(("bias", "mean"), [(1.0, 2.0), (-1.0, -2.0)])
+def test_zero_in_one_mode_only_is_no_zero(bias: float, mean: float) -> None:
+    """ReLU makes zero of -1 and leaves 1; which is which depends on the mode."""
+    net = Sketch("Toy", (1, 4, 4))
+    x = net.call("F.relu", net.norm("bn1", net.conv("conv1", net.x, 1, kernel_size=1, bias=False)))
+    graph = net.graph(net.norm("bn2", net.conv("conv2", x, 2, kernel_size=3, padding=1)))
+    state = new_state(graph, 0)
+    state["conv1.weight"].zero_()
+    set_batch_norm_(state, "bn1", weight=[1], bias=[bias], mean=[mean], std=[1])
+    found = constants_of(graph, state)
+    assert_constant(found.values[3], [max(0, bias - mean)], [max(0, bias)])
+    assert_constant(found.values[4], [None, None], [None, None])
+    assert found.consumers["conv2"].expendable.tolist() == [False]
+
+
 @pytest.mark.parametrize("training", [TRAINING, True, False])
 def test_dropout_keeps_only_zero(training: Any) -> None:
     assert_constant(after("F.dropout", 0, 1, p=0.5, training=training), [0, None], [0, None])

@@ -149,6 +149,20 @@ def test_modes_that_disagree_forbid_the_cut() -> None:
     assert cut_of(graph, state).graph.layer("conv1")["out_channels"] == 3
 
 
+@pytest.mark.parametrize("granularity", [1, 2])
+def test_constants_stay_with_the_constants_they_are_computed_from(granularity: int) -> None:
+    """All of conv1 is dead, so all of fc1 is constant. As long as a channel of conv1 stays, its bias learns through all of fc1."""
+    net = Sketch("Toy", (1, 3, 3))
+    x = net.call("torch.flatten", net.conv("conv1", net.x, 3, kernel_size=2), start_dim=1)
+    graph = net.graph(net.linear("fc2", net.call("torch.tanh", net.linear("fc1", x, 4)), 2))
+    state = new_state(graph, 0)
+    state["conv1.weight"].zero_()
+    cut = cut_of(graph, state, granularity=granularity)
+    assert [cut.graph.layer("conv1")["out_channels"], cut.graph.layer("fc1")["out_features"]] == [granularity, 4]
+    assert_same_function(graph, state, cut)
+    assert_same_step(graph, state, cut, optimizer="sgd", running_means=True)
+
+
 def test_dead_weights_need_not_be_zero() -> None:
     graph, state = chain()
     state["conv1.weight"][1] = -0.9 * THRESHOLD

@@ -8,16 +8,18 @@ import click
 
 from prunetrain.commands.options import config_option, given
 
+_OWN = "as in the checkpoint"
+
 
 @click.command("evaluate")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@config_option("dataset")
-@config_option("data_dir")
-@config_option("batch_size")
-@config_option("amp")
-@config_option("channels_last")
-@config_option("device")
-@config_option("workers")
+@config_option("dataset", default=_OWN)
+@config_option("data_dir", default=_OWN)
+@config_option("batch_size", default=_OWN)
+@config_option("amp", default=_OWN)
+@config_option("channels_last", default=_OWN)
+@config_option("device", default=_OWN)
+@config_option("workers", default=_OWN)
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 def command(checkpoint: Path, as_json: bool, **params: Any) -> None:
     """Measure CHECKPOINT on the validation images of the data set it was trained on, or of another one."""

@@ -30,12 +30,17 @@ def config_options(function: _Function) -> _Function:
     )
 
 
-def config_option(name: str) -> Callable[[_Function], _Function]:
-    """Make the flag of one field; not given, it arrives as None."""
+def config_option(name: str, *, default: str | None = None) -> Callable[[_Function], _Function]:
+    """Make the flag of one field; not given, it arrives as None.
+
+    Args:
+        name: of the field.
+        default: what the help says of a command where not giving it means something else than in training.
+    """
     item = _FIELDS[name]
     kind: type = type(item.default)
     flag = "--" + name.replace("_", "-")
-    named: dict[str, Any] = {"default": None, "help": _help(item)}
+    named: dict[str, Any] = {"default": None, "help": _help(item, default)}
     if kind is bool:
         return click.option(*item.metadata["flags"], f"{flag}/--no-{flag[2:]}", name, **named)
     if item.metadata["bare"]:
@@ -64,15 +69,17 @@ def _whole_numbers(text: str) -> tuple[int, ...] | str:
         return text
 
 
-def _help(item: dataclasses.Field[Any]) -> str:
+def _help(item: dataclasses.Field[Any], default: str | None) -> str:
     """The setting's help, with what the bare flag means and with the default as one would give it."""
     text: str = item.metadata["help"]
     if item.metadata["bare"]:
         text = f"{text.rstrip('.')}; alone it means {item.metadata['bare']}."
+    if default is not None:
+        return f"{text}  [default: {default}]"
     if item.default in ("", ()):
         return text
-    default = {True: "on", False: "off"}[item.default] if isinstance(item.default, bool) else item.default
-    return f"{text}  [default: {default}]"
+    shown = {True: "on", False: "off"}[item.default] if isinstance(item.default, bool) else item.default
+    return f"{text}  [default: {shown}]"
 
 
 def given(params: Mapping[str, Any]) -> dict[str, Any]:

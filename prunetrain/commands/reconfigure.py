@@ -8,14 +8,16 @@ import click
 from prunetrain.commands.options import config_option, given
 from prunetrain.errors import ConfigError
 
+_OWN = "as in the checkpoint"
+
 
 @click.command("reconfigure")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@config_option("threshold")
-@config_option("criterion")
+@config_option("threshold", default=_OWN)
+@config_option("criterion", default=_OWN)
 @click.option("--round-to", default="1", show_default=True, help="Channel counts are kept to multiples of this.")
-@config_option("name")
-@config_option("output_dir")
+@click.option("--name", help="Name of the new run.  [default: the run of CHECKPOINT with -cut]")
+@config_option("output_dir", default="where the run of CHECKPOINT is")
 @click.option("--timing", is_flag=True, help="Say how long each phase took.")
 def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> None:
     """Cut the dead channels of CHECKPOINT; write the smaller network and checkpoint as a run of their own, ready for --resume."""

@@ -1,0 +1,199 @@
+"""Every command from its arguments to what it prints and writes."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import torch
+from runs import arguments, invoke, settings, write_images
+
+from prunetrain import zoo
+from prunetrain.commands import COMMANDS, main
+from prunetrain.graph.costs import costs
+from prunetrain.graph.load import load_network, read_graph
+from prunetrain.paths import RunPaths
+from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.evaluation import evaluate_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LeNet-300-100 trained by the command line as the run `lenet-0.94`; what it printed is in `out.txt`."""
+    folder = tmp_path_factory.mktemp("runs").resolve()
+    images = write_images(folder / "images.npz")
+    result = invoke(*arguments(settings(images, folder, name="lenet-0.94")))
+    assert (result.exit_code, result.stderr) == (0, "")
+    (folder / "out.txt").write_text(result.stdout)
+    return folder
+
+
+@pytest.fixture
+def run(folder: Path) -> RunPaths:
+    return RunPaths(folder, "lenet-0.94")
+
+
+def printed(*args: str | Path) -> str:
+    """What a command prints, with single spaces; it must succeed."""
+    result = invoke(*args)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return re.sub(r" +", " ", result.stdout)
+
+
+def parsed(*args: str | Path) -> Any:
+    """What a command prints as JSON."""
+    return json.loads(printed(*args, "--json"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_defaults(name: str) -> None:
+    text = printed(name, "--help")
+    assert text.startswith(f"Usage: prunetrain {name} ")
+    command = main.get_command(click.Context(main), name)
+    assert command
+    for option in command.params:
+        if isinstance(option, click.Option) and not option.is_flag and not option.required:
+            record = option.get_help_record(click.Context(command))
+            assert record
+            without = option.name in ("config", "resume", "milestones") or (name, option.name) == ("train", "name")
+            assert ("[default: " in record[1]) != without, option.name
+
+
+def test_train_prints_a_line_an_epoch_and_every_cut(folder: Path, run: RunPaths) -> None:
+    lines = (folder / "out.txt").read_text().splitlines()
+    dense, final = costs(read_graph(run.network(0))), costs(read_graph(run.network(4)))
+    assert lines[0].split() == "epoch loss train val top-1 MACs left images/s time left".split()
+    assert [line.split()[0] for line in lines if "/4 " in line] == ["1/4", "2/4", "3/4", "4/4"]
+    cuts = [line.split() for line in lines if line.startswith("  cut ")]
+    assert [(cut[1], cut[-1]) for cut in cuts] == [
+        (str(404 - costs(read_graph(run.network(2))).channels), str(run.network(2))),
+        (str(costs(read_graph(run.network(2))).channels - final.channels), str(run.network(4))),
+    ]
+    end = dict(re.split(r" {2,}", line, maxsplit=1) for line in lines[-5:])
+    assert end["MACs"].endswith(f": {1 - final.macs / dense.macs:.1%} removed")
+    assert end["parameters"].endswith(f": {1 - final.params / dense.params:.1%} removed")
+    trained = load_checkpoint(run.last).progress.train_macs / (3 * dense.macs * 4 * 320)
+    assert end["training MACs"] == f"{1 - trained:.1%} removed"
+    assert (end["network"], end["checkpoint"]) == (str(run.network(4)), str(run.last))
+
+
+def test_train_lists_models() -> None:
+    assert printed("train", "--list-models").split() == list(zoo.names())
+
+
+def test_train_on_digits_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = printed("train", "--model", "lenet-300-100", "--epochs", "2")
+    assert "validation top-1" in text
+    assert (tmp_path / "generated_nets" / "lenet-300-100-digits" / "epoch_000.py").exists()
+    assert load_checkpoint(tmp_path / "checkpoints" / "lenet-300-100-digits" / "last.pt").config["prune_interval"] == 5  # the recipe's
+
+
+def test_evaluate(run: RunPaths) -> None:
+    found = evaluate_checkpoint(run.last, {})
+    assert parsed("evaluate", run.last) == asdict(found)
+    assert printed("evaluate", run.last) == f"loss {found.loss:.4f}, top-1 {found.top1:.2%}, top-5 {found.top5:.2%}\n"
+    assert found.top1 == load_checkpoint(run.last).progress.history[-1]["val_top1"]
+
+
+def test_evaluate_on_other_images(run: RunPaths, tmp_path: Path) -> None:
+    other = write_images(tmp_path / "other.npz", val=7, seed=9)
+    found = parsed("evaluate", run.last, "--data-dir", other, "-b", "16", "--amp", "bfloat16", "--channels-last", "--device", "cpu")
+    assert found["top1"] * 7 == pytest.approx(round(found["top1"] * 7))
+
+
+def test_reconfigure(folder: Path, run: RunPaths) -> None:
+    text = printed("reconfigure", run.checkpoint(2), "--threshold", "1e9", "--name", "small", "--timing")
+    small = RunPaths(folder, "small")
+    assert [layer["out_features"] for layer in read_graph(small.network(2)).layers] == [1, 1, 4]
+    lines = dict(line.split(" ", 1) for line in text.splitlines())
+    before = costs(read_graph(run.network(2)))
+    assert lines["channels"] == f"{before.channels} -> 6"
+    assert lines["MACs"].startswith(f"{before.macs / 1000:.3g} K -> 69 (")
+    assert "every channel of fc1 was dead; the strongest stays" in text
+    assert "every channel of fc2 was dead; the strongest stays" in text
+    assert (lines["network"], lines["checkpoint"]) == (str(small.network(2)), str(small.checkpoint(2)))
+    assert re.fullmatch(r"read [\d.]+, select [\d.]+, slice [\d.]+, write [\d.]+, load [\d.]+", lines["seconds"])
+    rounded = printed("reconfigure", run.checkpoint(2), "--threshold", "1e9", "--round-to", "16", "--output-dir", folder / "elsewhere")
+    moved = RunPaths(folder / "elsewhere", "lenet-0.94-cut")
+    assert str(moved.network(2)) in rounded
+    assert [layer["out_features"] for layer in read_graph(moved.network(2)).layers] == [16, 16, 4]
+
+
+def test_inspect_network(run: RunPaths) -> None:
+    graph = read_graph(run.network(4))
+    found = parsed("inspect", run.network(4))
+    assert found["totals"]["macs"] == costs(graph).macs
+    assert found["totals"]["params"] == sum(parameter.numel() for parameter in load_network(run.network(4)).parameters())
+    assert found["dense_totals"]["channels"] == 404
+    assert [row["layer"] for row in found["layers"]] == ["fc1", "fc2", "fc3"]
+    assert [row["was"] for row in found["layers"]] == [300, 100, 4]
+    assert parsed("inspect", run.last) == found  # the checkpoint's network
+    text = printed("inspect", run.network(4))
+    assert f"fc1 {graph.layers[0]['out_features']} {graph.layers[0]['out_features']} of 300" in text
+    assert f"of the dense network {costs(graph).channels / 404:.1%}" in text
+
+
+def test_inspect_change(run: RunPaths) -> None:
+    found = parsed("inspect", run.network(0), run.network(4))
+    kept = {layer.name: layer["out_features"] for layer in read_graph(run.network(4)).layers}
+    assert {row["layer"]: row["channels"] for row in found["layers"]} == {
+        "fc1": [300, kept["fc1"]],
+        "fc2": [100, kept["fc2"]],
+        "fc3": [4, 4],  # reads fewer
+    }
+    assert found["totals"]["channels"] == [404, sum(kept.values())]
+    assert parsed("inspect", run.checkpoint(0), run.last) == found
+    assert f"fc1 300 -> {kept['fc1']}" in printed("inspect", run.network(0), run.last)
+    assert printed("inspect", run.network(4), run.last) == "no layer differs\n"
+
+
+def test_inspect_run_by_name_or_folder(folder: Path, run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = parsed("inspect", "lenet-0.94", "--output-dir", folder)
+    assert [row["epoch"] for row in found["networks"]] == [0, 2, 4]
+    assert found["metrics"] == load_checkpoint(run.last).progress.history
+    assert parsed("inspect", run.checkpoints) == parsed("inspect", run.networks) == found
+    text = printed("inspect", run.checkpoints)
+    assert text.startswith("run lenet-0.94")
+    assert "epoch_004.py" in text
+    monkeypatch.chdir(folder)
+    Path("lenet-0.94").mkdir()  # a folder of the same name is not in the way
+    assert parsed("inspect", "lenet-0.94")["run"] == "lenet-0.94"
+    assert parsed("inspect", "lenet-0.94", run.network(0))["totals"]["channels"][1] == 404  # its newest network
+    monkeypatch.chdir(run.networks)
+    assert parsed("inspect", ".")["run"] == "lenet-0.94"
+
+
+def test_inspect_needs_no_metrics_and_ignores_other_files(folder: Path, tmp_path: Path, run: RunPaths) -> None:
+    other = RunPaths(tmp_path, "x")
+    other.networks.mkdir(parents=True)
+    for name in ("epoch_000.py", "epoch_000_edited.py"):
+        (other.networks / name).write_bytes(run.network(0).read_bytes())
+    found = parsed("inspect", "x", "--output-dir", tmp_path)
+    assert ([row["epoch"] for row in found["networks"]], found["metrics"]) == ([0], [])
+
+
+def test_flatten(tmp_path: Path) -> None:
+    target = tmp_path / "nets" / "small.py"
+    text = printed("flatten", "resnet20", "-o", target, "--input-shape", "1x8x8", "--num-classes", "4", "--seed", "3")
+    assert re.fullmatch(r".*/small\.py: 2\.53 M MACs, 272 K parameters; weights in .*/small\.pt\n", text)
+    torch.manual_seed(3)
+    model = zoo.build("resnet20", input_shape=(1, 8, 8), num_classes=4).eval()
+    flat = load_network(target).eval()
+    flat.load_state_dict(torch.load(target.with_suffix(".pt"), weights_only=True))
+    images = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(flat(images), model(images), rtol=0, atol=0)
+
+
+def test_flatten_does_not_overwrite(tmp_path: Path) -> None:
+    target = tmp_path / "x.py"
+    command = ("flatten", "lenet-300-100", "-o", target, "--input-shape", "1,8,8")
+    target.with_suffix(".pt").write_text("mine")
+    result = invoke(*command)
+    assert (result.exit_code, result.stderr) == (2, f"error: {tmp_path}/x.pt is there already: choose another name, or --force\n")
+    assert not target.exists()
+    printed(*command, "--force")
+    assert target.exists()

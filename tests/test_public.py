@@ -1,0 +1,66 @@
+"""The public names: complete, sorted, and imported on first use only."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import prunetrain
+from prunetrain.errors import PruneTrainError
+from prunetrain.graph import layergraph, load, parse, render, trace
+
+TOP = Path(__file__).parent.parent
+HOMES = {
+    "LayerGraph": layergraph.LayerGraph,
+    "PruneTrainError": PruneTrainError,
+    "load_network": load.load_network,
+    "parse": parse.parse,
+    "render": render.render,
+    "trace": trace.trace,
+}
+
+
+def test_all_is_complete_and_sorted() -> None:
+    assert prunetrain.__all__ == sorted(HOMES)
+    for name, value in HOMES.items():
+        assert getattr(prunetrain, name) is value
+    assert set(prunetrain.__all__) <= set(dir(prunetrain))
+
+
+def test_star_import() -> None:
+    names: dict[str, object] = {}
+    exec("from prunetrain import *", names)
+    assert set(names) - {"__builtins__"} == set(HOMES)
+
+
+def test_other_names_are_no_attributes() -> None:
+    with pytest.raises(AttributeError, match="module 'prunetrain' has no attribute 'nothing'"):
+        _ = prunetrain.nothing
+
+
+def test_version_is_that_of_the_project() -> None:
+    assert prunetrain.__version__ == tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import prunetrain; prunetrain.parse; prunetrain.render; prunetrain.load_network; prunetrain.LayerGraph",
+        "from prunetrain.commands import main; main(['--help'], standalone_mode=False)",
+        "from prunetrain.commands import main; main(['train', '--help'], standalone_mode=False)",
+        "from prunetrain.commands import main; main(['flatten', '--help'], standalone_mode=False)",
+        "from prunetrain.commands import main; main(['inspect', NET, '--json'], standalone_mode=False)",
+    ],
+)
+def test_no_torch_until_it_is_needed(code: str, tmp_path: Path) -> None:
+    net = tmp_path / "net.py"
+    net.write_text(
+        '"""Input 1x2x2."""\n\nfrom torch import Tensor, nn\nfrom torch.nn import functional as F\n\n\nclass Net(nn.Module):\n'
+        "    def __init__(self) -> None:\n        super().__init__()\n        self.conv1 = nn.Conv2d(1, 2, kernel_size=1)\n\n"
+        "    def forward(self, x: Tensor) -> Tensor:\n        return F.relu(self.conv1(x))\n"
+    )
+    program = f"import sys; NET = {str(net)!r}\n{code}\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], cwd=TOP, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,239 @@
+"""What a person sees: networks and changes as plain values with costs by hand, and the lines of a run."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from graphs import chain, residual, without_a_branch
+from rich.console import Console
+
+from prunetrain.channels.spaces import find_spaces
+from prunetrain.files import write_text
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.parse import parse
+from prunetrain.graph.render import render
+from prunetrain.paths import RunPaths
+from prunetrain.report import describe
+from prunetrain.report.progress import TrainingProgress, duration
+from prunetrain.report.tables import BAR_WIDTH, bar, count, print_change, print_network, print_run
+from prunetrain.report.terminal import print_outcome
+from prunetrain.training.events import Change, Metrics, Reconfiguration
+from prunetrain.training.run import Outcome
+
+TINY = '''"""Input 3x4x4."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, {wide}, kernel_size=3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d({wide})
+        self.conv2 = nn.Conv2d({wide}, 4, kernel_size=1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.conv2(x)
+'''
+
+
+def tiny(wide: int) -> LayerGraph:
+    """A conv of 3x4x4 images to `wide` channels, and a grouped 1x1 conv to 4."""
+    return parse(TINY.format(wide=wide))
+
+
+def metrics(epoch: int, macs: int = 4000) -> Metrics:
+    return {
+        "epoch": epoch,
+        "train_loss": 1.25,
+        "lasso": 0.5,
+        "train_top1": 0.75,
+        "val_loss": 1.5,
+        "val_top1": 0.6875,
+        "lr": 0.1,
+        "batch_size": 32,
+        "macs": macs,
+        "params": 10,
+        "channels": 8,
+        "train_macs_total": 3 * macs * 100 * epoch,
+        "train_images_total": 100 * epoch,
+        "epoch_seconds": 2.0,
+        "images_per_second": 1234.5,
+        "peak_memory_bytes": 2**20,
+    }
+
+
+def console(**options: bool) -> Console:
+    return Console(file=io.StringIO(), width=160, **options)
+
+
+def text(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_network() -> None:
+    found = describe.network(tiny(6), tiny(8))
+    assert found["layers"] == [
+        {"layer": "conv1", "kind": "Conv2d", "output_shape": [6, 4, 4], "channels": 6, "was": 8, "macs": 3 * 6 * 9 * 16, "params": 162},
+        {"layer": "conv2", "kind": "Conv2d", "output_shape": [4, 4, 4], "channels": 4, "was": 4, "macs": 3 * 4 * 16, "params": 16},
+    ]
+    assert found["totals"]["channels"] == 10
+    assert found["totals"]["macs"] == 2592 + 192
+    assert found["totals"]["params"] == 162 + 12 + 16
+    assert found["totals"]["activation_elements"] == 3 * 6 * 16 + 4 * 16  # conv, BatchNorm, ReLU; conv
+    assert found["dense_totals"]["macs"] == 3 * 8 * 9 * 16 + 4 * 4 * 16
+    assert (found["network"], found["input_shape"]) == ("Tiny", [3, 4, 4])
+    json.dumps(found)
+
+
+def test_frozen_spaces_are_named_with_their_reason() -> None:
+    frozen = {row["space"]: row for row in describe.network(tiny(6))["frozen"]}
+    spaces = {space.name: space for space in find_spaces(tiny(6)).spaces if space.frozen}
+    assert frozen.keys() == spaces.keys()
+    assert frozen["conv1"]["channels"] == 6
+    assert frozen["conv1"]["why"]
+    output = console()
+    print_network(output, describe.network(tiny(6)))
+    assert f"frozen: conv1 (6 channels), {frozen['conv1']['why']}\n" in text(output)
+
+
+def test_dense_network_has_no_shares() -> None:
+    assert "dense_totals" not in describe.network(chain())
+    assert "dense_totals" not in describe.network(chain(), chain())
+
+
+def test_change() -> None:
+    found = describe.change(tiny(8), tiny(6))
+    assert found["layers"] == [
+        {"layer": "conv1", "channels": [8, 6], "macs": [3456, 2592], "params": [216, 162]},
+        {"layer": "conv2", "channels": [4, 4], "macs": [256, 192], "params": [20, 16]},
+    ]
+    assert found["totals"] == {"channels": [12, 10], "macs": [3712, 2784], "params": [252, 190]}
+    assert describe.change(tiny(8), tiny(8))["layers"] == []
+
+
+def test_layers_that_went_or_came() -> None:
+    gone = {row["layer"]: row for row in describe.change(residual(inner=(8, 16)), without_a_branch())["layers"]}
+    assert set(gone) == {"layer1_0_conv1", "layer1_0_conv2"}
+    assert all(row["channels"] == [8, 0] and row["macs"] == [8 * 8 * 9 * 64, 0] for row in gone.values())
+    came = {row["layer"]: row["channels"] for row in describe.change(without_a_branch(), residual(inner=(8, 16)))["layers"]}
+    assert came == {"layer1_0_conv1": [0, 8], "layer1_0_conv2": [0, 8]}
+    output = console()
+    print_change(output, describe.change(residual(), without_a_branch()))
+    assert "8 -> gone" in text(output)
+
+
+def test_run(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path, "x")
+    for epoch, graph in ((0, tiny(8)), (10, tiny(6)), (1000, tiny(4))):
+        write_text(run.network(epoch), render(graph, dense=tiny(8), epoch=epoch))
+    lines = [metrics(1), metrics(2)]
+    found = describe.run(run, lines)
+    assert [(row["epoch"], row["macs"]) for row in found["networks"]] == [(0, 3712), (10, 2784), (1000, 1856)]
+    assert (found["run"], found["metrics"]) == ("x", lines)
+    output = console()
+    print_run(output, found)
+    rows = [line.split() for line in text(output).splitlines()]
+    assert ["epoch_010.py", "10", bar(10, 12), "2.78", "K", "75.0%", "190", "75.4%"] in rows
+    assert ["2", "1.2500", "0.500", "75.0%", "68.75%", "0.1", "4", "K", "2.0", "1,234"] in rows
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(0, "0"), (950, "950"), (1000, "1 K"), (41_234_567, "41.2 M"), (2.5e9, "2.5 G"), (3e12, "3 T"), (-2000, "-2 K")]
+)
+def test_count(number: float, words: str) -> None:
+    assert count(number) == words
+
+
+@pytest.mark.parametrize(("part", "filled"), [(0, 0), (1, 1), (5, 5), (10, 10)])
+def test_bar(part: int, filled: int) -> None:
+    assert bar(part, 10) == "█" * filled + "░" * (BAR_WIDTH - filled)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0s"), (42.4, "42s"), (59.6, "1m00s"), (190, "3m10s"), (3599, "59m59s"), (7500, "2h05m"), (90_000, "25h00m")],
+)
+def test_duration(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def event(channels: tuple[int, int], **changes: object) -> Reconfiguration:
+    values = {"granularity": 1, "removed_layers": (), "rescued_spaces": (), **changes}
+    change = Change(channels, (4_000_000, 1_000_000), (9, 5), seconds={}, **values)
+    return Reconfiguration(10, change, Path("generated_nets/x/epoch_010.py"), (0.9, 0.895))
+
+
+def test_progress_prints_plain_lines() -> None:
+    output = console()
+    progress = TrainingProgress(output)
+    progress.started(total_epochs=20, epoch=0, steps_per_epoch=5, dense_macs=8000)
+    progress.stepped(1, 5)
+    progress.epoch_ended(metrics(10))
+    progress.reconfigured(event((1200, 1100)))
+    progress.reconfigured(event((1200, 1100), granularity=8, removed_layers=("a", "b"), rescued_spaces=("conv1", "fc1")))
+    progress.reconfigured(event((1200, 1200)))
+    progress.message("done")
+    progress.close()
+    head, line, *rest = text(output).splitlines()
+    assert head.split() == ["epoch", "loss", "train", "val", "top-1", "MACs", "left", "images/s", "time", "left"]
+    assert line.split()[:6] == ["10/20", "1.2500", "75.0%", "68.75%", "50.0%", "1,234"]
+    assert len(line) == len(head)
+    file = "generated_nets/x/epoch_010.py"
+    assert rest == [
+        f"  cut 100 of 1,200 channels: 4 M -> 1 M MACs, top-1 -0.50 points -> {file}",
+        f"  cut 100 of 1,200 channels: 4 M -> 1 M MACs, top-1 -0.50 points, counts in multiples of 8, 2 layers gone -> {file}",
+        "  every channel of conv1, fc1 was dead; the strongest stays",
+        f"  nothing to cut yet -> {file}",
+        "done",
+    ]
+
+
+def test_time_left_counts_from_where_the_run_went_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("prunetrain.report.progress.time.monotonic", lambda: now[0])
+    output = console()
+    progress = TrainingProgress(output)
+    progress.started(total_epochs=20, epoch=10, steps_per_epoch=5, dense_macs=8000)
+    now[0] += 6
+    progress.epoch_ended(metrics(12))  # two epochs in six seconds; eight are left
+    assert text(output).split()[-1] == "24s"
+
+
+def test_progress_has_a_bar_on_a_terminal() -> None:
+    output = console(force_terminal=True)
+    progress = TrainingProgress(output)
+    progress.started(total_epochs=2, epoch=0, steps_per_epoch=5, dense_macs=8000)
+    progress.stepped(1, 5)
+    progress.close()
+    progress.close()
+    assert "━" in text(output)
+    assert "50%" in text(output)
+
+
+def test_outcome(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path, "x")
+    write_text(run.network(0), render(tiny(8)))
+    write_text(run.network(2), render(tiny(6)))
+    history = [metrics(1, macs=3712), {**metrics(2), "train_macs_total": 3 * 100 * (3712 + 2784)}]
+    output = console()
+    print_outcome(output, Outcome(run, history, run.network(2), finished=True))
+    lines = [line.split(maxsplit=1) for line in text(output).splitlines()]
+    assert lines == [
+        ["validation", "top-1 68.75%"],
+        ["MACs", "2.78 K of 3.71 K: 25.0% removed"],
+        ["parameters", "190 of 252: 24.6% removed"],
+        ["training", "MACs    12.5% removed"],
+        ["network", str(run.network(2))],
+        ["checkpoint", str(run.last)],
+    ]
+    output = console()
+    print_outcome(output, Outcome(run, history, run.network(2), finished=False))
+    assert text(output) == f"stopped; go on with: prunetrain train --resume {run.last}\n"
+    output = console()
+    print_outcome(output, Outcome(run, [], run.network(0), finished=True))
+    assert text(output) == ""
