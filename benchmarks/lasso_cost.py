@@ -49,6 +49,7 @@ def main() -> None:
         "slices, proximal": lambda: bench.slices.shrink_(1e-9),
         "coupled, subgradient": lambda: bench.coupled.add_gradient_(STRENGTH),
         "coupled, proximal": lambda: bench.coupled.shrink_(1e-9),
+        "naive autograd penalty": lambda: torch.autograd.backward(STRENGTH * bench.naive_penalty()),
     }
     bench.keep_gradients()
     seconds = {name: [_timed(run) for _ in range(1)] for name, run in variants.items()}

@@ -304,7 +304,7 @@ def test_threshold_over_everything_works_and_says_so() -> None:
     assert [layer["out_features"] for layer in read_graph(Path("generated_nets/y/epoch_001.py")).layers] != [300, 100, 4]
 
 
-@pytest.mark.parametrize("line", ['{"epoch": 2, "tra', "null", "\udcff"])
+@pytest.mark.parametrize("line", ['{"epoch": 2, "tra', "null", "[1]", "\udcff"])
 def test_damaged_metrics(run: RunPaths, line: str) -> None:
     run.metrics.write_bytes(run.metrics.read_bytes() + line.encode("utf-8", "surrogateescape"))
     assert refusal("inspect", "x") == "checkpoints/x/metrics.jsonl:2: not a line of metrics"

@@ -92,8 +92,8 @@ def test_dropout_resumes(images: Path, tmp_path: Path, monkeypatch: pytest.Monke
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 4))
 
     monkeypatch.setattr(state_module, "build", build)
-    whole = start_run(settings(images, tmp_path / "whole", epochs=2), Recorder())
-    parts = start_run(settings(images, tmp_path / "parts", epochs=2), Recorder((1, 4)))
+    whole = start_run(settings(images, tmp_path / "whole", epochs=2, penalty_ratio=0.2), Recorder())
+    parts = start_run(settings(images, tmp_path / "parts", epochs=2, penalty_ratio=0.2), Recorder((1, 4)))
     assert_same_run(resume_run(parts.run.last, {}, Recorder()).run, whole.run)
 
 

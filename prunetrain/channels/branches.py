@@ -60,7 +60,7 @@ def _without(
     donor = ""
     if not bool(constant.zero.all()):
         donor = _bias_behind(graph, operand)
-        if not donor or graph.uses()[operand] != [number]:
+        if not donor:
             return None
         name = _free_name(graph, donor)
         shape = (len(constant.known), *(1 for _ in infer_shapes(graph)[operand.index][1:]))

@@ -1,22 +1,26 @@
 """The console, and what a finished run says at its end."""
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 
 from prunetrain.graph.costs import TRAIN_TO_FORWARD, costs
 from prunetrain.graph.load import read_graph
 from prunetrain.report.tables import count
-from prunetrain.training.run import Outcome
+
+if TYPE_CHECKING:
+    from prunetrain.training.run import Outcome
 
 _PLAIN_WIDTH = 160  # columns when nobody's terminal sets them, so that files and pipes get whole tables
 
 
 def console() -> Console:
     """Standard output, in colour on a terminal only; NO_COLOR and the terminal's width are respected."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(markup=False, width=_PLAIN_WIDTH)
 
 
-def print_outcome(output: Console, outcome: Outcome) -> None:
+def print_outcome(output: Console, outcome: "Outcome") -> None:
     """What a run achieved and where its files are; for a stopped one, how to go on."""
     run, history = outcome.run, outcome.history
 
