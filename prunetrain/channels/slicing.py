@@ -79,8 +79,8 @@ def propose_cut(graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: fl
     sources: dict[str, Source] = {name: Source(name) for name in state}
     removed: tuple[str, ...] = ()
     state = {name: tensor.detach() for name, tensor in state.items()}
+    slices = measure_slices(graph, state, threshold)
     while True:
-        slices = measure_slices(graph, state, threshold)
         constants = find_constants(graph, {name: t.cpu() for name, t in state.items()}, slices, threshold)
         branch = remove_branch(graph, state, constants, threshold)
         if branch is None:

@@ -312,11 +312,14 @@ def _constructor_arguments(module: nn.Module) -> dict[str, Literal]:
         if name in ("device", "dtype"):
             continue
         value = getattr(module, name, parameter.default)
-        value = value is not None if name == "bias" else value
+        if name == "bias":
+            value = value is not None
         if name in known:
             arguments[name] = _plain(value)
-        elif value != parameter.default and not (name == "bias" and not getattr(module, "affine", True)):
+        elif name != "bias" and value != parameter.default:
             raise ValueError(f"nn.{type(module).__name__} with {name}={value!r} is not supported yet")
+    if arguments.get("affine") and module.bias is None:  # newer torch has an argument for it, every torch lets one take it away
+        raise ValueError(f"nn.{type(module).__name__} with bias=False is not supported yet")
     return arguments
 
 
