@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from prunetrain.graph.parse import parse
     from prunetrain.graph.render import render
     from prunetrain.graph.trace import trace
+    from prunetrain.library.pruner import PruneTrain
 
 __version__ = "0.1.0"
 
-__all__ = ["LayerGraph", "PruneTrainError", "load_network", "parse", "render", "trace"]
+__all__ = ["LayerGraph", "PruneTrain", "PruneTrainError", "load_network", "parse", "render", "trace"]
 
 _HOMES = {
     "LayerGraph": "prunetrain.graph.layergraph",
+    "PruneTrain": "prunetrain.library.pruner",
     "PruneTrainError": "prunetrain.errors",
     "load_network": "prunetrain.graph.load",
     "parse": "prunetrain.graph.parse",

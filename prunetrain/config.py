@@ -3,16 +3,19 @@
 In: plain values from recipes, config files and flags. Out: a checked `TrainConfig`. Nothing here imports torch or click.
 """
 
+import ast
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from prunetrain.errors import ConfigError, unknown_name
 
 
-def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (), bare: str | None = None) -> Any:
+def setting(
+    default: Any, help: str, *, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (), bare: str | None = None, repeated: str = ""
+) -> Any:
     """A field with what the command line needs to know.
 
     Args:
@@ -21,15 +24,18 @@ def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), flags: tu
         choices: the allowed words, where only some are.
         flags: further spellings of the flag, such as `-b`.
         bare: what the flag means when no value follows it.
+        repeated: name of the flag, without dashes, of a setting that is a tuple of `name=value`, one a flag.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "flags": flags, "bare": bare})
+    return field(default=default, metadata={"help": help, "choices": choices, "flags": flags, "bare": bare, "repeated": repeated})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides what a run computes. Field names are the keys of config files and, with dashes, the flags."""
 
-    model: str = setting("resnet20", "Network of the zoo; `prunetrain train --list-models` names them.")
+    model: str = setting("resnet20", "Network: NAME of the zoo, torchvision:NAME, timm:NAME or FILE.py:NAME; see --list-models.")
+    model_args: tuple[str, ...] = setting((), "Argument of the network's constructor, NAME=VALUE; may be repeated.", repeated="model-arg")
+    weights: str = setting("", "File of weights to start from: a state dict, .pt or .safetensors.")
     dataset: str = setting(
         "digits",
         "Data set.",
@@ -50,11 +56,17 @@ class TrainConfig:
     lr_gamma: float = setting(0.1, "Factor of `step` at each milestone.")
     warmup_epochs: int = setting(0, "Epochs over which the learning rate rises linearly from zero.")
     label_smoothing: float = setting(0.0, "Label smoothing of the cross-entropy, in [0, 1).")
+    aux_weight: float = setting(0.3, "Weight in the loss of each auxiliary head (GoogLeNet, Inception).")
     augment: bool = setting(True, "Random crops, and flips where they make sense.")
     penalty_ratio: float = setting(0.25, "Share of the group lasso in the loss at the first batch, in [0, 1); 0 trains without pruning.")
     prune_interval: int = setting(10, "Epochs between two reconfigurations.")
     threshold: float = setting(1e-4, "A slice is dead when all its absolute weights are under this.")
     criterion: str = setting("either", "Which channels go: `union` the paper's, `either` every lossless one.", choices=("union", "either"))
+    residual: str = setting(
+        "union",
+        "Residual streams: `union` keeps a channel as long as a block uses it; with `gating` each block reads and writes only its own.",
+        choices=("union", "gating"),
+    )
     lasso_groups: str = setting("coupled", "Groups of the lasso: filters and input slices, or channels.", choices=("slices", "coupled"))
     lasso_step: str = setting("proximal", "How the lasso acts: in the gradient, or after each step.", choices=("subgradient", "proximal"))
     round_to: str = setting("auto", "Channel counts are kept to multiples of this; `auto` times this network on this machine.")
@@ -83,16 +95,21 @@ class TrainConfig:
 
 
 _NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list of whole numbers"}
+_ARGUMENTS = "a table, or a list of name=value words"
 
 
 def _check_value(item: dataclasses.Field[Any], value: Any) -> None:
     """Check one value's type, and that it is one of the allowed words."""
     kind: type = type(item.default)
     fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    repeated = item.metadata["repeated"]
     if fits and kind is tuple:
-        fits = all(isinstance(number, int) and not isinstance(number, bool) for number in value)
+        member = str if repeated else int
+        fits = all(isinstance(part, member) and not isinstance(part, bool) for part in value)
     if not fits:
-        raise ConfigError(f"{_key(item.name)} must be {_NOUNS[kind]}, not {value!r}")
+        raise ConfigError(f"{_key(item.name)} must be {_ARGUMENTS if repeated else _NOUNS[kind]}, not {value!r}")
+    if repeated:
+        parse_arguments(value)
     choices = item.metadata["choices"]
     if choices and value not in choices:
         raise ConfigError(unknown_name(_key(item.name), value, choices))
@@ -101,6 +118,48 @@ def _check_value(item: dataclasses.Field[Any], value: Any) -> None:
 def _key(name: str) -> str:
     """The name of a field as people write it."""
     return name.replace("_", "-")
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field."""
+    repeated: str = TrainConfig.__dataclass_fields__[name].metadata["repeated"]
+    return f"--{repeated or _key(name)}"
+
+
+def parse_arguments(words: Iterable[str]) -> dict[str, Any]:
+    """`("width=2", "act=relu")` as {"width": 2, "act": "relu"}: a value that is no literal of Python is a string.
+
+    Raises:
+        ConfigError: for a word that is not name=value, and for a name that is there twice.
+    """
+    arguments: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"model-arg must be NAME=VALUE, such as width=2, not {word!r}")
+        if name in arguments:
+            raise ConfigError(f"model-arg {name} is there twice")
+        arguments[name] = _literal(value)
+    return arguments
+
+
+def argument_words(arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """What `parse_arguments` reads back: one spelling for each value, so that equal settings are equal words.
+
+    Raises:
+        ConfigError: for a value that a word cannot say, such as a date.
+    """
+    for name, value in arguments.items():
+        if _literal(repr(value)) != value:
+            raise ConfigError(f"model-args: {name} must be a number, string, list or table, not {value!r}")
+    return tuple(f"{name}={value!r}" for name, value in arguments.items())
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 _RANGES: dict[str, tuple[float, float]] = {  # from, up to and including
@@ -119,6 +178,7 @@ _OPEN_RANGES: dict[str, tuple[float, float]] = {  # from, under
     "momentum": (0, 1),
     "weight_decay": (0, float("inf")),
     "label_smoothing": (0, 1),
+    "aux_weight": (0, float("inf")),
     "penalty_ratio": (0, 1),
     "threshold": (0, float("inf")),
 }
@@ -162,7 +222,11 @@ def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]
             settings[name] = tuple(value) if isinstance(value, list) else value
             if name == "round_to" and isinstance(value, int) and not isinstance(value, bool):
                 settings[name] = str(value)
+            if name == "model_args" and isinstance(value, dict):
+                settings[name] = argument_words(value)
             _check_value(fields[name], settings[name])
+            if name == "model_args":
+                settings[name] = argument_words(parse_arguments(settings[name]))
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}" if source else str(error)) from error
     return settings

@@ -1,99 +1,28 @@
-"""LayerGraphs for tests: small networks by hand, and a hypothesis strategy that draws random ones.
+"""LayerGraphs for tests, small and by hand; `Sketch` writes them down, `layer_graphs()` draws random ones."""
 
-`layer_graphs()` draws from every layer class and function of the catalog, with strides, paddings, groups, shared layers, residual
-additions, gates, declared biases, and branches that meet at the output. In train mode BatchNorm needs a batch of two images or more.
-"""
+from random_graphs import layer_graphs
+from sketch import Sketch
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from prunetrain.graph.layergraph import BatchSize, LayerGraph
 
-from hypothesis import strategies as st
-
-from prunetrain.graph.catalog import ELEMENTWISE, OPERATORS
-from prunetrain.graph.layergraph import TRAINING, Attribute, Declared, Layer, LayerGraph, Step, Value
-from prunetrain.graph.shapes import Shape, ShapeError, infer_shapes
-
-Draw = Callable[[st.SearchStrategy[Any]], Any]
-
-
-class Sketch:
-    """A graph that is being written down, step by step; every method that adds a step returns its result.
-
-    >>> net = Sketch("Net", (3, 8, 8))
-    >>> x = net.conv("conv1", net.x, 4, kernel_size=3)
-    >>> net.graph(net.call("F.relu", x))
-    """
-
-    def __init__(self, class_name: str, input_shape: Shape) -> None:
-        self.class_name = class_name
-        self.x = Value(0)
-        self.shapes = [input_shape]
-        self.layers: dict[str, Layer] = {}
-        self.declared: dict[str, Declared] = {}
-        self.steps: list[Step] = []
-
-    def shape(self, value: Value) -> Shape:
-        return self.shapes[value.index]
-
-    def call(self, target: str, input: Value | Attribute, *other: Value | Attribute, **arguments: Any) -> Value:
-        """A call of a function or operator."""
-        named = {"other": other[0]} if other else {}
-        return self._add(Step.make(target, input=input, **named, **arguments))
-
-    def layer(self, name: str, kind: str, input: Value, **arguments: Any) -> Value:
-        """Define a layer and call it; without arguments, call one that is defined already."""
-        layer = Layer.make(name, kind, **arguments) if arguments else self.layers[name]
-        return self._add(Step.make(f"self.{name}", input=input), layer)
-
-    def conv(self, name: str, input: Value, out_channels: int, **arguments: Any) -> Value:
-        return self.layer(name, "Conv2d", input, in_channels=self.shape(input)[0], out_channels=out_channels, **arguments)
-
-    def linear(self, name: str, input: Value, out_features: int, **arguments: Any) -> Value:
-        return self.layer(name, "Linear", input, in_features=self.shape(input)[-1], out_features=out_features, **arguments)
-
-    def norm(self, name: str, input: Value, **arguments: Any) -> Value:
-        shape = self.shape(input)
-        return self.layer(name, "BatchNorm2d" if len(shape) == 3 else "BatchNorm1d", input, num_features=shape[0], **arguments)
-
-    def conv_bn_relu(self, suffix: str, input: Value, out_channels: int, **arguments: Any) -> Value:
-        """A convolution without bias `conv<suffix>`, BatchNorm `bn<suffix>`, ReLU; a prefix goes before a colon: "layer1_0_:1"."""
-        prefix, _, number = suffix.rpartition(":")
-        x = self.conv(f"{prefix}conv{number}", input, out_channels, bias=False, **arguments)
-        return self.call("F.relu", self.norm(f"{prefix}bn{number}", x))
-
-    def dropout(self, input: Value, p: float) -> Value:
-        return self.call("F.dropout", input, p=p, training=TRAINING)
-
-    def declare(self, name: str, shape: Shape) -> Attribute:
-        self.declared[name] = Declared(name, shape)
-        return Attribute(name)
-
-    def classifier(self, name: str, input: Value, classes: int) -> Value:
-        """Global average pooling, flatten, linear."""
-        pooled = self.call("F.adaptive_avg_pool2d", input, output_size=1)
-        return self.linear(name, self.call("torch.flatten", pooled, start_dim=1), classes)
-
-    def graph(self, output: Value) -> LayerGraph:
-        layers, declared = tuple(self.layers.values()), tuple(self.declared.values())
-        graph = LayerGraph(self.class_name, self.shapes[0], layers, tuple(self.steps), output, declared)
-        assert list(infer_shapes(graph)) == self.shapes
-        return graph
-
-    def _add(self, step: Step, layer: Layer | None = None) -> Value:
-        """Raises ShapeError, and changes nothing, if the step does not fit."""
-        self.shapes.append(self._shape_after(step, layer))
-        self.steps.append(step)
-        if layer is not None:
-            self.layers[layer.name] = layer
-        return Value(len(self.steps))
-
-    def _shape_after(self, step: Step, layer: Layer | None) -> Shape:
-        if step.target in OPERATORS:
-            operands = [self.shape(a) if isinstance(a, Value) else self.declared[a.name].shape for _, a in step.arguments]
-            return tuple(map(max, *operands))
-        alone = step.map_values(lambda _: Value(0))
-        return infer_shapes(LayerGraph("Alone", self.shape(step.inputs()[0]), (layer,) if layer else (), (alone,), Value(1)))[1]
+__all__ = [
+    "Sketch",
+    "attention",
+    "auxiliary",
+    "chain",
+    "concat",
+    "depthwise",
+    "gate",
+    "gating",
+    "grouped",
+    "head",
+    "layer_graphs",
+    "layer_norm",
+    "residual",
+    "shuffle",
+    "windows",
+    "without_a_branch",
+]
 
 
 # By hand.
@@ -167,162 +96,136 @@ def gate() -> LayerGraph:
     return net.graph(net.classifier("fc", net.call("+", x, net.x), 2))
 
 
-# By chance.
-
-_PREFIXES = ("", "layer1_0_", "layer1_1_", "stage2_", "head_", "block_3_4_")
-
-
-@st.composite
-def layer_graphs(draw: Draw, max_moves: int = 10) -> LayerGraph:
-    """Valid networks of up to `max_moves` operations and what it takes to bring loose ends together."""
-    image = st.tuples(st.integers(1, 4), st.integers(3, 7), st.integers(3, 7))
-    shape = draw(st.one_of(image, image, image, st.tuples(st.integers(1, 6))))
-    net = Sketch(draw(st.sampled_from(["Net", "ResNet20", "x", "input"])), shape)
-    for _ in range(draw(st.sampled_from(range(max_moves + 1)))):
-        newest = Value(len(net.steps))
-        value = draw(st.one_of(st.just(newest), st.just(newest), st.just(newest), st.integers(0, newest.index).map(Value)))
-        moves = _IMAGE_MOVES if len(net.shape(value)) == 3 else _FEATURE_MOVES
-        try:
-            draw(st.sampled_from(moves))(draw, net, value)
-        except ShapeError:
-            continue  # a window larger than the image, say: another move instead
-    ends = [Value(i) for i in range(1, len(net.shapes)) if not any(Value(i) in step.inputs() for step in net.steps)]
-    if len(ends) > 1 or draw(st.booleans()):
-        ends = [_head(net, end) for end in ends or [net.x]]
-    output = ends[0] if ends else net.x
-    for end in ends[1:]:
-        output = net.call("+", output, end)
-    graph = net.graph(output)
-    return replace(graph, layers=graph.layers[::-1]) if draw(st.sampled_from([False, False, True])) else graph
+def concat() -> LayerGraph:
+    """Concatenations of all features so far and a transition, as in DenseNet; max pooling beside a convolution, as in Inception."""
+    net = Sketch("Concat", (3, 16, 16))
+    x = net.conv("conv0", net.x, 4, kernel_size=3, padding=1, bias=False)
+    features = [x]
+    for number in (1, 2):
+        prefix = f"dense1_{number}_"
+        x = net.call("F.relu", net.norm(f"{prefix}norm", net.cat(*features)))
+        features.append(net.conv(f"{prefix}conv", x, 2, kernel_size=3, padding=1, bias=False))
+    x = net.call("F.relu", net.norm("transition1_norm", net.cat(*features)))
+    x = net.call("F.avg_pool2d", net.conv("transition1_conv", x, 4, kernel_size=1, bias=False), kernel_size=2)
+    narrow = net.conv_bn_relu("mixed_:1", x, 3, kernel_size=1)
+    wide = net.conv_bn_relu("mixed_:2b", net.conv_bn_relu("mixed_:2a", x, 2, kernel_size=1), 3, kernel_size=3, padding=1)
+    pooled = net.call("F.max_pool2d", x, kernel_size=3, stride=1, padding=1)
+    pooled = net.conv_bn_relu("mixed_:3", pooled, 2, kernel_size=1)
+    return net.graph(net.classifier("fc", net.cat(narrow, wide, pooled), 5))
 
 
-def _head(net: Sketch, value: Value) -> Value:
-    name = _name(net, "", "fc")
-    if len(net.shape(value)) == 3:
-        return net.classifier(name, value, 3)
-    return net.linear(name, net.call("torch.flatten", value, start_dim=1) if len(net.shape(value)) == 2 else value, 3)
+def shuffle() -> LayerGraph:
+    """Half of the channels passes by, the other half is convolved, and both are shuffled, as in ShuffleNetV2."""
+    net = Sketch("Shuffle", (3, 8, 8))
+    x = net.conv_bn_relu("1", net.x, 8, kernel_size=3, padding=1)
+    for prefix in ("stage2_0_", "stage2_1_"):
+        passed, y = net.slice(x, 1, stop=4), net.slice(x, 1, 4)
+        y = net.conv_bn_relu(f"{prefix}:1", y, 4, kernel_size=1)
+        y = net.norm(f"{prefix}bn2", net.conv(f"{prefix}conv2", y, 4, kernel_size=3, padding=1, groups=4, bias=False))
+        y = net.conv_bn_relu(f"{prefix}:3", y, 4, kernel_size=1)
+        x = net.call("F.channel_shuffle", net.cat(passed, y), groups=2)
+    x = net.slice(net.slice(x, 2, step=2), 3, step=2)  # as a shortcut of type A does
+    return net.graph(net.classifier("fc", x, 4))
 
 
-def _name(net: Sketch, prefix: str, kind: str) -> str:
-    return f"{prefix}{kind}{len(net.layers) + len(net.declared) + 1}"
+def layer_norm() -> LayerGraph:
+    """Depthwise convolution, LayerNorm over the channels, layer scale and stochastic depth, as in ConvNeXt."""
+    net = Sketch("Norms", (3, 8, 8))
+    x = net.conv("stem", net.x, 6, kernel_size=2, stride=2)
+    x = net.call("F.gelu", net.layer("stem_norm", "GroupNorm", x, num_groups=2, num_channels=6))
+    for number in (0, 1):
+        prefix = f"stages_{number}_"
+        y = net.conv(f"{prefix}dwconv", x, 6, kernel_size=3, padding=1, groups=6)
+        y = net.layer_norm(f"{prefix}norm", net.call("torch.permute", y, dims=(0, 2, 3, 1)), eps=1e-06)
+        y = net.call("F.gelu", net.linear(f"{prefix}mlp_fc1", y, 24))
+        y = net.call("torch.permute", net.linear(f"{prefix}mlp_fc2", y, 6), dims=(0, 3, 1, 2))
+        y = net.call("*", y, net.declare(f"{prefix}gamma", (6, 1, 1)))
+        x = net.call("+", x, net.stochastic_depth(y, 0.1))
+    x = net.layer("act", "PReLU", net.call("torch.mean", x, dim=(2, 3)), num_parameters=6)
+    return net.graph(net.linear("fc", net.call("torch.log", net.call("+", net.call("torch.abs", x), 1)), 4))
 
 
-def _drawn_name(draw: Draw, net: Sketch, kind: str) -> str:
-    return _name(net, draw(st.sampled_from(_PREFIXES)), kind)
+def attention() -> LayerGraph:
+    """A class token, positions, one encoder block with attention by products, and one with MultiheadAttention, as in ViT."""
+    net = Sketch("Attention", (3, 8, 8))
+    x = net.call("torch.flatten", net.conv("patches", net.x, 6, kernel_size=4, stride=4), start_dim=2)
+    x = net.call("torch.transpose", x, dim0=1, dim1=2)
+    batch = BatchSize(x)
+    token = net.call("torch.broadcast_to", net.declare("class_token", (1, 1, 6)), size=(batch, -1, -1))
+    x = net.call("+", net.cat(token, x), net.declare("positions", (1, 5, 6)))
+    y = net.linear("blocks_0_attn_qkv", net.layer_norm("blocks_0_norm1", x), 18)
+    y = net.call("torch.unflatten", y, dim=2, sizes=(3, 2, 3))
+    y = net.call("torch.permute", y, dims=(2, 0, 3, 1, 4))
+    query, key, value = (net.call("[]", y, dim=0, index=number) for number in range(3))
+    scores = net.call("@", net.call("*", query, 0.5), net.call("torch.transpose", key, dim0=-2, dim1=-1))
+    table = net.declare("blocks_0_attn_bias_table", (9, 2))
+    positions = net.declare("blocks_0_attn_bias_index", (25,), "buffer", "int64")
+    bias = net.call("torch.unflatten", net.step("F.embedding", input=positions, weight=table), dim=0, sizes=(5, 5))
+    scores = net.call("+", scores, net.call("torch.permute", bias, dims=(2, 0, 1)))
+    y = net.call("@", net.dropout(net.call("F.softmax", scores, dim=-1), 0.1), value)
+    y = net.call("torch.flatten", net.call("torch.transpose", y, dim0=1, dim1=2), start_dim=2)
+    x = net.call("+", x, net.linear("blocks_0_attn_proj", y, 6))
+    y = net.layer_norm("blocks_1_norm1", x)
+    y = net.layer("blocks_1_attn", "MultiheadAttention", y, embed_dim=6, num_heads=2, batch_first=True)
+    x = net.call("+", x, y)
+    y = net.call("F.gelu", net.linear("blocks_1_mlp_fc1", net.layer_norm("blocks_1_norm2", x), 12))
+    x = net.call("+", x, net.linear("blocks_1_mlp_fc2", y, 6))
+    return net.graph(net.linear("head", net.call("[]", net.layer_norm("norm", x), dim=1, index=0), 4))
 
 
-def _pair(low: int, high: int) -> st.SearchStrategy[Any]:
-    return st.one_of(st.integers(low, high), st.tuples(st.integers(low, high), st.integers(low, high)))
+def auxiliary() -> LayerGraph:
+    """Two classifiers beside the main one that run in train mode only, as in GoogLeNet, and features as a second output."""
+    net = Sketch("Auxiliary", (3, 8, 8))
+    x = net.conv_bn_relu("layer1_:1", net.x, 4, kernel_size=3, padding=1)
+    first = net.conv_bn_relu("aux1_:1", net.call("F.adaptive_avg_pool2d", x, output_size=4), 4, kernel_size=1)
+    first = net.call("F.relu", net.linear("aux1_fc1", net.call("torch.flatten", first, start_dim=1), 8))
+    first = net.linear("aux1_fc2", net.dropout(first, 0.7), 5)
+    x = features = net.conv_bn_relu("layer2_:1", x, 8, kernel_size=3, stride=2, padding=1)
+    x = net.conv_bn_relu("layer3_:1", x, 8, kernel_size=3, padding=1)
+    output = net.classifier("fc", net.call("+", x, features), 5)
+    second = net.classifier("aux2", features, 5)
+    return net.graph(output, features, auxiliary=(second, first))
 
 
-def _conv(draw: Draw, net: Sketch, value: Value) -> Value:
-    channels = net.shape(value)[0]
-    groups = draw(st.sampled_from([1, 1, channels, *(g for g in (2, 3) if channels % g == 0)]))  # `channels` groups: depthwise
-    out_channels = groups * draw(st.integers(1, max(1, 4 // groups)))
-    kernel_size, stride = draw(_pair(1, 3)), draw(_pair(1, 2))
-    odd = kernel_size in (1, 3, (1, 1), (1, 3), (3, 1), (3, 3))  # torch warns of even kernels with padding 'same'
-    padding = draw(st.one_of(_pair(0, 2), st.sampled_from(["valid", "same"] if odd and stride in (1, (1, 1)) else ["valid"])))
-    options = {
-        "kernel_size": kernel_size,
-        "stride": stride,
-        "padding": padding,
-        "dilation": draw(st.sampled_from([1, 1, 2])),
-        "groups": groups,
-        "bias": draw(st.booleans()),
-        "padding_mode": draw(st.sampled_from(["zeros", "zeros", "zeros", "reflect", "replicate", "circular"])),
-    }
-    return net.conv(_drawn_name(draw, net, "conv"), value, out_channels, **options)
+def windows() -> LayerGraph:
+    """Windows of an image become rows of their own and are put back in place, as in Swin."""
+    net = Sketch("Windows", (3, 8, 8))
+    x = net.conv("stem", net.x, 4, kernel_size=1)
+    y = net.layer_norm("blocks_0_norm", net.call("torch.permute", x, dims=(0, 2, 3, 1)))
+    y = net.call("torch.roll", y, shifts=(-2, -2), dims=(1, 2))
+    y = net.call("torch.reshape", y, shape=(-1, 2, 4, 2, 4, 4))
+    y = net.call("torch.flatten", net.call("torch.permute", y, dims=(0, 1, 3, 2, 4, 5)), start_dim=0, end_dim=2)
+    y = net.call("torch.flatten", y, start_dim=1, end_dim=2)
+    y = net.call("F.gelu", net.linear("blocks_0_fc1", y, 8))
+    y = net.call("torch.reshape", net.linear("blocks_0_fc2", y, 4), shape=(-1, 2, 2, 4, 4, 4))
+    y = net.call("torch.reshape", net.call("torch.permute", y, dims=(0, 1, 3, 2, 4, 5)), shape=(BatchSize(x), 8, 8, 4))
+    y = net.call("torch.roll", y, shifts=(2, 2), dims=(1, 2))
+    x = net.call("+", x, net.call("torch.permute", y, dims=(0, 3, 1, 2)))
+    return net.graph(net.linear("fc", net.call("torch.amax", x, dim=(2, 3)), 4))
 
 
-def _norm(draw: Draw, net: Sketch, value: Value) -> Value:
-    options = {"eps": draw(st.sampled_from([1e-5, 0.001])), "momentum": draw(st.sampled_from([0.1, 0.01])), "affine": draw(st.booleans())}
-    return net.norm(_drawn_name(draw, net, "bn"), value, **options)
+def gating() -> LayerGraph:
+    """A residual block whose branch reads some channels of the stream and adds to others: both stand in the file."""
+    net = Sketch("Gating", (3, 8, 8))
+    x = net.conv_bn_relu("1", net.x, 6, kernel_size=3, padding=1)
+    y = net.call("torch.index_select", x, dim=1, index=net.index("layer1_0_reads", 0, 2, 5))
+    y = net.conv_bn_relu("layer1_0_:1", y, 4, kernel_size=3, padding=1)
+    y = net.norm("layer1_0_bn2", net.conv("layer1_0_conv2", y, 2, kernel_size=3, padding=1, bias=False))
+    x = net.call("torch.index_add", x, dim=1, index=net.index("layer1_0_writes", 1, 5), source=y)
+    return net.graph(net.classifier("fc", net.call("F.relu", x), 4))
 
 
-def _conv_bn_relu(draw: Draw, net: Sketch, value: Value) -> Value:
-    return net.call("F.relu", _norm(draw, net, _conv(draw, net, value)))
-
-
-def _linear(draw: Draw, net: Sketch, value: Value) -> Value:
-    return net.linear(_drawn_name(draw, net, "fc"), value, draw(st.integers(1, 5)), bias=draw(st.booleans()))
-
-
-def _activation(draw: Draw, net: Sketch, value: Value) -> Value:
-    options = {
-        "F.leaky_relu": {"negative_slope": draw(st.sampled_from([0.01, 0.2]))},
-        "F.elu": {"alpha": draw(st.sampled_from([1.0, 0.5]))},
-        "F.gelu": {"approximate": draw(st.sampled_from(["none", "tanh"]))},
-    }
-    target = draw(st.sampled_from(["F.relu", "F.relu", *sorted(ELEMENTWISE)]))
-    return net.call(target, value, **options.get(target, {}))
-
-
-def _dropout(draw: Draw, net: Sketch, value: Value) -> Value:
-    p, training = draw(st.sampled_from([0.5, 0.0, 1, 0.25])), draw(st.sampled_from([TRAINING, TRAINING, False]))
-    return net.call("F.dropout", value, p=p, training=training)
-
-
-def _pool(draw: Draw, net: Sketch, value: Value) -> Value:
-    options = {
-        "kernel_size": draw(_pair(1, 3)),
-        "stride": draw(st.one_of(st.none(), _pair(1, 3))),
-        "padding": draw(_pair(0, 1)),
-        "ceil_mode": draw(st.booleans()),
-    }
-    if draw(st.sampled_from(["average", "maximum"])) == "average":
-        divisor = draw(st.sampled_from([None, None, 3]))
-        return net.call("F.avg_pool2d", value, count_include_pad=draw(st.booleans()), divisor_override=divisor, **options)
-    widest = 2 if options["padding"] in (0, (0, 0)) else 1  # no window of padding alone: its maximum is minus infinity
-    return net.call("F.max_pool2d", value, dilation=draw(_pair(1, widest)), **options)
-
-
-def _adaptive_pool(draw: Draw, net: Sketch, value: Value) -> Value:
-    return net.call("F.adaptive_avg_pool2d", value, output_size=draw(_pair(1, 3)))
-
-
-def _flatten(draw: Draw, net: Sketch, value: Value) -> Value:
-    return net.call("torch.flatten", value, start_dim=draw(st.sampled_from([1, 1, -3, 2])), end_dim=draw(st.sampled_from([-1, 3])))
-
-
-def _combine(draw: Draw, net: Sketch, value: Value) -> Value:
-    """Add an earlier value of the same shape, perhaps the same one, or multiply with its tanh (so that numbers stay small)."""
-    others = [Value(i) for i, shape in enumerate(net.shapes) if shape == net.shape(value)]
-    other = draw(st.sampled_from(others))
-    target = draw(st.sampled_from(["+", "+", "*"]))
-    if target == "*":
-        other = net.call("torch.tanh", other)
-    operands = draw(st.sampled_from([(value, other), (other, value)]))
-    return net.call(target, *operands)
-
-
-def _residual(draw: Draw, net: Sketch, value: Value) -> Value:
-    channels = net.shape(value)[0]
-    options = {"kernel_size": 3, "padding": 1, "bias": draw(st.booleans())}
-    branch = net.call("F.relu", net.norm(_drawn_name(draw, net, "bn"), net.conv(_drawn_name(draw, net, "conv"), value, 2, **options)))
-    branch = net.norm(_drawn_name(draw, net, "bn"), net.conv(_drawn_name(draw, net, "conv"), branch, channels, **options))
-    return net.call("F.relu", net.call("+", branch, value))
-
-
-def _gate(draw: Draw, net: Sketch, value: Value) -> Value:
-    squeezed = net.call("F.adaptive_avg_pool2d", value, output_size=1)
-    excited = net.conv(_drawn_name(draw, net, "excite"), squeezed, net.shape(value)[0], kernel_size=1)
-    return net.call("*", value, net.call(draw(st.sampled_from(["torch.sigmoid", "F.hardsigmoid"])), excited))
-
-
-def _declared_bias(draw: Draw, net: Sketch, value: Value) -> Value:
-    shape = net.shape(value)
-    bias = net.declare(_drawn_name(draw, net, "bias"), (shape[0], *(1 for _ in shape[1:])))
-    operands = draw(st.sampled_from([(value, bias), (value, bias), (bias, value)]))
-    return net.call("+", *operands)
-
-
-def _again(draw: Draw, net: Sketch, value: Value) -> Value:
-    """Call a layer that is there already, if one fits."""
-    name = draw(st.sampled_from(sorted(net.layers) or [""]))
-    return net.layer(name, net.layers[name].kind, value) if name else value
-
-
-_EVERYWHERE = (_norm, _activation, _activation, _dropout, _combine, _declared_bias, _again)
-_WINDOWS = (_conv, _conv, _conv_bn_relu, _conv_bn_relu, _pool, _pool)
-_IMAGE_MOVES = (*_EVERYWHERE, *_WINDOWS, _residual, _residual, _gate, _adaptive_pool, _flatten)
-_FEATURE_MOVES = (*_EVERYWHERE, _linear, _linear)
+def grouped() -> LayerGraph:
+    """A grouped convolution as in ResNeXt, then a decoder: transposed convolution, pixel shuffle, interpolation, operators with numbers."""
+    net = Sketch("Grouped", (4, 8, 8))
+    x = net.conv_bn_relu("layer1_0_:1", net.x, 8, kernel_size=1)
+    x = net.conv_bn_relu("layer1_0_:2", x, 8, kernel_size=3, padding=1, groups=4)
+    x = net.call("F.relu", net.call("+", net.norm("layer1_0_bn3", net.conv("layer1_0_conv3", x, 4, kernel_size=1, bias=False)), net.x))
+    up = net.layer("up", "ConvTranspose2d", x, in_channels=4, out_channels=8, kernel_size=4, stride=2, padding=1, groups=2)
+    x = net.call("F.pixel_shuffle", up, upscale_factor=2)
+    x = net.call("-", 1, net.call("torch.sigmoid", x))
+    x = net.call("/", net.call("F.relu6", net.call("+", x, 3)), 6)
+    x = net.call("+", net.call("*", x, 0.458), -0.03)
+    x = net.call("F.interpolate", x, scale_factor=0.5, mode="bilinear", align_corners=False)
+    x = net.call("torch.maximum", x, net.slice(up, 1, 2, 4))
+    return net.graph(net.classifier("fc", x, 3))

@@ -67,8 +67,13 @@ def well_conditioned(graph: LayerGraph) -> LayerGraph:
     A BatchNorm divides the noise of a constant channel by sqrt(eps), so eps is large; and it has a bias, without which the constant would
     lie at the kink of the next ReLU, where noise decides the gradient.
     """
-    layers = tuple(layer.with_arguments(affine=True, eps=0.1) if layer.kind.startswith("BatchNorm") else layer for layer in graph.layers)
-    steps = tuple(Step.make(s.target, **dict(s.arguments) | {"p": 0.0}) if s.target == "F.dropout" else s for s in graph.steps)
+    changes: dict[str, dict[str, Any]] = {
+        **{kind: {"affine": True, "eps": 0.1} for kind in ("BatchNorm1d", "BatchNorm2d")},
+        **{kind: {"eps": 0.1} for kind in ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm2d")},
+        "MultiheadAttention": {"dropout": 0.0},
+    }
+    layers = tuple(layer.with_arguments(**changes.get(layer.kind, {})) for layer in graph.layers)
+    steps = tuple(Step.make(s.target, **dict(s.arguments) | {"p": 0.0}) if s.target.startswith("F.dropout") else s for s in graph.steps)
     return replace(graph, layers=layers, steps=steps)
 
 
@@ -89,16 +94,15 @@ def new_state(graph: LayerGraph, seed: int) -> State:
     """Random weights; scales, biases and running means of both signs."""
     generator = torch.Generator().manual_seed(seed)
     state = network(graph).state_dict()
-    fans = {layer.name: max(1, state[f"{layer.name}.weight"][0].numel()) for layer in graph.layers if f"{layer.name}.weight" in state}
     for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            continue
         drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         match name.split(".")[-1]:
-            case "num_batches_tracked":
-                continue
             case "running_var":
                 drawn = drawn.square() + 0.5
             case "weight" if tensor.dim() > 1:
-                drawn *= (2 / fans[name.split(".")[0]]) ** 0.5
+                drawn *= (2 / tensor[0].numel()) ** 0.5
             case "weight":
                 drawn = drawn.sign() * (0.5 + drawn.abs())
         tensor.copy_(drawn)
@@ -191,10 +195,16 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], Optimizer]] = {  # eps 
 MAIN_OPTIMIZERS = ("sgd", "adamw")
 
 
+def outputs_of(model: nn.Module, images: Tensor) -> Tensor:
+    """All that a network returns, a row an image."""
+    outputs = model(images)
+    return torch.cat([output.flatten(1) for output in outputs], 1) if isinstance(outputs, tuple) else outputs
+
+
 def train_(model: nn.Module, optimizer: Optimizer, images: Tensor) -> None:
     """One step on a batch."""
     optimizer.zero_grad()
-    outputs = model.train()(images)
+    outputs = outputs_of(model.train(), images)
     F.smooth_l1_loss(outputs, torch.linspace(-3, 3, outputs.numel(), dtype=outputs.dtype).view_as(outputs)).backward()
     optimizer.step()
 
@@ -228,9 +238,9 @@ def assert_same_function(graph: LayerGraph, state: State, *cuts: Cut) -> None:
     """Outputs in eval mode agree to 1e-10."""
     images = images_for(graph, seed=3)
     with torch.no_grad():
-        expected = network(graph, state).eval()(images)
+        expected = outputs_of(network(graph, state).eval(), images)
         for cut in cuts:
-            difference = network(cut.graph, cut.state).eval()(images) - expected
+            difference = outputs_of(network(cut.graph, cut.state).eval(), images) - expected
             assert difference.abs().max() <= 1e-10 * expected.abs().max()
 
 

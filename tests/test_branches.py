@@ -140,6 +140,7 @@ def test_second_cut_of_what_was_cut_before() -> None:
     """A declared bias is cut like any other tensor, and its source is the one it has in the network of the moment."""
     graph, state = dead_block()
     state["conv1.weight"][2] = 0
+    state["layer1_0_bn2.bias"][2] = 9
     first = cut_of(graph, state)
     second = cut_of(first.graph, first.state, "either")
     assert second.graph == first.graph  # its bias is not zero, and padded convs read it

@@ -58,7 +58,7 @@ def test_help_shows_defaults(name: str) -> None:
         if isinstance(option, click.Option) and not option.is_flag and not option.required:
             record = option.get_help_record(click.Context(command))
             assert record
-            without = option.name in ("config", "resume", "milestones") or (name, option.name) == ("train", "name")
+            without = option.name in ("config", "resume", "milestones", "model_args", "weights") or (name, option.name) == ("train", "name")
             assert ("[default: " in record[1]) != without, option.name
 
 
@@ -81,7 +81,9 @@ def test_train_prints_a_line_an_epoch_and_every_cut(folder: Path, run: RunPaths)
 
 
 def test_train_lists_models() -> None:
-    assert printed("train", "--list-models").split() == list(zoo.names())
+    lines = printed("train", "--list-models").splitlines()
+    assert lines[: len(zoo.names())] == list(zoo.names())
+    assert [line.split()[0] for line in lines[len(zoo.names()) :]] == ["torchvision:NAME", "timm:NAME", "FILE.py:NAME"]
 
 
 def test_train_on_digits_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +188,25 @@ def test_flatten(tmp_path: Path) -> None:
     flat.load_state_dict(torch.load(target.with_suffix(".pt"), weights_only=True))
     images = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(flat(images), model(images), rtol=0, atol=0)
+
+
+def test_flatten_own_network_with_arguments_and_weights(tmp_path: Path) -> None:
+    source, target, weights = tmp_path / "my.py", tmp_path / "flat.py", tmp_path / "w.pt"
+    source.write_text(
+        "from torch import nn\ndef net(num_classes, width): return nn.Sequential(nn.Flatten(), nn.Linear(width, num_classes))\n"
+    )
+    torch.save({"1.weight": torch.full((3, 64), 0.5), "1.bias": torch.zeros(9)}, weights)
+    command = ("flatten", f"{source}:net", "-o", target, "--input-shape", "1,8,8", "--num-classes", "3", "--weights", weights)
+    text = printed(*command, "--model-arg", "width=64").splitlines()
+    assert text[:2] == [
+        "weights: 1 of the network's 2 tensors are in the file",
+        " of another shape, freshly drawn: 1.bias (9 in the file, 3 in the network)",
+    ]
+    assert text[2].startswith(f"{target}: 192 MACs, 195 parameters; weights in {tmp_path}/flat.pt")
+    assert torch.equal(torch.load(tmp_path / "flat.pt", weights_only=True)["layer_1.weight"], torch.full((3, 64), 0.5))
+    assert source.exists()
+    result = invoke(*command, "--force")
+    assert (result.exit_code, result.stderr) == (2, f"error: {source}:net needs width: give --model-arg width=VALUE\n")
 
 
 def test_flatten_does_not_overwrite(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_config_is_frozen() -> None:
     [
         ({"lasso_group": "coupled"}, "unknown setting 'lasso_group': did you mean lasso-groups"),
         ({"epoch": 3}, "unknown setting 'epoch': did you mean epochs"),
-        ({"xyz": 3}, "unknown setting 'xyz': choose from amp, augment, batch-size, "),
+        ({"xyz": 3}, "unknown setting 'xyz': choose from amp, augment, aux-weight, batch-size, "),
         ({"batch-size": 3, "batch_size": 4}, "batch-size is there twice, with a dash and with an underscore"),
         ({"dataset": "cifar11"}, "unknown dataset 'cifar11': did you mean cifar10 or cifar100?"),
         ({"lasso-step": "proxmal"}, "unknown lasso-step 'proxmal': did you mean proximal?"),

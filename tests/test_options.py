@@ -15,15 +15,15 @@ from click.testing import CliRunner, Result
 
 from prunetrain import commands
 from prunetrain.commands.options import config_option, config_options, given, resolve
-from prunetrain.config import TrainConfig
+from prunetrain.config import TrainConfig, flag_of, parse_arguments
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.training import recipes
 
 FLAGS = """
---amp --augment --batch-size --channels-last --compile --config --criterion --data-dir --dataset --device --download --epochs --image-size
---label-smoothing --lasso-groups --lasso-step --lr --lr-gamma --milestones --model --momentum --name --nesterov --no-augment
---no-channels-last --no-compile --no-download --no-nesterov --optimizer --output-dir --penalty-ratio --prune-interval --recipe --round-to
---schedule --seed --threshold --warmup-epochs --weight-decay --workers -b -j
+--amp --augment --aux-weight --batch-size --channels-last --compile --config --criterion --data-dir --dataset --device --download --epochs
+--image-size --label-smoothing --lasso-groups --lasso-step --lr --lr-gamma --milestones --model --model-arg --momentum --name --nesterov
+--no-augment --no-channels-last --no-compile --no-download --no-nesterov --optimizer --output-dir --penalty-ratio --prune-interval
+--recipe --residual --round-to --schedule --seed --threshold --warmup-epochs --weight-decay --weights --workers -b -j
 """.split()
 TOP = Path(__file__).parent.parent
 FIELDS = dataclasses.fields(TrainConfig)
@@ -52,7 +52,7 @@ def test_options_follow_the_fields() -> None:
         option = options[item.name]
         assert isinstance(option, click.Option)
         assert option.default is None
-        assert option.opts[-1] == "--" + item.name.replace("_", "-")
+        assert option.opts[-1] == flag_of(item.name)
         assert option.help is not None
         if isinstance(item.default, bool):
             assert option.help.endswith(f"[default: {'on' if item.default else 'off'}]")
@@ -75,14 +75,17 @@ def test_flag_and_config_key_mean_the_same(item: "dataclasses.Field[Any]", tmp_p
     value = {bool: not item.default, int: 7, float: 0.25, tuple: (5, 6), str: "3"}[kind]
     if item.metadata["choices"]:
         value = next(word for word in item.metadata["choices"] if word != item.default)
-    flag = "--" + item.name.replace("_", "-")
+    flag, key = flag_of(item.name), item.name.replace("_", "-")
     if kind is bool:
         args = [flag if value else f"--no-{flag[2:]}"]
+    elif item.metadata["repeated"]:
+        value = ("width=2", "act='relu'")
+        args = [flag, "width=2", flag, "act=relu"]
     else:
         args = [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     file = tmp_path / "mine.toml"
     written = list(value) if isinstance(value, tuple) else value
-    file.write_text(f"{flag[2:]} = {str(written).lower() if kind is bool else repr(written)}\n")
+    file.write_text(f"{key} = {str(written).lower() if kind is bool else repr(written)}\n")
     by_flag, by_file = resolve(read(*args)), resolve(read("--config", str(file)))
     assert getattr(by_flag, item.name) == value
     assert by_flag == by_file
@@ -100,6 +103,21 @@ def test_flag_and_config_key_mean_the_same(item: "dataclasses.Field[Any]", tmp_p
 )
 def test_bare_amp_means_bfloat16(args: list[str], amp: str | None) -> None:
     assert read(*args)["amp"] == amp
+
+
+def test_arguments_of_the_network_are_a_repeated_flag_a_list_or_a_table(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    by_flag = resolve(read("--model-arg", "width=0.5", "--model-arg", "act=relu", "--model-arg", "sizes=[1, 2]", "--model-arg", "a==="))
+    assert by_flag.model_args == ("width=0.5", "act='relu'", "sizes=[1, 2]", "a='=='")
+    assert parse_arguments(by_flag.model_args) == {"width": 0.5, "act": "relu", "sizes": [1, 2], "a": "=="}
+    file.write_text("model-args = ['width=0.5', 'act=relu', 'sizes=[1, 2]', 'a===']\n")
+    assert resolve(read("--config", str(file))) == by_flag
+    file.write_text("[model-args]\nwidth = 0.5\nact = 'relu'\nsizes = [1, 2]\na = '=='\n")
+    assert resolve(read("--config", str(file))) == by_flag
+    assert resolve(read("--config", str(file), "--epochs", "3")).model_args == by_flag.model_args
+    assert resolve(read("--config", str(file), "--model-arg", "x=1")).model_args == ("x=1",)
+    file.write_text("[model-args]\ndigits = '3'\n")  # a string stays one
+    assert parse_arguments(resolve(read("--config", str(file))).model_args) == {"digits": "3"}
 
 
 def test_one_option_can_be_taken_alone() -> None:
@@ -141,6 +159,12 @@ def test_data_set_brings_its_recipe_unless_one_is_named(tmp_path: Path) -> None:
         ("[training]\nepochs = 3", r"config.toml: unknown setting 'training'"),
         ("recipe = 3", r"config.toml: recipe must be a word, not 3"),
         ("recipe = 'mnits'", r"unknown recipe 'mnits': did you mean mnist"),
+        ("model-args = 'width=2'", r"config.toml: model-args must be a table, or a list of name=value words, not 'width=2'"),
+        ("model-args = [2]", r"config.toml: model-args must be a table, or a list of name=value words, not \(2,\)"),
+        ("model-args = ['width']", r"config.toml: model-arg must be NAME=VALUE, such as width=2, not 'width'"),
+        ("model-args = ['a=1', 'a=2']", r"config.toml: model-arg a is there twice"),
+        ("[model-args]\nday = 2025-01-01", r"config.toml: model-args: day must be a number, string, list or table, not datetime"),
+        ("[model-args]\n'a b' = 1", r"config.toml: model-arg must be NAME=VALUE, such as width=2, not 'a b=1'"),
         ("seed = -1", r"seed must be from 0 to 4294967295, not -1"),
     ],
 )
@@ -214,6 +238,10 @@ def test_group_help_lists_commands_without_importing_them(invoke: Invoke) -> Non
         (["work", "-z"], "unknown option '-z'. Try prunetrain work --help"),
         (["work", "more"], "got unexpected extra argument (more). Try prunetrain work --help"),
         (["work", "--epochs", "five"], "invalid value for '--epochs': 'five' is not a valid integer. Try prunetrain work --help"),
+        (["work", "--model-arg", "width"], "model-arg must be NAME=VALUE, such as width=2, not 'width'"),
+        (["work", "--model-arg", "2=3"], "model-arg must be NAME=VALUE, such as width=2, not '2=3'"),
+        (["work", "--model-arg", "a=1", "--model-arg", "a=2"], "model-arg a is there twice"),
+        (["work", "--model-arg", "a=1e999"], "model-args: a must be a number, string, list or table, not inf"),
         (["work", "--milestones", "3,a"], "milestones must be a list of whole numbers, not '3,a'"),
         (["work", "--criterion", "unoin"], "unknown criterion 'unoin': did you mean union?"),
         (["work", "--dataset", "cifar11"], "unknown dataset 'cifar11': did you mean cifar10 or cifar100?"),

@@ -10,10 +10,12 @@ import pytest
 import prunetrain
 from prunetrain.errors import PruneTrainError
 from prunetrain.graph import layergraph, load, parse, render, trace
+from prunetrain.library import pruner
 
 TOP = Path(__file__).parent.parent
 HOMES = {
     "LayerGraph": layergraph.LayerGraph,
+    "PruneTrain": pruner.PruneTrain,
     "PruneTrainError": PruneTrainError,
     "load_network": load.load_network,
     "parse": parse.parse,
@@ -51,7 +53,7 @@ def test_version_is_that_of_the_project() -> None:
         "from prunetrain.commands import main; main(['--help'], standalone_mode=False)",
         "from prunetrain.commands import main; main(['train', '--help'], standalone_mode=False)",
         "from prunetrain.commands import main; main(['flatten', '--help'], standalone_mode=False)",
-        "from prunetrain.commands import main; main(['inspect', NET, '--json'], standalone_mode=False)",
+        "from prunetrain.commands import main; main(['inspect', NET, NET, '--json'], standalone_mode=False)",
     ],
 )
 def test_no_torch_until_it_is_needed(code: str, tmp_path: Path) -> None:

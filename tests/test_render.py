@@ -5,23 +5,44 @@
 
 import ast
 import difflib
+import operator
 import os
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import torch
-from graphs import Sketch, chain, depthwise, gate, head, layer_graphs, residual, without_a_branch
+from graphs import (
+    Sketch,
+    attention,
+    auxiliary,
+    chain,
+    concat,
+    depthwise,
+    gate,
+    gating,
+    grouped,
+    head,
+    layer_graphs,
+    layer_norm,
+    residual,
+    shuffle,
+    windows,
+    without_a_branch,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunetrain import zoo
-from prunetrain.graph.catalog import OPERATORS
-from prunetrain.graph.layergraph import Attribute, LayerGraph, Value
-from prunetrain.graph.layout import block_of
+from prunetrain.graph.blocks import block_of
+from prunetrain.graph.functions import OPERATORS
+from prunetrain.graph.layergraph import Attribute, BatchSize, LayerGraph, Step, Value
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
@@ -30,13 +51,21 @@ from prunetrain.graph.trace import trace
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 FILES = {
+    "attention": lambda: render(attention()),
+    "auxiliary": lambda: render(auxiliary(), epoch=0),
     "chain": lambda: render(chain()),
+    "concat": lambda: render(concat()),
     "depthwise": lambda: render(depthwise(), epoch=0),
     "gate": lambda: render(gate()),
+    "gating": lambda: render(gating()),
+    "grouped": lambda: render(grouped()),
     "head": lambda: render(head()),
+    "layer_norm": lambda: render(layer_norm()),
     "residual": lambda: render(residual(), dense=residual(), epoch=0),
     "residual_pruned": lambda: render(residual(6, (3, 7), 12), dense=residual(), epoch=30),
     "residual_without_a_branch": lambda: render(without_a_branch(), dense=residual(), epoch=60),
+    "shuffle": lambda: render(shuffle()),
+    "windows": lambda: render(windows()),
 }
 
 
@@ -93,14 +122,21 @@ def test_bytes_do_not_depend_on_the_process(hash_seed: str, what: str, tmp_path:
     assert text == expected
 
 
+def check_files(sources: dict[str, str], folder: Path) -> None:
+    """Formatter and linter find nothing to do in these files, nor in others of the folder."""
+    for name, source in sources.items():
+        (folder / name).write_text(source)
+    config = ("--no-cache", "--config", ROOT / "generated_nets" / "ruff.toml")
+    run(sys.executable, "-m", "ruff", "format", "--check", *config, folder)
+    run(sys.executable, "-m", "ruff", "check", *config, folder)
+
+
 def test_zoo_files_pass_formatter_linter_and_type_checker(tmp_path: Path) -> None:
     for name in zoo.names():
         (tmp_path / f"{name.replace('-', '_').replace('.', '_')}.py").write_text(render(zoo_graph(name), epoch=0))
     for name, text in FILES.items():
         (tmp_path / f"golden_{name}.py").write_text(text())
-    config = ("--config", ROOT / "generated_nets" / "ruff.toml")
-    run(sys.executable, "-m", "ruff", "format", "--check", *config, tmp_path)
-    run(sys.executable, "-m", "ruff", "check", *config, tmp_path)
+    check_files({}, tmp_path)
     paths = sorted(tmp_path.glob("*.py"))
     done = subprocess.run([sys.executable, "-m", "mypy", *paths], cwd=ROOT, capture_output=True, text=True, check=False)
     problems = [line for line in done.stdout.splitlines() if not line.endswith(STRICT_ONLY)]
@@ -206,6 +242,107 @@ def test_long_chains_do_not_make_long_lines() -> None:
     assert parse(text) == graph
 
 
+def statements_of(graph: LayerGraph) -> list[str]:
+    """The lines of `forward`, without comments."""
+    source = render(graph)
+    assert parse(source) == graph
+    lines = source.partition("def forward")[2].splitlines()[1:]
+    return [line.partition("  #")[0][8:] for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+def test_operators_and_subscripts() -> None:
+    net = Sketch("Net", (4, 8, 8))
+    x = net.call("-", 1, net.call("*", net.call("+", net.x, 2), 0.5))
+    x = net.slice(net.slice(net.slice(net.call("/", x, -3), 1, 1, -1), 2, step=2), 3, stop=4)
+    x = net.slice(net.slice(x, 3, 1), 2, 1)  # not in order, so not in one pair of brackets
+    x = net.slice(net.slice(x, -2, stop=2), 1)  # the second one changes nothing
+    assert statements_of(net.graph(net.call("[]", net.call("F.relu", x), dim=-1, index=-1))) == [
+        "x = (1 - ((x + 2) * 0.5)) / -3",
+        "x = x[:, 1:-1, ::2, :4]",
+        "x = x[:, :, :, 1:]",
+        "x = x[:, :, 1:]",
+        "x = x[..., :2, :]",
+        "return F.relu(x[:, :])[..., -1]",
+    ]
+
+
+def test_functions_with_tensors_in_tuples() -> None:
+    net = Sketch("Net", (4, 8))
+    batch, token = BatchSize(net.x), net.declare("token", (1, 1, 8))
+    x = net.cat(net.call("torch.broadcast_to", token, size=(batch, -1, -1)), net.x, net.x)
+    y = net.step("torch.einsum", equation="nab,ncb->nac", operands=(x, net.x))
+    x = net.step("torch.stack", tensors=(y, y), dim=1)
+    assert statements_of(net.graph(net.call("torch.reshape", x, shape=(BatchSize(x), 72)))) == [
+        "token = torch.broadcast_to(self.token, (x.shape[0], -1, -1))",
+        "inputs = x",
+        "x = torch.cat((token, x, x), 1)",
+        "del token",
+        'x = torch.einsum("nab,ncb->nac", x, inputs)',
+        "del inputs",
+        "x = torch.stack((x, x), 1)",
+        "return torch.reshape(x, (x.shape[0], 72))",
+    ]
+
+
+def test_declared_tensors_by_role() -> None:
+    net = Sketch("Net", (4, 8, 8))
+    x = net.call("*", net.x, net.declare("scale", ()))
+    x = net.call("+", x, net.declare("mask", (8, 8), "buffer"))
+    rows = net.step("F.embedding", input=net.declare("rows", (4,), "buffer", "int64"), weight=net.declare("table", (9, 8)))
+    x = net.call("+", x, net.call("torch.unsqueeze", rows, dim=1))
+    text = render(net.graph(net.call("torch.index_select", x, dim=1, index=net.index("reads", 3, 0))))
+    for written in (
+        "self.scale = nn.Parameter(torch.zeros(()))\n",
+        "self.mask = nn.Buffer(torch.zeros(8, 8))\n",
+        "self.rows = nn.Buffer(torch.zeros(4, dtype=torch.int64))\n",
+        "self.reads = nn.Buffer(torch.tensor([3, 0]), persistent=False)\n",
+        "bias = F.embedding(self.rows, self.table)\n",
+        "bias = torch.unsqueeze(bias, 1)\n",
+    ):
+        assert written in text
+
+
+def test_lines_too_long_for_the_formatter_stay_lines(tmp_path: Path) -> None:
+    net = Sketch("Long", (200, 2, 2))
+    x = net.call("torch.index_select", net.x, dim=1, index=net.index("reads", *range(200)))
+    values = [net.call("F.relu", x) for _ in range(40)]
+    graph = net.graph(net.cat(*values))
+    source = render(graph)
+    assert parse(source) == graph
+    assert [line.split()[0] for line in source.splitlines() if line.endswith("# fmt: skip")] == ["self.reads", "return"]
+    check_files({"long.py": source}, tmp_path)
+
+
+@settings(max_examples=5)
+@given(st.lists(layer_graphs(), min_size=20, max_size=20))
+def test_random_files_pass_formatter_and_linter(graphs: list[LayerGraph]) -> None:
+    with TemporaryDirectory() as folder:
+        check_files({f"net{number}.py": render(graph) for number, graph in enumerate(graphs)}, Path(folder))
+
+
+def test_the_head_in_train_mode_shares_nothing_that_eval_mode_has() -> None:
+    net = Sketch("Net", (4, 8, 8))
+    x = net.conv("conv1", net.x, 4, kernel_size=1)
+    side = net.conv("aux_conv1", x, 4, kernel_size=1)
+    side = net.call("+", net.conv("aux_conv2", side, 4, kernel_size=1), side)
+    output = net.call("F.relu", net.conv("conv2", net.call("F.relu", x), 4, kernel_size=1))
+    assert statements_of(net.graph(output, auxiliary=(net.call("*", side, x),))) == [
+        "x = self.conv1(x)",
+        "if self.training:",
+        "    aux = self.aux_conv1(x)",
+        "    aux_2 = self.aux_conv2(aux)",
+        "    aux = aux_2 + aux",
+        "    del aux_2",
+        "gate = x",
+        "x = F.relu(x)",
+        "x = F.relu(self.conv2(x))",
+        "if self.training:",
+        "    aux = aux * gate",
+        "    return x, aux",
+        "return x",
+    ]
+
+
 def test_a_shortcut_that_is_read_as_the_next_one_is_set_aside() -> None:
     net = Sketch("Overlapping", (4, 6, 6))
     inner = net.conv("conv1", net.x, 4, kernel_size=1)
@@ -215,22 +352,46 @@ def test_a_shortcut_that_is_read_as_the_next_one_is_set_aside() -> None:
     assert "        shortcut_2 = x\n        x = x + shortcut\n        del shortcut\n" in render(graph)
 
 
-def computed_by_hand(graph: LayerGraph, network: nn.Module, images: Tensor) -> Tensor:
-    """The output, step by step as the graph says it, with the layers and tensors of a network."""
-    known = {"F": F, "torch": torch, "self": network}
+def computed_by_hand(graph: LayerGraph, network: nn.Module, images: Tensor) -> list[Tensor]:
+    """The outputs, step by step as the graph says it, with the layers and tensors of a network."""
     values = [images]
-    for step in graph.steps:
-        given = {name: values[a.index] if isinstance(a, Value) else a for name, a in step.arguments}
-        given = {name: getattr(network, a.name) if isinstance(a, Attribute) else a for name, a in given.items()}
-        if step.target in OPERATORS:
-            values.append({"+": torch.add, "*": torch.mul}[step.target](**given))
+
+    def given(argument: Any) -> Any:
+        match argument:
+            case Value(index):
+                return values[index]
+            case Attribute(name):
+                return getattr(network, name)
+            case BatchSize(value):
+                return len(values[value.index])
+            case tuple():
+                return tuple(map(given, argument))
+        return argument
+
+    for number, step in enumerate(graph.steps):
+        if number in graph.in_training_only and not network.training:
+            values.append(torch.tensor(torch.nan))
         else:
-            module, name = step.target.split(".")
-            values.append(getattr(known[module], name)(**given))
-    return values[graph.output.index]
+            values.append(_call(network, step, {name: given(argument) for name, argument in step.arguments}))
+    return [values[value.index] for value in (graph.outputs if network.training else (graph.output, *graph.extra))]
 
 
-@settings(max_examples=60)
+def _call(network: nn.Module, step: Step, given: dict[str, Any]) -> Tensor:
+    if step.layer is not None:
+        layer = getattr(network, step.layer)
+        return layer(*[given["input"]] * 3, need_weights=False)[0] if isinstance(layer, nn.MultiheadAttention) else layer(given["input"])
+    if step.target in ("[:]", "[]"):
+        part = slice(given.get("start"), given.get("stop"), given.get("step")) if step.target == "[:]" else given["index"]
+        return given["input"][(slice(None),) * (given["dim"] % given["input"].ndim) + (part,)]
+    if step.target in OPERATORS:
+        functions = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "@": operator.matmul}
+        return functions[step.target](given["input"], given["other"])
+    if step.target == "torch.einsum":
+        return torch.einsum(given["equation"], *given["operands"])
+    return attrgetter(step.target.partition(".")[2])({"F": F, "torch": torch}[step.target.partition(".")[0]])(**given)
+
+
+@settings(max_examples=100)
 @given(layer_graphs(), st.booleans())
 def test_random_files_compute_what_the_graph_says(graph: LayerGraph, training: bool) -> None:
     torch.manual_seed(0)
@@ -241,7 +402,8 @@ def test_random_files_compute_what_the_graph_says(graph: LayerGraph, training: b
     outputs = []
     for compute in (network, lambda x: computed_by_hand(graph, network, x)):
         torch.manual_seed(1)  # of dropout
-        outputs.append(compute(images).detach())
+        output = compute(images)
+        outputs.append([output] if isinstance(output, Tensor) else list(output))
     torch.testing.assert_close(*outputs, rtol=0, atol=0, equal_nan=True)
 
 
@@ -249,24 +411,32 @@ def test_random_files_compute_what_the_graph_says(graph: LayerGraph, training: b
 
 
 def kept_too_long(source: str) -> list[str]:
-    """Names that hold a value, after its last use, while something else is computed."""
+    """Names that hold a value, after its last use, while something else is computed.
+
+    What both modes have cannot be deleted in a part for train mode, so it may live until that part ends.
+    """
     forward = next(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name == "forward")
     held = {"x": 0}  # name: the line that computed what it holds
     last_use: dict[int, int] = {}
     moments: list[tuple[int, dict[str, int]]] = []  # every line that computes, and what is held at that time
-    for statement in forward.body:
-        line = statement.lineno
-        if any(isinstance(node, (ast.Call, ast.BinOp)) for node in ast.walk(statement)):
-            moments.append((line, dict(held)))
-            names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-            last_use |= {held[name]: line for name in names if name in held}
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Name(id=other)):
-                held[name] = held[other]
-            case ast.Assign(targets=[ast.Name(id=name)]):
-                held[name] = line
-            case ast.Delete(targets=[ast.Name(id=name)]):
-                del held[name]
+    for part in forward.body:
+        shared = set(held) if isinstance(part, ast.If) else set()
+        for statement in part.body if isinstance(part, ast.If) else [part]:
+            line = statement.lineno
+            computes = any(isinstance(node, (ast.Call, ast.BinOp, ast.Subscript)) for node in ast.walk(statement))
+            if computes:
+                moments.append((line, {name: value for name, value in held.items() if name not in shared}))
+            if computes or isinstance(statement, ast.Return):
+                names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+                last_use |= {held[name]: line for name in names if name in held}
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=ast.Name(id=other)):
+                    held[name] = held[other]
+                case ast.Assign(targets=[ast.Name(id=name)]):
+                    held[name] = line
+                case ast.Delete(targets=targets):
+                    for target in targets:
+                        del held[target.id]
     return [f"{name} in line {line}" for line, names in moments for name, value in names.items() if last_use.get(value, 0) < line]
 
 

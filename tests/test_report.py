@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from graphs import chain, residual, without_a_branch
 from rich.console import Console
+from sketch import Sketch
 
 from prunetrain.channels.spaces import find_spaces
 from prunetrain.files import write_text
@@ -90,15 +91,47 @@ def test_network() -> None:
     json.dumps(found)
 
 
-def test_frozen_spaces_are_named_with_their_reason() -> None:
-    frozen = {row["space"]: row for row in describe.network(tiny(6))["frozen"]}
-    spaces = {space.name: space for space in find_spaces(tiny(6)).spaces if space.frozen}
-    assert frozen.keys() == spaces.keys()
-    assert frozen["conv1"]["channels"] == 6
-    assert frozen["conv1"]["why"]
+def test_what_stays_is_named_with_its_reason() -> None:
+    found = describe.network(tiny(6))
+    frozen = {row["space"]: (row["channels"], row["why"]) for row in found["frozen"]}
+    assert frozen == {"input": (3, "the network's input"), "conv2": (2, "the network's output")}  # a channel of conv2 is one of each group
+    assert found["cuttable"] == {"macs": 2592 + 192, "share": 1.0}  # conv1's outputs, which are conv2's inputs, may go
     output = console()
-    print_network(output, describe.network(tiny(6)))
-    assert f"frozen: conv1 (6 channels), {frozen['conv1']['why']}\n" in text(output)
+    print_network(output, found)
+    assert text(output).splitlines()[-3:] == [
+        "100.0% of the MACs are in channels that can be cut; these stay:",
+        "  the network's input: 3 channels of input",
+        "  the network's output: 2 channels of conv2",
+    ]
+
+
+def test_spaces_without_layers_are_not_listed() -> None:
+    net = Sketch("Net", (3, 4, 4))
+    graph = net.graph(net.call("torch.mean", net.conv("conv1", net.x, 2, kernel_size=1), dim=1))
+    assert "no layer" in {space.name for space in find_spaces(graph).spaces if space.frozen}
+    assert [row["space"] for row in describe.network(graph)["frozen"]] == ["input", "conv1"]
+
+
+def test_many_spaces_with_one_reason_are_one_line() -> None:
+    net = Sketch("Net", (3, 4, 4))
+    heads = [net.conv(f"head{number}", net.x, 2, kernel_size=1) for number in range(5)]
+    found = describe.network(net.graph(*heads))
+    assert found["cuttable"] == {"macs": 0, "share": 0.0}
+    output = console()
+    print_network(output, found)
+    assert text(output).splitlines()[-3:] == [
+        "0.0% of the MACs are in channels that can be cut; these stay:",
+        "  the network's input: 3 channels of input",
+        "  the network's output: 10 channels of head0, head1, head2 and 2 more",
+    ]
+
+
+def test_reasons_are_printed_as_they_are() -> None:
+    found = describe.network(tiny(6))
+    found["frozen"][1]["why"] = "[] takes channels by their number"
+    output = console()
+    print_network(output, found)
+    assert "  [] takes channels by their number: 2 channels of conv2\n" in text(output)
 
 
 def test_dense_network_has_no_shares() -> None:

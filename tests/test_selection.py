@@ -23,7 +23,7 @@ THRESHOLD = 1e-4
 
 def candidates_of(graph: LayerGraph, state: State, criterion: str) -> Candidates:
     slices = measure_slices(graph, state, THRESHOLD)
-    return find_candidates(find_spaces(graph), slices, find_constants(graph, state, slices, THRESHOLD), criterion)
+    return find_candidates(find_spaces(graph), slices, find_constants(graph, find_spaces(graph), state, slices, THRESHOLD), criterion)
 
 
 def chain() -> LayerGraph:

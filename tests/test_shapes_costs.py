@@ -1,5 +1,6 @@
-"""Shapes agree with torch on real input; costs agree with figures worked out by hand and with torch's own counts."""
+"""Shapes agree with torch on real input, whatever the batch; costs agree with figures worked out by hand and with torch's own counts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,13 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from prunetrain import zoo
-from prunetrain.graph.catalog import ELEMENTWISE
 from prunetrain.graph.costs import costs, out_channels, parameters
-from prunetrain.graph.layergraph import Attribute, Declared, Layer, LayerGraph, Step, Value
+from prunetrain.graph.functions import ELEMENTWISE
+from prunetrain.graph.layergraph import Attribute, BatchSize, Declared, GraphError, Layer, LayerGraph, Step, Value
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
-from prunetrain.graph.shapes import Shape, ShapeError, infer_shapes
+from prunetrain.graph.shapes import ShapeError, check_shapes, infer_shapes
 from prunetrain.graph.trace import trace
+from prunetrain.graph.windows import Shape
 
 
 def one_layer(shape: Shape, kind: str, **arguments: Any) -> LayerGraph:
@@ -29,10 +31,23 @@ def one_call(shape: Shape, target: str, **arguments: Any) -> LayerGraph:
     return LayerGraph("Net", shape, (), (Step.make(target, input=Value(0), **arguments),), Value(1))
 
 
+BATCH = 5  # another number than the sizes in this file, so that no dimension is taken for the batch
+
+
 def ours(graph: LayerGraph) -> Shape | None:
+    """The shape of the last result with `BATCH` images; None if something does not fit."""
     try:
-        return infer_shapes(graph)[-1]
+        return infer_shapes(graph, BATCH)[-1]
     except ShapeError:
+        return None
+
+
+def theirs(call: Callable[..., torch.Tensor], *shapes: Shape, **arguments: Any) -> Shape | None:
+    """The shape that torch makes, where the first tensor is a batch; None if it refuses."""
+    first, *others = shapes
+    try:
+        return tuple(call(torch.zeros(BATCH, *first), *map(torch.zeros, others), **arguments).shape)
+    except (RuntimeError, ValueError, IndexError):
         return None
 
 
@@ -57,11 +72,12 @@ images = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
 def test_conv2d_as_torch(shape: Shape, channels: tuple[int, int, int], **arguments: Any) -> None:
     in_channels, out_channels, groups = channels
     arguments |= {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
-    try:
-        theirs = tuple(nn.Conv2d(**arguments)(torch.zeros(2, *shape)).shape[1:])
-    except (RuntimeError, ValueError):
-        theirs = None
-    assert ours(one_layer(shape, "Conv2d", **arguments)) == theirs
+
+    def convolve(images: torch.Tensor) -> torch.Tensor:  # the layer, too, may refuse its arguments
+        return nn.Conv2d(**arguments)(images)
+
+    expected = theirs(convolve, shape)
+    assert ours(one_layer(shape, "Conv2d", **arguments)) == expected
 
 
 @settings(max_examples=300)
@@ -78,50 +94,38 @@ def test_pooling_as_torch(shape: Shape, dilation: Any, average: bool, **argument
     if not average:
         arguments["dilation"] = dilation
     function, target = (F.avg_pool2d, "F.avg_pool2d") if average else (F.max_pool2d, "F.max_pool2d")
-    try:
-        theirs = tuple(function(torch.zeros(2, *shape), **arguments).shape[1:])
-    except RuntimeError:
-        theirs = None
-    assert ours(one_call(shape, target, **arguments)) == theirs
+    assert ours(one_call(shape, target, **arguments)) == theirs(function, shape, **arguments)
 
 
 @settings(max_examples=100)
 @given(shape=st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple), start_dim=st.integers(-5, 5), end_dim=st.integers(-5, 5))
 def test_flatten_as_torch(shape: Shape, start_dim: int, end_dim: int) -> None:
-    try:
-        flat = torch.flatten(torch.zeros(7, *shape), start_dim, end_dim)
-        theirs = tuple(flat.shape[1:]) if start_dim % (len(shape) + 1) else None  # merging the images of a batch is refused
-    except (IndexError, RuntimeError):
-        theirs = None
-    assert ours(one_call(shape, "torch.flatten", start_dim=start_dim, end_dim=end_dim)) == theirs
+    expected = theirs(torch.flatten, shape, start_dim=start_dim, end_dim=end_dim)
+    assert ours(one_call(shape, "torch.flatten", start_dim=start_dim, end_dim=end_dim)) == expected
 
 
 @pytest.mark.parametrize("target", sorted(ELEMENTWISE))
 def test_elementwise_functions_keep_the_shape(target: str) -> None:
-    assert ours(one_call((3, 4, 5), target)) == (3, 4, 5)
-    assert ours(one_call((6,), target)) == (6,)
+    arguments = {"exponent": 2} if target == "torch.pow" else {}
+    assert ours(one_call((3, 4, 6), target, **arguments)) == (BATCH, 3, 4, 6)
+    assert ours(one_call((6,), target, **arguments)) == (BATCH, 6)
 
 
 def test_adaptive_pooling() -> None:
-    assert ours(one_call((3, 4, 5), "F.adaptive_avg_pool2d", output_size=(7, 2))) == (3, 7, 2)
+    assert ours(one_call((3, 4, 5), "F.adaptive_avg_pool2d", output_size=(7, 2))) == (BATCH, 3, 7, 2)
     assert ours(one_call((12,), "F.adaptive_avg_pool2d", output_size=1)) is None
 
 
 @settings(max_examples=100)
 @given(
     left=st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=3).map(tuple),
-    right=st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=4).map(tuple),
+    right=st.lists(st.sampled_from([1, 2, 3, BATCH]), max_size=4).map(tuple),
     swapped=st.booleans(),
 )
 def test_adding_a_declared_tensor_as_torch(left: Shape, right: Shape, swapped: bool) -> None:
     operands = {"other": Value(0), "input": Attribute("bias")} if swapped else {"input": Value(0), "other": Attribute("bias")}
     graph = LayerGraph("Net", left, (), (Step.make("+", **operands),), Value(1), (Declared("bias", right),))
-    try:
-        result = torch.zeros(5, *left) + torch.zeros(right)
-        theirs = tuple(result.shape[1:]) if result.ndim == len(left) + 1 and result.shape[0] == 5 and len(right) <= len(left) else None
-    except RuntimeError:
-        theirs = None
-    assert ours(graph) == theirs
+    assert ours(graph) == theirs(torch.add, left, right)
 
 
 def two_values(left: Shape, right: Shape) -> LayerGraph:
@@ -140,11 +144,11 @@ def two_values(left: Shape, right: Shape) -> LayerGraph:
 @pytest.mark.parametrize(
     ("left", "right", "expected"),
     [
-        ((4, 6, 6), (4, 6, 6), (4, 6, 6)),
-        ((4, 6, 6), (4, 1, 1), (4, 6, 6)),
-        ((4, 1, 6), (4, 6, 1), (4, 6, 6)),
-        ((4, 6, 6), (4, 5, 6), None),
-        ((4, 6, 4), (4,), None),  # torch would take the features for pixels and the batch for rows
+        ((4, 6, 6), (4, 6, 6), (BATCH, 4, 6, 6)),
+        ((4, 6, 6), (4, 1, 1), (BATCH, 4, 6, 6)),
+        ((4, 1, 6), (4, 6, 1), (BATCH, 4, 6, 6)),
+        ((4, 6, 6), (4, 7, 6), None),
+        ((4, 6, 4), (4,), None),  # would take the features for pixels and the batch for rows
         ((4,), (4, 6, 4), None),
     ],
 )
@@ -160,19 +164,30 @@ def conv(shape: Shape, in_channels: int, kernel_size: int, **arguments: Any) -> 
     ("graph", "message"),
     [
         (conv((3, 8, 8), 4, 1), "self.layer: takes 4 channels, but its input has 3"),
-        (conv((8,), 8, 1), "self.layer: takes images (C, H, W), not 8"),
-        (conv((3, 2, 8), 3, 3), "self.layer: nothing is left of the image: 3x2x8 becomes 3x0x6"),
+        (conv((8,), 8, 1), "self.layer: takes 3 dimensions beside the batch, not 8"),
+        (conv((3, 2, 8), 3, 3), "self.layer: nothing is left of the image: 1x3x2x8 becomes 1x3x0x6"),
         (conv((4, 8, 8), 4, 1, groups=2), "self.layer: 2 groups do not divide 4 and 3 channels"),
         (conv((3, 8, 8), 3, 3, stride=2, padding="same"), "self.layer: padding 'same' needs stride 1"),
         (conv((3, 2, 8), 3, 3, padding=2, padding_mode="reflect"), "self.layer: padding 2x2 is too wide for an image of 2x8"),
         (one_layer((9,), "Linear", in_features=8, out_features=1), "self.layer: takes 8 channels, but its input has 9"),
         (one_layer((3, 8, 8), "BatchNorm2d", num_features=4), "self.layer: takes 4 channels, but its input has 3"),
-        (one_layer((3, 8, 8), "BatchNorm1d", num_features=3), "self.layer: takes 1 dimensions beside the batch, not 3x8x8"),
+        (one_layer((3, 8, 8), "BatchNorm1d", num_features=3), "self.layer: takes 1 or 2 dimensions beside the batch, not 3x8x8"),
         (one_layer((3,), "BatchNorm2d", num_features=3), "self.layer: takes 3 dimensions beside the batch, not 3"),
         (one_call((3, 8, 8), "F.max_pool2d", kernel_size=2, padding=2), "F.max_pool2d: padding 2x2 is more than half the kernel size 2x2"),
-        (one_call((3, 8, 8), "torch.flatten"), "torch.flatten: start_dim 0 would merge the images of a batch; use torch.flatten(x, 1)"),
-        (one_call((3, 8, 8), "torch.flatten", start_dim=4), "torch.flatten: cannot flatten dimensions 4 to 3 of 4"),
-        (two_values((4, 6, 6), (4, 3, 3)), "+: 4x6x6 and 4x3x3 do not fit"),
+        (one_call((3, 8, 8), "torch.flatten", start_dim=4), "torch.flatten: there is no dimension 4 in a shape of 4"),
+        (one_call((3, 8, 8), "torch.flatten", start_dim=3, end_dim=1), "torch.flatten: cannot flatten dimensions 3 to 1 of 4"),
+        (two_values((4, 6, 6), (4, 3, 3)), "+: 1x4x6x6 and 1x4x3x3 do not fit"),
+        (one_layer((6, 4, 4), "GroupNorm", num_groups=4, num_channels=6), "self.layer: 4 groups do not divide 6 channels"),
+        (one_layer((4, 6), "LayerNorm", normalized_shape=4), "self.layer: normalises 4, but its input ends in 6"),
+        (
+            one_layer((4, 6), "MultiheadAttention", embed_dim=6, num_heads=4, batch_first=True),
+            "self.layer: needs batch_first=True and heads that divide its width",
+        ),
+        (one_call((4, 8, 8), "torch.permute", dims=(0, 2, 1)), "torch.permute: has to name all 4 dimensions"),
+        (one_call((4, 8, 8), "torch.permute", dims=(0, 2, 1, -2)), "torch.permute: dimensions (0, 2, 1, -2) name one twice"),
+        (one_call((4, 8, 8), "[]", dim=1, index=4), "[]: there is no dimension 4 in a shape of 4"),
+        (one_call((6, 8, 8), "torch.unflatten", dim=1, sizes=(4, -1)), "torch.unflatten: 6 numbers do not fit into 4x-1"),
+        (one_call((6, 8, 8), "F.channel_shuffle", groups=4), "F.channel_shuffle: 6 channels are not a multiple of 4"),
     ],
 )
 def test_what_does_not_fit(graph: LayerGraph, message: str) -> None:
@@ -188,8 +203,71 @@ def test_random_networks_run_as_inferred(graph: LayerGraph) -> None:
     network = instantiate(render(graph), "net.py").eval()
     with torch.inference_mode():
         output = network(torch.randn(3, *graph.input_shape))
-    assert tuple(output.shape) == (3, *infer_shapes(graph)[-1])
+    shapes, outputs = infer_shapes(graph, 3), output if isinstance(output, tuple) else (output,)
+    assert [tuple(found.shape) for found in outputs] == [shapes[value.index] for value in (graph.output, *graph.extra)]
     assert costs(graph).params == sum(parameter.numel() for parameter in network.parameters())
+
+
+LAYER_CASES: dict[str, list[tuple[Shape, dict[str, Any]]]] = {
+    "Conv1d": [((4, 9), {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 2, "padding": 1, "groups": 2})],
+    "ConvTranspose2d": [
+        ((4, 6, 7), {"in_channels": 4, "out_channels": 6, "kernel_size": (3, 2), "stride": 2, "padding": (1, 0), "output_padding": 1}),
+        ((4, 6, 7), {"in_channels": 4, "out_channels": 2, "kernel_size": 3, "dilation": 2, "groups": 2}),
+    ],
+    "BatchNorm1d": [((4, 7), {"num_features": 4})],
+    "LayerNorm": [((3, 4, 7), {"normalized_shape": (4, 7)})],
+    "RMSNorm": [((3, 7), {"normalized_shape": 7})],
+    "GroupNorm": [((4, 7), {"num_groups": 2, "num_channels": 4})],
+    "InstanceNorm2d": [((4, 6, 7), {"num_features": 4})],
+    "PReLU": [((4, 6, 7), {"num_parameters": 4}), ((7,), {})],
+    "Linear": [((3, 6, 7), {"in_features": 7, "out_features": 2})],
+}
+
+
+@pytest.mark.parametrize(("kind", "shape", "arguments"), [(kind, *case) for kind, cases in LAYER_CASES.items() for case in cases])
+def test_layers_as_torch(kind: str, shape: Shape, arguments: dict[str, Any]) -> None:
+    assert ours(one_layer(shape, kind, **arguments)) == theirs(getattr(nn, kind)(**arguments), shape)
+
+
+def test_what_is_computed_from_declared_tensors_alone_has_no_batch() -> None:
+    bias = Step.make("torch.unsqueeze", input=Attribute("bias"), dim=0)
+    graph = LayerGraph("Net", (4, 6), (), (bias, Step.make("+", input=Value(0), other=Value(1))), Value(2), (Declared("bias", (4, 6)),))
+    assert [infer_shapes(graph, batch_size)[1] for batch_size in (1, 3)] == [(1, 4, 6)] * 2
+
+
+def test_windows_are_rows_of_their_own_until_they_are_put_back() -> None:
+    split = Step.make("torch.reshape", input=Value(0), shape=(-1, 4))
+    for first in (-1, BatchSize(Value(0))):
+        graph = LayerGraph("Net", (6, 4), (), (split, Step.make("torch.reshape", input=Value(1), shape=(first, 6, 4))), Value(2))
+        check_shapes(graph)
+        assert infer_shapes(graph, 2)[1:] == ((12, 4), (2, 6, 4))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Step.make("torch.flatten", input=Value(0), start_dim=0, end_dim=1),
+        Step.make("torch.reshape", input=Value(0), shape=(-1, 2, 4)),
+        Step.make("torch.permute", input=Value(0), dims=(1, 0, 2)),
+        Step.make("torch.mean", input=Value(0), dim=0),
+        Step.make("[]", input=Value(0), dim=0, index=0),
+        Step.make("torch.reshape", input=Value(0), shape=(1, 6, 4)),  # fits one image only
+    ],
+    ids=lambda step: step.target,
+)
+def test_outputs_must_not_mix_the_images_of_a_batch(step: Step) -> None:
+    graph = LayerGraph("Net", (6, 4), (), (step,), Value(1))
+    infer_shapes(graph)
+    with pytest.raises(GraphError) as caught:
+        check_shapes(graph)
+    assert caught.value.part == 0
+
+
+def test_every_output_is_checked() -> None:
+    steps = (Step.make("F.relu", input=Value(0)), Step.make("torch.mean", input=Value(0), dim=0))
+    for outputs in ({"extra": (Value(2),)}, {"auxiliary": (Value(2),)}):
+        with pytest.raises(GraphError, match="an output must have one row an image; with two images its shape is 6x4"):
+            check_shapes(LayerGraph("Net", (6, 4), (), steps, Value(1), **outputs))
 
 
 def test_chain_by_hand() -> None:
@@ -216,7 +294,7 @@ def test_depthwise_by_hand() -> None:
 
 def test_rectangular_kernels_and_strides_by_hand() -> None:
     conv = one_layer((2, 9, 10), "Conv2d", in_channels=2, out_channels=3, kernel_size=(3, 5), stride=(2, 1), padding=(1, 0))
-    assert infer_shapes(conv)[-1] == (3, 5, 6)
+    assert infer_shapes(conv)[-1] == (1, 3, 5, 6)
     assert costs(conv).params == 3 * 2 * 15 + 3
     assert costs(conv).macs == 3 * 2 * 15 * 30
 

@@ -35,7 +35,7 @@ def test_chain_with_flatten() -> None:
         "fc.in": [7, 7, 7, 7, 8, 8, 8, 8],
         "fc.out": [9, 10],
     }
-    assert [values.tolist() for values in spaces.values[-3:]] == [[7, 8], [7, 7, 7, 7, 8, 8, 8, 8], [9, 10]]
+    assert [values.ravel().tolist() for values in spaces.values[-3:]] == [[7, 8], [7, 7, 7, 7, 8, 8, 8, 8], [9, 10]]
     assert [(space.name, space.channels.tolist()) for space in spaces.spaces] == [
         ("input", [0, 1, 2]),
         ("conv1", [3, 4, 5, 6]),
@@ -123,20 +123,24 @@ def test_one_channel_in_and_out_is_no_depthwise_conv() -> None:
     assert spaces.roles["conv2", "out"] is Role.PRODUCER
 
 
-def test_grouped_conv_is_frozen_on_both_sides() -> None:
+def test_conv_of_few_groups_gives_up_the_same_channels_in_each() -> None:
     net = Sketch("Toy", (3, 4, 4))
-    x = net.conv("conv1", net.x, 4, kernel_size=1)
-    x = net.conv("conv2", x, 6, kernel_size=1, groups=2)
-    x = net.conv("conv4", net.conv("conv3", x, 3, kernel_size=1), 2, kernel_size=1)
-    spaces = find_spaces(net.graph(x))
-    frozen = {space.name: space.frozen for space in spaces.spaces}
-    assert frozen == {
-        "input": "the network's input",
-        "conv1": "grouped conv2 is not followed",
-        "conv2": "grouped conv2 is not followed",
-        "conv3": "",
-        "conv4": "the network's output",
-    }
+    x = net.conv("conv1", net.x, 6, kernel_size=1)
+    x = net.conv("conv2", x, 4, kernel_size=1, groups=2)
+    spaces = find_spaces(net.graph(net.conv("conv3", x, 2, kernel_size=1)))
+    assert ids(spaces, "conv1", "out") == [3, 4, 5, 3, 4, 5]
+    assert ids(spaces, "conv2", "in") == [3, 4, 5]
+    assert ids(spaces, "conv2", "out") == ids(spaces, "conv3", "in") == [6, 7, 6, 7]
+
+
+def test_conv_of_many_groups_passes_whole_groups_on() -> None:
+    net = Sketch("Toy", (3, 4, 4))
+    x = net.conv("conv1", net.x, 6, kernel_size=1)
+    x = net.conv("conv2", x, 9, kernel_size=1, groups=3)
+    spaces = find_spaces(net.graph(net.conv("conv3", x, 2, kernel_size=1)))
+    assert ids(spaces, "conv1", "out") == [3, 3, 4, 4, 5, 5]
+    assert ids(spaces, "conv2", "out") == ids(spaces, "conv3", "in") == [3, 3, 3, 4, 4, 4, 5, 5, 5]
+    assert spaces.roles["conv2", "out"] is Role.CARRIER
 
 
 def test_declared_bias_carries_what_it_is_added_to() -> None:
@@ -199,7 +203,8 @@ def test_flatten_behind_the_channels_leaves_them_alone() -> None:
     net = Sketch("Toy", (3, 4, 4))
     x = net.call("torch.flatten", net.conv("conv1", net.x, 2, kernel_size=1), start_dim=2)  # 2x16
     spaces = find_spaces(net.graph(x))
-    assert spaces.values[-1].tolist() == [3, 4]
+    assert spaces.values[-1].shape == (1, 2, 1)
+    assert spaces.values[-1].ravel().tolist() == [3, 4]
 
 
 def assert_channels_make_a_partition(graph: LayerGraph, spaces: ChannelSpaces) -> None:
@@ -208,12 +213,17 @@ def assert_channels_make_a_partition(graph: LayerGraph, spaces: ChannelSpaces) -
     for number, space in enumerate(spaces.spaces):
         assert (spaces.space_of[space.channels] == number).all()
     sizes = {(layer.name, axis): layer[size] for layer in graph.layers for axis, size in layer.signature.sizes.items()}
-    sizes |= {(tensor.name, "features"): tensor.shape[0] for tensor in graph.declared}
+    sizes |= {(layer.name, "in"): layer["in_channels"] // layer.conv_groups for layer in graph.layers if layer.is_convolution}
+    sizes |= {(tensor.name, "features"): tensor.shape[spaces.dims[tensor.name]] for tensor in graph.declared if tensor.name in spaces.dims}
     for axis, found in spaces.ids.items():
-        assert len(found) == sizes[axis]
+        assert sizes[axis] in (len(found), (len(found),))
         if spaces.roles[axis] is Role.PRODUCER:
             assert len(set(spaces.space_of[found].tolist())) == 1
-    assert [len(value) for value in spaces.values] == [shape[0] for shape in infer_shapes(graph)]
+    frozen = spaces.frozen_channels()
+    for grid, shape in zip(spaces.values, infer_shapes(graph), strict=True):
+        assert grid.ndim == len(shape)
+        assert all(own in (1, size) for own, size in zip(grid.shape, shape, strict=True))
+        assert sum(size > 1 for size in grid.shape) <= 1 or frozen[grid].all()
 
 
 @given(layer_graphs())
@@ -223,7 +233,8 @@ def test_every_channel_is_in_exactly_one_space(graph: LayerGraph) -> None:
     assert_channels_make_a_partition(graph, spaces)
     frozen = spaces.frozen_channels()
     assert frozen[spaces.values[0]].all()
-    assert frozen[spaces.values[graph.output.index]].all()
+    for output in graph.outputs:
+        assert frozen[spaces.values[output.index]].all()
     for space in spaces.spaces:
         assert str(space).startswith(f"{space.name}: {len(space.channels)} channel")
 

@@ -6,13 +6,13 @@ declared parameter; it takes the place of the bias at the end of the branch, so 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from prunetrain.channels.constants import Constants
 from prunetrain.channels.sources import Source
-from prunetrain.graph.layergraph import Argument, Attribute, Declared, Layer, LayerGraph, Step, Value
+from prunetrain.graph.layergraph import Argument, Attribute, Declared, LayerGraph, Step, Value
 from prunetrain.graph.shapes import infer_shapes
 
 
@@ -59,11 +59,11 @@ def _without(
     steps = list(graph.steps)
     donor = ""
     if not bool(constant.zero.all()):
-        donor = _bias_behind(graph, operand)
+        donor = _bias_behind(graph, state, operand)
         if not donor:
             return None
         name = _free_name(graph, donor)
-        shape = (len(constant.known), *(1 for _ in infer_shapes(graph)[operand.index][1:]))
+        shape = tuple(constant.broadcast().known.shape[1:])
         declared = (Declared(name, shape),)
         steps[number] = Step.make("+", input=rest, other=Attribute(name))
         replaced: dict[Value, Argument] = {}
@@ -76,7 +76,7 @@ def _without(
     kept = {name: tensor for name, tensor in state.items() if name.split(".")[0] in names}
     sources = {name: Source(name) for name in kept}
     for tensor in declared:
-        kept[tensor.name] = constant.eval_mode.to(state[donor]).reshape(tensor.shape)
+        kept[tensor.name] = constant.broadcast().eval_mode.to(state[donor]).reshape(tensor.shape)
         sources[tensor.name] = Source(donor, shape=tensor.shape)
     removed = tuple(layer.name for layer in graph.layers if layer.name not in names)
     return BranchCut(smaller, kept, sources, removed)
@@ -101,17 +101,12 @@ def _felt_behind(graph: LayerGraph, constants: Constants, operand: Value) -> set
     return felt
 
 
-def _bias_behind(graph: LayerGraph, value: Value) -> str:
+def _bias_behind(graph: LayerGraph, state: Mapping[str, Tensor], value: Value) -> str:
     """The bias whose gradient is that of the value, summed: that of the layer that makes it, if it has one."""
-    layers = {layer.name: layer for layer in graph.layers}
     name = graph.steps[value.index - 1].layer if value.index else None
     if name is None or [step.layer for step in graph.steps].count(name) > 1:
         return ""
-    return f"{name}.bias" if _has_bias(layers[name]) else ""
-
-
-def _has_bias(layer: Layer) -> bool:
-    return bool(layer["affine"] if layer.kind.startswith("BatchNorm") else layer["bias"])
+    return f"{name}.bias" if f"{name}.bias" in state else ""
 
 
 def _free_name(graph: LayerGraph, donor: str) -> str:
@@ -129,10 +124,14 @@ def _simplify(graph: LayerGraph, steps: list[Step], replaced: dict[Value, Argume
     def resolve(value: Value) -> Argument:
         return replaced.get(value, value)
 
-    output = resolve(graph.output)
-    assert isinstance(output, Value)
+    def read(value: Value) -> Value:
+        found = resolve(value)
+        assert isinstance(found, Value)
+        return found
+
+    outputs = [read(value) for value in graph.outputs]
     steps = [step.map_values(resolve) for step in steps]
-    needed = {output.index}
+    needed = {value.index for value in outputs}
     for number in range(len(steps), 0, -1):
         if number in needed:
             needed |= {value.index for value in steps[number - 1].inputs()}
@@ -143,11 +142,13 @@ def _simplify(graph: LayerGraph, steps: list[Step], replaced: dict[Value, Argume
             kept_steps.append(step.map_values(lambda value: Value(new_index[value.index])))
             new_index[number] = len(kept_steps)
     used = {name for step in kept_steps for name in (step.layer, *step.attributes()) if name}
-    return LayerGraph(
-        graph.class_name,
-        graph.input_shape,
-        tuple(layer for layer in graph.layers if layer.name in used),
-        tuple(kept_steps),
-        Value(new_index[output.index]),
-        tuple(tensor for tensor in (*graph.declared, *declared) if tensor.name in used),
+    output, *others = (Value(new_index[value.index]) for value in outputs)
+    return replace(
+        graph,
+        layers=tuple(layer for layer in graph.layers if layer.name in used),
+        steps=tuple(kept_steps),
+        output=output,
+        declared=tuple(tensor for tensor in (*graph.declared, *declared) if tensor.name in used),
+        extra=tuple(others[: len(graph.extra)]),
+        auxiliary=tuple(others[len(graph.extra) :]),
     )

@@ -1,9 +1,7 @@
 """Which activations are constants, and who can do without a channel that carries one.
 
-In: a graph, its weights, which of their slices are dead. Out: for every value, what is known of each of its channels; for every
-consumer of a channel, whether it can
-do without it. An abstract interpretation of the network: a channel is unknown, or a constant with the number it has in eval mode and
-the one it has in train mode. A dead slice counts as zeros.
+In: a graph, its weights, which of their slices are dead. Out: for every value, what is known of its elements; for every consumer of a
+channel, whether it can do without it. An abstract interpretation of the network (`abstract.py`); a dead slice counts as zeros.
 
 A constant c that reaches a consumer through its slice W[:, i] adds sum_k W[:, i, k] * c to its outputs, everywhere, if no zero padding
 meets it. That shift can be absorbed by a bias, or by the running mean of the BatchNorm that follows.
@@ -12,46 +10,17 @@ meets it. That shift can be absorbed by a bias, or by the running mean of the Ba
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from math import prod
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from prunetrain.channels.abstract import Abstract, Functions
+from prunetrain.channels.grids import Mover, Operand, Shapes, compress
 from prunetrain.channels.slices import LayerSlices
-from prunetrain.graph.catalog import ELEMENTWISE
-from prunetrain.graph.layergraph import Attribute, Layer, LayerGraph, Step, Value
-from prunetrain.graph.shapes import Shape, infer_shapes
-
-
-@dataclass(frozen=True)
-class Abstract:
-    """What is known of a value's channels: `known` (C,) bool; `eval_mode` and `train_mode` (C,) float64, meaningful where known."""
-
-    known: Tensor
-    eval_mode: Tensor
-    train_mode: Tensor
-
-    @classmethod
-    def unknown(cls, channels: int) -> "Abstract":
-        zeros = torch.zeros(channels, dtype=torch.float64)
-        return cls(torch.zeros(channels, dtype=torch.bool), zeros, zeros)
-
-    @property
-    def zero(self) -> Tensor:
-        """Where the channel is zero in both modes."""
-        return self.known & (self.eval_mode == 0) & (self.train_mode == 0)
-
-    def agrees(self, tolerance: float) -> Tensor:
-        """Where the channel is the same in both modes."""
-        return self.known & ((self.eval_mode - self.train_mode).abs() <= tolerance)
-
-    def only(self, where: Tensor) -> "Abstract":
-        """The same with less known."""
-        return Abstract(self.known & where, self.eval_mode, self.train_mode)
-
-    def repeat(self, times: int) -> "Abstract":
-        return Abstract(*(t.repeat_interleave(times) for t in (self.known, self.eval_mode, self.train_mode)))
+from prunetrain.channels.spaces import ChannelSpaces
+from prunetrain.graph.layergraph import Layer, LayerGraph, Step, Value
+from prunetrain.graph.windows import Shape, pair
 
 
 class Receiver(Enum):
@@ -82,95 +51,132 @@ class Consumer:
 class Constants:
     """What `find_constants` finds; `values[i]` belongs to `Value(i)`.
 
-    `derived[layer]` (n, 2) int64: outputs of a conv or linear layer that are constants, and inputs that they are computed from (constants
-    that meet live weights). In training these inputs feel what becomes of the outputs, so the outputs cannot go alone.
+    `averaged[layer]` (features,) bool: inputs of a LayerNorm that are zero, so that a cut can leave them to padding (`rewriting.py`).
+    `derived[layer]` (n, 2) int64: outputs of a layer that are constants, and inputs that they are computed from (constants that meet live
+    weights). In training these inputs feel what becomes of the outputs, so the outputs cannot go alone.
     """
 
     values: tuple[Abstract, ...]
     consumers: Mapping[str, Consumer]
+    averaged: Mapping[str, Tensor]
     derived: Mapping[str, Tensor]
 
 
-def find_constants(graph: LayerGraph, state: Mapping[str, Tensor], slices: Mapping[str, LayerSlices], threshold: float) -> Constants:
+def find_constants(
+    graph: LayerGraph, spaces: ChannelSpaces, state: Mapping[str, Tensor], slices: Mapping[str, LayerSlices], threshold: float
+) -> Constants:
     """Interpret the network over constants.
 
     Args:
         graph: the network.
+        spaces: its channel spaces.
         state: its state dict.
         slices: what `measure_slices` says of it.
-        threshold: how far the two modes may differ where they must agree.
+        threshold: how far the two modes may differ where they must agree; weights under it are dead.
     """
-    return _Interpreter(graph, state, slices, threshold).run()
+    return _Interpreter(graph, spaces, state, slices, threshold).run()
 
 
 class _Interpreter:
-    def __init__(self, graph: LayerGraph, state: Mapping[str, Tensor], slices: Mapping[str, LayerSlices], threshold: float) -> None:
+    def __init__(
+        self, graph: LayerGraph, spaces: ChannelSpaces, state: Mapping[str, Tensor], slices: Mapping[str, LayerSlices], threshold: float
+    ) -> None:
         self._graph = graph
+        self._shared = {tensor.name for tensor in graph.declared if tensor.role == "parameter"} - spaces.dims.keys()
         self._state = state
         self._slices = slices
         self._threshold = threshold
-        self._shapes = infer_shapes(graph)
+        self._shapes = Shapes(graph)
+        self._functions = Functions(Mover(graph, self._shapes), self._shapes, self._value_of)
         self._layers = {layer.name: layer for layer in graph.layers}
         self._uses = graph.uses()
         self._calls = [step.layer for step in graph.steps if step.layer]
         self._values: list[Abstract] = []
         self._consumers: dict[str, Consumer] = {}
+        self._averaged: dict[str, Tensor] = {}
         self._derived: dict[str, Tensor] = {}
 
     def run(self) -> Constants:
-        self._values.append(Abstract.unknown(self._graph.input_shape[0]))
+        self._values.append(Abstract.unknown(*(1,) * (len(self._graph.input_shape) + 1)))
         for value, step in self._graph.results():
-            self._values.append(self._step(value, step, self._shapes[value.index]))
-        return Constants(tuple(self._values), self._consumers, self._derived)
+            self._values.append(self._step(value, step, self._shapes.of(value)))
+        return Constants(tuple(self._values), self._consumers, self._averaged, self._derived)
 
     def _step(self, value: Value, step: Step, shape: Shape) -> Abstract:
-        if step.layer is not None:
-            layer = self._layers[step.layer]
-            source = self._values[step.inputs()[0].index]
-            if layer.kind in ("Conv2d", "Linear"):
-                return self._weighted(value, layer, source, shape)
-            return self._batch_norm(layer, source)
-        rule = _RULES.get(step.target)
-        return rule(self, step, shape) if rule else Abstract.unknown(shape[0])
+        if step.layer is None:
+            return self._functions.result(step, shape)
+        layer = self._layers[step.layer]
+        operand = step.operands()[0]
+        rule = _LAYER_RULES.get(layer.kind)
+        if rule is None or (layer.kind == "PReLU" and layer["num_parameters"] == 1):
+            return self._single_prelu(operand) if layer.kind == "PReLU" else Abstract.unknown(*(1,) * len(shape))
+        dim = len(shape) - 1 if layer.kind in ("Linear", "LayerNorm", "RMSNorm") else 1
+        source = self._value_of(operand).along(dim, self._shapes.of(operand)[dim])
+        return rule(self, layer, source, value).placed(dim, len(shape))
+
+    def _value_of(self, operand: Operand) -> Abstract:
+        if isinstance(operand, Value):
+            return self._values[operand.index]
+        if operand.name in self._shared:  # it learns from all channels, so from constants too
+            return Abstract.unknown(*(1,) * len(self._shapes.of(operand)))
+        return Abstract.number(compress(self._state[operand.name].detach().double()))
 
     def _tensor(self, name: str) -> Tensor:
         return self._state[name].detach().double()
 
-    def _weighted(self, value: Value, layer: Layer, source: Abstract, shape: Shape) -> Abstract:
-        if layer.is_depthwise:
-            return self._depthwise(layer, source)
-        if layer.name not in self._slices:
-            return Abstract.unknown(shape[0])
-        if layer.kind == "Linear" and len(shape) > 1:
-            return self._unfollowed(layer, shape)
+    def _bias(self, layer: Layer, size: int) -> Tensor:
+        return self._tensor(f"{layer.name}.bias") if layer["bias"] else torch.zeros(size, dtype=torch.float64)
+
+    # Layers with weights for each pair of channels. A rule takes what is known of the inputs, (in,), and gives what is of the outputs.
+
+    def _weighted(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
+        if layer.conv_groups > 1:
+            return self._grouped(layer, source)
         spread = source.zero if _pads_with_zeros(layer) else source.known  # inputs that add one number everywhere
         constant = source.only(spread)
         columns = (spread & ~source.zero).nonzero().flatten()
-        weight = self._state[f"{layer.name}.weight"].detach()[:, columns].double()
+        weight = self._state[f"{layer.name}.weight"].detach()
+        weight = (weight.transpose(0, 1) if layer.kind == "ConvTranspose2d" else weight)[:, columns].double()
         sums = weight.flatten(2).sum(2) if weight.dim() > 2 else weight  # (out, columns)
         dead = self._slices[layer.name].dead
         known = (dead | spread).all(1)
         self._record(value, layer, constant, columns, sums)
         self._derive(layer, (known[:, None] & ~dead).nonzero())
-        bias = self._tensor(f"{layer.name}.bias") if layer["bias"] else torch.zeros(len(known), dtype=torch.float64)
+        bias = self._bias(layer, len(known))
         return Abstract(known, *(bias + sums @ mode[columns] for mode in (constant.eval_mode, constant.train_mode)))
 
-    def _depthwise(self, layer: Layer, source: Abstract) -> Abstract:
-        weight = self._tensor(f"{layer.name}.weight").flatten(1)  # (out, window)
-        source = source.repeat(layer["out_channels"] // layer["in_channels"])
-        dead = weight.abs().amax(1) < self._threshold
-        spread = source.zero if _pads_with_zeros(layer) else source.known
-        bias = self._tensor(f"{layer.name}.bias") if layer["bias"] else torch.zeros(len(dead), dtype=torch.float64)
-        gain = torch.where(dead, 0.0, weight.sum(1))
-        alive = (spread & ~dead).nonzero()
-        self._derive(layer, torch.cat([alive, alive * layer["in_channels"] // layer["out_channels"]], 1))
-        return Abstract(dead | spread, bias + gain * source.eval_mode, bias + gain * source.train_mode)
+    def _grouped(self, layer: Layer, source: Abstract) -> Abstract:
+        """Each output reads the inputs of its group. Whole groups pass channels on; otherwise each reads an input of every group."""
+        if layer.kind == "ConvTranspose2d":
+            return Abstract.unknown(layer["out_channels"])
+        groups = layer.conv_groups
+        weight = self._tensor(f"{layer.name}.weight").flatten(2)  # (out, in of a group, window)
+        dead = weight.abs().amax(2) < self._threshold
+        inputs = (
+            torch.arange(layer["in_channels"]).view(groups, -1).repeat_interleave(layer["out_channels"] // groups, 0)
+        )  # (out, in of a group)
+        zero, spread = source.zero, source.zero if _pads_with_zeros(layer) else source.known
+        known = (dead | spread[inputs]).all(1)
+        if not layer.passes_groups:
+            self._need(layer, (dead | zero[inputs]).all(0), layer["out_channels"])
+            positions = torch.arange(inputs.shape[1]).expand_as(inputs)
+        else:
+            positions = inputs
+        alive = (known[:, None] & ~dead).nonzero()
+        self._derive(layer, torch.stack([alive[:, 0], positions[alive[:, 0], alive[:, 1]]], 1))
+        gain = torch.where(dead, 0.0, weight.sum(2))
+        bias = self._bias(layer, len(known))
+        in_eval, in_train = (
+            bias + (gain * torch.where(spread, mode, 0.0)[inputs]).sum(1) for mode in (source.eval_mode, source.train_mode)
+        )
+        return Abstract(known, in_eval, in_train)
 
-    def _unfollowed(self, layer: Layer, shape: Shape) -> Abstract:
-        """A linear layer over another dimension than the channels: it needs all that it reads."""
-        needed, none = torch.zeros(layer["in_features"], dtype=torch.bool), torch.empty(0, dtype=torch.int64)
-        self._consumers[layer.name] = Consumer(layer.name, needed, none, torch.zeros(layer["out_features"], 0), Receiver.NONE, "")
-        return Abstract.unknown(shape[0])
+    def _need(self, layer: Layer, expendable: Tensor, outputs: int) -> None:
+        """Note a consumer that absorbs nothing."""
+        if layer.name in self._consumers:  # called before: it needs what either call needs
+            expendable = expendable & self._consumers[layer.name].expendable
+        none = torch.empty(0, dtype=torch.int64)
+        self._consumers[layer.name] = Consumer(layer.name, expendable, none, torch.zeros(outputs, 0), Receiver.NONE, "")
 
     def _derive(self, layer: Layer, derived: Tensor) -> None:
         self._derived[layer.name] = torch.cat([self._derived.get(layer.name, derived[:0]), derived])
@@ -194,95 +200,74 @@ class _Interpreter:
         if self._calls.count(layer.name) > 1:
             return Receiver.NONE, ""
         uses = self._uses[value]
-        following = self._graph.steps[uses[0]].layer if len(uses) == 1 and value != self._graph.output else None
-        if following and self._layers[following].kind.startswith("BatchNorm") and self._calls.count(following) == 1:
-            tracked = self._layers[following]["track_running_stats"]
+        following = self._graph.steps[uses[0]].layer if len(uses) == 1 and value not in self._graph.outputs else None
+        normalized = following is not None and self._layers[following].kind.startswith("BatchNorm") and self._calls.count(following) == 1
+        if normalized and (layer.kind != "Linear" or len(self._shapes.of(value)) == 2):
+            tracked = self._layers[following]["track_running_stats"]  # type: ignore[index]
             return (Receiver.RUNNING_MEAN, f"{following}.running_mean") if tracked else (Receiver.NONE, "")
         return (Receiver.BIAS, f"{layer.name}.bias") if layer["bias"] else (Receiver.NONE, "")
 
-    def _batch_norm(self, layer: Layer, source: Abstract) -> Abstract:
-        ones = torch.ones(len(source.known), dtype=torch.float64)
-        gain = self._tensor(f"{layer.name}.weight") if layer["affine"] else ones
-        bias = self._tensor(f"{layer.name}.bias") if layer["affine"] else 0 * ones
+    # Layers that pass channels on.
+
+    def _affine(self, layer: Layer, size: int) -> tuple[Tensor, Tensor]:
+        names = {f"{layer.name}.{tensor}" for tensor in ("weight", "bias")} & self._state.keys()
+        gain = self._tensor(f"{layer.name}.weight") if f"{layer.name}.weight" in names else torch.ones(size, dtype=torch.float64)
+        bias = self._tensor(f"{layer.name}.bias") if f"{layer.name}.bias" in names else torch.zeros(size, dtype=torch.float64)
+        return gain, bias
+
+    def _batch_norm(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
+        gain, bias = self._affine(layer, len(source.known))
         if not layer["track_running_stats"]:
             return Abstract(source.known, bias, bias)
         scale = gain / (self._tensor(f"{layer.name}.running_var") + layer["eps"]).sqrt()
         in_eval = bias + (source.eval_mode - self._tensor(f"{layer.name}.running_mean")) * scale
         return Abstract(source.known, in_eval, bias)  # in train mode a constant is its own batch mean
 
-    # Functions.
+    def _instance_norm(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
+        if layer["track_running_stats"]:
+            return Abstract.unknown(len(source.known))
+        _, bias = self._affine(layer, len(source.known))
+        return Abstract(source.known, bias, bias)
 
-    def _source(self, step: Step) -> Abstract:
-        return self._values[step.inputs()[0].index]
+    def _scaled_away(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
+        """What is multiplied by a dead scale is the bias, whatever it was."""
+        gain, bias = self._affine(layer, len(source.known))
+        return Abstract(gain.abs() < self._threshold, bias, bias)
 
-    def _elementwise(self, step: Step, shape: Shape) -> Abstract:
-        source = self._source(step)
-        function = getattr(torch if step.target.startswith("torch.") else torch.nn.functional, step.target.split(".")[1])
-        arguments = {name: value for name, value in step.arguments if name != "input"}
-        return Abstract(source.known, function(source.eval_mode, **arguments), function(source.train_mode, **arguments))
+    def _layer_norm(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
+        if len(pair(layer["normalized_shape"], 1)) > 1:
+            return Abstract.unknown(len(source.known))
+        self._averaged[layer.name] = source.zero & self._averaged.get(layer.name, torch.tensor(True))
+        return self._scaled_away(layer, source, value)
 
-    def _same(self, step: Step, shape: Shape) -> Abstract:
-        return self._source(step)
+    def _prelu(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
+        slope = self._tensor(f"{layer.name}.weight")
+        return Abstract(source.known, *(torch.where(mode < 0, slope * mode, mode) for mode in (source.eval_mode, source.train_mode)))
 
-    def _zeros_only(self, step: Step, shape: Shape) -> Abstract:
-        source = self._source(step)
-        return source.only(source.zero)
-
-    def _avg_pool(self, step: Step, shape: Shape) -> Abstract:
-        plain = step["padding"] == 0 and not step["ceil_mode"] and step["divisor_override"] is None
-        return self._source(step) if plain else self._zeros_only(step, shape)
-
-    def _flatten(self, step: Step, shape: Shape) -> Abstract:
-        before = self._shapes[step.inputs()[0].index]
-        return self._source(step).repeat(prod(before) // before[0]) if len(shape) == 1 else Abstract.unknown(shape[0])
-
-    def _operands(self, step: Step, shape: Shape) -> tuple[Abstract, Abstract] | None:
-        """Both operands, if each has a channel for each of the result's."""
-        found = []
-        for _, operand in step.arguments:
-            if isinstance(operand, Attribute):
-                own = self._state[operand.name].shape
-                plain = len(own) == len(shape) and prod(own[1:]) == 1
-                number = self._tensor(operand.name).flatten() if plain else torch.empty(0)
-                abstract = Abstract(torch.ones(len(number), dtype=torch.bool), number, number)
-            else:
-                assert isinstance(operand, Value)
-                own, abstract = torch.Size(self._shapes[operand.index]), self._values[operand.index]
-            if len(own) != len(shape) or len(abstract.known) != shape[0]:
-                return None
-            found.append(abstract)
-        return found[0], found[1]
-
-    def _add(self, step: Step, shape: Shape) -> Abstract:
-        operands = self._operands(step, shape)
-        if operands is None:
-            return Abstract.unknown(shape[0])
-        a, b = operands
-        return Abstract(a.known & b.known, a.eval_mode + b.eval_mode, a.train_mode + b.train_mode)
-
-    def _mul(self, step: Step, shape: Shape) -> Abstract:
-        operands = self._operands(step, shape)
-        if operands is None:
-            return Abstract.unknown(shape[0])
-        a, b = operands
-        zero = a.zero | b.zero
-        in_eval, in_train = (torch.where(zero, 0.0, x * y) for x, y in ((a.eval_mode, b.eval_mode), (a.train_mode, b.train_mode)))
-        return Abstract((a.known & b.known) | zero, in_eval, in_train)
+    def _single_prelu(self, operand: Operand) -> Abstract:
+        """One slope for all channels learns from every negative number."""
+        source = self._value_of(operand)
+        return source.only((source.eval_mode >= 0) & (source.train_mode >= 0))
 
 
 def _pads_with_zeros(layer: Layer) -> bool:
-    if layer.kind != "Conv2d" or layer["padding_mode"] != "zeros":
+    if layer.kind == "ConvTranspose2d":
+        return True  # at the borders fewer windows meet
+    if layer.kind == "Linear" or layer["padding_mode"] != "zeros":
         return False
     return not (layer["padding"] in (0, "valid") or (layer["padding"] == "same" and layer["kernel_size"] == 1))
 
 
-_RULES: Final[dict[str, Callable[[_Interpreter, Step, Shape], Abstract]]] = {
-    **dict.fromkeys(ELEMENTWISE, _Interpreter._elementwise),
-    "F.dropout": _Interpreter._zeros_only,  # in train mode it makes a constant random
-    "F.max_pool2d": _Interpreter._same,
-    "F.avg_pool2d": _Interpreter._avg_pool,
-    "F.adaptive_avg_pool2d": _Interpreter._same,
-    "torch.flatten": _Interpreter._flatten,
-    "+": _Interpreter._add,
-    "*": _Interpreter._mul,
+_LAYER_RULES: Final[dict[str, Callable[[_Interpreter, Layer, Abstract, Value], Abstract]]] = {
+    "Conv1d": _Interpreter._weighted,
+    "Conv2d": _Interpreter._weighted,
+    "ConvTranspose2d": _Interpreter._weighted,
+    "Linear": _Interpreter._weighted,
+    "BatchNorm1d": _Interpreter._batch_norm,
+    "BatchNorm2d": _Interpreter._batch_norm,
+    "InstanceNorm2d": _Interpreter._instance_norm,
+    "GroupNorm": _Interpreter._scaled_away,
+    "LayerNorm": _Interpreter._layer_norm,
+    "RMSNorm": _Interpreter._layer_norm,
+    "PReLU": _Interpreter._prelu,
 }

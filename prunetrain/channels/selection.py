@@ -22,13 +22,14 @@ class Candidates:
     """What may be cut: for every channel id, whether it is removable, and how strong (the norm of all its slices).
 
     `derived` (n, 2): channels that are constants, and channels that these are computed from. The first of a pair goes only together with
-    the second (`Constants.derived`).
+    the second (`Constants.derived`). `rows`: the channels of each result of the network, none of which may lose all.
     """
 
     spaces: ChannelSpaces
     removable: Bools
     strength: npt.NDArray[np.float64]
     derived: Ids
+    rows: tuple[Ids, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,19 @@ def find_candidates(spaces: ChannelSpaces, slices: Mapping[str, LayerSlices], co
         np.add.at(energy, spaces.ids[axis], found.input_norms.double().numpy() ** 2)
         gone = found.dead.all(0) if criterion == "union" else constants.consumers[axis[0]].expendable
         np.logical_and.at(removable, spaces.ids[axis], gone.numpy())
-    return Candidates(spaces, removable, np.sqrt(energy), _derived_channels(spaces, constants))
+    for layer, absent in constants.averaged.items():
+        if (layer, "features") in spaces.ids:
+            np.logical_and.at(removable, spaces.ids[layer, "features"], absent.numpy())
+    return Candidates(spaces, removable, np.sqrt(energy), _derived_channels(spaces, constants), _rows(spaces))
+
+
+def _rows(spaces: ChannelSpaces) -> tuple[Ids, ...]:
+    """The sets of channels of all results, each once."""
+    rows = {}
+    for grid in {id(grid): grid for grid in spaces.values}.values():
+        row = np.unique(grid)
+        rows[row.tobytes()] = row
+    return tuple(rows.values())
 
 
 def _derived_channels(spaces: ChannelSpaces, constants: Constants) -> Ids:
@@ -85,7 +98,7 @@ def _derived_channels(spaces: ChannelSpaces, constants: Constants) -> Ids:
 def make_plan(candidates: Candidates, granularity: int = 1) -> KeepPlan:
     """Keep what must stay, and of the rest the strongest channels of each space until its count is a multiple of `granularity`.
 
-    A space keeps at least one channel, and never more than it has.
+    A space keeps at least one channel, and so does every result; none keeps more than it has.
     """
     keep = ~candidates.removable
     constants, origins = candidates.derived.T
@@ -93,9 +106,12 @@ def make_plan(candidates: Candidates, granularity: int = 1) -> KeepPlan:
     while True:
         rescued += _round_up_(keep, candidates, granularity)
         bound = constants[keep[origins] & ~keep[constants]]
-        if not len(bound):
-            return KeepPlan(candidates.spaces, keep, tuple(rescued))
         keep[bound] = True
+        empty = [row for row in candidates.rows if not keep[row].any()]
+        for row in empty:
+            keep[row[np.argmax(candidates.strength[row])]] = True
+        if not len(bound) and not empty:
+            return KeepPlan(candidates.spaces, keep, tuple(dict.fromkeys(rescued)))
 
 
 def _round_up_(keep: Bools, candidates: Candidates, granularity: int) -> list[str]:

@@ -7,7 +7,6 @@ A filter is W[o], an input slice W[:, i], and W[o, i] the part that both share. 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from prunetrain.graph.layergraph import Layer, LayerGraph
@@ -26,26 +25,36 @@ class LayerSlices:
 
 
 def sliced_layers(graph: LayerGraph) -> list[Layer]:
-    """Layers whose weights have filters and input slices over all channels: convs that are not grouped, and linear layers."""
-    return [layer for layer in graph.layers if layer.kind == "Linear" or (layer.kind == "Conv2d" and layer["groups"] == 1)]
+    """Layers whose weights are (out, in, ...): linear layers, and convs other than those that pass whole groups on.
+
+    In a conv of few groups, `in` counts the inputs of a group.
+    """
+    kinds = ("Conv1d", "Conv2d", "Linear")
+    return [layer for layer in graph.layers if layer.kind in kinds and not layer.passes_groups]
 
 
 def measure_slices(graph: LayerGraph, state: Mapping[str, Tensor], threshold: float) -> dict[str, LayerSlices]:
-    """The slices of every layer of `sliced_layers`, on the CPU.
+    """The slices of every layer of `sliced_layers` and of transposed convs, on the CPU.
 
     Args:
         graph: the network.
         state: its state dict.
         threshold: slices with every absolute weight under this are dead.
     """
+    transposed = [layer for layer in graph.layers if layer.kind == "ConvTranspose2d" and layer.conv_groups == 1]
     found = {}
-    for layer in sliced_layers(graph):
+    for layer in (*sliced_layers(graph), *transposed):
         weight = state[f"{layer.name}.weight"].detach()
-        window = tuple(range(2, weight.dim()))
-        largest = torch.maximum(weight.amax(window), -weight.amin(window)) if window else weight.abs()
-        found[layer.name] = LayerSlices(
-            (largest < threshold).cpu(),
-            torch.linalg.vector_norm(weight, dim=(1, *window)).cpu(),
-            torch.linalg.vector_norm(weight, dim=(0, *window)).cpu(),
-        )
+        if layer in transposed:
+            weight = weight.transpose(0, 1)
+        found[layer.name] = _measured(weight, threshold)
     return found
+
+
+def _measured(weight: Tensor, threshold: float) -> LayerSlices:
+    """The slices of a weight (out, in, ...). It is reduced over the window first, then over one dimension at a time, which is fast."""
+    squares = weight.square()
+    largest = weight.abs()
+    if weight.dim() > 2:
+        squares, largest = squares.flatten(2).sum(2), largest.flatten(2).amax(2)
+    return LayerSlices((largest < threshold).cpu(), squares.sum(1).sqrt().cpu(), squares.sum(0).sqrt().cpu())

@@ -19,11 +19,13 @@ from torch import Tensor
 
 from prunetrain.channels.branches import remove_branch
 from prunetrain.channels.constants import Constants, find_constants
+from prunetrain.channels.gating import gate_streams
+from prunetrain.channels.rewriting import rewrite
 from prunetrain.channels.selection import Candidates, KeepPlan, find_candidates, make_plan
 from prunetrain.channels.slices import measure_slices
 from prunetrain.channels.sources import Source, chain
-from prunetrain.channels.spaces import find_spaces
-from prunetrain.graph.layergraph import Layer, LayerGraph
+from prunetrain.channels.spaces import Axis, Ids, find_spaces
+from prunetrain.graph.layergraph import LayerGraph
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,27 @@ class Proposal:
 
     def graph_for(self, plan: KeepPlan) -> LayerGraph:
         """The graph that a plan leads to."""
-        return _slice_graph(self.graph, plan)
+        return rewrite(self.graph, plan).graph
 
     def apply(self, plan: KeepPlan) -> Cut:
         """Cut the channels that a plan does not keep; their constants go to what absorbs them."""
         absorbed = dict(self.state) | _absorb(self.state, self.constants, plan)
-        sources = _slice_sources(self.graph, self.state, plan)
+        smaller = rewrite(self.graph, plan)
+        sources = _slice_sources(self.graph, self.state, plan, smaller.rows)
         state = {name: source.gather(absorbed[name].detach()) for name, source in sources.items()}
-        return Cut(_slice_graph(self.graph, plan), state, chain(sources, self.sources), self.removed_layers, plan.rescued)
+        return Cut(smaller.graph, state, chain(sources, self.sources), self.removed_layers, plan.rescued)
+
+
+def gate(cut: Cut, *, threshold: float, granularity: int = 1) -> Cut:
+    """A cut whose residual streams are gated (`gating.py`).
+
+    Args:
+        cut: the network after a cut.
+        threshold: slices with every absolute weight under this are dead.
+        granularity: what a layer reads or writes stays a multiple of this.
+    """
+    gated = gate_streams(cut.graph, cut.state, threshold=threshold, granularity=granularity)
+    return replace(cut, graph=gated.graph, state=gated.state, sources=chain(gated.sources, cut.sources))
 
 
 def propose_cut(graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: float, criterion: str) -> Proposal:
@@ -81,44 +96,28 @@ def propose_cut(graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: fl
     state = {name: tensor.detach() for name, tensor in state.items()}
     slices = measure_slices(graph, state, threshold)
     while True:
-        constants = find_constants(graph, {name: t.cpu() for name, t in state.items()}, slices, threshold)
+        spaces = find_spaces(graph)
+        constants = find_constants(graph, spaces, {name: t.cpu() for name, t in state.items()}, slices, threshold)
         branch = remove_branch(graph, state, constants, threshold)
         if branch is None:
             break
         graph, state, removed = branch.graph, branch.state, removed + branch.removed
         sources = chain(branch.sources, sources)
-    candidates = find_candidates(find_spaces(graph), slices, constants, criterion)
+    candidates = find_candidates(spaces, slices, constants, criterion)
     return Proposal(graph, state, sources, removed, constants, candidates)
 
 
-def _slice_graph(graph: LayerGraph, plan: KeepPlan) -> LayerGraph:
-    axes: dict[str, dict[str, int]] = {}
-    for name, axis in plan.spaces.ids:
-        axes.setdefault(name, {})[axis] = len(plan.kept((name, axis)))
-    layers = tuple(_resized(layer, axes.get(layer.name, {})) for layer in graph.layers)
-    declared = tuple(replace(tensor, shape=(axes[tensor.name]["features"], *tensor.shape[1:])) for tensor in graph.declared)
-    return replace(graph, layers=layers, declared=declared)
-
-
-def _resized(layer: Layer, sizes: Mapping[str, int]) -> Layer:
-    changes: dict[str, Any] = {layer.signature.sizes[axis]: size for axis, size in sizes.items()}
-    if layer.is_depthwise:
-        channels = changes["out_channels"] * layer["in_channels"] // layer["out_channels"]
-        changes |= {"in_channels": channels, "groups": channels}
-    return layer.with_arguments(**changes)
-
-
-def _slice_sources(graph: LayerGraph, state: Mapping[str, Tensor], plan: KeepPlan) -> dict[str, Source]:
-    rows = {axis: torch.from_numpy(plan.kept(axis)) for axis in plan.spaces.ids}
+def _slice_sources(graph: LayerGraph, state: Mapping[str, Tensor], plan: KeepPlan, rows_of: Mapping[Axis, Ids]) -> dict[str, Source]:
+    rows = {axis: torch.from_numpy(found) for axis, found in rows_of.items()}
     sources = {}
     for layer in graph.layers:
         for tensor, axes in layer.signature.axes.items():
             name = f"{layer.name}.{tensor}"
             if name in state:
                 sources[name] = Source(name, {dim: rows[layer.name, axis] for dim, axis in enumerate(axes) if (layer.name, axis) in rows})
-    for tensor_ in graph.declared:
-        sources[tensor_.name] = Source(tensor_.name, {0: rows[tensor_.name, "features"]})
-    return {name: sources[name] for name in state}
+    for name, dim in plan.spaces.dims.items():
+        sources[name] = Source(name, {dim: rows[name, "features"]})
+    return {name: sources.get(name, Source(name)) for name in state}
 
 
 def _absorb(state: Mapping[str, Tensor], constants: Constants, plan: KeepPlan) -> dict[str, Tensor]:

@@ -7,7 +7,11 @@ ones.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+NEW = ""
+"""The name of no tensor: what is made anew comes from nowhere."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,21 @@ class Source:
         if self.shape is not None:
             tensor = tensor.reshape(self.shape)
         for dim, rows in self.rows.items():
-            if len(rows) < tensor.shape[dim]:
+            if len(rows) < tensor.shape[dim] or not torch.equal(rows, torch.arange(len(rows))):
                 tensor = tensor.index_select(dim, rows.to(tensor.device))
         return tensor
 
 
 def chain(outer: Mapping[str, Source], inner: Mapping[str, Source]) -> dict[str, Source]:
-    """Sources of `outer`, which names tensors of a network whose own sources are `inner`, in terms of the network behind `inner`.
+    """Sources of `outer`, which names tensors of a network whose own sources are `inner`, in terms of the network behind `inner`."""
+    return {name: _through(source, inner.get(source.name, source)) for name, source in outer.items()}
 
-    `inner` keeps all rows (it only drops, renames and reshapes).
-    """
-    return {name: Source(inner[s.name].name, s.rows, s.shape or inner[s.name].shape) for name, s in outer.items()}
+
+def _through(outer: Source, inner: Source) -> Source:
+    if NEW in (outer.name, inner.name):
+        return Source(NEW)
+    assert outer.shape is None or not inner.rows or (outer.shape[0] == -1 and set(inner.rows) == {0})  # rows are of the first dimension
+    rows = dict(inner.rows)
+    for dim, kept in outer.rows.items():
+        rows[dim] = rows[dim][kept] if dim in rows else kept
+    return Source(inner.name, rows, outer.shape or inner.shape)

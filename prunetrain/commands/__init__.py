@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "Show a network's layers, what changed, or a run's history.",
     "flatten": "Write a network of the zoo as one flat Python file.",
     "evaluate": "Measure a checkpoint's loss and accuracy.",
+    "export": "Write a trained network as ONNX, pt2 or safetensors.",
 }
 
 

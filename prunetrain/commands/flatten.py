@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from prunetrain.commands.options import config_option
+from prunetrain.config import parse_arguments
 from prunetrain.errors import ConfigError
 
 
@@ -14,15 +16,30 @@ from prunetrain.errors import ConfigError
 )
 @click.option("--input-shape", default="3,224,224", show_default=True, metavar="C,H,W", help="Shape of one image.")
 @click.option("--num-classes", default=1000, show_default=True, type=click.IntRange(min=1), help="Number of classes.")
+@config_option("model_args")
+@config_option("weights")
 @click.option("--seed", default=0, show_default=True, help="Seed of the initialisation.")
 @click.option("--force", is_flag=True, help="Write over files that are there.")
-def command(*, model: str, output: Path, input_shape: str, num_classes: int, seed: int, force: bool) -> None:
-    """Write MODEL, a network of the zoo, as one flat Python file that imports nothing but torch."""
+def command(
+    *,
+    model: str,
+    output: Path,
+    input_shape: str,
+    num_classes: int,
+    model_args: tuple[str, ...] | None,
+    weights: str | None,
+    seed: int,
+    force: bool,
+) -> None:
+    """Write MODEL as one flat Python file that imports nothing but torch.
+
+    MODEL is a network of the zoo, torchvision:NAME, timm:NAME, or FILE.py:NAME for a class or function of your own file, whose code runs.
+    """
     shape = parse_shape(input_shape)
     if output.suffix != ".py":
         raise ConfigError(f"{output}: a network file ends in .py")
-    weights = output.with_suffix(".pt")
-    for path in (output, weights):
+    saved = output.with_suffix(".pt")
+    for path in (output, saved):
         if path.exists() and not force:
             raise ConfigError(f"{path} is there already: choose another name, or --force")
 
@@ -32,15 +49,20 @@ def command(*, model: str, output: Path, input_shape: str, num_classes: int, see
     from prunetrain.graph.costs import costs
     from prunetrain.graph.render import render
     from prunetrain.graph.trace import trace_with_state
+    from prunetrain.models import build
+    from prunetrain.models.weights import load_weights
     from prunetrain.report.tables import count
-    from prunetrain.zoo import build
 
     torch.manual_seed(seed)
-    traced = trace_with_state(build(model, input_shape=shape, num_classes=num_classes), torch.zeros(2, *shape))
-    write_atomically(weights, lambda file: torch.save(traced.state, file))
+    network = build(model, input_shape=shape, num_classes=num_classes, model_args=parse_arguments(model_args or ()))
+    if weights:
+        for line in load_weights(network, Path(weights)).lines():
+            click.echo(line)
+    traced = trace_with_state(network, torch.zeros(2, *shape))
+    write_atomically(saved, lambda file: torch.save(traced.state, file))
     write_text(output, render(traced.graph))
     cost = costs(traced.graph)
-    click.echo(f"{output}: {count(cost.macs)} MACs, {count(cost.params)} parameters; weights in {weights}")
+    click.echo(f"{output}: {count(cost.macs)} MACs, {count(cost.params)} parameters; weights in {saved}")
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

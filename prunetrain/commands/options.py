@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from prunetrain.config import TrainConfig, build_config, settings_from
+from prunetrain.config import TrainConfig, argument_words, build_config, flag_of, parse_arguments, settings_from
 from prunetrain.errors import ConfigError
 from prunetrain.training import recipes
 
@@ -39,7 +39,7 @@ def config_option(name: str, *, default: str | None = None) -> Callable[[_Functi
     """
     item = _FIELDS[name]
     kind: type = type(item.default)
-    flag = "--" + name.replace("_", "-")
+    flag = flag_of(name)
     named: dict[str, Any] = {"default": None, "help": _help(item, default)}
     if kind is bool:
         return click.option(*item.metadata["flags"], f"{flag}/--no-{flag[2:]}", name, **named)
@@ -47,6 +47,8 @@ def config_option(name: str, *, default: str | None = None) -> Callable[[_Functi
         named |= {"is_flag": False, "flag_value": item.metadata["bare"]}
     if item.metadata["choices"]:
         named["type"] = Word(item.metadata["choices"])
+    elif item.metadata["repeated"]:
+        named |= {"type": str, "multiple": True, "metavar": "NAME=VALUE", "callback": _arguments}
     elif kind is tuple:
         named |= {"type": _whole_numbers, "metavar": "N,N,..."}
     else:
@@ -59,6 +61,11 @@ class Word(click.Choice[str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return value
+
+
+def _arguments(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The words of a repeated flag in one spelling; None if it was not given."""
+    return argument_words(parse_arguments(words)) or None
 
 
 def _whole_numbers(text: str) -> tuple[int, ...] | str:

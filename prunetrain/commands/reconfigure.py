@@ -15,6 +15,7 @@ _OWN = "as in the checkpoint"
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @config_option("threshold", default=_OWN)
 @config_option("criterion", default=_OWN)
+@config_option("residual", default=_OWN)
 @click.option("--round-to", default="1", show_default=True, help="Channel counts are kept to multiples of this.")
 @click.option("--name", help="Name of the new run.  [default: the run of CHECKPOINT with -cut]")
 @config_option("output_dir", default="where the run of CHECKPOINT is")

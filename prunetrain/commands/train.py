@@ -11,7 +11,7 @@ from prunetrain.commands.options import chosen, config_options, resolve
 @click.command("train")
 @config_options
 @click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint; auto: from this run's last one, or start it.")
-@click.option("--list-models", is_flag=True, help="Name the networks of the zoo and exit.")
+@click.option("--list-models", is_flag=True, help="Name the networks of the zoo, and the ways to others, and exit.")
 @click.pass_context
 def command(ctx: click.Context, /, resume: str | None, list_models: bool, **params: Any) -> None:
     """Train a network; cut its dead channels every few epochs; write each smaller network as a Python file with a checkpoint beside it.
@@ -19,9 +19,12 @@ def command(ctx: click.Context, /, resume: str | None, list_models: bool, **para
     Without any flag: ResNet-20 on the digits that ship with prunetrain, about a minute on two CPU cores.
     """
     if list_models:
-        from prunetrain import zoo
+        from prunetrain import models
 
-        click.echo("\n".join(zoo.names()))
+        click.echo("\n".join(models.names()))
+        width = max(map(len, models.SPELLINGS))
+        for spelling, meaning in models.SPELLINGS.items():
+            click.echo(f"{spelling:{width}}  {meaning}")
         return
     config = resolve(params)
 

@@ -1,14 +1,16 @@
 """What a network costs, from its graph alone: MACs, parameters, activation bytes. No torch.
 
-MACs are multiply-accumulates of one image's forward pass in conv and linear layers; FLOPs = 2 * MACs; training an image costs three
-forward passes (DESIGN section 12, as in PruneTrain, arXiv 1901.09290, section 5).
+MACs are multiply-accumulates of one image's forward pass in conv and linear layers, the projections of attention layers among them, and
+in evaluation (auxiliary heads are not counted); FLOPs = 2 * MACs; training an image costs three forward passes (as in PruneTrain,
+arXiv 1901.09290, section 5).
 """
 
 from dataclasses import dataclass
 from math import prod
 
-from prunetrain.graph.layergraph import Layer, LayerGraph
-from prunetrain.graph.shapes import Shape, infer_shapes
+from prunetrain.graph.layergraph import Layer, LayerGraph, Step, Value
+from prunetrain.graph.shapes import infer_shapes
+from prunetrain.graph.windows import Shape, pair
 
 TRAIN_TO_FORWARD = 3  # forward, gradient of the input, gradient of the weight
 
@@ -42,18 +44,20 @@ def costs(graph: LayerGraph) -> Costs:
     shapes = infer_shapes(graph)
     layers = {layer.name: layer for layer in graph.layers}
     seen: set[str] = set()
-    rows = []
+    rows, macs = [], 0
     for value, step in graph.results():
+        counts = value.index - 1 not in graph.in_training_only
         if step.layer is None:
+            macs += counts * _function_macs(step, graph, shapes, shapes[value.index])
             continue
         layer, shape = layers[step.layer], shapes[value.index]
         params = 0 if layer.name in seen else parameters(layer)
-        rows.append(LayerCost(layer, shape, _macs(layer, shape), params))
+        rows.append(LayerCost(layer, shape[1:] if shape[0] == 1 else shape, counts * _macs(layer, shape), params))
         seen.add(layer.name)
     return Costs(
         tuple(rows),
-        macs=sum(row.macs for row in rows),
-        params=sum(row.params for row in rows) + sum(prod(tensor.shape) for tensor in graph.declared),
+        macs=macs + sum(row.macs for row in rows),
+        params=sum(row.params for row in rows) + sum(prod(tensor.shape) for tensor in graph.declared if tensor.role == "parameter"),
         channels=sum(out_channels(layer) or 0 for layer in graph.layers),
         activation_elements=sum(prod(shape) for shape in shapes[1:]),
     )
@@ -67,18 +71,43 @@ def out_channels(layer: Layer) -> int | None:
 
 def parameters(layer: Layer) -> int:
     """Trainable parameters of a layer."""
-    if layer.kind == "Conv2d":
-        kernel = layer["kernel_size"]
-        window = kernel**2 if isinstance(kernel, int) else prod(kernel)
+    if layer.is_convolution:
+        window = prod(pair(layer["kernel_size"], 1 if layer.kind == "Conv1d" else 2))
         return int(layer["out_channels"] * (layer["in_channels"] // layer["groups"] * window + layer["bias"]))
-    if layer.kind == "Linear":
-        return int(layer["out_features"] * (layer["in_features"] + layer["bias"]))
+    match layer.kind:
+        case "Linear":
+            return int(layer["out_features"] * (layer["in_features"] + layer["bias"]))
+        case "LayerNorm" | "RMSNorm":
+            tensors = layer["elementwise_affine"] * (1 + (layer.kind == "LayerNorm" and layer["bias"]))
+            return int(tensors * prod(pair(layer["normalized_shape"], 1)))
+        case "GroupNorm":
+            return int(2 * layer["num_channels"] if layer["affine"] else 0)
+        case "PReLU":
+            return int(layer["num_parameters"])
+        case "MultiheadAttention":
+            return int(4 * layer["embed_dim"] * (layer["embed_dim"] + layer["bias"]))
     return int(2 * layer["num_features"] if layer["affine"] else 0)
 
 
 def _macs(layer: Layer, output_shape: Shape) -> int:
-    if out_channels(layer) is None:
+    """For the output of one image, the batch of one included in its shape."""
+    if layer.kind == "MultiheadAttention":
+        return int(4 * layer["embed_dim"] ** 2 * prod(output_shape[:-1]))
+    made = out_channels(layer)
+    if made is None:
         return 0
-    weights = parameters(layer) - (out_channels(layer) or 0) * layer["bias"]
-    positions = prod(output_shape[1:]) if layer.kind == "Conv2d" else prod(output_shape[:-1])
+    weights = parameters(layer) - made * layer["bias"]
+    positions = prod(output_shape) // made
+    if layer.kind == "ConvTranspose2d":  # each input position meets every weight; the output's border counts as if it did
+        positions //= prod(pair(layer["stride"]))
     return int(weights * positions)
+
+
+def _function_macs(step: Step, graph: LayerGraph, shapes: tuple[Shape, ...], output_shape: Shape) -> int:
+    """Of a convolution or linear map with computed weights."""
+    if step.target not in ("F.conv1d", "F.conv2d", "F.linear"):
+        return 0
+    weight = step["weight"]
+    declared = {tensor.name: tensor.shape for tensor in graph.declared}
+    shape = shapes[weight.index] if isinstance(weight, Value) else declared[weight.name]
+    return prod(output_shape) * prod(shape[1:])

@@ -7,9 +7,12 @@ Results have no names: `Value(0)` is the network's input, `Value(i)` the result 
 import keyword
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import Any, Final, TypeAlias
 
-from prunetrain.graph.catalog import FILE_NAMES, FUNCTIONS, LAYERS, RESERVED_NAMES, Kind, LayerKind, Literal, Signature, bind
+from prunetrain.graph.catalog import FILE_NAMES, LAYERS, RESERVED_NAMES, LayerKind
+from prunetrain.graph.functions import FUNCTIONS
+from prunetrain.graph.signatures import Kind, Literal, Signature, bind, is_literal
 
 
 @dataclass(frozen=True, order=True)
@@ -26,8 +29,15 @@ class Attribute:
     name: str
 
 
+@dataclass(frozen=True)
+class BatchSize:
+    """`<value>.shape[0]`: how many images are in a batch, or how many rows were made of them. Stands in a SHAPE."""
+
+    value: Value
+
+
 TRAINING = Attribute("training")
-Argument: TypeAlias = "Literal | Value | Attribute"
+Argument: TypeAlias = "Literal | Value | Attribute | BatchSize | tuple[Argument, ...]"
 
 
 class GraphError(ValueError):
@@ -70,17 +80,63 @@ class Layer:
         return LAYERS[self.kind]
 
     @property
+    def is_convolution(self) -> bool:
+        return self.kind in ("Conv1d", "Conv2d", "ConvTranspose2d")
+
+    @property
+    def conv_groups(self) -> int:
+        """How many groups a convolution has; 1 for other layers."""
+        return int(self["groups"]) if self.is_convolution else 1
+
+    @property
     def is_depthwise(self) -> bool:
         """Whether every group of a conv reads one channel, so that input channels pass through to outputs of their own."""
-        return self.kind == "Conv2d" and self["groups"] > 1 and self["groups"] == self["in_channels"]
+        return self.conv_groups > 1 and self.conv_groups == self["in_channels"]
+
+    @property
+    def passes_groups(self) -> bool:
+        """Whether a grouped convolution is cut by whole groups, as it has no fewer of these than channels in each.
+
+        Else all its groups give up the same input channels, and the same outputs.
+        """
+        groups = self.conv_groups
+        return groups > 1 and groups * groups >= self["in_channels"] and self.kind != "ConvTranspose2d"
+
+
+ROLES: Final = ("parameter", "buffer", "index")
+DTYPES: Final = ("float32", "int64", "bool")
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A parameter that the network declares directly: `self.<name> = nn.Parameter(torch.zeros(<shape>))`."""
+    """A tensor that the network declares directly, by its role.
+
+    * "parameter": `nn.Parameter(torch.zeros(<shape>))`
+    * "buffer": `nn.Buffer(torch.zeros(<shape>))`; its numbers are in the state dict, `dtype` says of what kind
+    * "index": `nn.Buffer(torch.tensor([<values>]), persistent=False)`: positions, which are architecture and so stand in the file
+
+    Raises:
+        GraphError: for a shape, role or kind that none of these has.
+    """
 
     name: str
     shape: tuple[int, ...]
+    role: str = "parameter"
+    dtype: str = "float32"
+    values: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES or self.dtype not in DTYPES or (self.role == "parameter" and self.dtype != "float32"):
+            raise GraphError(f"self.{self.name} cannot be a {self.role} of {self.dtype}", self.name)
+        if any(size < 1 for size in self.shape) or (self.role == "index") != bool(self.values):
+            raise GraphError(f"self.{self.name} needs sizes from 1", self.name)
+        if self.role == "index" and (self.shape != (len(self.values),) or self.dtype != "int64" or min(self.values) < 0):
+            raise GraphError(f"self.{self.name} needs positions from 0", self.name)
+
+    @classmethod
+    def index(cls, name: str, values: tuple[int, ...]) -> "Declared":
+        """Positions along a dimension."""
+        return cls(name, (len(values),), "index", "int64", values)
 
 
 @dataclass(frozen=True)
@@ -100,10 +156,9 @@ class Step:
         signature = signature_of(target)
         step = cls(target, bind(signature, arguments.items()))  # type: ignore[arg-type]
         for name, argument in step.arguments:
-            kind = signature[name].kind
-            if isinstance(argument, (Value, Attribute)) and (argument == TRAINING) != (kind is Kind.TRAINING):
-                raise ValueError(f"{name} must be {kind.value}")
-        if not step.inputs():
+            if not is_literal(argument) and not _fits(signature[name].kind, argument):
+                raise ValueError(f"{name} must be {signature[name].expected}")
+        if not step.inputs() and not any(attribute != TRAINING.name for attribute in step.attributes()):
             raise ValueError("takes a result of the network")
         return step
 
@@ -117,15 +172,48 @@ class Step:
 
     def inputs(self) -> tuple[Value, ...]:
         """The results that the step reads, in order."""
-        return tuple(argument for _, argument in self.arguments if isinstance(argument, Value))
+        return tuple(
+            found.value if isinstance(found, BatchSize) else found for found in self._parts() if isinstance(found, Value | BatchSize)
+        )
+
+    def operands(self) -> tuple["Value | Attribute", ...]:
+        """The tensors that the step reads, in order: results and declared tensors."""
+        return tuple(found for found in self._parts() if isinstance(found, Value | Attribute) and found != TRAINING)
 
     def attributes(self) -> tuple[str, ...]:
         """The attributes of the network that the step reads."""
-        return tuple(argument.name for _, argument in self.arguments if isinstance(argument, Attribute))
+        return tuple(found.name for found in self._parts() if isinstance(found, Attribute))
+
+    def _parts(self) -> Iterator[object]:
+        for _, argument in self.arguments:
+            yield from argument if isinstance(argument, tuple) else (argument,)
 
     def map_values(self, change: Callable[[Value], "Argument"]) -> "Step":
         """The step with every Value replaced."""
-        return replace(self, arguments=tuple((k, change(v) if isinstance(v, Value) else v) for k, v in self.arguments))
+
+        def changed(argument: Argument) -> Argument:
+            if isinstance(argument, tuple):
+                return tuple(map(changed, argument))
+            if isinstance(argument, BatchSize):
+                value = change(argument.value)
+                return BatchSize(value) if isinstance(value, Value) else argument
+            return change(argument) if isinstance(argument, Value) else argument
+
+        return replace(self, arguments=tuple((name, changed(argument)) for name, argument in self.arguments))
+
+
+def _fits(kind: Kind, argument: object) -> bool:
+    """Whether what is no literal can stand for a parameter of a kind."""
+    match argument:
+        case tuple() if kind is Kind.TENSORS:
+            return all(isinstance(item, Value) or (isinstance(item, Attribute) and item != TRAINING) for item in argument)
+        case tuple() if kind is Kind.SHAPE:
+            return all(isinstance(item, BatchSize) or (type(item) is int and (item > 0 or item == -1)) for item in argument)
+        case Attribute():
+            return (kind is Kind.TRAINING) if argument == TRAINING else kind in (Kind.TENSOR, Kind.OPERAND)
+        case Value():
+            return kind in (Kind.TENSOR, Kind.OPERAND)
+    return False
 
 
 _LAYER_CALL = FUNCTIONS["F.relu"]  # a layer is called with one tensor, as relu is
@@ -148,7 +236,9 @@ def signature_of(target: str) -> Signature:
 class LayerGraph:
     """A network: what `parse` reads from a network file and `render` writes to one.
 
-    `input_shape` is (C, H, W), without the batch. `output` is the value that `forward` returns. `declared` is put in order of first use.
+    `input_shape` is (C, H, W), without the batch. `output` is the value that `forward` returns; where it returns several, `extra` follow
+    the first, and `auxiliary` follow these in train mode only. Steps that only `auxiliary` needs run in train mode only. `declared` is put
+    in order of first use.
 
     Raises:
         GraphError: if names clash or cannot be attributes, a step refers to what is not there, or anything is defined and never used.
@@ -160,6 +250,8 @@ class LayerGraph:
     steps: tuple[Step, ...]
     output: Value
     declared: tuple[Declared, ...] = ()
+    extra: tuple[Value, ...] = ()
+    auxiliary: tuple[Value, ...] = ()
 
     def __post_init__(self) -> None:
         check_identifier(self.class_name, "class")
@@ -170,16 +262,16 @@ class LayerGraph:
             check_identifier(name, "layer")
         if len(set(names)) < len(names):
             raise GraphError(f"{next(n for n in names if names.count(n) > 1)} is defined twice")
-        for tensor in self.declared:
-            if not tensor.shape or min(tensor.shape) < 1:
-                raise GraphError(f"self.{tensor.name} needs sizes from 1", tensor.name)
         self._check_steps()
-        read = [name for step in self.steps for name in step.attributes()]
-        object.__setattr__(self, "declared", tuple(sorted(self.declared, key=lambda tensor: read.index(tensor.name))))
+        first_read: dict[str, int] = {}
+        for step in self.steps:
+            for name in step.attributes():
+                first_read.setdefault(name, len(first_read))
+        object.__setattr__(self, "declared", tuple(sorted(self.declared, key=lambda tensor: first_read[tensor.name])))
 
     def _check_steps(self) -> None:
         layers, declared = {layer.name for layer in self.layers}, {tensor.name for tensor in self.declared}
-        used_values, used_names = {self.output.index}, set()
+        used_values, used_names = {value.index for value in self.outputs}, set()
         for number, step in enumerate(self.steps):
             if step.layer is not None and step.layer not in layers:
                 raise GraphError(f"self.{step.layer} is called and not defined", number)
@@ -193,13 +285,27 @@ class LayerGraph:
                 if not 0 <= value.index <= number:
                     raise GraphError(f"step {number} reads a result that is not there yet", number)
                 used_values.add(value.index)
-        if not 0 <= self.output.index <= len(self.steps):
+        if not all(0 <= value.index <= len(self.steps) for value in self.outputs):
             raise GraphError("the output is not a result of the network")
         for number, step in enumerate(self.steps):
             if number + 1 not in used_values:
                 raise GraphError(f"the result of {step.target} is never used", number)
         for name in sorted((layers | declared) - used_names):
             raise GraphError(f"self.{name} is never used", name)
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """All that `forward` returns in train mode, in order."""
+        return (self.output, *self.extra, *self.auxiliary)
+
+    @cached_property
+    def in_training_only(self) -> frozenset[int]:
+        """The numbers of the steps that run in train mode only, because nothing but `auxiliary` needs them."""
+        needed = {self.output.index, *(value.index for value in self.extra)}
+        for number in range(len(self.steps), 0, -1):
+            if number in needed:
+                needed |= {value.index for value in self.steps[number - 1].inputs()}
+        return frozenset(number for number in range(len(self.steps)) if number + 1 not in needed)
 
     def layer(self, name: str) -> Layer:
         """The layer of a name.

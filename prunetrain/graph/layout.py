@@ -2,204 +2,120 @@
 
 In: a LayerGraph. Out: statements as text. Only presentation is decided here: `parse` gets the same graph back whatever names are chosen.
 
-Lines: a normalisation, activation or dropout wraps the call before it (`F.relu(self.bn1(self.conv1(x)))`); everything else starts a line.
-Names: the main path is `x`. A value that is needed later is set aside under a name that says what for: `shortcut` for a later addition,
-`gate` for a multiplication, `branch` otherwise. A name set aside is deleted after its last use, so that no activation outlives its need.
+A normalisation, activation or dropout wraps the call before it (`F.relu(self.bn1(self.conv1(x)))`), as does what changes its result a
+little: an operator with a number, an index. Everything else starts a line.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
-from prunetrain.graph.catalog import ELEMENTWISE, OPERATORS
-from prunetrain.graph.layergraph import Argument, Attribute, LayerGraph, Step, Value, signature_of
+from prunetrain.graph.blocks import block_of, blocks_of
+from prunetrain.graph.expressions import PLAIN_CALL, expression, share_brackets
+from prunetrain.graph.functions import FAMILY_OF, OPERATORS, Family
+from prunetrain.graph.layergraph import Layer, LayerGraph, Step, Value
+from prunetrain.graph.local_names import MAIN, LocalNames
 
-_MAIN = "x"
-_WRAPPING = frozenset(ELEMENTWISE) | {"F.dropout"}
-_WRAPPING_LAYERS = frozenset({"BatchNorm1d", "BatchNorm2d"})
+__all__ = ["Statement", "block_of", "layout"]
+
+_WRAPPING = frozenset({Family.ELEMENTWISE, Family.RANDOM, Family.NORMALIZE})
+_WRAPPING_LAYERS = frozenset({"BatchNorm1d", "BatchNorm2d", "GroupNorm", "InstanceNorm2d", "LayerNorm", "PReLU", "RMSNorm"})
+_SELECTIONS = frozenset({"[:]", "[]", "torch.index_select"})  # part of x: a layer that reads it wraps it
 _LONGEST = 4  # calls on a line, such as conv, normalisation, activation, dropout
-_HEAD = frozenset({"F.adaptive_avg_pool2d", "torch.flatten"})  # belongs to what follows
-_SIDE_NAMES = {"+": "shortcut", "*": "gate"}
 
 
 @dataclass(frozen=True)
 class Statement:
     """A line of `forward`: the block it belongs to, the name it sets ("" for return and del), its code, and the value it makes.
 
-    `value` is None where nothing is computed: for aliases (`shortcut = x`) and deletions.
+    `value` is None where nothing is computed: for aliases (`shortcut = x`), deletions, and the return of several values. What is
+    `in_training` runs in train mode only.
     """
 
     block: str
     target: str
     code: str
     value: Value | None = None
-
-
-def block_of(name: str) -> str:
-    """The block that a layer's name tells: "layer1.0" for layer1_0_conv1 and layer1_0_downsample_0, "" for conv1 and fc.
-
-    The name up to its first run of numbers; if nothing follows these, the name without its last part.
-    """
-    parts = name.split("_")
-    for start, part in enumerate(parts):
-        if part.isdigit():
-            end = start
-            while end < len(parts) and parts[end].isdigit():
-                end += 1
-            if end < len(parts):
-                return ".".join(parts[:end])
-            break
-    return ".".join(parts[:-1])
+    in_training: bool = False
 
 
 def layout(graph: LayerGraph) -> list[Statement]:
     """The forward pass as statements, in order; the last one returns the output."""
-    lines = _lines(graph)
-    if not lines:
-        return [Statement("", "", f"return {_MAIN}", graph.output)]
-    names = _Names(graph, lines)
+    layers = {layer.name: layer for layer in graph.layers}
+    lines = _lines(graph, layers)
+    blocks = blocks_of(graph, lines)
+    names = LocalNames(graph, lines, blocks)
     statements: list[Statement] = []
-    for number, (line, block) in enumerate(zip(lines, _blocks(graph, lines), strict=True)):
-        value = Value(line[-1] + 1)
-        aside, target = names.plan(number, value)
-        code = _expression(graph, line, names.of)
+    for number, (line, block) in enumerate(zip(lines, blocks, strict=True)):
+        value, in_training = Value(line[-1] + 1), line[-1] in graph.in_training_only
+        steps = [graph.steps[step] for step in line]
+        aside, target = names.begin(number, value)
+        code = expression(steps, [layers[step.layer].kind if step.layer else None for step in steps], names.of)
         if aside:
-            statements.append(Statement(block, aside, f"{aside} = {_MAIN}"))
+            statements.append(Statement(block, aside, f"{aside} = {MAIN}"))
             names.set_aside(aside)
         names.bind(value, target)
-        if number == len(lines) - 1:
-            statements.append(Statement(block, "", f"return {code}", value))
-        else:
-            statements.append(Statement(block, target, f"{target} = {code}", value))
-            statements += [Statement(block, "", f"del {name}") for name in names.dead_after(number)]
-    return _without_idle_deletions(statements)
+        last = number == len(lines) - 1
+        if last and graph.outputs == (value,):
+            return [*_without_idle_deletions(statements), Statement(block, "", f"return {code}", value)]
+        statements.append(Statement(block, target, f"{target} = {code}", value, in_training))
+        if not last:
+            following = (blocks[number + 1], lines[number + 1][0] in graph.in_training_only)
+            statements += _deletions(names, number, statements[-1], ends=following != (block, True))
+    return [*_without_idle_deletions(statements), *_returns(graph, names)]
+
+
+def _deletions(names: LocalNames, line: int, statement: Statement, *, ends: bool) -> list[Statement]:
+    """`del` of what is not read after a line; what both modes have they delete both, where the part for train mode `ends`."""
+    dead = [(names.dead_after(line, in_training=True), True)] if statement.in_training else []
+    if ends or not statement.in_training:
+        dead.append((names.dead_after(line, in_training=False, main=statement.target != MAIN), False))
+    return [Statement(statement.block, "", f"del {', '.join(found)}", in_training=mode) for found, mode in dead if found]
+
+
+def _returns(graph: LayerGraph, names: LocalNames) -> list[Statement]:
+    returned = [names.of(value) for value in graph.outputs]
+    in_both = returned[: len(returned) - len(graph.auxiliary)]
+    statements = [Statement("", "", f"return {', '.join(returned)}", in_training=True)] if graph.auxiliary else []
+    return [*statements, Statement("", "", f"return {', '.join(in_both)}")]
 
 
 def _without_idle_deletions(statements: list[Statement]) -> list[Statement]:
     """Leave out a `del` before an alias that gives the name to another value anyway: nothing is computed in between."""
-    following = [*statements[1:], None]
     return [
-        s for s, after in zip(statements, following, strict=True) if not (after and s.code == f"del {after.target}" and after.value is None)
+        statement
+        for statement, after in pairwise([*statements, None])
+        if statement and not (after and statement.code == f"del {after.target}" and after.value is None)
     ]
 
 
-def _lines(graph: LayerGraph) -> list[list[int]]:
+def _lines(graph: LayerGraph, layers: dict[str, Layer]) -> list[list[int]]:
     """Step numbers that share a line, innermost call first."""
-    kinds = {layer.name: layer.kind for layer in graph.layers}
     uses = graph.uses()
     lines: list[list[int]] = []
     for number, step in enumerate(graph.steps):
-        wraps = step.target in _WRAPPING or (step.layer is not None and kinds[step.layer] in _WRAPPING_LAYERS)
-        fits = lines and len(lines[-1]) < _LONGEST
-        if fits and wraps and step.inputs() == (Value(number),) and uses[Value(number)] == [number]:
+        before = Value(number)
+        alone = uses[before] == [number] and before not in graph.outputs and step.operands() == step.inputs() == (before,)
+        if alone and lines and len(lines[-1]) < _LONGEST and _wraps(graph, layers, step, lines[-1]):
             lines[-1].append(number)
         else:
             lines.append([number])
     return lines
 
 
-def _blocks(graph: LayerGraph, lines: list[list[int]]) -> list[str]:
-    """The block of every line: its layer's; without a layer, that of the line before (global pooling and flatten: the line after)."""
-    own: list[str | None] = []
-    for line in lines:
-        names = [name for number in line for name in (graph.steps[number].layer, *graph.steps[number].attributes())]
-        own.append(next((block_of(name) for name in names if name not in (None, "training")), None))
-    blocks: list[str] = []
-    for number, block in enumerate(own):
-        following = next((b for b in own[number:] if b is not None), "")
-        previous = blocks[-1] if blocks else following
-        if block is not None:
-            inside = previous and block.startswith(previous + ".")
-            blocks.append(previous if inside else block)
-        elif graph.steps[lines[number][0]].target in _HEAD:
-            blocks.append(following)
-        else:
-            blocks.append(previous)
-    return blocks
-
-
-class _Names:
-    """Gives every value a local name as the statements are written from first to last."""
-
-    def __init__(self, graph: LayerGraph, lines: list[list[int]]) -> None:
-        line_of = {step: number for number, line in enumerate(lines) for step in line}
-        self._reads = [{value for step in line for value in graph.steps[step].inputs()} for line in lines]
-        self._last_use: dict[Value, int] = {}
-        self._side_base: dict[Value, str] = {}
-        for value, readers in graph.uses().items():
-            self._last_use[value] = line_of[readers[-1]] if readers else -1
-            self._side_base[value] = _SIDE_NAMES.get(graph.steps[readers[-1]].target, "branch") if readers else "branch"
-        self._names: dict[Value, str] = {Value(0): _MAIN}
-
-    def of(self, value: Value) -> str:
-        """The present name of a value."""
-        return self._names[value]
-
-    def bind(self, value: Value, name: str) -> None:
-        """Give a name to a value; whatever had it before has it no more."""
-        self._names = {v: n for v, n in self._names.items() if n != name} | {value: name}
-
-    def plan(self, line: int, result: Value) -> tuple[str, str]:
-        """The name under which `x` is set aside first, if it must be, and the name of the result."""
-        holder = next((value for value, name in self._names.items() if name == _MAIN), None)
-        if holder is None or self._last_use[holder] <= line:
-            return "", _MAIN
-        if line + 1 < len(self._reads) and result not in self._reads[line + 1]:
-            return "", self._free_name(result, line + 1)
-        return self._free_name(holder, line), _MAIN  # set aside before the line runs, so what it reads is taken too
-
-    def set_aside(self, aside: str) -> None:
-        """Give what `x` holds another name."""
-        self._names = {value: aside if name == _MAIN else name for value, name in self._names.items()}
-
-    def dead_after(self, line: int) -> list[str]:
-        """Names set aside that are not read after a line; they lose their values."""
-        dead = [value for value, name in self._names.items() if name != _MAIN and self._last_use[value] <= line]
-        return [self._names.pop(value) for value in dead]
-
-    def _free_name(self, value: Value, first_line_taken: int) -> str:
-        taken = {name for v, name in self._names.items() if self._last_use[v] >= first_line_taken}
-        base = self._side_base[value]
-        name, number = base, 2
-        while name in taken:
-            name, number = f"{base}_{number}", number + 1
-        return name
-
-
-def _expression(graph: LayerGraph, line: list[int], name_of: Callable[[Value], str]) -> str:
-    text = ""
-    for position, number in enumerate(line):
-        inner = text if position else None
-        text = _call(graph.steps[number], inner, name_of)
-    return text
-
-
-def _call(step: Step, inner: str | None, name_of: Callable[[Value], str]) -> str:
-    def write(argument: Argument) -> str:
-        if isinstance(argument, Value):
-            return inner if inner is not None else name_of(argument)
-        return f"self.{argument.name}" if isinstance(argument, Attribute) else literal(argument)
-
-    written = [(name, write(argument)) for name, argument in step.arguments]
-    if step.target in OPERATORS:
-        return f" {step.target} ".join(text for _, text in written)
-    signature = signature_of(step.target)
-    return f"{step.target}({join_arguments(written, signature.names()[: signature.positional])})"
-
-
-def join_arguments(written: list[tuple[str, str]], positional: tuple[str, ...]) -> str:
-    """Arguments as they stand in a call: the leading ones without names as long as none is left out, the rest with."""
-    texts = []
-    for position, (name, text) in enumerate(written):
-        in_place = position < len(positional) and positional[position] == name
-        texts.append(text if in_place else f"{name}={text}")
-    return ", ".join(texts)
-
-
-def literal(value: object) -> str:
-    """A literal as ruff format would leave it."""
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    if isinstance(value, tuple):
-        inner = ", ".join(map(literal, value))
-        return f"({inner},)" if len(value) == 1 else f"({inner})"
-    return repr(value)
+def _wraps(graph: LayerGraph, layers: dict[str, Layer], step: Step, line: list[int]) -> bool:
+    """Whether a step stands around the line of the step before it."""
+    before = graph.steps[line[-1]]
+    selects = all(graph.steps[number].target in _SELECTIONS for number in line)
+    if step.layer is not None:
+        layer = layers[step.layer]
+        return layer.kind in _WRAPPING_LAYERS or (selects and layer.signature.call == PLAIN_CALL)
+    match step.target:
+        case "[:]":
+            return share_brackets(before, step)
+        case "[]":
+            return before.target not in OPERATORS
+        case "F.pad":
+            return selects
+        case "torch.squeeze":  # stochastic depth: torch.squeeze(F.dropout3d(torch.unsqueeze(x, 1), 0.1, self.training), 1)
+            return before.target in FAMILY_OF and FAMILY_OF[before.target] is Family.RANDOM
+    return step.target in OPERATORS or FAMILY_OF[step.target] in _WRAPPING

@@ -54,7 +54,13 @@ def instantiate(source: str, filename: str) -> "nn.Module":
     exec(compile(source, filename, "exec"), module.__dict__)
     try:
         network: nn.Module = getattr(module, graph.class_name)()
-    except (RuntimeError, MemoryError, TypeError) as error:  # sizes beyond the machine's memory, or beyond 64 bits
+    except (
+        RuntimeError,
+        MemoryError,
+        TypeError,
+        ValueError,
+        AssertionError,
+    ) as error:  # sizes beyond the machine's memory, or beyond 64 bits
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise NetworkFileError(f"{filename}: torch cannot build this network: {reason}") from error
     return network

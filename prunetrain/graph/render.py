@@ -1,21 +1,26 @@
 """A LayerGraph as the text of a network file: flat, readable Python that imports nothing but torch.
 
 The text is a pure function of the arguments, byte for byte. `render` decides everything; `templates/network.py.jinja` only places it.
+A line that is too long for the formatter (a long list of positions, say) stays one line, which `# fmt: skip` at its end tells.
 """
 
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
+from itertools import groupby, takewhile
 
 import jinja2
 
+from prunetrain.graph.blocks import block_of, block_of_tensor
 from prunetrain.graph.costs import Costs, costs, out_channels
+from prunetrain.graph.expressions import annotation, join_arguments, literal
 from prunetrain.graph.layergraph import Declared, Layer, LayerGraph
-from prunetrain.graph.layout import Statement, block_of, join_arguments, layout, literal
-from prunetrain.graph.shapes import Shape, infer_shapes
+from prunetrain.graph.layout import Statement, layout
+from prunetrain.graph.shapes import infer_shapes
+from prunetrain.graph.windows import shape_text
 from prunetrain.paths import templates
 
 TEMPLATE = "network.py.jinja"
+LINE_LENGTH = 320  # as in generated_nets/ruff.toml
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Page:
     imports: tuple[str, ...]
     class_name: str
     definitions: tuple[Group, ...]
+    returns: str
     statements: tuple[Group, ...]
 
 
@@ -60,22 +66,30 @@ def render(graph: LayerGraph, *, dense: LayerGraph | None = None, epoch: int | N
     Raises:
         ValueError: if the shapes of the graph do not fit together.
     """
-    shapes = infer_shapes(graph)
-    statements = layout(graph)
+    shapes = shape_texts(graph)
     page = Page(
         summary=_summary(graph, dense, epoch),
         input=shape_text(graph.input_shape),
         imports=_imports(graph),
         class_name=graph.class_name,
         definitions=_definitions(graph, shapes, dense or graph),
-        statements=_forward(graph, statements, shapes),
+        returns=annotation(len(graph.extra) + 1, auxiliary=bool(graph.auxiliary)),
+        statements=_forward(graph, layout(graph), shapes),
     )
     return _template().render(page=page)
 
 
-def shape_text(shape: Shape) -> str:
-    """(3, 32, 32) as 3x32x32."""
-    return "x".join(map(str, shape))
+def shape_texts(graph: LayerGraph) -> list[str]:
+    """The shape of every value as people read it: 14x32x32 for images, 64Nx49x96 for windows of images, where N is the batch size.
+
+    Raises:
+        ValueError: if the shapes of the graph do not fit together.
+    """
+    texts = []
+    for one, two in zip(infer_shapes(graph, 1), infer_shapes(graph, 2), strict=True):
+        sizes = [str(n) if n == m else f"{n}N" if n > 1 else "N" for n, m in zip(one, two, strict=True)]
+        texts.append("x".join(sizes[1:] if sizes[:1] == ["N"] and len(sizes) > 1 else sizes))
+    return texts
 
 
 @cache
@@ -112,7 +126,7 @@ def _imports(graph: LayerGraph) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _definitions(graph: LayerGraph, shapes: tuple[Shape, ...], dense: LayerGraph) -> tuple[Group, ...]:
+def _definitions(graph: LayerGraph, shapes: list[str], dense: LayerGraph) -> tuple[Group, ...]:
     output_shapes = {step.layer: shapes[value.index] for value, step in graph.results() if step.layer}
     before = {layer.name: out_channels(layer) for layer in dense.layers}
     first_use = {
@@ -123,41 +137,60 @@ def _definitions(graph: LayerGraph, shapes: tuple[Shape, ...], dense: LayerGraph
     for layer in graph.layers:
         while waiting and first_use[waiting[0].name] < first_use[layer.name]:
             tensor = waiting.pop(0)
-            entries.append((block_of(tensor.name), Line(_declaration(tensor))))
+            entries.append((block_of_tensor(tensor.name, graph), _line(_declaration(tensor))))
         comment = ""
         if out_channels(layer) is not None:
-            comment = shape_text(output_shapes[layer.name])
+            comment = output_shapes[layer.name]
             if before.get(layer.name) not in (None, out_channels(layer)):
                 comment += f", was {before[layer.name]}"
-        entries.append((block_of(layer.name), Line(_definition(layer), comment)))
-    entries += [(block_of(tensor.name), Line(_declaration(tensor))) for tensor in waiting]
+        entries.append((block_of(layer.name), _line(_definition(layer), comment)))
+    entries += [(block_of_tensor(tensor.name, graph), _line(_declaration(tensor))) for tensor in waiting]
     return _groups(entries)
 
 
 def _definition(layer: Layer) -> str:
     written = [(name, literal(value)) for name, value in layer.arguments]
     names = layer.signature.names()[: layer.signature.positional]
-    return f"{layer.name} = nn.{layer.kind}({join_arguments(written, names)})"
+    return f"self.{layer.name} = nn.{layer.kind}({join_arguments(written, names)})"
 
 
 def _declaration(tensor: Declared) -> str:
-    return f"{tensor.name} = nn.Parameter(torch.zeros({', '.join(map(str, tensor.shape))}))"
+    if tensor.role == "index":
+        return f"self.{tensor.name} = nn.Buffer(torch.tensor([{', '.join(map(str, tensor.values))}]), persistent=False)"
+    sizes = [", ".join(map(str, tensor.shape)) or "()"]
+    if tensor.dtype != "float32":
+        sizes.append(f"dtype=torch.{tensor.dtype}")
+    return f"self.{tensor.name} = nn.{tensor.role.capitalize()}(torch.zeros({', '.join(sizes)}))"
 
 
-def _forward(graph: LayerGraph, statements: list[Statement], shapes: tuple[Shape, ...]) -> tuple[Group, ...]:
+def _forward(graph: LayerGraph, statements: list[Statement], shapes: list[str]) -> tuple[Group, ...]:
     entries = []
-    shown = graph.input_shape
+    shown = shapes[0]
+    in_training: str | None = None  # the block whose part for train mode is open
     for number, statement in enumerate(statements):
         comment = ""
-        following = statements[number + 1 :]
-        ends_block = (
-            all(s.value is None for s in following if s.block == statement.block) or not following or following[0].block != statement.block
-        )
-        if statement.value is not None and ends_block and shapes[statement.value.index] != shown:
-            shown = shapes[statement.value.index]
-            comment = shape_text(shown)
-        entries.append((statement.block, Line(statement.code, comment)))
+        if statement.value is not None and _ends_block(statements, number) and shapes[statement.value.index] != shown:
+            comment = shapes[statement.value.index]
+            shown = shown if statement.in_training else comment
+        if statement.in_training and in_training != statement.block:
+            entries.append((statement.block, Line("if self.training:")))
+        in_training = statement.block if statement.in_training else None
+        entries.append((statement.block, _line("    " * statement.in_training + statement.code, comment)))
     return _groups(entries)
+
+
+def _ends_block(statements: list[Statement], number: int) -> bool:
+    """Whether a statement computes the last value of its block in its mode."""
+    statement = statements[number]
+    following = takewhile(lambda other: other.block == statement.block, statements[number + 1 :])
+    return all(other.value is None or other.in_training != statement.in_training for other in following)
+
+
+def _line(code: str, comment: str = "") -> Line:
+    """A line within a method; one that the formatter would break tells it not to."""
+    if len(f"        {code}  # {comment}") > LINE_LENGTH:
+        comment = f"{comment}  # fmt: skip" if comment else "fmt: skip"
+    return Line(code, comment)
 
 
 def _groups(entries: list[tuple[str, Line]]) -> tuple[Group, ...]:

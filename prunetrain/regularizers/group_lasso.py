@@ -13,9 +13,12 @@ Channels that can never be cut (the network's input and output) have no groups, 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Muon, Optimizer
 
 from prunetrain.channels.slices import sliced_layers
 from prunetrain.channels.spaces import ChannelSpaces
@@ -26,6 +29,7 @@ from prunetrain.graph.layergraph import LayerGraph
 class _Layer:
     """A weight, and where the sums of its filters and input slices lie in the buffer of sums; None where it has no groups."""
 
+    name: str
     weight: Tensor
     filters: slice | None
     inputs: slice | None
@@ -37,7 +41,8 @@ class GroupLasso:
     Args:
         graph: the network.
         spaces: its channel spaces.
-        weights: its parameters by name; updated in place by `add_gradient_` and `shrink_`.
+        weights: its parameters by name; updated in place by `add_gradient_` and `shrink_`. Layers whose weight is not here have no groups
+            and add nothing to those of others.
         groups: "slices" or "coupled".
     """
 
@@ -57,21 +62,24 @@ class GroupLasso:
             return slice(start, size)
 
         for layer in sliced_layers(graph):
-            self._layers.append(_Layer(weights[f"{layer.name}.weight"], reserve(layer.name, "out"), reserve(layer.name, "in")))
+            weight = weights.get(f"{layer.name}.weight")
+            if weight is not None:
+                self._layers.append(_Layer(layer.name, weight, reserve(layer.name, "out"), reserve(layer.name, "in")))
         device = next((tensor.device for tensor in weights.values()), None)
-        self._sums = torch.zeros(size, device=device)
+        self._dtype = reduce(torch.promote_types, (layer.weight.dtype for layer in self._layers), torch.float32)
+        self._sums = torch.zeros(size, device=device, dtype=self._dtype)
         self._groups: Tensor | None = None
         if groups == "coupled" and ids:
             _, numbers = torch.unique(torch.cat(ids), return_inverse=True)
             self._groups = numbers.to(device)
-            self._group_sums = torch.zeros(int(numbers.max()) + 1, device=device)
+            self._group_sums = torch.zeros(int(numbers.max()) + 1, device=device, dtype=self._dtype)
 
     @torch.no_grad()
     def penalty(self) -> Tensor:
         """R, a scalar."""
         return self._norms(expand=False).sum()
 
-    def strength_for(self, ratio: float, loss: Tensor) -> float:
+    def strength_for(self, ratio: float, loss: Tensor | float) -> float:
         """The lambda that makes the penalty the given share of the whole loss: lambda = r * loss / ((1 - r) * R).
 
         Args:
@@ -89,16 +97,24 @@ class GroupLasso:
         for layer in self._layers:
             factor = self._per_weight(layer, inverse, product=False)
             if factor is not None and layer.weight.grad is not None:
-                layer.weight.grad.addcmul_(layer.weight, factor)
+                layer.weight.grad.addcmul_(layer.weight, factor.to(layer.weight.grad.dtype))
 
     @torch.no_grad()
-    def shrink_(self, amount: float) -> None:
-        """The proximal step: multiply every group by max(0, 1 - amount / its norm). Makes exact zeros."""
-        if amount <= 0:
+    def shrink_(self, amount: float | Mapping[str, float]) -> None:
+        """The proximal step: multiply every group by max(0, 1 - amount / its norm). Makes exact zeros.
+
+        Args:
+            amount: one for all, or by the name of the layer, whose weights it is for; layers that are not there stay as they are.
+        """
+        amounts = amount if isinstance(amount, Mapping) else {layer.name: amount for layer in self._layers}
+        wanted = {value for value in amounts.values() if value > 0}
+        if not wanted:
             return
-        factors = (1 - amount / self._norms()).clamp_(min=0)
+        norms = self._norms()
+        factors = {value: (1 - value / norms).clamp_(min=0) for value in wanted}
         for layer in self._layers:
-            factor = self._per_weight(layer, factors, product=True)
+            numbers = factors.get(amounts.get(layer.name, 0.0))
+            factor = None if numbers is None else self._per_weight(layer, numbers, product=True)
             if factor is not None:
                 layer.weight.mul_(factor)
 
@@ -107,7 +123,7 @@ class GroupLasso:
         for layer in self._layers:
             if layer.filters is None and layer.inputs is None:
                 continue
-            squares = layer.weight.detach().square()
+            squares = layer.weight.detach().to(self._dtype).square()
             if squares.dim() > 2:
                 squares = squares.flatten(2).sum(2)  # (out, in); far faster than reducing two outer dimensions at once
             if layer.filters is not None:
@@ -128,3 +144,18 @@ class GroupLasso:
         if rows is None or columns is None:
             return columns if rows is None else rows
         return rows * columns if product else rows + columns
+
+
+def pull(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
+    """How far one optimizer step moves a norm if lambda is 1: lr, and with heavy-ball momentum lr / (1 - momentum).
+
+    That is the sum of what one gradient does over all later steps. Adam, Muon and their like average their gradients, so that the sum
+    is lr.
+
+    Args:
+        optimizer: decides what `momentum` means.
+        group: one of its parameter groups.
+    """
+    momentum = 0.0 if isinstance(optimizer, Muon) else float(group.get("momentum", 0.0))
+    dampening = float(group.get("dampening", 0.0))
+    return float(group["lr"]) * (1 - dampening) / (1 - momentum)

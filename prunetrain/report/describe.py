@@ -5,7 +5,6 @@ In: graphs, network files, checkpoints, runs. Out: dictionaries of literals.
 
 from typing import Any
 
-from prunetrain.channels.spaces import find_spaces
 from prunetrain.graph.costs import Costs, costs, out_channels, parameters
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
@@ -13,12 +12,17 @@ from prunetrain.paths import RunPaths
 
 
 def network(graph: LayerGraph, dense: LayerGraph | None = None) -> dict[str, Any]:
-    """Layers, totals and frozen spaces of a network.
+    """Layers and totals of a network, and what of it can be cut.
+
+    `cuttable` has the MACs in channels that can be cut, as a number and as a share; `frozen` the spaces of layers that stay.
 
     Args:
         graph: the network.
         dense: the network before any cut; adds `was` to each layer and shares to the totals.
     """
+    from prunetrain.channels.coverage import cuttable_macs
+    from prunetrain.channels.spaces import find_spaces
+
     cost = costs(graph)
     before = {layer.name: out_channels(layer) for layer in dense.layers} if dense else {}
     rows = []
@@ -37,13 +41,19 @@ def network(graph: LayerGraph, dense: LayerGraph | None = None) -> dict[str, Any
                 "params": row.params,
             }
         )
-    spaces = find_spaces(graph).spaces
+    spaces = find_spaces(graph)
+    coverage = cuttable_macs(graph, spaces)
     described: dict[str, Any] = {
         "network": graph.class_name,
         "input_shape": list(graph.input_shape),
         "layers": rows,
         "totals": totals(cost),
-        "frozen": [{"space": s.name, "channels": len(s.channels), "why": s.frozen} for s in spaces if s.frozen],
+        "cuttable": {"macs": round(coverage.cuttable_macs), "share": round(coverage.share, 4)},
+        "frozen": [
+            {"space": space.name, "channels": len(space.channels), "why": space.frozen}
+            for space in spaces.spaces
+            if space.frozen and any(space.members.values())
+        ],
     }
     if dense is not None and dense != graph:
         described["dense_totals"] = totals(costs(dense))

@@ -7,10 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 BAR_WIDTH = 10
+MOST_NAMES = 3  # of spaces in a line
 
 
 def print_network(console: Console, described: dict[str, Any]) -> None:
-    """A network's layers, totals and frozen spaces."""
+    """A network's layers and totals, and what of it can be cut."""
     shape = "x".join(map(str, described["input_shape"]))
     table = _table(f"{described['network']}, input {shape}", "layer", "output", "channels", "", "MACs", "params")
     for row in described["layers"]:
@@ -24,8 +25,25 @@ def print_network(console: Console, described: dict[str, Any]) -> None:
         shares = [f"{total[key] / dense[key]:.1%}" for key in ("channels", "macs", "params")]
         table.add_row("of the dense network", "", shares[0], "", shares[1], shares[2])
     console.print(table)
-    for space in described["frozen"]:
-        console.print(f"frozen: {space['space']} ({space['channels']} channels), {space['why']}")
+    console.print()
+    _print_what_stays(console, described["cuttable"]["share"], described["frozen"])
+
+
+def _print_what_stays(console: Console, cuttable: float, frozen: list[dict[str, Any]]) -> None:
+    """The share of the MACs that can be cut, and by reason the spaces that stay."""
+    console.print(f"{cuttable:.1%} of the MACs are in channels that can be cut{'; these stay:' if frozen else ''}")
+    reasons: dict[str, list[dict[str, Any]]] = {}
+    for space in frozen:
+        reasons.setdefault(space["why"], []).append(space)
+    for why, spaces in reasons.items():
+        channels = sum(space["channels"] for space in spaces)
+        console.print(f"  {why}: {channels:,} channels of {_listed([space['space'] for space in spaces])}", soft_wrap=True, markup=False)
+
+
+def _listed(names: list[str]) -> str:
+    """The first names in a row: a, b, c and 9 more."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def print_change(console: Console, described: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from prunetrain.channels.slicing import Proposal
 from prunetrain.errors import OutputError
@@ -22,6 +21,7 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
+from prunetrain.training.outputs import loss_of
 from prunetrain.training.state import TrainState
 
 CHOICES = (1, 2, 4, 8, 16, 32, 64)
@@ -110,7 +110,7 @@ class _Step:
         self._wait()
         start = time.perf_counter()
         with self._state.autocast():
-            loss = F.cross_entropy(self._model(images), labels)
+            loss = loss_of(self._model(images), labels, aux_weight=self._state.config.aux_weight)
         torch.autograd.backward(loss)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

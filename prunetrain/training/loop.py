@@ -15,6 +15,7 @@ from prunetrain.graph.costs import TRAIN_TO_FORWARD
 from prunetrain.training.data import DataSource
 from prunetrain.training.events import Observer
 from prunetrain.training.optimizers import lasso_pull
+from prunetrain.training.outputs import logits_of, loss_of
 from prunetrain.training.state import TrainState
 
 
@@ -107,17 +108,19 @@ class _Running:
 def _train_step(state: TrainState, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """One optimizer step; returns the mean cross-entropy and the number of right guesses, both still on the device."""
     with state.autocast():
-        logits = state.forward(state.to_memory_format(images))
-        loss = F.cross_entropy(logits, labels, label_smoothing=state.config.label_smoothing)
+        outputs = state.forward(state.to_memory_format(images))
+        loss = loss_of(outputs, labels, aux_weight=state.config.aux_weight, label_smoothing=state.config.label_smoothing)
     torch.autograd.backward(state.scaler.scale(loss))
     strength = _regularize(state, loss)
+    scale = state.scaler.get_scale()
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    if state.lasso and state.config.lasso_step == "proximal":
+    stepped = state.scaler.get_scale() >= scale  # a step with overflows is skipped, and the scale lowered
+    if state.lasso and state.config.lasso_step == "proximal" and stepped:
         state.lasso.shrink_(lasso_pull(state.optimizer, strength))
     state.scheduler.step()
-    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+    return loss.detach(), (logits_of(outputs).detach().argmax(1) == labels).sum()
 
 
 def _regularize(state: TrainState, loss: Tensor) -> float:
@@ -147,7 +150,7 @@ def evaluate_batches(state: TrainState, batches: Iterator[tuple[Tensor, Tensor]]
     count = 0
     for images, labels in batches:
         with state.autocast():
-            logits = state.forward(state.to_memory_format(images))
+            logits = logits_of(state.forward(state.to_memory_format(images)))
         loss += F.cross_entropy(logits.float(), labels, reduction="sum").double()
         guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = guesses == labels[:, None]

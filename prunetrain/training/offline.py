@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prunetrain.channels.slicing import propose_cut
+from prunetrain.channels.slicing import gate, propose_cut
 from prunetrain.config import TrainConfig, build_config
 from prunetrain.errors import OutputError
 from prunetrain.files import write_text
@@ -49,6 +49,8 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
     plan = proposal.plan(granularity)
     watch.lap("select")
     cut = proposal.apply(plan)
+    if config.residual == "gating":
+        cut = gate(cut, threshold=config.threshold, granularity=granularity)
     smaller = cut_checkpoint(checkpoint, cut)
     watch.lap("slice")
     old_run = run_of_checkpoint(path)
@@ -63,7 +65,7 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
         written = write_pair(run, cut.graph, dense, replace(smaller, config=config.to_dict() | {"name": run.name}))
         watch.lap("write")
         again = load_checkpoint(written)
-        load_weights(read_network_of(written, again)[1], run.network(again.progress.epoch), again, written)
+        load_weights(read_network_of(written, again)[1], cut.graph, run.network(again.progress.epoch), again, written)
         watch.lap("load")
     change = Change.of(costs(graph), cut, granularity, watch.seconds)
     return Done(change, run.network(checkpoint.progress.epoch), written)

@@ -8,6 +8,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from prunetrain.config import TrainConfig
+from prunetrain.regularizers.group_lasso import pull
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
@@ -48,6 +49,5 @@ def lr_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], floa
 
 
 def lasso_pull(optimizer: Optimizer, strength: float) -> float:
-    """How far the lasso moves a group's norm in one step: lr * lambda / (1 - momentum) for SGD, lr * lambda for AdamW."""
-    group = optimizer.param_groups[0]
-    return float(group["lr"]) * strength / (1 - float(group.get("momentum", 0.0)))
+    """How far the lasso moves a group's norm in one step (`group_lasso.pull`)."""
+    return strength * pull(optimizer, optimizer.param_groups[0])

@@ -3,7 +3,7 @@
 import time
 from dataclasses import replace
 
-from prunetrain.channels.slicing import Cut, propose_cut, slice_optimizer_state
+from prunetrain.channels.slicing import Cut, gate, propose_cut, slice_optimizer_state
 from prunetrain.training.checkpoints import Checkpoint
 from prunetrain.training.data import DataSource
 from prunetrain.training.events import Change, Reconfiguration
@@ -46,6 +46,8 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
     granularity = choose_granularity(state, proposal, _timing_budget(state))
     watch.lap("time")
     cut = proposal.apply(proposal.plan(granularity))
+    if config.residual == "gating":
+        cut = gate(cut, threshold=config.threshold, granularity=granularity)
     smaller = cut_checkpoint(state.checkpoint(), cut)
     watch.lap("slice")
     path = write_pair(state.run, cut.graph, state.dense, smaller)

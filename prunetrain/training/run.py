@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from prunetrain.config import TrainConfig, build_config
+from prunetrain.config import TrainConfig, build_config, flag_of
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.files import append_line, remove_leftovers, write_text
 from prunetrain.graph.costs import costs
+from prunetrain.models import short_name
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from prunetrain.training.data import DataSource, load_data
@@ -45,13 +46,13 @@ def start_run(config: TrainConfig, observer: Observer) -> Outcome:
     """
     device = choose_device(config)
     data = load_data(config, device)
-    state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, device)
+    state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, device, observer.message)
     return _train(state, data, observer)
 
 
 def run_name(config: TrainConfig) -> str:
-    """The name of a run: the given one, or model and data set."""
-    return config.name or f"{config.model}-{config.dataset}"
+    """The name of a run: the given one, or model and data set, such as `resnet18-digits` for `torchvision:resnet18`."""
+    return config.name or f"{short_name(config.model)}-{config.dataset}"
 
 
 def resume_run(path: Path, given: dict[str, Any], observer: Observer) -> Outcome:
@@ -85,9 +86,9 @@ def config_of(path: Path, given: dict[str, Any]) -> TrainConfig:
     """
     config = stored_config(path, load_checkpoint(path))
     changed = {key: value for key, value in given.items() if getattr(config, key) != value}
-    fixed = sorted(key.replace("_", "-") for key in changed.keys() - CHANGEABLE - {"name", "output_dir"})
+    fixed = sorted(map(flag_of, changed.keys() - CHANGEABLE - {"name", "output_dir"}))
     if fixed:
-        raise ConfigError(f"--{fixed[0]} cannot change when a run is resumed: leave it out, or start a new run with --name")
+        raise ConfigError(f"{fixed[0]} cannot change when a run is resumed: leave it out, or start a new run with --name")
     return build_config(config.to_dict(), {key: value for key, value in changed.items() if key in CHANGEABLE})
 
 

@@ -16,22 +16,24 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from prunetrain.channels.spaces import find_spaces
-from prunetrain.config import TrainConfig
+from prunetrain.config import TrainConfig, parse_arguments
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.files import write_text
 from prunetrain.graph.costs import Costs, costs
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.graph.load import instantiate, read_graph, sha256_of
+from prunetrain.graph.load import read_graph, sha256_of
 from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.trace import trace_with_state
+from prunetrain.models import build, weights
+from prunetrain.models.assembling import assemble
 from prunetrain.paths import RunPaths, new_run
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.checkpoints import Checkpoint, Progress, load_checkpoint, read_network_of, restore_rng, rng_state, save_checkpoint
 from prunetrain.training.data import DataSource
 from prunetrain.training.optimizers import build_optimizer, build_scheduler
-from prunetrain.zoo import build
+from prunetrain.training.outputs import Outputs
 
 _AMP_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,7 +50,7 @@ class TrainState:
     network: Path
     network_sha256: str
     model: nn.Module
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], Outputs]
     optimizer: Optimizer
     scheduler: LambdaLR
     scaler: GradScaler
@@ -62,7 +64,7 @@ class TrainState:
         Raises:
             ConfigError: if it is not.
         """
-        classes = infer_shapes(self.graph)[self.graph.output.index][0]
+        classes = infer_shapes(self.graph)[self.graph.output.index][1]
         if self.graph.input_shape != data.input_shape or classes != data.num_classes:
             wanted, got = ("x".join(map(str, shape)) for shape in (self.graph.input_shape, data.input_shape))
             raise ConfigError(f"{self.network} takes {wanted} images of {classes} classes, and the data has {got} of {data.num_classes}")
@@ -112,22 +114,30 @@ def choose_device(config: TrainConfig) -> torch.device:
     return device
 
 
-def new_state(config: TrainConfig, run: RunPaths, data: DataSource, device: torch.device) -> TrainState:
-    """A run at its start: the zoo's network flattened, its file and first checkpoint written, and read back.
+def new_state(
+    config: TrainConfig, run: RunPaths, data: DataSource, device: torch.device, say: Callable[[str], object] = lambda line: None
+) -> TrainState:
+    """A run at its start: the network built and flattened, its file and first checkpoint written, and read back.
 
     Args:
         config: the settings; the run's name goes into them.
         run: where it is to be; if another run is there, the next free name is taken.
         data: decides the network's input and output.
         device: where to train.
+        say: is told what was left out of a file of weights.
 
     Raises:
-        ConfigError: for a network that does not fit the data.
+        ConfigError: for a network that cannot be built or does not fit the data, and weights that do not fit it.
         OutputError: if the files cannot be written.
     """
     torch.manual_seed(config.seed)
-    model = build(config.model, input_shape=data.input_shape, num_classes=data.num_classes)
+    arguments = parse_arguments(config.model_args)
+    model = build(config.model, input_shape=data.input_shape, num_classes=data.num_classes, model_args=arguments)
+    if config.weights:
+        for line in weights.load_weights(model, Path(config.weights)).lines():
+            say(line)
     traced = trace_with_state(model, torch.zeros(2, *data.input_shape))
+    _check_outputs(traced.graph, config, data)
     _check_batch(traced.graph, config)
     with new_run(run.output_dir, run.name) as free:
         config = replace(config, name=free.name)
@@ -147,12 +157,22 @@ def new_state(config: TrainConfig, run: RunPaths, data: DataSource, device: torc
         return load_state(path, config, data.steps_per_epoch(config.batch_size), device)
 
 
+def _check_outputs(graph: LayerGraph, config: TrainConfig, data: DataSource) -> None:
+    """Refuse a network that was not built for the data's number of classes, as a person's own file may be."""
+    shape = infer_shapes(graph)[graph.output.index][1:]
+    if shape != (data.num_classes,):
+        raise ConfigError(
+            f"{config.model} gives {'x'.join(map(str, shape))} numbers an image, and the data has {data.num_classes} classes: "
+            "it must return one logit a class, so let what makes it take num_classes"
+        )
+
+
 def _check_batch(graph: LayerGraph, config: TrainConfig) -> None:
     """Refuse batches of one image where BatchNorm would see one value a channel, which has no variance."""
     shapes = infer_shapes(graph)
     kinds = {f"self.{layer.name}": layer.kind for layer in graph.layers}
     for value, step in graph.results():
-        if config.batch_size == 1 and "BatchNorm" in kinds.get(step.target, "") and prod(shapes[value.index][1:]) == 1:
+        if config.batch_size == 1 and "BatchNorm" in kinds.get(step.target, "") and prod(shapes[value.index][2:]) == 1:
             raise ConfigError(f"--batch-size 1 is too small for {config.model}, whose BatchNorm sees one value a channel: use 2 or more")
 
 
@@ -192,7 +212,7 @@ def load_state(path: Path, config: TrainConfig, steps_per_epoch: int, device: to
     network, source = read_network_of(path, checkpoint)
     graph = parse(source, str(network))
     run = RunPaths(network.parent.parent.parent, network.parent.name)
-    model = load_weights(source, network, checkpoint, path).to(device)
+    model = load_weights(source, graph, network, checkpoint, path).to(device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model.parameters(), config)
@@ -201,6 +221,7 @@ def load_state(path: Path, config: TrainConfig, steps_per_epoch: int, device: to
     try:
         if checkpoint.optimizer:
             optimizer.load_state_dict(checkpoint.optimizer)
+            _match_formats(optimizer)
         scheduler.last_epoch = checkpoint.scheduler["last_epoch"]
         for group, base in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = base * scheduler.lr_lambdas[0](scheduler.last_epoch)
@@ -231,17 +252,22 @@ def load_state(path: Path, config: TrainConfig, steps_per_epoch: int, device: to
     )
 
 
-def load_weights(source: str, network: Path, checkpoint: Checkpoint, path: Path) -> nn.Module:
+def _match_formats(optimizer: Optimizer) -> None:
+    """Give what the optimizer keeps for a parameter the parameter's memory format, which fused optimizers count on."""
+    for parameter, entries in optimizer.state.items():
+        for key, entry in entries.items():
+            if isinstance(entry, Tensor) and entry.shape == parameter.shape and entry.stride() != parameter.stride():
+                entries[key] = torch.empty_like(parameter, dtype=entry.dtype).copy_(entry)
+
+
+def load_weights(source: str, graph: LayerGraph, network: Path, checkpoint: Checkpoint, path: Path) -> nn.Module:
     """The network of a file with the weights of its checkpoint, on the CPU.
 
     Raises:
         CheckpointError: if the weights do not fit the network.
     """
-    with torch.device("meta"):
-        model = instantiate(source, str(network))
     try:
-        model.load_state_dict(checkpoint.model, assign=True)
+        return assemble(source, str(network), graph, checkpoint.model)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise CheckpointError(f"{path}: its weights do not fit {network}: {lines[min(1, len(lines) - 1)]}") from None
-    return model

@@ -1,0 +1,213 @@
+"""prunetrain beside Torch-Pruning: seconds to analyse a network and to cut 30% of its channels, and networks that are hard to analyse.
+
+    python benchmarks/beside_torch_pruning.py runs/coverage
+
+Needs `pip install torch-pruning`. In: a folder for the results. Out: `torch_pruning.json` in it, which `coverage.py --table` reads.
+Both get copies of one network (1000 classes), one image 3x224x224, the class scores left alone, one thread, and take turns.
+
+* analyse: `DependencyGraph().build_dependency` | `trace_with_state` and `find_spaces`
+* cut: `step` of a `BasePruner` with `MagnitudeImportance`, 30% of every group | `propose_cut`, `plan`, `apply` with zeros in the 30% of
+  every space that are weakest by the norm of all its weights. Of this, `slice`: the groups' `prune()` | `apply`
+
+Torch-Pruning changes the network in place. prunetrain finds what is dead and where constants go, and makes a new graph and new weights.
+"""
+
+import argparse
+import copy
+import json
+import multiprocessing
+import statistics
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning as tp  # type: ignore[import-untyped]
+from coverage_checks import outputs, randomise
+from torch import Tensor, nn
+
+from prunetrain import models
+from prunetrain.channels.masking import mask_channels
+from prunetrain.channels.selection import Bools
+from prunetrain.channels.slicing import propose_cut
+from prunetrain.channels.spaces import ChannelSpaces, find_spaces
+from prunetrain.graph.costs import costs
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.load import instantiate
+from prunetrain.graph.render import render
+from prunetrain.graph.trace import trace, trace_with_state
+
+TIMED = ("resnet50", "densenet201", "efficientnet_b0", "vgg16_bn")
+HARD = (("shufflenet_v2_x1_0", False), ("googlenet", True), ("inception_v3", True), ("vit_b_16", False), ("swin_t", False))  # in train mode
+RATIO = 0.3
+REPEATS = 5
+LIMIT = 60  # seconds for a hard one
+_CLASSES = 1000
+_THRESHOLD = 1e-12
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Seconds of a tool, and what is left of the network: MACs (prunetrain's count of both) and parameters."""
+
+    analyse: float
+    cut: float
+    slice: float
+    macs: int
+    params: int
+
+
+def main() -> None:
+    """Measure both tools on all networks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="folder for the results")
+    folder: Path = parser.parse_args().results
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    trace(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 4, 4))  # imports what the first trace imports
+    found: dict[str, Any] = {"versions": {"torch-pruning": _version()}, "timed": {}, "hard": {}}
+    for name in TIMED:
+        found["timed"][name] = compare(name)
+        print(name, json.dumps(found["timed"][name]), flush=True)
+    for name, training in HARD:
+        found["hard"][name] = {"training": training} | {
+            tool.__name__: _limited(tool, name, training) for tool in (torch_pruning, prunetrain)
+        }
+        print(name, json.dumps(found["hard"][name]), flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "torch_pruning.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def compare(name: str) -> dict[str, Any]:
+    """Both tools in turn, `REPEATS` times: median, least and most seconds of each phase, and what is left."""
+    model = build(name)
+    dense = costs(trace(model, _image(name)))
+    runs: dict[str, list[Outcome]] = {"torch_pruning": [], "prunetrain": []}
+    for _ in range(REPEATS):
+        for tool in (torch_pruning, prunetrain):
+            runs[tool.__name__].append(tool(copy.deepcopy(model), _image(name)))
+    return {"dense": {"macs": dense.macs, "params": dense.params}} | {tool: _summary(outcomes) for tool, outcomes in runs.items()}
+
+
+def build(name: str) -> nn.Module:
+    """A network of torchvision with random weights, in eval mode."""
+    torch.manual_seed(0)
+    arguments = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = models.build(f"torchvision:{name}", input_shape=(3, *_image(name).shape[2:]), num_classes=_CLASSES, model_args=arguments)
+    randomise(model)
+    return model.eval()
+
+
+def torch_pruning(model: nn.Module, image: Tensor) -> Outcome:
+    """Torch-Pruning on a network, which is changed. It looks at networks in eval mode."""
+    training = model.training
+    start = time.perf_counter()
+    tp.DependencyGraph().build_dependency(model, image)
+    analyse = time.perf_counter() - start
+    scores = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == _CLASSES]
+    pruner = tp.pruner.BasePruner(
+        model,
+        image,
+        importance=tp.importance.MagnitudeImportance(),
+        pruning_ratio=RATIO,
+        ignored_layers=scores,
+        in_channel_groups={},
+        out_channel_groups={},
+    )
+    slicing = 0.0
+    start = time.perf_counter()
+    for group in pruner.step(interactive=True):
+        before = time.perf_counter()
+        group.prune()
+        slicing += time.perf_counter() - before
+    cut = time.perf_counter() - start
+    outputs(model.train(training), torch.cat([image, image]))
+    cost = costs(trace(model, image))
+    return Outcome(analyse, cut, slicing, cost.macs, cost.params)
+
+
+def prunetrain(model: nn.Module, image: Tensor) -> Outcome:
+    """Prunetrain on a network."""
+    start = time.perf_counter()
+    traced = trace_with_state(model, image)
+    spaces = find_spaces(traced.graph)
+    analyse = time.perf_counter() - start
+    graph, state = traced.graph, {name: tensor.detach() for name, tensor in traced.state.items()}
+    masked = mask_channels(graph, state, spaces, _weakest(graph, state, spaces))
+    start = time.perf_counter()
+    proposal = propose_cut(graph, masked, threshold=_THRESHOLD, criterion="either")
+    plan = proposal.plan()
+    before = time.perf_counter()
+    smaller = proposal.apply(plan)
+    end = time.perf_counter()
+    network = instantiate(render(smaller.graph, dense=graph), "network.py")
+    network.load_state_dict(smaller.state)
+    network.train(model.training)
+    outputs(network, torch.cat([image, image]))
+    cost = costs(smaller.graph)
+    return Outcome(analyse, end - start, end - before, cost.macs, cost.params)
+
+
+def _weakest(graph: LayerGraph, state: Mapping[str, Tensor], spaces: ChannelSpaces) -> Bools:
+    """The share `RATIO` of every space that may be cut, weakest first."""
+    strength = propose_cut(graph, state, threshold=_THRESHOLD, criterion="either").candidates.strength
+    gone = np.zeros(spaces.num_channels, dtype=bool)
+    for space in spaces.spaces:
+        if not space.frozen:
+            order = np.argsort(strength[space.channels], kind="stable")
+            gone[space.channels[order[: int(RATIO * len(order))]]] = True
+    return gone
+
+
+def _image(name: str) -> Tensor:
+    side = 299 if name == "inception_v3" else 224
+    return torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def _summary(outcomes: list[Outcome]) -> dict[str, Any]:
+    phases = {phase: [asdict(outcome)[phase] for outcome in outcomes] for phase in ("analyse", "cut", "slice")}
+    spread = {phase: [statistics.median(times), min(times), max(times)] for phase, times in phases.items()}
+    return spread | {"macs": outcomes[-1].macs, "params": outcomes[-1].params}
+
+
+def _limited(tool: Any, name: str, training: bool) -> dict[str, Any]:
+    """A tool on a hard network in a process of its own: what is left, or what went wrong."""
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=_send, args=(tool, name, training, sender))
+    process.start()
+    sender.close()
+    try:
+        found: dict[str, Any] = receiver.recv() if receiver.poll(LIMIT) else {"why": f"not done after {LIMIT} s"}
+        return found
+    except EOFError:
+        return {"why": "the process ended"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _send(tool: Any, name: str, training: bool, sender: Connection) -> None:
+    try:
+        model, image = build(name), _image(name)
+        dense = costs(trace(model, image))
+        batch = torch.cat([image, image]) if training else image  # BatchNorm needs more than one number a channel
+        outcome = tool(model.train(training), batch)
+        sender.send(asdict(outcome) | {"macs_left": outcome.macs / dense.macs, "params_left": outcome.params / dense.params})
+    except Exception as error:  # whatever it is, it is a result
+        sender.send({"why": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]})
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("torch-pruning")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""An abstract value: what is known of the elements of a result whatever the images are, and what functions make of it.
+
+An element is unknown, or a constant with the number it has in eval mode and the one it has in train mode.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from prunetrain.channels.grids import Mover, Operand, Shapes, broadcast, pads, placed, reduced, varying
+from prunetrain.graph.function_shapes import dims_of
+from prunetrain.graph.functions import FAMILY_OF, Family
+from prunetrain.graph.layergraph import Attribute, Step, Value
+from prunetrain.graph.windows import Shape
+
+
+@dataclass(frozen=True)
+class Abstract:
+    """Three grids (`grids.py`) that fit together: `known` bool; `eval_mode` and `train_mode` float64, meaningful where known."""
+
+    known: Tensor
+    eval_mode: Tensor
+    train_mode: Tensor
+
+    @classmethod
+    def unknown(cls, *shape: int) -> "Abstract":
+        """Nothing known, as grids of a shape."""
+        zeros = torch.zeros(shape, dtype=torch.float64)
+        return cls(torch.zeros(shape, dtype=torch.bool), zeros, zeros)
+
+    @classmethod
+    def number(cls, number: Tensor) -> "Abstract":
+        """The same constants in both modes."""
+        return cls(torch.ones(number.shape, dtype=torch.bool), number, number)
+
+    @property
+    def zero(self) -> Tensor:
+        """Where it is zero in both modes."""
+        return self.known & (self.eval_mode == 0) & (self.train_mode == 0)
+
+    def agrees(self, tolerance: float) -> Tensor:
+        """Where it is the same in both modes."""
+        return self.known & ((self.eval_mode - self.train_mode).abs() <= tolerance)
+
+    def only(self, where: Tensor) -> "Abstract":
+        """The same with less known."""
+        return Abstract(self.known & where, self.eval_mode, self.train_mode)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Abstract":
+        """All three grids changed alike."""
+        return Abstract(change(self.known), change(self.eval_mode), change(self.train_mode))
+
+    def broadcast(self) -> "Abstract":
+        """The three grids in one size."""
+        return Abstract(*broadcast(self.known, self.eval_mode, self.train_mode))
+
+    def along(self, dim: int, size: int) -> "Abstract":
+        """What is known of each position of a dimension, as grids (size,): constants are the same beside it, in all other dimensions."""
+        whole = self.broadcast()
+        others = [d for d in varying(whole.known) if d != dim % whole.known.dim()]
+        if others:
+            return Abstract.unknown(size)
+        return whole.map(lambda grid: grid.reshape(-1).expand(size))
+
+    def placed(self, dim: int, rank: int) -> "Abstract":
+        """The inverse of `along`."""
+        return self.map(lambda row: placed(row, dim, rank))
+
+
+class Functions:
+    """What the functions of a graph make of abstract values.
+
+    Args:
+        mover: runs moves.
+        shapes: the graph's shapes.
+        value_of: the abstract value of a result or declared tensor.
+    """
+
+    def __init__(self, mover: Mover, shapes: Shapes, value_of: Callable[[Operand], Abstract]) -> None:
+        self._mover = mover
+        self._shapes = shapes
+        self._value_of = value_of
+
+    def result(self, step: Step, shape: Shape) -> Abstract:
+        """What is known of the result of a step that calls a function."""
+        rule = _RULES.get(step.target) or _FAMILY_RULES.get(FAMILY_OF[step.target])
+        return rule(self, step, shape) if rule else Abstract.unknown(*(1,) * len(shape))
+
+    def _source(self, step: Step) -> Abstract:
+        return self._value_of(step["input"])
+
+    def _elementwise(self, step: Step, shape: Shape) -> Abstract:
+        source = self._source(step)
+        function = getattr(torch if step.target.startswith("torch.") else F, step.target.split(".")[1])
+        arguments = {name: value for name, value in step.arguments if name != "input"}
+        in_eval, in_train = function(source.eval_mode, **arguments), function(source.train_mode, **arguments)
+        return Abstract(source.known & in_eval.isfinite() & in_train.isfinite(), in_eval, in_train)
+
+    def _zeros_only(self, step: Step, shape: Shape) -> Abstract:
+        source = self._source(step)
+        return source.only(source.zero)
+
+    def _beside_images(self, source: Abstract) -> Abstract:
+        """The source, if it is the same all over each image."""
+        return Abstract.unknown(*(1,) * source.known.dim()) if {2, 3} & set(varying(source.broadcast().known)) else source
+
+    def _pool(self, step: Step, shape: Shape) -> Abstract:
+        source = self._beside_images(self._source(step))
+        if step.target == "F.avg_pool2d" and not (step["padding"] == 0 and not step["ceil_mode"] and step["divisor_override"] is None):
+            return source.only(source.zero)
+        return source
+
+    def _reduce(self, step: Step, shape: Shape) -> Abstract:
+        source = self._source(step).broadcast()
+        rank = source.known.dim()
+        dims = dims_of(tuple(range(rank)) if step["dim"] is None else step["dim"], rank)
+        if step.target not in ("torch.mean", "torch.sum", "torch.amax", "torch.amin") or set(dims) & set(varying(source.known)):
+            return Abstract.unknown(*(1,) * len(shape))
+        count = 1
+        for dim in dims if step.target == "torch.sum" else ():
+            count *= self._shapes.of(step["input"])[dim]
+        source = source.map(lambda grid: reduced(grid, step))
+        return Abstract(source.known, source.eval_mode * count, source.train_mode * count)
+
+    def _move(self, step: Step, shape: Shape) -> Abstract:
+        whole = {operand: self._value_of(operand).broadcast() for operand in step.operands() if not self._mover.is_index(operand)}
+        moved = [self._mover.move(step, lambda operand, i=i: _grids(whole[operand])[i]) for i in range(3)]  # type: ignore[misc]
+        return Abstract(*moved)
+
+    def _pixel_shuffle(self, step: Step, shape: Shape) -> Abstract:
+        source = self._beside_images(self._source(step))
+        return self._move(step, shape) if source is self._source(step) else Abstract.unknown(1, 1, 1, 1)
+
+    def _pad(self, step: Step, shape: Shape) -> Abstract:
+        """Channels that are constants stay so if what is put around them is the same; channels that are put beside them are constants."""
+        source = self._source(step).broadcast()
+        if step["mode"] != "constant":
+            return source if not set(pads(step, len(shape))) & set(varying(source.known)) else Abstract.unknown(*(1,) * len(shape))
+        filling = float(step["value"] or 0)
+        for dim, (before, after) in pads(step, len(shape)).items():
+            if source.known.shape[dim] == 1:
+                source = source.only((source.eval_mode == filling) & (source.train_mode == filling))
+                continue
+            if before < 0 or after < 0:
+                return Abstract.unknown(*(1,) * len(shape))
+            sizes = list(source.known.shape)
+            around = []
+            for count in (before, after):
+                sizes[dim] = count
+                around.append(Abstract.number(torch.full(sizes, filling, dtype=torch.float64)))
+            parts = (around[0], source, around[1])
+            source = Abstract(*(torch.cat([_grids(part)[i] for part in parts], dim) for i in range(3)))
+        return source
+
+    def _operands(self, step: Step, rank: int) -> tuple[Abstract, Abstract]:
+        found = []
+        for name in ("input", "other"):
+            operand = step[name]
+            if isinstance(operand, Value | Attribute):
+                abstract = self._value_of(operand)
+                own = abstract.known.dim()
+                found.append(abstract.map(lambda grid, own=own: grid.reshape((1,) * (rank - own) + tuple(grid.shape))))  # type: ignore[misc]
+            else:
+                found.append(Abstract.number(torch.full((1,) * rank, float(operand), dtype=torch.float64)))
+        return found[0], found[1]
+
+    def _binary(self, step: Step, shape: Shape) -> Abstract:
+        a, b = self._operands(step, len(shape))
+        function: Callable[[Tensor, Tensor], Tensor] = _BINARY[step.target]
+        known = a.known & b.known
+        in_eval, in_train = function(a.eval_mode, b.eval_mode), function(a.train_mode, b.train_mode)
+        if step.target == "*":
+            zero = a.zero | b.zero
+            return Abstract(known | zero, torch.where(zero, 0.0, in_eval), torch.where(zero, 0.0, in_train))
+        return Abstract(known & in_eval.isfinite() & in_train.isfinite(), in_eval, in_train)
+
+    def _index_add(self, step: Step, shape: Shape) -> Abstract:
+        dim = step["dim"] % len(shape)
+        index = self._mover.index(step["index"].name)
+        into = self._value_of(step["input"]).along(dim, shape[dim])
+        source = self._value_of(step["source"]).along(dim, len(index))
+        known = into.known.clone()
+        known[index] &= source.known
+        modes = [torch.index_add(a.contiguous(), 0, index, b) for a, b in zip(_grids(into)[1:], _grids(source)[1:], strict=True)]
+        return Abstract(known, modes[0], modes[1]).placed(dim, len(shape))
+
+
+def _grids(abstract: Abstract) -> tuple[Tensor, Tensor, Tensor]:
+    return abstract.known, abstract.eval_mode, abstract.train_mode
+
+
+_BINARY: Final[dict[str, Any]] = {
+    "+": torch.add,
+    "-": torch.sub,
+    "*": torch.mul,
+    "/": torch.div,
+    "torch.maximum": torch.maximum,
+    "torch.minimum": torch.minimum,
+}
+_FAMILY_RULES: Final[dict[Family, Callable[[Functions, Step, Shape], Abstract]]] = {
+    Family.ELEMENTWISE: Functions._elementwise,
+    Family.RANDOM: Functions._zeros_only,  # in train mode chance makes a constant random
+    Family.BINARY: Functions._binary,
+    Family.POOL: Functions._pool,
+    Family.REDUCE: Functions._reduce,
+    Family.MOVE: Functions._move,
+}
+_RULES: Final[dict[str, Callable[[Functions, Step, Shape], Abstract]]] = {
+    "F.pad": Functions._pad,
+    "F.pixel_shuffle": Functions._pixel_shuffle,
+    "torch.index_add": Functions._index_add,
+}

@@ -1,0 +1,119 @@
+"""Networks for inference: without what only training needs, and with BatchNorm folded into the layer before it.
+
+In: a graph and its state dict. Out: both, smaller, with the same outputs in eval mode. Nothing is changed in place.
+
+    BatchNorm(W x + b) = gamma * (W x + b - mean) / sqrt(var + eps) + beta = (s W) x + (s (b - mean) + beta),    s = gamma / sqrt(var + eps)
+
+In train mode BatchNorm works with the statistics of the batch, which the folded network knows nothing of.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from prunetrain.graph.layergraph import Layer, LayerGraph, Step, Value
+from prunetrain.graph.shapes import infer_shapes
+
+_FOLDS = {"Conv1d": "BatchNorm1d", "Conv2d": "BatchNorm2d", "Linear": "BatchNorm1d"}
+
+
+def batch_norms(graph: LayerGraph) -> int:
+    """How many BatchNorm layers a graph has."""
+    return sum(layer.kind.startswith("BatchNorm") for layer in graph.layers)
+
+
+def for_inference(graph: LayerGraph, state: Mapping[str, Tensor]) -> tuple[LayerGraph, dict[str, Tensor]]:
+    """Leave out the heads that exist in train mode only."""
+    smaller = replace(_without(graph, {Value(number + 1): None for number in graph.in_training_only}), auxiliary=())
+    used = {name for step in smaller.steps for name in (step.layer, *step.attributes()) if name}
+    return smaller, {name: tensor for name, tensor in state.items() if name.partition(".")[0] in used}
+
+
+def fold_batch_norm(graph: LayerGraph, state: Mapping[str, Tensor]) -> tuple[LayerGraph, dict[str, Tensor]]:
+    """Fold every BatchNorm that reads a conv or linear layer and has its result for itself; the others stay.
+
+    Neither of the two may be called twice, and the BatchNorm must keep running statistics. The arithmetic is in float64; weights keep
+    their type.
+
+    Args:
+        graph: the network.
+        state: its state dict, on any device.
+    """
+    folds = _foldable(graph)
+    gone = {norm.name for norm in folds.values()}
+    folded: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        layer, _, part = name.partition(".")
+        if layer in folds and part == "weight":
+            folded[name], folded[f"{layer}.bias"] = _fold(state, layer, folds[layer])
+        elif layer not in folds and layer not in gone:
+            folded[name] = tensor
+    biased = {layer.name: layer.with_arguments(bias=True) for layer in graph.layers if layer.name in folds}
+    calls = {value: step["input"] for value, step in graph.results() if step.layer in gone}
+    return _without(graph, calls, biased), folded
+
+
+def _foldable(graph: LayerGraph) -> dict[str, Layer]:
+    """The BatchNorm that each layer can take in, by the layer's name."""
+    shapes, uses = infer_shapes(graph), graph.uses()
+    layers = {layer.name: layer for layer in graph.layers}
+    calls = Counter(step.layer for step in graph.steps)
+    folds = {}
+    for value, step in graph.results():
+        producer = layers.get(step.layer or "")
+        if producer is None or producer.kind not in _FOLDS or len(uses[value]) != 1 or value in graph.outputs:
+            continue
+        reader = graph.steps[uses[value][0]]
+        norm = layers.get(reader.layer or "")
+        if norm is None or norm.kind != _FOLDS[producer.kind] or not norm["track_running_stats"]:
+            continue
+        rows = producer.kind == "Linear" and len(shapes[value.index]) > 2  # there BatchNorm's channels are rows, not features
+        if calls[producer.name] == calls[norm.name] == 1 and not rows:
+            folds[producer.name] = norm
+    return folds
+
+
+def _fold(state: Mapping[str, Tensor], producer: str, norm: Layer) -> tuple[Tensor, Tensor]:
+    """The weight and bias of a layer that has taken in its BatchNorm."""
+    weight = state[f"{producer}.weight"]
+    mean, variance = (state[f"{norm.name}.running_{what}"].double() for what in ("mean", "var"))
+    scale = torch.rsqrt(variance + norm["eps"])
+    shift = torch.zeros_like(mean)
+    if norm["affine"]:
+        scale = scale * state[f"{norm.name}.weight"].double()
+        shift = state[f"{norm.name}.bias"].double()
+    bias = state[f"{producer}.bias"].double() if f"{producer}.bias" in state else torch.zeros_like(mean)
+    by_filter = scale.view(-1, *(1 for _ in weight.shape[1:]))
+    return (weight.double() * by_filter).to(weight.dtype), (shift + scale * (bias - mean)).to(weight.dtype)
+
+
+def _without(graph: LayerGraph, gone: Mapping[Value, Value | None], layers: Mapping[str, Layer] = MappingProxyType({})) -> LayerGraph:
+    """The graph without the steps whose results are gone, and without what only these used.
+
+    Args:
+        graph: a graph.
+        gone: for each of these results, what is read in its place; None if nobody reads it.
+        layers: what becomes of some of the layers.
+    """
+    now = {Value(0): Value(0)}
+    steps: list[Step] = []
+    for value, step in graph.results():
+        if value not in gone:
+            steps.append(step.map_values(now.__getitem__))
+            now[value] = Value(len(steps))
+        elif (instead := gone[value]) is not None:
+            now[value] = now[instead]
+    used = {name for step in steps for name in (step.layer, *step.attributes())}
+    return replace(
+        graph,
+        layers=tuple(layers.get(layer.name, layer) for layer in graph.layers if layer.name in used),
+        declared=tuple(tensor for tensor in graph.declared if tensor.name in used),
+        steps=tuple(steps),
+        output=now[graph.output],
+        extra=tuple(now[value] for value in graph.extra),
+        auxiliary=tuple(now[value] for value in graph.auxiliary if value in now),
+    )

@@ -1,0 +1,136 @@
+"""Grids: tensors that say something of every element of a value, such as which channel it belongs to.
+
+A grid has the value's rank, at a batch of one; a dimension along which nothing changes has size 1 there. So the grid of an image is
+(1, C, 1, 1), and following an operation that only moves elements (view, permute, cat, shuffle) is running it on the grid.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from prunetrain.graph.function_shapes import dims_of
+from prunetrain.graph.layergraph import Attribute, BatchSize, LayerGraph, Step, Value
+from prunetrain.graph.shapes import infer_shapes
+from prunetrain.graph.windows import Shape
+
+Operand = Value | Attribute
+
+
+def compress(full: Tensor) -> Tensor:
+    """The grid of a tensor that has an entry an element."""
+    for dim, size in enumerate(full.shape):
+        if size > 1 and (full.stride(dim) == 0 or bool((full == full.narrow(dim, 0, 1)).all())):
+            full = full.narrow(dim, 0, 1)
+    return full.contiguous()
+
+
+def broadcast(*grids: Tensor) -> tuple[Tensor, ...]:
+    """Grids in one size."""
+    return tuple(torch.broadcast_tensors(*grids))  # type: ignore[no-untyped-call]
+
+
+def varying(grid: Tensor) -> list[int]:
+    """The dimensions along which a grid changes."""
+    return [dim for dim, size in enumerate(grid.shape) if size > 1]
+
+
+def placed(row: Tensor, dim: int, rank: int) -> Tensor:
+    """A grid that changes along one dimension only."""
+    return row.view(*(1,) * dim, -1, *(1,) * (rank - dim - 1))
+
+
+class Shapes:
+    """The shapes of a graph's values and declared tensors, at a batch of one."""
+
+    def __init__(self, graph: LayerGraph) -> None:
+        self.values = infer_shapes(graph)
+        self.declared = {tensor.name: tensor.shape for tensor in graph.declared}
+
+    def of(self, operand: Operand) -> Shape:
+        """The shape of a result or declared tensor."""
+        return self.values[operand.index] if isinstance(operand, Value) else self.declared[operand.name]
+
+
+class Mover:
+    """Runs the moves of a graph (`functions.Family.MOVE`) on grids."""
+
+    def __init__(self, graph: LayerGraph, shapes: Shapes) -> None:
+        self._shapes = shapes
+        self._indices = {tensor.name: torch.tensor(tensor.values) for tensor in graph.declared if tensor.role == "index"}
+
+    def index(self, name: str) -> Tensor:
+        """The positions of an index that the network declares; int64, (n,)."""
+        return self._indices[name]
+
+    def is_index(self, operand: object) -> bool:
+        """Whether an operand is an index that the network declares."""
+        return isinstance(operand, Attribute) and operand.name in self._indices
+
+    def move(self, step: Step, grid_of: Callable[[Operand], Tensor]) -> Tensor:
+        """The grid of what a step makes of the grids of what it reads. Padding repeats nothing: it is for the caller (`pads`)."""
+        if step.target in ("torch.cat", "torch.stack"):
+            return self._joined(step, [grid_of(operand) for operand in step["tensors"]])
+        full = grid_of(step["input"]).expand(self._shapes.of(step["input"]))
+        arguments = {name: self._plain(argument) for name, argument in step.arguments if name != "input"}
+        if step.target == "[:]":
+            index = (slice(None),) * (step["dim"] % full.dim()) + (slice(step["start"], step["stop"], step["step"]),)
+            return compress(full[index])
+        if step.target == "[]":
+            return compress(full.select(step["dim"], step["index"]))
+        return compress(_FUNCTIONS[step.target](full, **arguments))
+
+    def _joined(self, step: Step, grids: list[Tensor]) -> Tensor:
+        """Join without filling dimensions along which no operand changes."""
+        shapes = [self._shapes.of(operand) for operand in step["tensors"]]
+        stack = step.target == "torch.stack"
+        dim = step["dim"] % (len(shapes[0]) + stack)
+        same = [all(grid.shape[d] == 1 for grid in grids) and (stack or d != dim) for d in range(len(shapes[0]))]
+        full = [
+            grid.expand([1 if alike else size for alike, size in zip(same, shape, strict=True)])
+            for grid, shape in zip(grids, shapes, strict=True)
+        ]
+        return compress(torch.stack(full, dim) if stack else torch.cat(full, dim))
+
+    def _plain(self, argument: object) -> Any:
+        match argument:
+            case Attribute(name):
+                return self._indices[name]
+            case BatchSize(value):
+                return self._shapes.of(value)[0]
+            case tuple():
+                return tuple(map(self._plain, argument))
+        return argument
+
+
+def pads(step: Step, rank: int) -> dict[int, tuple[int, int]]:
+    """What `F.pad` adds before and after each dimension that it pads."""
+    amounts = step["pad"]
+    pairs = zip(amounts[::2], amounts[1::2], strict=True)
+    return {rank - 1 - number: pair for number, pair in enumerate(pairs) if pair != (0, 0)}
+
+
+def reduced(grid: Tensor, step: Step) -> Tensor:
+    """The grid after a reduction over dimensions along which it does not change."""
+    dims = dims_of(tuple(range(grid.dim())) if step["dim"] is None else step["dim"], grid.dim())
+    return grid if step["keepdim"] else grid.squeeze(dims)
+
+
+_FUNCTIONS: Final[Mapping[str, Callable[..., Tensor]]] = {
+    "torch.flatten": torch.flatten,
+    "torch.unflatten": torch.unflatten,
+    "torch.reshape": torch.reshape,
+    "torch.broadcast_to": torch.broadcast_to,
+    "torch.permute": torch.permute,
+    "torch.transpose": torch.transpose,
+    "torch.squeeze": torch.squeeze,
+    "torch.unsqueeze": torch.unsqueeze,
+    "torch.roll": torch.roll,
+    "torch.flip": lambda full, dims: torch.flip(full, (dims,) if isinstance(dims, int) else dims),
+    "torch.index_select": torch.index_select,
+    "F.pixel_unshuffle": F.pixel_unshuffle,
+    "F.pixel_shuffle": F.pixel_shuffle,
+    "F.channel_shuffle": F.channel_shuffle,
+}

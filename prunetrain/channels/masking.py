@@ -1,0 +1,37 @@
+"""Masking: zeros in all that belongs to some channels, shapes unchanged. What a cut of these channels must compute the same as."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunetrain.channels.selection import Bools
+from prunetrain.channels.spaces import ChannelSpaces
+from prunetrain.graph.layergraph import LayerGraph
+
+
+def mask_channels(graph: LayerGraph, state: Mapping[str, Tensor], spaces: ChannelSpaces, gone: Bools) -> dict[str, Tensor]:
+    """A state dict in which channels are zero: their filters, biases and input slices, and what is multiplied or added to them.
+
+    Args:
+        graph: the network.
+        state: its state dict; unchanged.
+        spaces: its channel spaces.
+        gone: (num_channels,), true for the channels to mask.
+    """
+    masked = dict(state)
+
+    def zero(name: str, dim: int, positions: Tensor) -> None:
+        if name in masked and bool(positions.any()):
+            shape = [1] * masked[name].dim()
+            shape[dim] = -1
+            masked[name] = masked[name].masked_fill(positions.to(masked[name].device).view(shape), 0)
+
+    for layer in graph.layers:
+        for tensor, axes in layer.signature.axes.items():
+            for dim, axis in enumerate(axes):
+                if (layer.name, axis) in spaces.ids and tensor != "running_var":
+                    zero(f"{layer.name}.{tensor}", dim, torch.from_numpy(gone[spaces.ids[layer.name, axis]]))
+    for name, dim in spaces.dims.items():
+        zero(name, dim, torch.from_numpy(gone[spaces.ids[name, "features"]]))
+    return masked

@@ -1,0 +1,220 @@
+"""A graph after channels went: layers and tensors with their new sizes, and steps that still mean the same.
+
+In: a graph, a KeepPlan. Out: the smaller graph, and for every tensor the rows that are left of it. Most steps stay as they are. Sizes and
+positions that a step spells out are counted anew. Two need more:
+
+* LayerNorm averages over its channels, those that went included. It keeps its length; what is left of its input is filled up with the
+  zeros that the rest was, and cut off behind it: `self.norm(F.pad(x, (0, 32)))[:, :, :64]`. What is left comes first in its weights.
+* a channel shuffle of which uneven parts are left becomes a selection of positions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prunetrain.channels.grids import Shapes
+from prunetrain.channels.selection import KeepPlan
+from prunetrain.channels.spaces import Axis, Ids
+from prunetrain.graph.blocks import block_of
+from prunetrain.graph.layergraph import Attribute, Declared, Layer, LayerGraph, Step, Value
+
+_SIZES = {"torch.unflatten": "sizes", "torch.reshape": "shape", "torch.broadcast_to": "size"}  # the argument that spells out sizes
+_NORMS = ("LayerNorm", "RMSNorm")
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The smaller graph; `rows[axis]` are the positions of an axis that are left, in their order in the smaller network."""
+
+    graph: LayerGraph
+    rows: Mapping[Axis, Ids]
+
+
+def rewrite(graph: LayerGraph, plan: KeepPlan) -> Rewritten:
+    """Leave out the channels that a plan does not keep."""
+    return _Rewriter(graph, plan).run()
+
+
+class _Rewriter:
+    def __init__(self, graph: LayerGraph, plan: KeepPlan) -> None:
+        self._graph = graph
+        self._plan = plan
+        self._shapes = Shapes(graph)
+        self._layers = {layer.name: layer for layer in graph.layers}
+        self._steps: list[Step] = []
+        self._new: dict[Value, Value] = {Value(0): Value(0)}
+        self._declared = {tensor.name: self._resized_tensor(tensor) for tensor in graph.declared}
+        self._block = ""
+
+    def run(self) -> Rewritten:
+        rows = {axis: self._rows(axis) for axis in self._plan.spaces.ids}
+        for value, step in self._graph.results():
+            self._block = block_of(step.layer).replace(".", "_") if step.layer else self._block
+            self._new[value] = self._step(value, step)
+        layers = tuple(self._resized(layer, rows) for layer in self._graph.layers)
+        output, extra, auxiliary = (
+            tuple(self._new[value] for value in values) for values in ((self._graph.output,), self._graph.extra, self._graph.auxiliary)
+        )
+        used = {name for step in self._steps for name in step.attributes()}
+        declared = tuple(tensor for tensor in self._declared.values() if tensor.name in used)
+        smaller = replace(
+            self._graph,
+            layers=layers,
+            steps=tuple(self._steps),
+            declared=declared,
+            output=output[0],
+            extra=extra,
+            auxiliary=auxiliary,
+        )
+        return Rewritten(smaller, rows)
+
+    # What is left.
+
+    def _kept(self, operand: Value | Attribute, dim: int) -> npt.NDArray[np.bool_] | None:
+        """Which positions along a dimension of a result or declared tensor are left; None where no channels lie along it."""
+        if isinstance(operand, Attribute):
+            along = self._plan.spaces.dims.get(operand.name)
+            axis = (operand.name, "features")
+            return None if along is None or along != dim % len(self._shapes.of(operand)) else self._plan.keep[self._plan.spaces.ids[axis]]
+        grid = self._plan.spaces.values[operand.index]
+        kept: npt.NDArray[np.bool_] = self._plan.keep[grid]
+        if kept.all() or grid.shape[dim % grid.ndim] == 1:
+            return None
+        return kept.reshape(-1)
+
+    def _rows(self, axis: Axis) -> Ids:
+        """The positions of an axis that are left; a LayerNorm's others follow these."""
+        keep = self._plan.keep[self._plan.spaces.ids[axis]]
+        layer = self._layers.get(axis[0])
+        if layer is not None and layer.kind in _NORMS:
+            return np.concatenate([np.flatnonzero(keep), np.flatnonzero(~keep)])
+        return np.flatnonzero(keep)
+
+    def _resized(self, layer: Layer, rows: Mapping[Axis, Ids]) -> Layer:
+        sizes = {axis: len(rows[layer.name, axis]) for axis in ("in", "out", "features") if (layer.name, axis) in rows}
+        if not sizes or layer.kind in _NORMS:
+            return layer
+        groups = layer.conv_groups
+        changes: dict[str, Any] = {layer.signature.sizes[axis]: size for axis, size in sizes.items()}
+        if layer.passes_groups:
+            changes["groups"] = sizes["out"] * groups // layer["out_channels"]
+            changes["in_channels"] = changes["groups"] * layer["in_channels"] // groups
+        elif groups > 1 and "in" in sizes:
+            changes["in_channels"] = sizes["in"] * groups
+        if layer.kind == "GroupNorm":
+            changes["num_groups"] = layer["num_groups"] * sizes["features"] // layer["num_channels"]
+        return layer.with_arguments(**changes)
+
+    def _resized_tensor(self, tensor: Declared) -> Declared:
+        dim = self._plan.spaces.dims.get(tensor.name)
+        if dim is None:
+            return tensor
+        size = int(self._plan.keep[self._plan.spaces.ids[tensor.name, "features"]].sum())
+        return replace(tensor, shape=(*tensor.shape[:dim], size, *tensor.shape[dim + 1 :]))
+
+    # Steps.
+
+    def _step(self, value: Value, step: Step) -> Value:
+        if step.layer is not None and self._layers[step.layer].kind in _NORMS:
+            return self._norm(value, step)
+        moved = step.map_values(lambda read: self._new[read])
+        match step.target:
+            case "[:]":
+                moved = self._slice(step, moved)
+            case "F.channel_shuffle":
+                moved = self._shuffle(value, step, moved)
+            case "torch.index_select" | "torch.index_add":
+                self._reindex(step)
+            case target if target in _SIZES:
+                moved = self._respelled(value, step, moved)
+        return self._add(moved)
+
+    def _add(self, step: Step) -> Value:
+        self._steps.append(step)
+        return Value(len(self._steps))
+
+    def _norm(self, value: Value, step: Step) -> Value:
+        rank = len(self._shapes.of(value))
+        kept = self._kept(step.operands()[0], rank - 1)
+        moved = step.map_values(lambda read: self._new[read])
+        if kept is None:
+            return self._add(moved)
+        gone = int((~kept).sum())
+        source = moved.inputs()[0]
+        before = self._steps[source.index - 1] if source.index else None
+        if before is not None and before.target == "F.pad" and self._graph.uses()[step.inputs()[0]] == [value.index - 1]:
+            self._steps[source.index - 1] = Step.make("F.pad", **dict(before.arguments) | {"pad": (0, before["pad"][1] + gone)})
+        else:
+            source = self._add(Step.make("F.pad", input=source, pad=(0, gone)))
+        normalized = self._add(Step.make(step.target, input=source))
+        reads = [self._graph.steps[number] for number in self._graph.uses()[value]]
+        if value not in self._graph.outputs and all(self._cuts_off(read, kept, rank) for read in reads):
+            return normalized
+        return self._add(Step.make("[:]", input=normalized, dim=rank - 1, stop=int(kept.sum())))
+
+    @staticmethod
+    def _cuts_off(read: Step, kept: npt.NDArray[np.bool_], rank: int) -> bool:
+        """Whether a step takes a first part of the last dimension, and nothing behind what is left of it."""
+        return (
+            read.target == "[:]"
+            and read["dim"] % rank == rank - 1
+            and (read["start"], read["step"]) == (0, 1)
+            and read["stop"] is not None
+            and bool((~kept[read["stop"] :]).sum() == 0)
+        )
+
+    def _slice(self, step: Step, moved: Step) -> Step:
+        kept = self._kept(step["input"], step["dim"])
+        if kept is None:
+            return moved
+        start, stop, _ = slice(step["start"], step["stop"]).indices(len(kept))
+        new_stop = None if step["stop"] is None else int(kept[:stop].sum())
+        return Step.make("[:]", **dict(moved.arguments) | {"start": int(kept[:start].sum()), "stop": new_stop})
+
+    def _respelled(self, value: Value, step: Step, moved: Step) -> Step:
+        name = _SIZES[step.target]
+        first = step["dim"] % len(self._shapes.of(step["input"])) if step.target == "torch.unflatten" else 0
+        sizes = list(moved[name])
+        for position, size in enumerate(sizes):
+            kept = self._kept(value, first + position)
+            if kept is not None and type(size) is int and size != -1:
+                sizes[position] = int(kept.sum())
+        return Step.make(step.target, **dict(moved.arguments) | {name: tuple(sizes)})
+
+    def _shuffle(self, value: Value, step: Step, moved: Step) -> Step:
+        kept = self._kept(step["input"], 1)
+        if kept is None:
+            return moved
+        groups = step["groups"]
+        order = np.arange(len(kept)).reshape(groups, -1).T.reshape(-1)  # the position that each output is read from
+        left = np.cumsum(kept) - 1
+        positions = left[order[kept[order]]]
+        if len(positions) % groups == 0 and (positions == np.arange(len(positions)).reshape(groups, -1).T.reshape(-1)).all():
+            return moved
+        index = Declared.index(self._free_name(), tuple(positions.tolist()))
+        self._declared[index.name] = index
+        return Step.make("torch.index_select", input=moved["input"], dim=1, index=Attribute(index.name))
+
+    def _free_name(self) -> str:
+        taken = self._layers.keys() | self._declared.keys()
+        base = name = f"{self._block}_order".lstrip("_")
+        number = 2
+        while name in taken:
+            name, number = f"{base}_{number}", number + 1
+        return name
+
+    def _reindex(self, step: Step) -> None:
+        """Positions among what is left."""
+        kept = self._kept(step["input"], step["dim"])
+        if kept is None:
+            return
+        index = self._declared[step["index"].name]
+        left = np.cumsum(kept) - 1
+        old = np.array(self._old_values(index.name))
+        self._declared[index.name] = Declared.index(index.name, tuple(left[old[kept[old]]].tolist()))
+
+    def _old_values(self, name: str) -> tuple[int, ...]:
+        return next(tensor.values for tensor in self._graph.declared if tensor.name == name)

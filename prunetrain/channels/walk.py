@@ -1,0 +1,363 @@
+"""One walk over a graph's steps that gives every element of every value an *atom*, and notes which atoms belong to one channel.
+
+Each operation makes fresh atoms, passes atoms on, unites them, or freezes them. Views, shuffles and concatenations have no rules of
+their own: they run on the grid of atoms (`grids.py`). What is not understood freezes what it touches: fewer cuts, never a wrong one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from prunetrain.channels.grids import Mover, Operand, Shapes, broadcast, pads, placed, reduced, varying
+from prunetrain.graph.function_shapes import dims_of
+from prunetrain.graph.functions import FAMILY_OF, Family
+from prunetrain.graph.layergraph import Attribute, Layer, LayerGraph, Step, Value
+from prunetrain.graph.windows import Shape, pair
+
+Axis: TypeAlias = tuple[str, str]
+"""A layer or declared tensor, and its axis: "in", "out" or "features"."""
+
+_MOST_ATOMS: Final = 1 << 20  # in a declared tensor; larger ones are no channel-wise numbers
+
+
+class Role(Enum):
+    """What a layer does to the channels of an axis."""
+
+    PRODUCER = "producer"
+    CONSUMER = "consumer"
+    CARRIER = "carrier"
+
+
+@dataclass
+class Atoms:
+    """What a walk finds, in atoms: `axes` (n,) each; `united` pairs (n, 2) that are one channel; `together` atoms of one space.
+
+    `values` has a grid and the operation that made it for every value, `declared` a grid for each declared tensor that has channels.
+    """
+
+    count: int = 0
+    axes: dict[Axis, npt.NDArray[np.int64]] = field(default_factory=dict)
+    roles: dict[Axis, Role] = field(default_factory=dict)
+    united: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    together: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    frozen: list[tuple[npt.NDArray[np.int64], str]] = field(default_factory=list)
+    values: list[tuple[Tensor, str]] = field(default_factory=list)
+    declared: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Walk:
+    """See the module. `run` is called once."""
+
+    def __init__(self, graph: LayerGraph) -> None:
+        self._graph = graph
+        self._shapes = Shapes(graph)
+        self._mover = Mover(graph, self._shapes)
+        self._layers = {layer.name: layer for layer in graph.layers}
+        self._atoms = Atoms()
+
+    def run(self) -> Atoms:
+        """The atoms of the graph."""
+        image = placed(self._fresh(self._graph.input_shape[0]), 1, len(self._graph.input_shape) + 1)
+        self._freeze(image, "the network's input")
+        self._atoms.values.append((image, "the input"))
+        for value, step in self._graph.results():
+            self._atoms.values.append((self._step(step, self._shapes.of(value)), step.target))
+        for value in self._graph.outputs:
+            self._freeze(self._grid(value), "the network's output")
+        return self._atoms
+
+    def _step(self, step: Step, shape: Shape) -> Tensor:
+        if step.layer is not None:
+            layer = self._layers[step.layer]
+            return _LAYER_RULES[layer.kind](self, layer, self._grid(step.operands()[0]), shape)
+        rule = _RULES.get(step.target) or _FAMILY_RULES.get(FAMILY_OF[step.target])
+        return rule(self, step, shape) if rule else self._unknown(step, shape)
+
+    # What rules are made of.
+
+    def _fresh(self, count: int) -> Tensor:
+        """New atoms that make one space."""
+        start = self._atoms.count
+        self._atoms.count += count
+        atoms = torch.arange(start, start + count)
+        self._atoms.together.append(atoms.numpy())
+        return atoms
+
+    def _grid(self, operand: Operand) -> Tensor:
+        if isinstance(operand, Value):
+            return self._atoms.values[operand.index][0]
+        if operand.name not in self._atoms.declared:
+            shape = self._shapes.of(operand)
+            if int(np.prod(shape)) > _MOST_ATOMS:
+                self._declare_frozen(operand, f"{operand.name} is large")
+            else:
+                self._atoms.declared[operand.name] = self._fresh(int(np.prod(shape))).view(shape)
+        return self._atoms.declared[operand.name]
+
+    def _declare_frozen(self, operand: Attribute, why: str) -> None:
+        """A declared tensor that goes as a whole or not at all, which is one atom."""
+        self._atoms.declared[operand.name] = self._fresh(1).view((1,) * len(self._shapes.of(operand)))
+        self._freeze(self._atoms.declared[operand.name], why)
+
+    def _unite(self, left: Tensor, right: Tensor) -> None:
+        both = broadcast(left, right)
+        self._atoms.united.append(torch.stack([grid.reshape(-1) for grid in both], 1).numpy())
+
+    def _along(self, grid: Tensor, dim: int, size: int, why: str) -> Tensor:
+        """The atoms along a dimension, (size,): what lies beside them in other dimensions becomes one with them."""
+        others = [d for d in varying(grid) if d != dim % grid.dim()]
+        if others and grid.shape[dim] == 1:
+            self._freeze(grid, why)
+            fresh = self._fresh(1)
+            self._freeze(fresh, why)
+            return fresh.expand(size)
+        return self._tied(grid, others).reshape(-1).expand(size)
+
+    def _tied(self, grid: Tensor, dims: list[int]) -> Tensor:
+        """The grid after everything along some dimensions has become one."""
+        first = grid
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        if dims:
+            self._unite(grid, first)
+        return first
+
+    def _axis(self, name: str, axis: str, role: Role, atoms: Tensor) -> Tensor:
+        """Put atoms on an axis; a layer that is called again has some already, and both calls' channels become one."""
+        if (name, axis) in self._atoms.axes:
+            self._unite(torch.from_numpy(self._atoms.axes[name, axis]), atoms)
+        else:
+            self._atoms.axes[name, axis], self._atoms.roles[name, axis] = atoms.contiguous().numpy(), role
+        return torch.from_numpy(self._atoms.axes[name, axis])
+
+    def _produced(self, name: str, count: int, *, copies: int = 1) -> Tensor:
+        if (name, "out") in self._atoms.axes:
+            return torch.from_numpy(self._atoms.axes[name, "out"])
+        return self._axis(name, "out", Role.PRODUCER, self._fresh(count).repeat(copies))
+
+    def _freeze(self, grid: Tensor, why: str) -> None:
+        self._atoms.frozen.append((np.unique(grid.numpy()), why))
+
+    def _unknown(self, step: Step, shape: Shape) -> Tensor:
+        return self._frozen(step, shape, f"{step.target} is not followed")
+
+    def _frozen(self, step: Step, shape: Shape, why: str) -> Tensor:
+        for operand in step.operands():
+            if isinstance(operand, Attribute) and operand.name not in self._atoms.declared:
+                self._declare_frozen(operand, why)
+            else:
+                self._freeze(self._grid(operand), why)
+        return self._frozen_result(shape, why)
+
+    def _frozen_result(self, shape: Shape, why: str) -> Tensor:
+        dim = 1 if len(shape) in (2, 4) else len(shape) - 1
+        grid = placed(self._fresh(shape[dim]), dim, len(shape)) if shape else self._fresh(1).view(())
+        self._freeze(grid, why)
+        return grid
+
+    # Layers.
+
+    def _convolution(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
+        atoms = self._along(grid, 1, layer["in_channels"], f"{layer.name} reads another dimension than the channels")
+        groups = layer.conv_groups
+        if groups > 1:
+            atoms = self._grouped(layer, atoms.view(groups, -1))
+        else:
+            self._axis(layer.name, "in", Role.CONSUMER, atoms)
+            atoms = self._produced(layer.name, layer["out_channels"])
+        return placed(atoms, 1, len(shape))
+
+    def _grouped(self, layer: Layer, atoms: Tensor) -> Tensor:
+        """Groups of a conv go as a whole where they are many (depthwise: every channel is one), else each gives up the same channels."""
+        groups = len(atoms)
+        if layer.kind == "ConvTranspose2d":
+            why = f"grouped {layer.name} is not followed"
+            self._freeze(atoms, why)
+            made = self._produced(layer.name, layer["out_channels"])
+            self._freeze(made, why)
+            return made
+        if layer.passes_groups:
+            whole = self._tied(atoms, [1]).reshape(-1)
+            return self._axis(layer.name, "out", Role.CARRIER, whole.repeat_interleave(layer["out_channels"] // groups))
+        self._axis(layer.name, "in", Role.CONSUMER, self._tied(atoms, [0]).reshape(-1))
+        return self._produced(layer.name, layer["out_channels"] // groups, copies=groups)
+
+    def _linear(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
+        atoms = self._along(grid, -1, layer["in_features"], f"{layer.name} works on another dimension than the channels")
+        self._axis(layer.name, "in", Role.CONSUMER, atoms)
+        made = self._produced(layer.name, layer["out_features"])
+        if grid.shape[-1] == 1 and varying(grid):
+            self._freeze(made, f"{layer.name} works on another dimension than the channels")
+        return placed(made, len(shape) - 1, len(shape))
+
+    def _carry(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
+        atoms = self._along(grid, 1, shape[1], f"{layer.name} reads another dimension than the channels")
+        return placed(self._axis(layer.name, "features", Role.CARRIER, atoms), 1, len(shape))
+
+    def _prelu(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
+        return grid if layer["num_parameters"] == 1 else self._carry(layer, grid, shape)
+
+    def _group_norm(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
+        """The channels of a group are averaged over, so that they can only go together."""
+        carried = self._carry(layer, grid, shape)
+        if layer["num_groups"] == 1:
+            self._freeze(carried, f"{layer.name} averages over all its channels")
+        else:
+            self._tied(carried.view(layer["num_groups"], -1), [1])
+        return carried
+
+    def _layer_norm(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
+        """A cut fills up with zeros what it averages over (`rewriting.py`), so that channels can go one by one."""
+        normalized = pair(layer["normalized_shape"], 1)
+        if len(normalized) == 1 and grid.shape[-1] > 1:
+            atoms = self._along(grid, -1, shape[-1], "")
+            return placed(self._axis(layer.name, "features", Role.CARRIER, atoms), len(shape) - 1, len(shape))
+        if set(varying(grid)) & set(range(len(shape) - len(normalized), len(shape))):
+            self._freeze(grid, f"{layer.name} averages over several dimensions")
+        return grid
+
+    def _attention(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
+        why = f"{layer.name} is an attention layer"
+        self._freeze(grid, why)
+        return self._frozen_result(shape, why)
+
+    # Functions.
+
+    def _pass(self, step: Step, shape: Shape) -> Tensor:
+        return self._grid(step["input"])
+
+    def _pool(self, step: Step, shape: Shape) -> Tensor:
+        grid = self._grid(step["input"])
+        return self._frozen(step, shape, f"{step.target} averages over channels") if {2, 3} & set(varying(grid)) else grid
+
+    def _reduce(self, step: Step, shape: Shape) -> Tensor:
+        """Over what lies beside the channels, which becomes one if it differed; never over the channels."""
+        grid = self._grid(step["input"])
+        rank = grid.dim()
+        over = set(varying(grid)) & set(dims_of(tuple(range(rank)) if step["dim"] is None else step["dim"], rank))
+        if over and not set(varying(grid)) - over:
+            return self._frozen(step, shape, f"{step.target} runs over the channels")
+        tied = self._tied(grid, sorted(over))
+        return reduced(tied, step) if FAMILY_OF[step.target] is Family.REDUCE else tied
+
+    def _move(self, step: Step, shape: Shape) -> Tensor:
+        grid = self._grid(step["input"])
+        changed = {"[]": "dim", "torch.roll": "dims"}.get(step.target) or ("dim" if step.target == "[:]" and step["step"] > 1 else None)
+        if changed and set(dims_of(step[changed], grid.dim())) & set(varying(grid)):
+            return self._frozen(step, shape, f"{step.target} takes channels by their number")
+        return self._mover.move(step, self._grid)
+
+    def _pixel_shuffle(self, step: Step, shape: Shape) -> Tensor:
+        atoms = self._along(self._grid(step["input"]), 1, self._shapes.of(step["input"])[1], "F.pixel_shuffle is not followed")
+        return placed(self._tied(atoms.view(shape[1], -1), [1]).reshape(-1), 1, 4)
+
+    def _join(self, step: Step, shape: Shape) -> Tensor:
+        """What is put one behind the other in another dimension than the channels has the same channels."""
+        joined = self._mover.move(step, self._grid)
+        dim = step["dim"] % len(shape)
+        along = varying(joined)
+        return self._tied(joined, [dim]) if dim in along and len(along) > 1 else joined
+
+    def _pad(self, step: Step, shape: Shape) -> Tensor:
+        grid = self._grid(step["input"])
+        for dim, (before, after) in pads(step, grid.dim()).items():
+            if grid.shape[dim] == 1:
+                continue
+            if step["mode"] != "constant" or before < 0 or after < 0 or len(varying(grid)) > 1:
+                return self._frozen(step, shape, f"{step.target} repeats channels")
+            fresh = [placed(self._fresh(count), dim, grid.dim()) for count in (before, after) if count]
+            for atoms in fresh:
+                self._freeze(atoms, "padding")
+            grid = torch.cat([*fresh[: bool(before)], grid, *fresh[bool(before) :]], dim)
+        return grid
+
+    def _binary(self, step: Step, shape: Shape) -> Tensor:
+        """Operands with a channel each for each of the result's: tied together. A single channel broadcast over many: frozen."""
+        operands = step.operands()
+        known = [o for o in operands if isinstance(o, Value) or o.name in self._atoms.declared] or [operands[0]]
+        grids = {operand: _aligned(self._grid(operand), len(shape)) for operand in known}
+        along = {dim for grid in grids.values() for dim in varying(grid)}
+        result: Tensor | None = None
+        for operand, grid in grids.items():
+            if any(size == 1 for size in self._missing(operand, shape, along)):
+                if isinstance(operand, Value) or varying(grid):
+                    self._freeze(grid, f"{step.target} broadcasts it")
+            elif result is None:
+                result = grid
+            else:
+                self._unite(result, grid)
+                result = broadcast(result, grid)[0]
+        if result is None:
+            return self._frozen(step, shape, f"{step.target} broadcasts it")
+        for operand in operands:
+            if isinstance(operand, Attribute) and operand not in grids:
+                self._adopt(step, operand, result)
+        return result
+
+    def _missing(self, operand: Operand, shape: Shape, along: set[int]) -> list[int]:
+        """The operand's own sizes in the dimensions along which channels lie and the result is longer than one."""
+        own = self._shapes.of(operand)
+        own = (1,) * (len(shape) - len(own)) + own
+        return [own[dim] for dim in along if shape[dim] > 1]
+
+    def _adopt(self, step: Step, operand: Attribute, result: Tensor) -> None:
+        """A declared tensor that meets channels for the first time has a number for each of them, or one for all."""
+        own = self._shapes.of(operand)
+        aligned = (1,) * (result.dim() - len(own)) + own
+        shared = [dim for dim in varying(result) if aligned[dim] > 1]
+        if len(shared) == len(varying(result)):
+            self._atoms.declared[operand.name] = result.reshape(result.shape[result.dim() - len(own) :])
+        elif shared:
+            self._freeze(result, f"{step.target} broadcasts {operand.name}")
+
+    def _index_add(self, step: Step, shape: Shape) -> Tensor:
+        grid, source = self._grid(step["input"]), self._grid(step["source"])
+        dim = step["dim"] % len(shape)
+        if varying(grid) not in ([dim], []) or varying(source) not in ([dim], []):
+            return self._unknown(step, shape)
+        index = self._mover.index(step["index"].name)
+        atoms = grid.reshape(-1).expand(shape[dim])
+        self._unite(atoms[index], source.reshape(-1).expand(len(index)))
+        return placed(atoms, dim, len(shape))
+
+
+def _aligned(grid: Tensor, rank: int) -> Tensor:
+    return grid.reshape((1,) * (rank - grid.dim()) + tuple(grid.shape))
+
+
+_LAYER_RULES: Final[dict[str, Callable[[Walk, Layer, Tensor, Shape], Tensor]]] = {
+    "Conv1d": Walk._convolution,
+    "Conv2d": Walk._convolution,
+    "ConvTranspose2d": Walk._convolution,
+    "Linear": Walk._linear,
+    "BatchNorm1d": Walk._carry,
+    "BatchNorm2d": Walk._carry,
+    "InstanceNorm2d": Walk._carry,
+    "LayerNorm": Walk._layer_norm,
+    "RMSNorm": Walk._layer_norm,
+    "GroupNorm": Walk._group_norm,
+    "PReLU": Walk._prelu,
+    "MultiheadAttention": Walk._attention,
+}
+_FAMILY_RULES: Final[dict[Family, Callable[[Walk, Step, Shape], Tensor]]] = {
+    Family.ELEMENTWISE: Walk._pass,
+    Family.RANDOM: Walk._pass,
+    Family.BINARY: Walk._binary,
+    Family.POOL: Walk._pool,
+    Family.REDUCE: Walk._reduce,
+    Family.NORMALIZE: Walk._reduce,
+    Family.MOVE: Walk._move,
+}
+_RULES: Final[dict[str, Callable[[Walk, Step, Shape], Tensor]]] = {
+    "torch.cat": Walk._join,
+    "torch.stack": Walk._join,
+    "F.pad": Walk._pad,
+    "F.pixel_shuffle": Walk._pixel_shuffle,
+    "torch.index_add": Walk._index_add,
+}

@@ -1,0 +1,59 @@
+"""`prunetrain export`: a network for deployment."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from prunetrain.training.export import Exported
+
+
+@click.command("export")
+@click.argument("what", metavar="CKPT|NET", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write, ending in the name of its format.")
+@click.option(
+    "--format", "form", default="", metavar="[onnx|pt2|safetensors]", help="Format of the file.  [default: what its name ends in]"
+)
+@click.option("--fold-bn", is_flag=True, help="Fold BatchNorm into the conv or linear layer before it.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), metavar="N", help="Take N images at a time (onnx, pt2).  [default: any number of them]"
+)
+@click.option("--force", is_flag=True, help="Write over files that are there.")
+def command(*, what: Path, output: Path, form: str, fold_bn: bool, batch_size: int | None, force: bool) -> None:
+    """Write a trained network for inference, load the file again and compare its outputs.
+
+    CKPT is a checkpoint; NET is a network file with its weights beside it, as .pt or .safetensors. Formats: onnx; pt2, for
+    torch.export.load; safetensors, with the network file beside it.
+    """
+    from prunetrain.training.export import export_network
+
+    click.echo(summary(export_network(what, output, form=form, fold=fold_bn, batch_size=batch_size, force=force)))
+
+
+def summary(done: "Exported") -> str:
+    """One line: files, size, costs, what was folded, and what the check found."""
+    from prunetrain.report.tables import count
+
+    parts = [
+        f"{' and '.join(map(str, done.files))}: {_size(done.size)}, {count(done.costs.macs)} MACs, {count(done.costs.params)} parameters"
+    ]
+    if done.folding and done.folding.of:
+        parts.append(f"{done.folding.folded} of {done.folding.of} BatchNorms folded, which moves outputs by {done.folding.difference:.1e}")
+    elif done.folding:
+        parts.append("no BatchNorm to fold")
+    batches = f"(random images, batches of {' and '.join(map(str, done.batch_sizes))})"
+    if done.difference:
+        parts.append(f"{done.engine} differs from torch by {done.difference:.1e} of the largest output {batches}")
+    else:
+        parts.append(f"loaded again by {done.engine}, its outputs are bit for bit the same {batches}")
+    if done.constant:
+        parts.append("but every image has the same outputs, which says little")
+    return "; ".join(parts)
+
+
+def _size(size: int) -> str:
+    """Bytes for reading: 1.14 MB, 69 bytes."""
+    from prunetrain.report.tables import count
+
+    return f"{count(size)}B" if size >= 1000 else f"{size} bytes"

@@ -1,0 +1,194 @@
+"""Calls become steps: what stands for every recorded result, and a check that each step makes the shape that torch made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from prunetrain.graph.function_shapes import FUNCTION_SHAPES
+from prunetrain.graph.layergraph import Argument, Attribute, BatchSize, Step, Value
+from prunetrain.graph.shapes import layer_shape
+from prunetrain.graph.tracing.records import BATCHES, Call, Constant, Differing, Own, Pass, Place, Ref, Sizes, Varying
+from prunetrain.graph.tracing.registry import Registry
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random numbers of train mode, one a row: 1 with probability `keep`, over `keep` if `scaled`; `uniform` until rounded down."""
+
+    keep: float
+    scaled: bool = False
+    uniform: bool = False
+
+
+@dataclass(frozen=True)
+class Unsaid:
+    """A result that no step gives; `reason` completes "reads a tensor that"."""
+
+    reason: str
+
+
+Made: TypeAlias = "Value | Attribute | Noise | Unsaid | float | int"
+STOCHASTIC_DEPTH = "stochastic depth"  # a step that stands for three, until train and eval mode are one
+
+
+@dataclass(frozen=True)
+class Line:
+    """A step and where the model says it."""
+
+    step: Step
+    place: Place
+
+
+class Builder:
+    """The steps of one mode, as they come."""
+
+    def __init__(self, traced: Pass, registry: Registry) -> None:
+        self.traced = traced
+        self.registry = registry
+        self.lines: list[Line] = []
+        self.sizes: list[Sizes] = [traced.sizes[0]]
+        self.place = Place("", "")
+        self._made: dict[int, Made] = {0: Value(0)}
+
+    def convert(self, call: Call, how: Callable[["Builder", Call], Any]) -> None:
+        """Add the steps of a call and note what its results are.
+
+        Raises:
+            TraceError: if it cannot be said.
+        """
+        try:
+            made = how(self, call)
+        except ValueError as error:
+            raise call.place.error(f"{call.name}: {error}") from None
+        results = made if isinstance(made, tuple) else (made,)
+        for number, result in zip(call.results, results, strict=True):
+            if isinstance(result, Value | Attribute) and self.sizes_of(result) != self.traced.sizes[number]:
+                raise call.place.error(f"{call.name} makes a shape that prunetrain did not expect; please report it")
+            self._made[number] = result
+
+    def made(self, leaf: object) -> Made:
+        """What stands for a tensor that a call reads, random numbers included."""
+        match leaf:
+            case Ref(index):
+                return self._made[index]
+            case Own(name):
+                return self.registry.own(name, self.place)
+            case Constant(tensor, repeated):
+                row = self.registry.constant(tensor, self.place)
+                rest = (-1,) * (tensor.ndim - 1)
+                return self.add("torch.broadcast_to", input=row, size=(self.rows(BATCHES), *rest)) if repeated else row
+            case Varying():
+                raise ValueError("reads a tensor that depends on the batch size alone and is no repetition of one row")
+        raise ValueError(f"{leaf!r} is no tensor")
+
+    def tensor(self, leaf: object) -> Value | Attribute:
+        """The result or declared tensor that a call reads.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        made = self.made(leaf)
+        if isinstance(made, Noise):
+            raise ValueError("reads random numbers; prunetrain knows dropout and stochastic depth, which multiply by them once")
+        if isinstance(made, Unsaid):
+            raise ValueError(f"reads a tensor that {made.reason}")
+        if not isinstance(made, Value | Attribute):
+            raise ValueError("reads a number where a tensor is needed")
+        return made
+
+    def optional(self, leaf: object) -> Value | Attribute | None:
+        """As `tensor`; None stays."""
+        return None if leaf is None else self.tensor(leaf)
+
+    def operand(self, leaf: object, other_rank: int = 0) -> Argument:
+        """A tensor or number that an operator reads; a constant with one element is a number, if no dimension comes from it."""
+        if isinstance(leaf, Constant) and leaf.tensor.numel() == 1 and leaf.tensor.ndim <= other_rank:
+            leaf = leaf.tensor.item()
+        if isinstance(leaf, Ref | Own | Constant | Varying):
+            return self.tensor(leaf)
+        if isinstance(leaf, bool | int | float):
+            return leaf
+        raise ValueError(f"{leaf!r} is nothing that an operator can take")
+
+    def sizes_of(self, leaf: object) -> Sizes:
+        """The shape of a tensor at both batch sizes."""
+        match leaf:
+            case Value(index):
+                return self.sizes[index]
+            case Attribute(name):
+                return self.registry.size(name), self.registry.size(name)
+            case Ref(index):
+                return self.traced.sizes[index]
+            case Own(name):
+                shape = tuple(self.registry.tensors[name].shape)
+                return shape, shape
+            case Constant(tensor, repeated):
+                shape = tuple(tensor.shape)
+                return ((BATCHES[0], *shape[1:]), (BATCHES[1], *shape[1:])) if repeated else (shape, shape)
+        return (), ()
+
+    def readers(self, call: Call) -> list[Call]:
+        """The calls that read a result of a call directly."""
+        made = {Ref(number) for number in call.results}
+        return [other for other in self.traced.calls if any(isinstance(leaf, Ref) and leaf in made for leaf in other.arguments)]
+
+    def is_integer(self, leaf: object) -> bool:
+        """Whether a tensor holds int64 numbers."""
+        match leaf:
+            case Ref(index):
+                return index in self.traced.integers
+            case Own(name):
+                return self.registry.tensors[name].dtype == torch.int64
+            case Constant(tensor):
+                return tensor.dtype == torch.int64
+        return False
+
+    def rank(self, leaf: object) -> int:
+        """How many dimensions a tensor has; 0 for a number."""
+        return len(self.sizes_of(leaf)[0])
+
+    def add(self, target: str, **arguments: Any) -> Value:
+        """Add a step.
+
+        Raises:
+            ValueError: if the catalog does not have it, or its inputs do not fit.
+        """
+        for name, value in arguments.items():
+            if isinstance(value, Differing):
+                raise ValueError(f"{name} depends on the batch size ({value.sizes[0]} with {BATCHES[0]} images)")
+        shapes: Sizes
+        if target == STOCHASTIC_DEPTH:
+            step = Step(target, tuple(arguments.items()))
+            shapes = self.sizes_of(arguments["input"])
+        else:
+            step = Step.make(target, **arguments)
+            shapes = self._shape(step, 0), self._shape(step, 1)
+        self.lines.append(Line(step, self.place))
+        self.sizes.append(shapes)
+        return Value(len(self.lines))
+
+    def rows(self, sizes: tuple[int, int]) -> BatchSize:
+        """A size that depends on the batch: that of the latest result with so many rows.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        for index in range(len(self.sizes) - 1, -1, -1):
+            first, second = self.sizes[index]
+            if first[:1] + second[:1] == sizes:
+                return BatchSize(Value(index))
+        raise ValueError(f"a size depends on the batch ({sizes[0]} with {BATCHES[0]} images) in a way that a network file cannot say")
+
+    def _shape(self, step: Step, which: int) -> tuple[int, ...]:
+        def shape_of(operand: Value | Attribute) -> tuple[int, ...]:
+            return self.sizes_of(operand)[which]
+
+        if step.layer is not None:
+            return layer_shape(self.registry.defined(step.layer), shape_of(step.operands()[0]))
+        return FUNCTION_SHAPES[step.target](step, shape_of)
+
+    def at(self, place: Place) -> None:
+        """Steps from now on stand here."""
+        self.place = place

@@ -1,0 +1,93 @@
+"""Torch's functions by their short names: which only tell about tensors, which are refused, and the parameters of those that are known."""
+
+import numbers
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final
+
+from torch import Tensor
+
+from prunetrain.graph.tracing.records import Call
+
+# Calls that tell about a tensor without reading its numbers. They are made and not recorded.
+ABOUT_TENSORS: Final = frozenset(
+    "shape dtype device ndim requires_grad is_cuda layout is_leaf grad grad_fn is_sparse is_quantized is_meta is_mps is_xpu is_mkldnn "
+    "is_cpu names itemsize nbytes is_nested _version size dim numel stride is_floating_point is_complex element_size get_device "
+    "ndimension nelement is_contiguous storage_offset __len__ __hash__ is_signed requires_grad_ untyped_storage data_ptr is_tensor "
+    "is_inference result_type is_autocast_enabled _is_view is_pinned is_shared has_names retain_grad _set_grad_enabled".split()
+)
+# Numbers that are made in the shape or type of another tensor.
+CREATED_LIKE: Final = frozenset("new_zeros new_ones new_full new_tensor zeros_like ones_like full_like".split())
+UNINITIALISED: Final = frozenset("empty new_empty empty_like empty_strided".split())
+RANDOM: Final = frozenset(
+    "rand randn rand_like randn_like randint randint_like randperm bernoulli bernoulli_ uniform_ normal normal_ random_ exponential_ "
+    "multinomial poisson log_normal_ cauchy_ geometric_".split()
+)
+OF_DATA: Final = {
+    **{name: f"{name}()" for name in ("item", "tolist", "numpy", "nonzero", "unique", "masked_select", "argwhere", "bincount", "equal")},
+    "allclose": "allclose()",
+    "__bool__": "branching on a tensor",
+    "__float__": "float() of a tensor",
+    "__int__": "int() of a tensor",
+    "__index__": "an index that is a tensor",
+    "__array__": "a numpy array of a tensor",
+    "__contains__": "in on a tensor",
+    "__format__": "printing a tensor",
+    "__repr__": "printing a tensor",
+}
+# Calls whose result is as large as what they read; making it without torch is faster.
+KEEP_SHAPE: Final = frozenset("batch_norm layer_norm group_norm instance_norm rms_norm prelu".split())
+CONVERSIONS: Final = frozenset("float to type type_as double half bfloat16 cpu cuda long bool int".split())
+GRADIENT_FREE: Final = frozenset(("detach", "detach_", "data"))
+
+
+_SPARE: Final = frozenset(("inplace", "_stacklevel", "out"))  # say nothing about the result
+
+
+@cache
+def short_name(func: Callable[..., Any]) -> str:
+    """The last part of a function's name; of a property's getter the property's."""
+    if func is Tensor.unfold:
+        return "sliding"  # not F.unfold
+    name = getattr(func, "__name__", type(func).__name__)
+    if name in ("__get__", "__set__"):
+        return str(func.__self__.__name__)  # type: ignore[attr-defined]
+    return str(name)
+
+
+def in_place(name: str) -> bool:
+    """Whether a name is that of a method that changes its tensor: add_, __iadd__, __setitem__."""
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in ("__iter__", "__invert__", "__int__", "__index__"))
+    return name.endswith("_")
+
+
+def plain(value: Any) -> Any:
+    """Numbers of other libraries, such as numpy's, as Python's own; lists as tuples."""
+    match value:
+        case bool() | str() | None:
+            return value
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            return float(value)
+        case tuple() | list():
+            return tuple(map(plain, value))
+        case slice():
+            return slice(plain(value.start), plain(value.stop), plain(value.step))
+    return value
+
+
+def arguments(call: Call, names: str) -> dict[str, Any]:
+    """The arguments of a call by the names of its parameters, in order, separated by spaces.
+
+    Raises:
+        TraceError: for more arguments, or others, than these.
+    """
+    known = names.split()
+    if len(call.arguments) > len(known) or not call.keywords.keys() <= set(known) | _SPARE:
+        raise call.place.error(f"{call.name} with these arguments is nothing that prunetrain knows")
+    given = dict(zip(known, call.arguments, strict=False)) | call.keywords
+    if given.pop("out", None) is not None:
+        raise call.place.error(f"{call.name} with out= is nothing that prunetrain knows")
+    return {name: value for name, value in given.items() if name not in _SPARE}

@@ -1,0 +1,211 @@
+"""Slices, indices and writes into them: one step for each dimension."""
+
+from math import prod
+from typing import Any, TypeAlias
+
+import torch
+
+from prunetrain.graph.layergraph import Argument, Attribute, Value
+from prunetrain.graph.tracing.builder import Builder
+from prunetrain.graph.tracing.calls import arguments
+from prunetrain.graph.tracing.records import Call, Constant, Differing, Own, Ref
+from prunetrain.graph.tracing.reshapes import broadcast, to_shape
+
+Tensor: TypeAlias = Value | Attribute
+
+
+def _full(index: object, rank: int) -> list[Any]:
+    """An index as a list with an entry for every dimension, and for every new one."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    taken = sum(part is not None and part is not Ellipsis for part in parts)
+    rest = [slice(None)] * (rank - taken)
+    if Ellipsis in [part for part in parts if part is Ellipsis]:
+        at = next(number for number, part in enumerate(parts) if part is Ellipsis)
+        return [*parts[:at], *rest, *parts[at + 1 :]]
+    return [*parts, *rest]
+
+
+def cut(build: Builder, tensor: Tensor, dim: int, part: slice) -> Tensor:
+    """A slice of one dimension; the tensor itself if that is all of it."""
+    sizes = [shape[dim] for shape in build.sizes_of(tensor)]
+    bounds = [_bound(value, which) for which in (0, 1) for value in (part.start, part.stop, part.step)]
+    ranges = [slice(*bounds[3 * which : 3 * which + 3]).indices(sizes[which]) for which in (0, 1)]
+    if all(found == (0, size, 1) for found, size in zip(ranges, sizes, strict=True)):
+        return tensor
+    start, stop = part.start, part.stop
+    if isinstance(stop, Differing) or (isinstance(stop, int) and stop >= sizes[0]):
+        if any(found[1] < size for found, size in zip(ranges, sizes, strict=True)):
+            raise ValueError("takes a part that depends on the batch size")
+        stop = None
+    return build.add("[:]", input=tensor, dim=dim, start=start or 0, stop=stop, step=part.step or 1)
+
+
+def _bound(value: object, which: int) -> Any:
+    return value.sizes[which] if isinstance(value, Differing) else value
+
+
+def getitem(build: Builder, call: Call) -> Tensor:
+    """An index with slices, numbers, None and one tensor of positions."""
+    tensor, index = build.tensor(call.arguments[0]), call.arguments[1]
+    parts = [_positions(part) for part in index] if isinstance(index, tuple) else [index]
+    if any(isinstance(part, Ref | Own | Constant) for part in parts):
+        return _gather(build, tensor, _full(tuple(parts), build.rank(tensor)))
+    dim = 0
+    for part in _full(index, build.rank(tensor)):
+        if part is None:
+            tensor = build.add("torch.unsqueeze", input=tensor, dim=dim)
+        elif isinstance(part, slice):
+            tensor = cut(build, tensor, dim, part)
+        elif isinstance(part, int) and not isinstance(part, bool):
+            tensor = build.add("[]", input=tensor, dim=dim, index=part)
+            continue
+        else:
+            raise ValueError("this index is nothing that prunetrain knows")
+        dim += 1
+    return tensor
+
+
+def _positions(part: object) -> object:
+    """A list of positions as a constant."""
+    return Constant(torch.tensor(part)) if isinstance(part, tuple) and part else part
+
+
+def _gather(build: Builder, tensor: Tensor, index: list[Any]) -> Tensor:
+    places = [number for number, part in enumerate(index) if isinstance(part, Ref | Own | Constant)]
+    if len(places) != 1 or any(part != slice(None) for number, part in enumerate(index) if number != places[0]):
+        raise ValueError("this index is nothing that prunetrain knows")
+    (dim,) = places
+    leaf = index[dim]
+    if not build.is_integer(leaf):
+        raise ValueError("only int64 tensors can be positions; a mask makes the result's shape depend on the numbers in a tensor")
+    if dim == 0 and build.rank(tensor) == 2:
+        return build.add("F.embedding", input=build.tensor(leaf), weight=tensor)
+    return select(build, tensor, dim, leaf)
+
+
+def select(build: Builder, tensor: Tensor, dim: int, leaf: object) -> Tensor:
+    """Positions along a dimension."""
+    if build.rank(leaf) != 1:
+        positions = build.tensor(leaf)
+        sizes = list(zip(*build.sizes_of(positions), strict=True))
+        flat = to_shape(build, positions, [(prod(one for one, _ in sizes), prod(two for _, two in sizes))])
+        taken = build.add("torch.index_select", input=tensor, dim=dim, index=flat)
+        had = list(zip(*build.sizes_of(tensor), strict=True))
+        return to_shape(build, taken, [*had[:dim], *sizes, *had[dim + 1 :]])
+    if isinstance(leaf, Constant):
+        return build.add(
+            "torch.index_select", input=tensor, dim=dim, index=build.registry.constant(leaf.tensor, build.place, positions=True)
+        )
+    return build.add("torch.index_select", input=tensor, dim=dim, index=build.tensor(leaf))
+
+
+def index_select(build: Builder, call: Call) -> Tensor:
+    """torch.index_select."""
+    given = arguments(call, "input dim index")
+    return select(build, build.tensor(given["input"]), given["dim"], given["index"])
+
+
+def embedding(build: Builder, call: Call) -> Tensor:
+    """F.embedding."""
+    given = arguments(call, "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse")
+    if (
+        given.get("padding_idx") not in (None, -1)
+        or given.get("max_norm") is not None
+        or given.get("scale_grad_by_freq")
+        or given.get("sparse")
+    ):
+        raise ValueError("with these arguments is nothing that prunetrain knows")
+    return build.add("F.embedding", input=build.tensor(given["input"]), weight=build.tensor(given["weight"]))
+
+
+def setitem(build: Builder, call: Call) -> Tensor:
+    """A write to a part: a new tensor with the part replaced."""
+    whole, index, source = call.arguments
+    parts = [build.tensor(whole)]
+    cuts: list[tuple[int, slice]] = []
+    for dim, part in enumerate(_full(index, build.rank(whole))):
+        if not isinstance(part, slice | int) or isinstance(part, bool):
+            raise ValueError("writes to an index that prunetrain does not know")
+        span = slice(part, part + 1 or None) if isinstance(part, int) else part
+        smaller = cut(build, parts[-1], dim, span)
+        if smaller != parts[-1]:
+            parts.append(smaller)
+            cuts.append((dim, span))
+    made = _filling(build, parts[-1], source)
+    for (dim, part), larger in zip(reversed(cuts), reversed(parts[:-1]), strict=True):
+        made = build.add("torch.slice_scatter", input=larger, src=made, dim=dim, start=part.start, end=part.stop, step=part.step or 1)
+    return made
+
+
+def _filling(build: Builder, part: Tensor, source: object) -> Tensor:
+    """What is written, in the shape of the part it is written to."""
+    if not isinstance(source, Ref | Own | Constant):
+        zeros = build.add("torch.zeros_like", input=part)
+        return build.add("+", input=zeros, other=build.operand(source)) if source else zeros
+    tensor = build.tensor(source)
+    wanted = list(zip(*build.sizes_of(part), strict=True))
+    if len(wanted) > build.rank(tensor) and build.sizes_of(tensor)[0] == tuple(one for one, _ in wanted if one != 1):
+        return to_shape(build, tensor, wanted)
+    return broadcast(build, tensor, wanted)
+
+
+def fill(build: Builder, call: Call) -> Tensor:
+    """Writes of one number everywhere."""
+    return _filling(build, build.tensor(call.arguments[0]), call.arguments[1] if len(call.arguments) > 1 else 0)
+
+
+def zeros(build: Builder, call: Call) -> Tensor:
+    """zeros_like, where the recorder did not make a constant of it."""
+    return build.add("torch.zeros_like", input=build.tensor(call.arguments[0]))
+
+
+def narrow(build: Builder, call: Call) -> Tensor:
+    """A slice by its start and length."""
+    given = arguments(call, "input dim start length")
+    return cut(
+        build,
+        build.tensor(given["input"]),
+        given["dim"] % build.rank(given["input"]),
+        slice(given["start"], given["start"] + given["length"]),
+    )
+
+
+def choose(build: Builder, call: Call) -> Tensor:
+    """One index of a dimension."""
+    given = arguments(call, "input dim index")
+    return build.add("[]", input=build.tensor(given["input"]), dim=given["dim"] % build.rank(given["input"]), index=given["index"])
+
+
+def unbind(build: Builder, call: Call) -> tuple[Argument, ...]:
+    """Every index of a dimension, as unpacking takes them."""
+    given = arguments(call, "input dim")
+    tensor, dim = build.tensor(given["input"]), given.get("dim", 0) % build.rank(given["input"])
+    return tuple(build.add("[]", input=tensor, dim=dim, index=number) for number in range(len(call.results)))
+
+
+def split(build: Builder, call: Call) -> tuple[Argument, ...]:
+    """All that splits a tensor: one slice for each part, of the size that torch made."""
+    tensor = build.tensor(call.arguments[0])
+    given: dict[str, Any] = arguments(call, "input sections dim") if len(call.arguments) > 1 else dict(call.keywords)
+    dim = given.get("dim", 0) % build.rank(tensor)
+    parts, start = [], 0
+    for number in call.results:
+        one, two = (shape[dim] for shape in build.traced.sizes[number])
+        if one != two:
+            raise ValueError("splits the batch")
+        parts.append(cut(build, tensor, dim, slice(start, start + one, None)))
+        start += one
+    return tuple(parts)
+
+
+INDEXING = {
+    "__getitem__": getitem,
+    "index_select": index_select,
+    "embedding": embedding,
+    "__setitem__": setitem,
+    **dict.fromkeys(("zero_", "fill_"), fill),
+    "narrow": narrow,
+    "select": choose,
+    "unbind": unbind,
+    **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"), split),
+}

@@ -1,0 +1,154 @@
+"""What is written down while a model runs: stand-ins for tensors, calls, and the results that tensor objects stand for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+
+from prunetrain.graph.tracing.calls import CONVERSIONS, plain
+from prunetrain.graph.tracing.memory import Memory
+from prunetrain.graph.tracing.records import Call, Constant, Own, Place, Recording, Ref
+
+
+def tensors_in(value: object) -> list[Tensor]:
+    """All tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return []
+
+
+def outputs_of(output: object) -> list[Tensor]:
+    """The tensors that a forward pass returns, the main one first: of tuples, dicts and dataclasses in their own order, without None."""
+    if not isinstance(output, Tensor | tuple | list | Mapping) and hasattr(output, "__dict__"):
+        output = vars(output)
+    return tensors_in(output)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call as the model makes it, before tensors have stand-ins."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    place: Place
+
+    @property
+    def first(self) -> Tensor | None:
+        """The tensor that a method belongs to."""
+        return self.args[0] if self.args and isinstance(self.args[0], Tensor) else None
+
+
+class Journal:
+    """The recording of one forward pass.
+
+    Args:
+        tensors: the model's parameters and buffers by qualified name.
+        images: the tensor that the model is called with.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], images: Tensor) -> None:
+        self._names = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}  # the first of several names
+        self._dtype = images.dtype
+        self._memory = Memory()
+        self.recording = Recording([tuple(images.shape)])
+        self._memory.bind(images, Ref(0))
+
+    def follows(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on the images, a parameter or a buffer."""
+        return id(tensor) in self._names or self._memory.knows(tensor)
+
+    def own(self, tensor: object) -> str | None:
+        """The qualified name of one of the model's tensors; None for any other."""
+        return self._names.get(id(tensor))
+
+    def stand_in(self, value: Any, place: Place) -> Any:
+        """Arguments with a stand-in for every tensor.
+
+        Raises:
+            TraceError: for a tensor whose memory was changed since, or that comes from nowhere.
+        """
+        if isinstance(value, Tensor):
+            return self._tensor(value, place)
+        if isinstance(value, Mapping):
+            return {key: self.stand_in(item, place) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            return tuple(self.stand_in(item, place) for item in value)
+        return plain(value)
+
+    def _tensor(self, tensor: Tensor, place: Place) -> Ref | Own | Constant:
+        name = self.own(tensor)
+        if name is not None:
+            return Own(name)
+        if self._memory.knows(tensor):
+            return self._memory.read(tensor, place)
+        if isinstance(tensor, FakeTensor):
+            raise place.error("a tensor comes from a call that prunetrain did not see, such as a scripted function")
+        with torch._C.DisableTorchFunction(), unset_fake_temporarily():
+            return Constant(tensor.detach().clone())
+
+    def prepare(self, asked: Asked) -> Call:
+        """A call with stand-ins, without results yet; before it is made, as it may change what it reads."""
+        args = asked.args
+        if asked.name in ("__getitem__", "__setitem__") and isinstance(args[1], list):
+            args = (args[0], (args[1],), *args[2:])  # x[[0, 2]] takes two positions, x[0, 2] one of each dimension
+        return Call(asked.name, self.stand_in(args, asked.place), self.stand_in(asked.kwargs, asked.place), (), asked.place)
+
+    def write(self, call: Call, result: object, asked: Asked | None = None) -> None:
+        """Write down a call that made new tensors; one that gives a size, a flag, or the very tensor that it read, says nothing."""
+        made = tensors_in(result)
+        read = {id(tensor) for tensor in tensors_in((asked.args, asked.kwargs))} if asked else set()
+        if not made or all(id(tensor) in read for tensor in made):
+            return
+        refs = tuple(self._new(tuple(tensor.shape)) for tensor in made)
+        self._append(call, *refs)
+        for tensor, ref in zip(made, refs, strict=True):
+            self._check_type(tensor, call, asked)
+            if tensor.dtype == torch.int64:
+                self.recording.integers.add(ref.index)
+            self._memory.bind(tensor, ref)
+        whole = asked.first if asked else None
+        if call.name == "__getitem__" and whole is not None:
+            self._memory.bind_part(made[0], whole, call.arguments[1])
+
+    def write_change(self, call: Call, tensor: Tensor, value: object) -> None:
+        """Write down a call that changed a tensor in place, by `value`, and what changes with it: the tensor that it is a slice of."""
+        if not self._memory.knows(tensor):
+            raise call.place.error(f"{call.name} writes into a constant; put the parts together with torch.cat or torch.stack")
+        if call.name == "__setitem__" and self._memory.is_part(value, tensor, call.arguments[1]):
+            return
+        ref = self._new(tuple(tensor.shape))
+        self._append(call, ref)
+        self._memory.change(tensor, ref, call.place, self._write_back)
+
+    def _write_back(self, whole: Ref, index: object, part: Ref, place: Place) -> Ref:
+        ref = self._new(self.recording.shapes[whole.index])
+        self._append(Call("__setitem__", (whole, index, part), {}, (), place), ref)
+        return ref
+
+    def _new(self, shape: tuple[int, ...]) -> Ref:
+        self.recording.shapes.append(shape)
+        return Ref(len(self.recording.shapes) - 1)
+
+    def _append(self, call: Call, *refs: Ref) -> None:
+        self.recording.calls.append(Call(call.name, call.arguments, call.keywords, tuple(ref.index for ref in refs), call.place))
+
+    def _check_type(self, tensor: Tensor, call: Call, asked: Asked | None) -> None:
+        before = asked.first.dtype if asked and asked.first is not None else tensor.dtype
+        if call.name in CONVERSIONS and tensor.dtype != before:
+            raise call.place.error(f"turns {before} into {tensor.dtype}; keep one type, or convert where nothing depends on the images")
+        strange = tensor.dtype.is_complex or tensor.layout != torch.strided
+        if strange or (tensor.is_floating_point() and tensor.dtype != self._dtype):
+            raise call.place.error(f"{call.name} gives a tensor of {tensor.dtype}, {tensor.layout}, which a network file cannot say")
+
+
+def names_of(model: nn.Module) -> dict[nn.Module, str]:
+    """A model's modules with their qualified names, the first of several."""
+    return {module: name for name, module in model.named_modules()}

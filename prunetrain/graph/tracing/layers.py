@@ -1,0 +1,89 @@
+"""Which modules are layers of the catalog, and what their constructors were given."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from prunetrain.graph.catalog import LAYERS
+from prunetrain.graph.layergraph import Layer
+from prunetrain.graph.signatures import Literal
+from prunetrain.graph.tracing.calls import plain
+
+_HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(frozen=True)
+class LeafCall:
+    """A call of a module that is a layer of the catalog: the layer, still without a name, and what it reads."""
+
+    layer: Layer
+    images: Tensor
+    returns_pair: bool = False
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is of a class of the catalog, and nothing else: no subclass, no hooks."""
+    kind = type(module).__name__
+    return kind in LAYERS and type(module) is getattr(nn, kind) and not any(getattr(module, hooks) for hooks in _HOOKS)
+
+
+def as_layer(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LeafCall:
+    """What a call of a layer's module says.
+
+    Raises:
+        ValueError: for a layer with arguments that no network file can say.
+    """
+    if isinstance(module, nn.MultiheadAttention):
+        return LeafCall(layer_of(module), _attention_input(args, kwargs), returns_pair=True)
+    given = [*args, *kwargs.values()]
+    if len(given) != 1 or not isinstance(given[0], Tensor):
+        raise ValueError(f"nn.{type(module).__name__} has to be called with one tensor")
+    return LeafCall(layer_of(module), given[0])
+
+
+def _attention_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    given = dict(zip(("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask"), args, strict=False)) | dict(kwargs)
+    query = given.pop("query", None)
+    alone = given.pop("key", None) is query and given.pop("value", None) is query
+    if not isinstance(query, Tensor) or not alone or given.pop("need_weights", True) or any(given.values()):
+        raise ValueError("nn.MultiheadAttention can only be called as attention(x, x, x, need_weights=False)")
+    return query
+
+
+def layer_of(module: nn.Module) -> Layer:
+    """A module as a layer without a name: what its constructor was given, read back from its attributes (its repr hides some).
+
+    Raises:
+        ValueError: for arguments that the catalog does not have.
+    """
+    kind = type(module).__name__
+    known = LAYERS[kind].names()
+    arguments: dict[str, Literal] = {}
+    for name, parameter in inspect.signature(type(module)).parameters.items():
+        if name in ("device", "dtype"):
+            continue
+        value = _given(module, name, parameter.default)
+        if name in known:
+            arguments[name] = value[0] if kind == "Conv1d" and isinstance(value, tuple) and len(value) == 1 else value
+        elif name != "bias" and value != parameter.default:
+            raise ValueError(f"nn.{kind} with {name}={value!r} is not supported yet")
+    if arguments.get("affine") and module.bias is None:  # newer torch has an argument for it, every torch lets one take it away
+        raise ValueError(f"nn.{kind} with bias=False is not supported yet")
+    return Layer.make("", kind, **arguments)
+
+
+def _given(module: nn.Module, name: str, default: object) -> Any:
+    match module, name:
+        case nn.MultiheadAttention(), "bias":
+            return module.in_proj_bias is not None
+        case nn.MultiheadAttention(), "add_bias_kv":
+            return module.bias_k is not None
+        case nn.MultiheadAttention(), "kdim" | "vdim":
+            size = getattr(module, name)
+            return None if size == module.embed_dim else size
+        case _, "bias":
+            return getattr(module, "bias", None) is not None
+    return plain(getattr(module, name, default))

@@ -1,0 +1,34 @@
+"""Where in the model's own code a call stands."""
+
+import os
+import sys
+from types import FrameType, TracebackType
+
+import torch
+
+from prunetrain.graph.tracing.records import Place
+
+_NOT_THE_MODELS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
+_ENTRY = "_run_forward"  # the function of trace.py that calls the model
+
+
+def place(scope: str) -> Place:
+    """The innermost line of the model's own code that is running, in the module `scope`."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != _ENTRY:
+        if not frame.f_code.co_filename.startswith(_NOT_THE_MODELS):
+            return Place(f"{frame.f_code.co_filename}:{frame.f_lineno}", scope)
+        frame = frame.f_back
+    return Place("", scope)
+
+
+def place_of(error: BaseException) -> Place:
+    """The innermost line of the model's own code in an error's traceback."""
+    found = Place("", "")
+    traceback: TracebackType | None = error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if not code.co_filename.startswith(_NOT_THE_MODELS):
+            found = Place(f"{code.co_filename}:{traceback.tb_lineno}", "")
+        traceback = traceback.tb_next
+    return found

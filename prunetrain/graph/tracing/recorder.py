@@ -1,0 +1,151 @@
+"""Run a model's own Python on tensors without memory and write down every call of torch that depends on its input or weights.
+
+Shapes are real numbers, so every branch on a shape takes its course and private functions simply run. Calls that depend on nothing but
+constants are executed and give real tensors.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
+
+from prunetrain.graph.shapes import layer_shape
+from prunetrain.graph.tracing.calls import (
+    ABOUT_TENSORS,
+    CREATED_LIKE,
+    GRADIENT_FREE,
+    KEEP_SHAPE,
+    OF_DATA,
+    RANDOM,
+    UNINITIALISED,
+    in_place,
+    short_name,
+)
+from prunetrain.graph.tracing.journal import Asked, Journal, names_of, outputs_of, tensors_in
+from prunetrain.graph.tracing.layers import LeafCall, as_layer, is_layer
+from prunetrain.graph.tracing.places import place
+from prunetrain.graph.tracing.records import Call, Module, Place, Recording
+from prunetrain.graph.windows import shape_text
+
+
+class Recorder(TorchFunctionMode):
+    """While entered, writes down the calls of one forward pass.
+
+    Args:
+        model: what is traced.
+        tensors: its parameters and buffers by qualified name.
+        images: the tensor without memory that it is called with.
+        training: the mode it is in.
+    """
+
+    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor, *, training: bool) -> None:
+        super().__init__()
+        self._modules = names_of(model)
+        self._training = training
+        self._scopes = [""]  # the modules that are running, by qualified name
+        self._journal = Journal(tensors, images)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """What torch calls in place of every function and method."""
+        name, kwargs = short_name(func), kwargs or {}
+        if name in ABOUT_TENSORS:
+            return func(*args, **kwargs)
+        depends = any(map(self._journal.follows, tensors_in((args, kwargs))))
+        if not depends and name not in UNINITIALISED and name not in RANDOM:
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        if name in CREATED_LIKE:
+            return _constant_like(func, name, *args, **kwargs)
+        if name == "__iter__":
+            return iter(self.__torch_function__(Tensor.unbind, types, (*args, 0)))
+        counter = self._journal.own(args[0]) if in_place(name) else None
+        if counter is not None and counter.endswith("num_batches_tracked"):
+            return args[0]  # BatchNorm's own business: a layer of the file does it by itself
+        asked = Asked(name, args, kwargs, self._place())
+        self._refuse(asked)
+        return self._record(func, asked)
+
+    def call_module(self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a call of any module becomes while tracing: one call if it is a layer, else its own forward, recorded."""
+        if module not in self._modules:
+            return forward(module, *args, **kwargs)
+        name = self._modules[module]
+        self._scopes.append(name)
+        try:
+            if not is_layer(module):
+                return forward(module, *args, **kwargs)
+            try:
+                leaf = as_layer(module, args, kwargs)
+            except ValueError as error:
+                raise self._place().error(f"{name or 'the network'} is nothing that a network file can say: {error}") from None
+            return self._record_layer(name, leaf)
+        finally:
+            self._scopes.pop()
+
+    def refuse_function(self, function: type, *args: Any, **kwargs: Any) -> Any:
+        """What a call of a function with gradients of its own becomes."""
+        raise self._place().error(f"{function.__name__} has gradients of its own, which a network file cannot say; use torch's functions")
+
+    def finish(self, output: object) -> Recording:
+        """The recording, with what forward returned."""
+        nowhere, found = Place("", ""), outputs_of(output)
+        if not found:
+            raise nowhere.error("forward must return a tensor")
+        recording = self._journal.recording
+        recording.outputs = tuple(self._journal.stand_in(tensor, nowhere) for tensor in found)
+        return recording
+
+    def _place(self) -> Place:
+        return place(self._scopes[-1])
+
+    def _refuse(self, asked: Asked) -> None:
+        name, own = asked.name, self._journal.own(asked.first)
+        if name in OF_DATA:
+            raise asked.place.error(f"{OF_DATA[name]} reads numbers of a tensor; a network file takes the same steps for all images")
+        if own is not None and in_place(name):
+            raise asked.place.error(f"{name} changes self.{own} in place, which a network file cannot say")
+        if self._training and name in GRADIENT_FREE and (own is None or asked.args[0].requires_grad):
+            raise asked.place.error(f"{name} stops gradients, which a network file cannot say; train without it")
+        if self._training and not torch.is_grad_enabled():
+            raise asked.place.error("runs without gradients in train mode, which a network file cannot say; train without no_grad()")
+
+    def _record(self, func: Callable[..., Any], asked: Asked) -> Any:
+        call = self._journal.prepare(asked)
+        first = asked.first
+        before = first._version if first is not None else 0
+        try:
+            result = torch.empty_like(asked.args[0]) if asked.name in KEEP_SHAPE else func(*asked.args, **asked.kwargs)
+        except (DynamicOutputShapeException, DataDependentOutputException):
+            raise asked.place.error(f"{asked.name} makes a tensor whose shape depends on the numbers in another") from None
+        if first is not None and (asked.name == "__setitem__" or first._version != before):
+            self._journal.write_change(call, first, asked.args[-1])
+        else:
+            self._journal.write(call, result, asked)
+        return result
+
+    def _record_layer(self, name: str, leaf: LeafCall) -> Any:
+        """A layer is not run: its shape rule says what it makes."""
+        with torch._C.DisableTorchFunction():
+            here = self._place()
+            try:
+                shape = layer_shape(leaf.layer, tuple(leaf.images.shape))
+                if min(shape) < 1:
+                    raise ValueError(f"nothing is left of the image: {shape_text(tuple(leaf.images.shape))} becomes {shape_text(shape)}")
+            except ValueError as error:
+                raise here.error(f"{name or 'the network'} does not fit its input: {error}") from None
+            made = leaf.images.new_empty(shape)
+            images = self._journal.stand_in(leaf.images, here)
+            self._journal.write(Call("module", (Module(name), images), {}, (), here), made)
+        return (made, None) if leaf.returns_pair else made
+
+
+def _constant_like(func: Callable[..., Any], name: str, like: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Numbers in the shape or type of a tensor that depends on the images are constants all the same."""
+    with unset_fake_temporarily():
+        stand_in = torch.empty(tuple(like.shape) if name.endswith("_like") else (0,), dtype=like.dtype, device=like.device)
+        return func(stand_in, *args, **kwargs)

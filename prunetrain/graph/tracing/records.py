@@ -1,0 +1,100 @@
+"""What the recorder writes down: one call of torch each, with stand-ins for the tensors that it read."""
+
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from torch import Tensor
+
+from prunetrain.errors import TraceError
+from prunetrain.graph.windows import Shape
+
+BATCHES: Final = (7, 11)  # the batch sizes of a trace; primes, so that hardly any size is a multiple of one and, at the other, of the other
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A recorded result; 0 is the network's input."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Own:
+    """A parameter or buffer of the model, by its qualified name."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A tensor that depends on no input, parameter or buffer; `repeated` for each image if it has one row an image, all the same."""
+
+    tensor: Tensor
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
+class Varying:
+    """A tensor that depends on nothing but the batch size, in a way that no network file can say."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """A layer of the model, by its qualified name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Differing:
+    """A whole number that differs between the two batch sizes of a trace."""
+
+    sizes: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a call stands: file and line of the model's own code, and the module that ran it."""
+
+    line: str
+    scope: str
+
+    def error(self, message: str) -> TraceError:
+        """A TraceError in one line that starts with the place."""
+        where = self.line or (f"module {self.scope}" if self.scope else "the model")
+        return TraceError(f"{where}: {message}")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: torch's short name of the function, its arguments, and the numbers of the results."""
+
+    name: str
+    arguments: tuple[object, ...]
+    keywords: dict[str, object]
+    results: tuple[int, ...]
+    place: Place
+
+
+Sizes: TypeAlias = tuple[Shape, Shape]  # a shape at each of the two batch sizes
+
+
+@dataclass
+class Recording:
+    """One run of the forward pass: calls in order, the shape of every result, and what forward returned."""
+
+    shapes: list[Shape]
+    calls: list[Call] = field(default_factory=list)
+    outputs: tuple[object, ...] = ()
+    integers: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Two runs in one mode that differ in the batch size only: `sizes[i]` are the shapes of result i; `integers` are those of int64."""
+
+    training: bool
+    calls: tuple[Call, ...]
+    sizes: tuple[Sizes, ...]
+    outputs: tuple[object, ...]
+    integers: frozenset[int] = frozenset()

@@ -1,0 +1,155 @@
+"""What a network file defines: layers and declared tensors, each under one name in both modes, and the model's tensors in them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from prunetrain.graph.layergraph import Attribute, Declared, GraphError, Layer, check_identifier
+from prunetrain.graph.tracing.records import Own, Place
+
+_DTYPES = {torch.int64: "int64", torch.bool: "bool"}
+
+
+@dataclass
+class _Defined:
+    layer: Layer
+    position: tuple[int, int]  # where the layer is in the model, and among those with the same place
+    tensors: dict[str, Tensor]  # under the layer's own names
+
+
+@dataclass
+class Registry:
+    """All definitions, by name.
+
+    Args:
+        tensors: the model's parameters and buffers by qualified name.
+        modules: the positions of the model's modules by qualified name.
+    """
+
+    tensors: Mapping[str, Tensor]
+    modules: Mapping[str, int]
+    names: dict[str, str] = field(default_factory=dict)  # the model's tensors -> those of the file
+    declared: dict[str, Declared] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)  # the numbers of declared tensors
+    _layers: dict[str, _Defined] = field(default_factory=dict)
+    _by_content: dict[object, str] = field(default_factory=dict)
+    _taken: dict[str, str] = field(default_factory=dict)  # the model's tensor -> the layer or declared tensor that has it
+
+    def __post_init__(self) -> None:
+        self._first = {id(tensor): name for name, tensor in reversed(list(self.tensors.items()))}  # of several names the first
+
+    def layer(self, layer: Layer, wanted: str, module: str, tensors: Mapping[str, str], place: Place) -> str:
+        """The name of a layer, which is defined when it comes for the first time.
+
+        Args:
+            layer: the layer without a name.
+            wanted: the qualified name to make one of.
+            module: the module that has it, by qualified name.
+            tensors: the model's name of each tensor, by the layer's own name.
+            place: where it is called.
+
+        Raises:
+            TraceError: if another layer has one of the tensors.
+        """
+        tensors = {own: self._first[id(self.tensors[tensor])] for own, tensor in tensors.items()}
+        key = (layer, tuple(sorted(tensors.items())) or module)
+        if key in self._by_content:
+            return self._by_content[key]
+        name = self._name(wanted, place)
+        for tensor in tensors.values():
+            self._take(tensor, name, place)
+        defined = {own: self.tensors[tensor] for own, tensor in tensors.items()}
+        self._layers[name] = _Defined(replace(layer, name=name), (self.modules[module], len(self._layers)), defined)
+        self._by_content[key] = name
+        self.names |= {tensor: f"{name}.{own}" for own, tensor in tensors.items()}
+        return name
+
+    def add_tensor(self, layer: str, own: str, tensor: Tensor) -> None:
+        """Give a layer a tensor that the model does not have."""
+        self._layers[layer].tensors.setdefault(own, tensor)
+
+    def own(self, tensor: str, place: Place) -> Attribute:
+        """One of the model's tensors, declared."""
+        tensor = self._first[id(self.tensors[tensor])]
+        if tensor in self._by_content:
+            return Attribute(self._by_content[tensor])
+        value = self.tensors[tensor]
+        role = "parameter" if isinstance(value, torch.nn.Parameter) else "buffer"
+        name = self._name(tensor, place)
+        self._take(tensor, name, place)
+        self._declare(Declared(name, tuple(value.shape), role, _dtype(value, place)), value)
+        self.names[tensor] = name
+        self._by_content[tensor] = name
+        return Attribute(name)
+
+    def is_declared(self, tensor: object) -> bool:
+        """Whether one of the model's tensors is declared already."""
+        return isinstance(tensor, Own) and self._first[id(self.tensors[tensor.name])] in self._by_content
+
+    def constant(self, value: Tensor, place: Place, *, positions: bool = False) -> Attribute:
+        """A constant, declared as a buffer; as positions where it is a list of these and they are wanted."""
+        scope = place.scope + "." if place.scope else ""
+        positions = positions and value.dtype == torch.int64 and value.ndim == 1 and bool((value >= 0).all())
+        wanted = scope + ("index" if positions else "constant")
+        for name, tensor in self.values.items():
+            same = (wanted, tensor.dtype, tensor.shape) == (self._by_content.get(("constant", name)), value.dtype, value.shape)
+            if same and torch.equal(tensor, value):
+                return Attribute(name)
+        name = self._name(wanted, place)
+        made = Declared(name, tuple(value.shape), "buffer", _dtype(value, place))
+        self._declare(Declared.index(name, tuple(value.tolist())) if positions else made, value)
+        self._by_content["constant", name] = wanted
+        return Attribute(name)
+
+    def size(self, name: str) -> tuple[int, ...]:
+        """The shape of a declared tensor."""
+        return self.declared[name].shape
+
+    def defined(self, name: str) -> Layer:
+        """A layer by its name."""
+        return self._layers[name].layer
+
+    def layers(self, used: set[str]) -> tuple[Layer, ...]:
+        """The layers of these names in the order of the model's modules."""
+        return tuple(entry.layer for entry in sorted(self._layers.values(), key=lambda entry: entry.position) if entry.layer.name in used)
+
+    def state(self, layers: tuple[Layer, ...], declared: tuple[Declared, ...]) -> dict[str, Tensor]:
+        """The tensors of a network's state dict, in its order: parameters, buffers, layers."""
+        order = [tensor for role in ("parameter", "buffer") for tensor in declared if tensor.role == role]
+        found = {tensor.name: self.values[tensor.name] for tensor in order}
+        for layer in layers:
+            found |= {f"{layer.name}.{own}": tensor for own, tensor in self._layers[layer.name].tensors.items()}
+        return {name: tensor.detach() for name, tensor in found.items()}
+
+    def _declare(self, tensor: Declared, value: Tensor) -> None:
+        self.declared[tensor.name] = tensor
+        self.values[tensor.name] = value
+
+    def _take(self, tensor: str, name: str, place: Place) -> None:
+        other = self._taken.setdefault(tensor, name)
+        if other != name:
+            raise place.error(
+                f"{tensor} would be a tensor of both self.{other} and self.{name}; let one module own it and call that one twice"
+            )
+
+    def _name(self, qualified: str, place: Place) -> str:
+        base = name = re.sub(r"\W", "_", qualified, flags=re.ASCII)
+        if not base[:1].isalpha():
+            base = name = f"layer_{base}".rstrip("_")  # nn.Sequential counts from 0
+        number = 2
+        while name in self._layers or name in self.declared:
+            name, number = f"{base}_{number}", number + 1
+        try:
+            check_identifier(name, "layer")
+        except GraphError as error:
+            raise place.error(str(error)) from None
+        return name
+
+
+def _dtype(tensor: Tensor, place: Place) -> str:
+    if tensor.dtype not in _DTYPES and not tensor.is_floating_point():
+        raise place.error(f"a tensor of {tensor.dtype} cannot be declared; use float32, int64 or bool")
+    return _DTYPES.get(tensor.dtype, "float32")

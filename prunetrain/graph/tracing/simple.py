@@ -1,0 +1,218 @@
+"""Functions of one tensor whose arguments stay as they are: activations, pooling, reductions, and what returns its input."""
+
+from math import inf
+from typing import Any, Final
+
+import torch
+
+from prunetrain.graph.layergraph import Attribute, Value
+from prunetrain.graph.tracing.builder import Builder, Made, Unsaid
+from prunetrain.graph.tracing.calls import CONVERSIONS, arguments
+from prunetrain.graph.tracing.records import Call
+
+# torch's name: the function it is written as, and torch's parameters after the input.
+_SIMPLE: Final = {
+    "relu": ("F.relu", "inplace"),
+    "relu_": ("F.relu", ""),
+    "relu6": ("F.relu6", "inplace"),
+    "leaky_relu": ("F.leaky_relu", "negative_slope inplace"),
+    "leaky_relu_": ("F.leaky_relu", "negative_slope"),
+    "elu": ("F.elu", "alpha inplace"),
+    "elu_": ("F.elu", "alpha"),
+    "celu": ("F.celu", "alpha inplace"),
+    "selu": ("F.selu", "inplace"),
+    "gelu": ("F.gelu", "approximate"),
+    "silu": ("F.silu", "inplace"),
+    "mish": ("F.mish", "inplace"),
+    "hardswish": ("F.hardswish", "inplace"),
+    "hardsigmoid": ("F.hardsigmoid", "inplace"),
+    "logsigmoid": ("F.logsigmoid", ""),
+    "log_sigmoid": ("F.logsigmoid", ""),
+    "softplus": ("F.softplus", "beta threshold"),
+    "softsign": ("F.softsign", ""),
+    "sigmoid": ("torch.sigmoid", ""),
+    "tanh": ("torch.tanh", ""),
+    "abs": ("torch.abs", ""),
+    "absolute": ("torch.abs", ""),
+    "__abs__": ("torch.abs", ""),
+    "exp": ("torch.exp", ""),
+    "log": ("torch.log", ""),
+    "neg": ("torch.neg", ""),
+    "negative": ("torch.neg", ""),
+    "__neg__": ("torch.neg", ""),
+    "rsqrt": ("torch.rsqrt", ""),
+    "sqrt": ("torch.sqrt", ""),
+    "square": ("torch.square", ""),
+    "clamp": ("torch.clamp", "min max"),
+    "clip": ("torch.clamp", "min max"),
+    "clamp_min": ("torch.clamp", "min"),
+    "clamp_max": ("torch.clamp", "max"),
+    "mean": ("torch.mean", "dim keepdim"),
+    "sum": ("torch.sum", "dim keepdim"),
+    "amax": ("torch.amax", "dim keepdim"),
+    "amin": ("torch.amin", "dim keepdim"),
+    "log_softmax": ("F.log_softmax", "dim"),
+    "softmax": ("F.softmax", "dim"),
+    "normalize": ("F.normalize", "p dim eps"),
+    "linalg_vector_norm": ("torch.linalg.vector_norm", "ord dim keepdim"),
+    "max_pool2d": ("F.max_pool2d", "kernel_size stride padding dilation ceil_mode return_indices"),
+    "avg_pool2d": ("F.avg_pool2d", "kernel_size stride padding ceil_mode count_include_pad divisor_override"),
+    "adaptive_avg_pool2d": ("F.adaptive_avg_pool2d", "output_size"),
+    "adaptive_max_pool2d": ("F.adaptive_max_pool2d", "output_size return_indices"),
+    "interpolate": ("F.interpolate", "size scale_factor mode align_corners recompute_scale_factor antialias"),
+    "upsample": ("F.interpolate", "size scale_factor mode align_corners"),
+    "pixel_shuffle": ("F.pixel_shuffle", "upscale_factor"),
+    "pixel_unshuffle": ("F.pixel_unshuffle", "downscale_factor"),
+    "channel_shuffle": ("F.channel_shuffle", "groups"),
+    "native_channel_shuffle": ("F.channel_shuffle", "groups"),
+    "roll": ("torch.roll", "shifts dims"),
+    "flip": ("torch.flip", "dims"),
+    "local_response_norm": ("F.local_response_norm", "size alpha beta k"),
+    "unfold": ("F.unfold", "kernel_size dilation padding stride"),
+}
+_SIMPLE_IN_PLACE: Final = {f"{name}_": value for name, value in _SIMPLE.items() if f"{name}_" not in _SIMPLE and not name.endswith("_")}
+_REDUCTIONS: Final = frozenset(("torch.mean", "torch.sum", "torch.amax", "torch.amin"))
+
+
+def simple(build: Builder, call: Call) -> Value | Attribute:
+    """A function of the tables above."""
+    target, parameters = (_SIMPLE | _SIMPLE_IN_PLACE)[call.name]
+    given = arguments(call, f"input {parameters}" + (" dtype" if target in _REDUCTIONS or "softmax" in target or "norm" in target else ""))
+    if given.pop("dtype", None) not in (None, torch.float32):
+        raise ValueError("with dtype= is nothing that prunetrain knows")
+    if given.pop("return_indices", False):
+        raise ValueError("with return_indices=True is nothing that prunetrain knows")
+    leaf = given.pop("input")
+    image = build.tensor(leaf)
+    rank = build.rank(image)
+    if target in _REDUCTIONS and given.get("dim") in (None, ()):
+        given["dim"] = tuple(range(rank))
+    if "pool2d" in target:
+        if rank != 4:
+            raise ValueError("prunetrain knows it for a batch of images only")
+        if "stride" in given and (not given["stride"] or _pair(given["stride"]) == _pair(given["kernel_size"])):
+            given["stride"] = None  # the default: the kernel's own size
+        if "output_size" in given:
+            given["output_size"] = build.traced.sizes[call.results[0]][0][-2:]
+    if "softmax" in target and given.get("dim") is None:
+        raise ValueError("needs dim")
+    return build.add(target, input=image, **given)
+
+
+def _pair(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value[:1] * 2 if len(value) == 1 else value
+
+
+def same(build: Builder, call: Call) -> Made:
+    """A function that returns what it reads: contiguous, clone, and conversions to the type that a tensor has already."""
+    return build.made(call.arguments[0])
+
+
+def hardtanh(build: Builder, call: Call) -> Value:
+    """F.hardtanh, which is F.relu6 between 0 and 6."""
+    given = arguments(call, "input min_val max_val inplace")
+    image = build.tensor(given.pop("input"))
+    if (given.get("min_val"), given.get("max_val")) == (0, 6):
+        return build.add("F.relu6", input=image)
+    return build.add("F.hardtanh", input=image, **given)
+
+
+def pad(build: Builder, call: Call) -> Value | Attribute:
+    """F.pad; nothing if it adds nothing."""
+    given = arguments(call, "input pad mode value")
+    image, amounts = build.tensor(given["input"]), given["pad"]
+    while amounts and amounts[-2:] == (0, 0):
+        amounts = amounts[:-2]
+    if not amounts:
+        return image
+    mode, value = given.get("mode", "constant"), given.get("value") or None
+    if value == -inf and all(reader.name == "max_pool2d" for reader in build.readers(call)):
+        value = torch.finfo(torch.float32).min  # a literal that loses against every number as well
+    return build.add("F.pad", input=image, pad=amounts, mode=mode, value=value)
+
+
+def pool1d(build: Builder, call: Call) -> Value:
+    """One-dimensional pooling, as torch does it: that of an image one pixel high."""
+    two = call.name.replace("1d", "2d")
+    target, parameters = _SIMPLE[two]
+    given = arguments(call, f"input {parameters}")
+    if given.pop("return_indices", False):
+        raise ValueError("with return_indices=True is nothing that prunetrain knows")
+    image = build.tensor(given.pop("input"))
+
+    def flat(value: Any, beside: int) -> tuple[int, int]:
+        return (beside, value[0] if isinstance(value, tuple) else value)
+
+    around = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "output_size": 1}
+    if not given.get("stride", True):
+        given["stride"] = given["kernel_size"]
+    options = {name: flat(value, around[name]) if name in around else value for name, value in given.items()}
+    wide = build.add("torch.unsqueeze", input=image, dim=-2)
+    return build.add("torch.squeeze", input=build.add(target, input=wide, **options), dim=-2)
+
+
+def variance(build: Builder, call: Call) -> "Made | tuple[Made, ...]":
+    """torch.var and torch.std. The mean of var_mean and std_mean has other last bits than torch.mean and cannot be said."""
+    given = arguments(call, "input dim unbiased keepdim correction")
+    image, keepdim = build.tensor(given["input"]), given.get("keepdim", False)
+    dim = given.get("dim")
+    if isinstance(dim, bool):  # torch.var(x, unbiased)
+        raise ValueError("over all dimensions is nothing that prunetrain knows")
+    dims = tuple(range(build.rank(image))) if dim is None else dim
+    correction = given.get("correction")
+    correction = int(given.get("unbiased", True)) if correction is None else correction
+    name, _, mean = call.name.partition("_")
+    spread = build.add(f"torch.{name}", input=image, dim=dims, correction=correction, keepdim=keepdim)
+    return (spread, Unsaid(f"is the mean of {call.name}; use torch.mean")) if mean else spread
+
+
+def norm(build: Builder, call: Call) -> Value:
+    """Tensor.norm and torch.norm over some dimensions."""
+    given = arguments(call, "input p dim keepdim dtype")
+    order = given.get("p", 2)
+    if order == "fro" or order is None:
+        order = 2
+    dims = given.get("dim")
+    if isinstance(order, str) or given.get("dtype") is not None:
+        raise ValueError("with these arguments is nothing that prunetrain knows")
+    return build.add(
+        "torch.linalg.vector_norm", input=build.tensor(given["input"]), ord=order, dim=dims, keepdim=given.get("keepdim", False)
+    )
+
+
+def attention(build: Builder, call: Call) -> Value:
+    """F.scaled_dot_product_attention."""
+    given = arguments(call, "query key value attn_mask dropout_p is_causal scale enable_gqa")
+    if given.pop("enable_gqa", False):
+        raise ValueError("with enable_gqa=True is nothing that prunetrain knows")
+    tensors = {name: build.optional(given.pop(name, None)) for name in ("query", "key", "value", "attn_mask")}
+    return build.add("F.scaled_dot_product_attention", **tensors, **given)
+
+
+def dropout(build: Builder, call: Call) -> Made:
+    """Dropout that is off is nothing; that which is on says so, and `merge` finds out whether it follows the mode."""
+    given = arguments(call, "input p training inplace")
+    image = build.tensor(given["input"])
+    if not given.get("training", True) or given.get("p", 0.5) == 0:
+        return image
+    name = "dropout" if call.name.endswith("_") else call.name
+    return build.add(f"F.{name}", input=image, p=given.get("p", 0.5), training=True)
+
+
+def empty(build: Builder, call: Call) -> Made:
+    """A tensor without numbers yet."""
+    return Unsaid("was made with empty() and never filled")
+
+
+SIMPLE = {
+    **dict.fromkeys((*_SIMPLE, *_SIMPLE_IN_PLACE), simple),
+    **dict.fromkeys(("contiguous", "clone", "positive", "alias", "detach", "data", *CONVERSIONS), same),
+    **dict.fromkeys(("hardtanh", "hardtanh_"), hardtanh),
+    **dict.fromkeys(("pad", "constant_pad_nd"), pad),
+    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_max_pool1d", "avg_pool1d", "max_pool1d"), pool1d),
+    **dict.fromkeys(("var", "std", "var_mean", "std_mean"), variance),
+    "norm": norm,
+    "scaled_dot_product_attention": attention,
+    **dict.fromkeys(("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d"), dropout),
+    **dict.fromkeys(("empty", "new_empty", "empty_like", "empty_strided"), empty),
+}

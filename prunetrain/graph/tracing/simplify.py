@@ -1,0 +1,90 @@
+"""Steps of one mode made plain: what nobody reads is left out, known groups of steps become one."""
+
+from dataclasses import dataclass, replace
+
+from prunetrain.graph.functions import FAMILY_OF, Family
+from prunetrain.graph.layergraph import Argument, Step, Value
+from prunetrain.graph.tracing.builder import Builder, Line
+from prunetrain.graph.tracing.records import Sizes
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of one mode with what it returns; `ranks` has the number of dimensions of every result."""
+
+    lines: tuple[Line, ...]
+    outputs: tuple[Value, ...]
+    ranks: tuple[int, ...]
+
+
+def simplified(build: Builder, outputs: tuple[Value, ...]) -> Steps:
+    """The steps that the outputs need."""
+    lines = list(build.lines)
+    _without_broadcasts(lines, build.sizes, outputs)
+    _with_shuffles(lines, outputs)
+    return _needed(lines, outputs, build.sizes)
+
+
+def _readers(lines: list[Line], outputs: tuple[Value, ...]) -> dict[int, list[int]]:
+    """For every result, the steps that read it and are needed themselves; -1 for an output."""
+    readers: dict[int, list[int]] = {value.index: [-1] for value in outputs}
+    for number in range(len(lines) - 1, -1, -1):
+        if number + 1 in readers:
+            for value in lines[number].step.inputs():
+                readers.setdefault(value.index, []).append(number)
+    return readers
+
+
+def _without_broadcasts(lines: list[Line], sizes: list[Sizes], outputs: tuple[Value, ...]) -> None:
+    """An operator repeats its operands by itself; where the other operand has the full shape, broadcast_to says nothing.
+
+    Only where nothing else reads what is repeated: gradients that come from several readers would be added up in another order.
+    """
+    readers = _readers(lines, outputs)
+    for number, line in enumerate(lines):
+        if FAMILY_OF.get(line.step.target) is not Family.BINARY:
+            continue
+        arguments: dict[str, Argument] = dict(line.step.arguments)
+        for name, other in (("input", "other"), ("other", "input")):
+            one, beside = arguments[name], arguments[other]
+            if not isinstance(one, Value) or not isinstance(beside, Value) or not one.index:
+                continue
+            source = lines[one.index - 1].step
+            if source.target == "torch.broadcast_to" and len(readers.get(one.index, ())) == 1 and sizes[beside.index] == sizes[number + 1]:
+                arguments[name] = source["input"]
+        lines[number] = replace(line, step=replace(line.step, arguments=tuple(arguments.items())))
+
+
+def _with_shuffles(lines: list[Line], outputs: tuple[Value, ...]) -> None:
+    """Unflatten, transpose, flatten of channels is F.channel_shuffle."""
+    readers = _readers(lines, outputs)
+    for number, line in enumerate(lines):
+        match line.step.arguments:
+            case (("input", Value(moved)), ("start_dim", 1), ("end_dim", 2)) if line.step.target == "torch.flatten" and moved:
+                swap = lines[moved - 1].step
+            case _:
+                continue
+        if swap.target != "torch.transpose" or (swap["dim0"], swap["dim1"]) != (1, 2) or not isinstance(swap["input"], Value):
+            continue
+        split = lines[swap["input"].index - 1].step if swap["input"].index else None
+        if split is None or split.target != "torch.unflatten" or split["dim"] != 1 or len(split["sizes"]) != 2:
+            continue
+        alone = len(readers.get(moved, ())) == 1 and len(readers.get(swap["input"].index, ())) == 1
+        if alone and isinstance(split["sizes"][0], int) and split["sizes"][0] > 0:
+            lines[number] = replace(line, step=Step.make("F.channel_shuffle", input=split["input"], groups=split["sizes"][0]))
+
+
+def _needed(lines: list[Line], outputs: tuple[Value, ...], sizes: list[Sizes]) -> Steps:
+    readers = _readers(lines, outputs)
+    kept, new, ranks = [], {Value(0): Value(0)}, [len(sizes[0][0])]
+    for number, line in enumerate(lines):
+        if number + 1 in readers:
+            kept.append(replace(line, step=line.step.map_values(new.__getitem__)))
+            new[Value(number + 1)] = Value(len(kept))
+            ranks.append(len(sizes[number + 1][0]))
+    return Steps(tuple(kept), tuple(new[value] for value in outputs), tuple(ranks))
+
+
+def read_names(steps: tuple[Step, ...]) -> set[str]:
+    """The layers and declared tensors that steps read."""
+    return {name for step in steps for name in (*step.attributes(), step.layer) if name is not None}

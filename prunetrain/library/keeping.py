@@ -1,0 +1,35 @@
+"""Channels that someone chose by hand instead of by the lasso."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from prunetrain.channels.slicing import Proposal
+from prunetrain.errors import ConfigError, unknown_name
+
+
+def keeping(proposal: Proposal, keep: Mapping[str, Collection[int]]) -> Proposal:
+    """The proposal with the filters of some layers chosen: these stay, the layer's others go, with all that shares their channels.
+
+    Args:
+        proposal: what the weights say.
+        keep: for layers by name, the filters that stay.
+
+    Raises:
+        ConfigError: for a layer that is not there or whose channels may not be cut, or a filter that it does not have.
+    """
+    candidates = proposal.candidates
+    spaces, removable = candidates.spaces, candidates.removable.copy()
+    layers = {name for name, axis in spaces.ids if axis == "out"}
+    for name in keep:
+        if name not in layers:
+            raise ConfigError(unknown_name("layer", name, layers))
+        frozen = next((spaces.spaces[i].frozen for i in spaces.space_of[spaces.ids[name, "out"]] if spaces.spaces[i].frozen), "")
+        if frozen:
+            raise ConfigError(f"the channels of {name} are never cut: {frozen}")
+        removable[spaces.ids[name, "out"]] = True
+    for name, filters in keep.items():
+        count = len(spaces.ids[name, "out"])
+        if not filters or not all(0 <= position < count for position in filters):
+            raise ConfigError(f"keep some of the filters 0 to {count - 1} of {name}, not {sorted(filters)}")
+        removable[spaces.ids[name, "out"][sorted(filters)]] = False
+    return replace(proposal, candidates=replace(candidates, removable=removable))

@@ -1,0 +1,77 @@
+"""A module together with the graph that says the same. A user's own module has nested names, a generated one the graph's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from prunetrain.channels.slicing import Cut
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.trace import trace_with_state
+from prunetrain.library.wrapping import not_compiled
+from prunetrain.models.assembling import assemble
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module and its graph.
+
+    `names` has the module's qualified names of parameters and buffers, and for each the graph's. `constants` are tensors of the graph that
+    the module keeps elsewhere.
+    """
+
+    module: nn.Module
+    graph: LayerGraph
+    names: Mapping[str, str]
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, module: nn.Module, example_input: Tensor) -> "Network":
+        """The network of a module as it is now; the two share their tensors.
+
+        Raises:
+            TraceError: if the module cannot be a network file.
+        """
+        with not_compiled(module):
+            traced = trace_with_state(module, example_input)
+        known = set(traced.names.values())
+        return cls(module, traced.graph, traced.names, {name: t for name, t in traced.state.items() if name not in known})
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters under the graph's names."""
+        found = dict(self.module.named_parameters(remove_duplicate=False))
+        return {flat: found[name] for name, flat in self.names.items() if name in found}
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers under the graph's names, detached; they share memory with the module's."""
+        found = dict(self.module.named_parameters(remove_duplicate=False)) | dict(self.module.named_buffers(remove_duplicate=False))
+        return {**self.constants, **{flat: found[name].detach() for name, flat in self.names.items()}}
+
+    def cut(self, cut: Cut, source: str, filename: str) -> "Network":
+        """The smaller network, from the text of its file.
+
+        Modes, `requires_grad`, memory format, device and precision are this one's; no memory is shared.
+        """
+        state = {name: tensor.detach().clone() for name, tensor in cut.state.items()}
+        module = assemble(source, filename, cut.graph, state).train(self.module.training)
+        for name, mode in self._modes().items():
+            layer = getattr(module, name, None)
+            if isinstance(layer, nn.Module):
+                layer.train(mode)
+        if any(_is_channels_last(tensor) for tensor in self.state().values()):
+            module = module.to(memory_format=torch.channels_last)
+        before = self.parameters()
+        for name, parameter in module.named_parameters():
+            origin = before.get(cut.sources[name].name)
+            parameter.requires_grad_(origin is None or origin.requires_grad)
+        return Network(module, cut.graph, {name: name for name in cut.state})
+
+    def _modes(self) -> dict[str, bool]:
+        """By the graph's name of each layer, whether it is in train mode; people keep some BatchNorms in eval mode."""
+        inside = [(name.rpartition(".")[0], flat.rpartition(".")[0]) for name, flat in self.names.items()]
+        return {layer: self.module.get_submodule(name).training for name, layer in inside if layer}
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()

@@ -1,0 +1,153 @@
+"""An optimizer that goes on with the parameters of a smaller network.
+
+The optimizer stays the same object: its groups get the new parameters, its state is cut. So everything that holds it, a scheduler of any
+kind, a GradScaler, hooks, goes on as if nothing had happened.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from prunetrain.channels.slicing import slice_optimizer_state
+from prunetrain.channels.sources import Source
+from prunetrain.errors import ConfigError
+from prunetrain.library.network import Network
+
+
+@dataclass(frozen=True)
+class Swap:
+    """New parameters for each group of an optimizer, and their state; nothing has changed until `apply_` is called."""
+
+    groups: list[dict[str, Any]]
+    state: dict[Tensor, dict[str, Any]]
+
+    def apply_(self, optimizer: Optimizer) -> None:
+        """Make the optimizer go on with these."""
+        for group, changed in zip(optimizer.param_groups, self.groups, strict=True):
+            group.update(changed)
+        for parameter in [key for key in optimizer.state if isinstance(key, Tensor)]:  # what is kept under other keys is for all parameters
+            del optimizer.state[parameter]
+        optimizer.state.update(self.state)
+
+
+def check_optimizer(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuse what cannot be cut along with a network.
+
+    Raises:
+        ConfigError: for what is no torch optimizer, keeps one state for all parameters, has no learning rate, or has none of these
+            parameters.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(f"{type(optimizer).__name__} is no torch.optim.Optimizer")
+    if isinstance(optimizer, LBFGS):
+        raise ConfigError("LBFGS keeps one state for all parameters together, which cannot be cut: use another optimizer")
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise ConfigError(f"{type(optimizer).__name__} has no learning rate 'lr', by which the lasso measures its own step")
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ConfigError("the lasso is made for losses that go down: use maximize=False")
+    if not set(parameters.values()) & {parameter for group in optimizer.param_groups for parameter in group["params"]}:
+        raise ConfigError("the optimizer has none of the model's parameters: make it from model.parameters()")
+
+
+def swap(optimizer: Optimizer, network: Network, smaller: Network, sources: Mapping[str, Source]) -> Swap:
+    """What an optimizer goes on with after a cut. Parameters of other modules stay as they are.
+
+    Args:
+        optimizer: over some or all parameters of the network, in any groups.
+        network: the network before the cut.
+        smaller: the network after it.
+        sources: from `Cut`.
+
+    Raises:
+        ConfigError: if the optimizer keeps something for a parameter that cannot be cut.
+    """
+    new = dict(smaller.module.named_parameters())
+    name_of = {parameter: f"unused {i}" for i, parameter in enumerate(network.module.parameters())}
+    name_of |= {parameter: name for name, parameter in network.parameters().items()}
+    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    foreign = {f"foreign {i}": parameter for i, parameter in enumerate(members) if parameter not in name_of}
+    name_of |= {parameter: name for name, parameter in foreign.items()}
+    sources = {**{name: Source(name) for name in foreign}, **sources}
+    names = [
+        name
+        for group in optimizer.param_groups
+        for name in _names_in_group([name_of[parameter] for parameter in group["params"]], foreign, new, sources)
+    ]
+    tensors = [foreign[name] if name in foreign else new[name] for name in names]
+    shapes = {name: parameter.shape for parameter, name in name_of.items()}
+    packed = slice_optimizer_state(optimizer.state_dict(), [name_of[parameter] for parameter in members], names, sources, shapes)
+    own_name = {p: name for group in optimizer.param_groups for p, name in zip(group["params"], group.get("param_names", ()), strict=False)}
+    groups: list[dict[str, Any]] = []
+    for group in packed["param_groups"]:
+        groups.append({"params": [tensors[index] for index in group["params"]]})
+        if "param_names" in group:
+            groups[-1]["param_names"] = [own_name[foreign[name]] if name in foreign else name for name in group["param_names"]]
+    state: dict[Tensor, dict[str, Any]] = {}
+    for index, entries in packed["state"].items():
+        cut = _Parameter(type(optimizer).__name__, sources[names[index]], shapes[sources[names[index]].name], tensors[index])
+        state[tensors[index]] = {key: cut.entry(key, entry) for key, entry in entries.items()}
+    return Swap(groups, state)
+
+
+def _names_in_group(
+    old_names: list[str], foreign: Mapping[str, Tensor], new: Mapping[str, Tensor], sources: Mapping[str, Source]
+) -> Iterator[str]:
+    """The names that a group goes on with: foreign ones where they were, the network's own between them, in their new order."""
+    coming = (name for name in new if sources[name].name in old_names)
+    for name in old_names:
+        if name in foreign:
+            yield name
+        else:
+            yield from islice(coming, 1)
+    yield from coming
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    """A parameter after a cut and the shape that its source had: for what `slice_optimizer_state` carries over as it was."""
+
+    optimizer: str
+    source: Source
+    shape_before: torch.Size
+    parameter: nn.Parameter
+
+    def entry(self, key: str, entry: Any) -> Any:
+        """An entry of the state, such that it fits the parameter.
+
+        Raises:
+            ConfigError: if it is unknown how it follows the parameter's shape.
+        """
+        parameter = self.parameter
+        if isinstance(entry, Tensor) and entry.shape == parameter.shape:
+            return _in_format_of(parameter, entry)
+        if parameter.shape == self.shape_before or not _holds_numbers(entry):
+            return entry
+        if isinstance(entry, Tensor) and self._is_reduced(entry.shape):
+            rows = {dim: rows for dim, rows in self.source.rows.items() if entry.shape[dim] > 1}
+            return Source(self.source.name, rows).gather(entry)
+        raise ConfigError(
+            f"{self.optimizer} keeps {key!r} of {self.source.name} in a form that cannot be cut with it: "
+            "use an optimizer whose state is shaped like its parameters"
+        )
+
+    def _is_reduced(self, shape: torch.Size) -> bool:
+        """Whether an entry has some of the parameter's dimensions and length 1 in the others, as Adafactor's rows and columns."""
+        before = self.shape_before
+        return self.source.shape is None and len(shape) == len(before) and all(a in (1, b) for a, b in zip(shape, before, strict=True))
+
+
+def _holds_numbers(entry: Any) -> bool:
+    """Whether an entry is, or may hold, more than one number."""
+    return entry.numel() > 1 if isinstance(entry, Tensor) else isinstance(entry, list | tuple | dict)
+
+
+def _in_format_of(parameter: Tensor, entry: Tensor) -> Tensor:
+    """An entry in the memory format of its parameter, which fused optimizers insist on."""
+    if entry.dim() == 4 and entry.stride() != parameter.stride():
+        return torch.empty_like(parameter, dtype=entry.dtype).copy_(entry)
+    return entry

@@ -1,0 +1,71 @@
+"""The group lasso of a network on those weights that an optimizer trains, each at its own learning rate."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunetrain.channels.slices import sliced_layers
+from prunetrain.channels.spaces import find_spaces
+from prunetrain.errors import ConfigError
+from prunetrain.library.network import Network
+from prunetrain.regularizers.group_lasso import GroupLasso, pull
+
+
+class Penalty:
+    """A `GroupLasso` that follows the optimizer: weights that are frozen or in no group are not penalised, until they are trained.
+
+    Args:
+        network: whose weights are penalised.
+        optimizer: over some or all of them.
+        groups: "slices" or "coupled".
+    """
+
+    def __init__(self, network: Network, optimizer: Optimizer, groups: str) -> None:
+        self._graph = network.graph
+        self._spaces = find_spaces(network.graph)
+        self._optimizer = optimizer
+        self._groups = groups
+        parameters = network.parameters()
+        weights = {layer.name: parameters.get(f"{layer.name}.weight") for layer in sliced_layers(network.graph)}
+        self._layer_of = {weight: name for name, weight in weights.items() if weight is not None}
+        self._lasso: GroupLasso | None = None
+        self._key: tuple[tuple[str, ...], set[torch.device]] = ((), set())
+
+    def value(self) -> float:
+        """R."""
+        return float(self._current().penalty())
+
+    def strength_for(self, ratio: float, loss: float) -> float:
+        """The lambda that makes the penalty this share of the whole loss; 0 if there is nothing to penalise."""
+        return self._current().strength_for(ratio, loss)
+
+    def add_gradient_(self, strength: float) -> None:
+        """Add the gradient of strength * R to every trained weight's `.grad`."""
+        self._current().add_gradient_(strength)
+
+    def shrink_(self, strength: float) -> None:
+        """The proximal step that belongs to the optimizer step just made."""
+        pulls = {self._layer_of[weight]: size for weight, size in self._trained().items()}
+        self._current().shrink_({layer: strength * size for layer, size in pulls.items()})
+
+    def _trained(self) -> dict[nn.Parameter, float]:
+        """The weights that the optimizer trains, and how far it moves each norm under a lambda of 1."""
+        sizes: dict[nn.Parameter, float] = {}
+        for group in self._optimizer.param_groups:
+            size = pull(self._optimizer, group)
+            sizes.update({weight: size for weight in group["params"] if weight in self._layer_of and weight.requires_grad})
+        return sizes
+
+    def _current(self) -> GroupLasso:
+        """The lasso over what is trained now, where it is now.
+
+        Raises:
+            ConfigError: if that is in several places.
+        """
+        weights: dict[str, Tensor] = {f"{self._layer_of[weight]}.weight": weight for weight in self._trained()}
+        key = (tuple(weights), {weight.device for weight in weights.values()})
+        if self._lasso is None or key != self._key:
+            if len(key[1]) > 1:
+                raise ConfigError("the model's weights are on several devices: put them on one")
+            self._lasso, self._key = GroupLasso(self._graph, self._spaces, weights, groups=self._groups), key
+        return self._lasso

@@ -1,0 +1,290 @@
+"""`PruneTrain`: makes the network of someone's own training loop smaller while it trains.
+
+    pruner = prunetrain.PruneTrain(model, optimizer, example_input=torch.randn(1, 3, 224, 224), penalty_ratio=0.2)
+    for epoch in range(epochs):
+        for x, y in loader:
+            loss = criterion(model(x), y)
+            loss.backward()
+            pruner.regularize(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        if epoch % 10 == 9:
+            step = pruner.reconfigure(f"generated_nets/mine/epoch_{epoch + 1:03d}.py")
+            model, optimizer = step.model, step.optimizer
+
+A cut makes a new network. The optimizer stays the same object and goes on with the new parameters, so that schedulers, GradScalers and
+whatever else holds it need nothing done. The lasso is that of the command line (PruneTrain, arXiv 1901.09290).
+"""
+
+import time
+import weakref
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.amp.grad_scaler import OptState
+from torch.optim import Optimizer
+
+from prunetrain.channels.slicing import propose_cut
+from prunetrain.config import TrainConfig
+from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.files import write_atomically, write_text
+from prunetrain.graph.costs import costs
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.parse import parse
+from prunetrain.graph.render import render
+from prunetrain.library.ema import copy_inside, cut_average
+from prunetrain.library.keeping import keeping
+from prunetrain.library.network import Network
+from prunetrain.library.optimizer import check_optimizer, swap
+from prunetrain.library.penalty import Penalty
+from prunetrain.library.settings import Settings
+from prunetrain.library.wrapping import unwrap
+from prunetrain.paths import NETWORK_NAME
+from prunetrain.training.events import Change
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to go on with after a reconfiguration.
+
+    `model` is new, in the wrapping of the old one, which stays as it was. `optimizer` is the same object, now with the new parameters.
+    `ema` is the average that the pruner was given, cut as well: the same object where it is a holder such as `AveragedModel`, else a new
+    network. `change` has channels, MACs and parameters before and after. `path` is the network file, if one was written.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    ema: nn.Module | None
+    change: Change
+    path: Path | None
+
+
+class PruneTrain:
+    """Group lasso and cuts for a model that someone else trains.
+
+    Args:
+        model: any module that `prunetrain.trace` takes, by itself or wrapped by DistributedDataParallel, torch.compile or both.
+        optimizer: any torch optimizer whose state is shaped like its parameters (all of torch.optim but LBFGS), with any groups. Weights
+            that it does not have are not penalised.
+        example_input: a batch; only its shape counts.
+        penalty_ratio: share of the lasso in the loss at the first batch, in [0, 1); 0 only cuts.
+        threshold: a slice is dead when all its absolute weights are under this.
+        criterion: "either" cuts every channel that can go without a change, "union" those that all layers around agree on.
+        lasso_groups: "coupled" penalises channels, "slices" filters and input slices.
+        lasso_step: "proximal" shrinks weights right after `optimizer.step()`, by a hook on the optimizer; "subgradient" adds to `.grad`.
+        round_to: channel counts are kept to multiples of this.
+        scaler: the loop's GradScaler, if it has one.
+        ema: an average of the model's weights, made from the model: an `AveragedModel`, or a copy.
+
+    Raises:
+        ConfigError: for a setting out of range, or an optimizer or ema that does not go with the model.
+        TraceError: for a model that cannot be a network file.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        example_input: Tensor,
+        *,
+        penalty_ratio: float = TrainConfig.penalty_ratio,
+        threshold: float = TrainConfig.threshold,
+        criterion: str = TrainConfig.criterion,
+        lasso_groups: str = TrainConfig.lasso_groups,
+        lasso_step: str = TrainConfig.lasso_step,
+        round_to: int = 1,
+        scaler: GradScaler | None = None,
+        ema: nn.Module | None = None,
+    ) -> None:
+        self._settings = Settings(
+            penalty_ratio=penalty_ratio,
+            threshold=threshold,
+            criterion=criterion,
+            lasso_groups=lasso_groups,
+            lasso_step=lasso_step,
+            round_to=round_to,
+        )
+        module, self._wrapping = unwrap(model)
+        self._network = Network.of(module, example_input)
+        self._dense = self._network.graph
+        check_optimizer(optimizer, self._network.parameters())
+        self._optimizer = optimizer
+        self._penalty = Penalty(self._network, optimizer, lasso_groups)
+        self._scaler = scaler
+        self._ema = ema
+        if ema is not None:
+            copy_inside(ema, self._network)
+        self._strength: float | None = None
+        self._due = False  # whether the next optimizer step is to be followed by a proximal one
+        self._hook = optimizer.register_step_post_hook(_after_step(weakref.ref(self)))
+        weakref.finalize(self, self._hook.remove)
+
+    @property
+    def graph(self) -> LayerGraph:
+        """The network as it is now."""
+        return self._network.graph
+
+    @property
+    def dense(self) -> LayerGraph:
+        """The network before any cut."""
+        return self._dense
+
+    @property
+    def lasso_strength(self) -> float | None:
+        """Lambda; None before the first call of `regularize`."""
+        return self._strength
+
+    def penalty(self) -> float:
+        """Lambda * R: what the lasso adds to the loss now."""
+        return self._penalty.value() * (self._strength or 0.0)
+
+    def regularize(self, loss: Tensor | float) -> None:
+        """Let the lasso act on the next optimizer step; call it between `backward()` and `optimizer.step()`, once a step.
+
+        The first call sets lambda. With a GradScaler, call it before or after `scaler.unscale_(optimizer)`.
+
+        Args:
+            loss: the mean loss of the batch, not multiplied by a scaler, not divided for the accumulation of gradients.
+
+        Raises:
+            ConfigError: if the model that is trained is not the one that the pruner has, or the first loss can set no lambda.
+        """
+        if self._settings.penalty_ratio == 0:
+            return
+        if all(parameter.grad is None for parameter in self._network.module.parameters()):
+            raise ConfigError(
+                "the network has no gradients: call loss.backward() first; after reconfigure(), train the model of its result"
+            )
+        if self._strength is None:
+            self._strength = self._first_strength(loss)
+        if self._settings.lasso_step == "proximal":
+            self._due = True
+        else:
+            self._penalty.add_gradient_((self._strength or 0.0) * self._gradient_scale())
+
+    def reconfigure(self, path: str | Path | None = None, *, keep: Mapping[str, Collection[int]] | None = None) -> Step:
+        """Cut the channels that are dead. Call it between two optimizer steps; under DistributedDataParallel on every rank.
+
+        Args:
+            path: where to write the smaller network, as `.py`; its weights go beside it as `.pt` (a state dict). None writes nothing. A
+                name like epoch_010.py puts the epoch into the file's header.
+            keep: filters that you chose yourself, by the layer's name in the network file: the layer keeps these, and its others go, dead
+                or not.
+
+        Returns:
+            What to go on training with, whether or not anything was cut.
+
+        Raises:
+            ConfigError: for a path or choice that does not work, or an optimizer whose state cannot be cut.
+            OutputError: if a file cannot be written; the pruner, the model and the optimizer are then as before.
+        """
+        start = time.perf_counter()
+        file = None if path is None else Path(path)
+        if file is not None and file.suffix != ".py":
+            raise ConfigError(f"{file}: a network file ends in .py")
+        network, settings, ranks = self._network, self._settings, self._wrapping.ranks
+        ranks.share_(network.state().values())
+        proposal = propose_cut(network.graph, network.state(), threshold=settings.threshold, criterion=settings.criterion)
+        proposal = keeping(proposal, keep or {})
+        cut = proposal.apply(proposal.plan(settings.round_to))
+        source = render(cut.graph, dense=self._dense, epoch=_epoch_of(file))
+        filename = str(file or "<prunetrain>")
+        smaller = network.cut(cut, source, filename)
+        swapped = swap(self._optimizer, network, smaller, cut.sources)
+        ema, put, average = self._ema, None, None
+        if ema is not None:
+            copy, put = copy_inside(ema, network)
+            average = cut_average(copy, network, cut, source, filename)
+        if file is not None:
+            ranks.on_first(lambda: _write(file, source, smaller.module))
+        model = self._wrapping(smaller.module)
+        # From here on nothing can fail.
+        swapped.apply_(self._optimizer)
+        if put is not None and average is not None:
+            self._ema = put(average)
+        self._network = smaller
+        self._penalty = Penalty(smaller, self._optimizer, settings.lasso_groups)
+        self._due = False
+        change = Change.of(costs(network.graph), cut, settings.round_to, {"total": time.perf_counter() - start})
+        return Step(model, self._optimizer, self._ema, change, file)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lambda, settings and the network as plain values, for a checkpoint. Weights and optimizer state are in their own state dicts.
+
+        To go on: `load_network` the file that `reconfigure` wrote (or make your own model, if there was no cut yet), load its weights,
+        make the optimizer and a `PruneTrain` for them, and load this.
+        """
+        network, dense = render(self._network.graph), render(self._dense)
+        return {"lasso_strength": self._strength, "network": network, "dense": dense, "settings": asdict(self._settings)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the pruner whose `state_dict` this is; its settings replace those that this one was made with.
+
+        Raises:
+            CheckpointError: for what is no such state, or one of another network.
+        """
+        if not isinstance(state, Mapping) or set(state) != {"lasso_strength", "network", "dense", "settings"}:
+            raise CheckpointError("this is not what PruneTrain.state_dict() returns")
+        if parse(state["network"], "network") != self._network.graph:
+            raise CheckpointError("the pruner's state is of another network: make the PruneTrain for the network that it was saved with")
+        self._settings = Settings(**state["settings"])
+        self._dense = parse(state["dense"], "dense")
+        self._strength = state["lasso_strength"]
+        self._penalty = Penalty(self._network, self._optimizer, self._settings.lasso_groups)
+
+    def close(self) -> None:
+        """Take the hook off the optimizer: the lasso acts no more."""
+        self._hook.remove()
+
+    def _first_strength(self, loss: Tensor | float) -> float | None:
+        """Lambda, or None while nothing that could be penalised is trained."""
+        device = next(iter(self._network.state().values())).device
+        mean = self._wrapping.ranks.mean(float(loss.detach() if isinstance(loss, Tensor) else loss), device)
+        if not isfinite(mean) or mean <= 0:
+            raise ConfigError(f"the first loss sets the strength of the lasso; it must be a finite number over 0, not {mean}")
+        return self._penalty.strength_for(self._settings.penalty_ratio, mean) or None
+
+    def _gradient_scale(self) -> float:
+        """What the gradients are multiplied by now: 1, or the scale of a GradScaler that has not divided by it yet."""
+        if self._scaler is None or not self._scaler.is_enabled():
+            return 1.0
+        stage = self._scaler._per_optimizer_states[id(self._optimizer)]["stage"]
+        return self._scaler.get_scale() if stage is OptState.READY else 1.0
+
+    def _shrink(self) -> None:
+        """The proximal step, once after each optimizer step that `regularize` came before."""
+        if not self._due:
+            return
+        self._due = False
+        infinite = getattr(self._optimizer, "found_inf", None)  # a GradScaler lets fused optimizers skip the step themselves
+        if infinite is None or not bool(infinite):
+            self._penalty.shrink_(self._strength or 0.0)
+
+
+def _after_step(reference: "weakref.ref[PruneTrain]") -> Callable[..., None]:
+    """A hook that does not keep its pruner alive."""
+
+    def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        pruner = reference()
+        if pruner is not None:
+            pruner._shrink()
+
+    return hook
+
+
+def _epoch_of(path: Path | None) -> int | None:
+    match = NETWORK_NAME.fullmatch(path.name) if path else None
+    return int(match[1]) if match else None
+
+
+def _write(path: Path, source: str, module: nn.Module) -> None:
+    """The network file, then its weights."""
+    write_text(path, source)
+    weights = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    write_atomically(path.with_suffix(".pt"), lambda file: torch.save(weights, file))

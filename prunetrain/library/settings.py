@@ -1,0 +1,27 @@
+"""What a user of the library may set. Meaning, defaults and ranges are those of the command line's flags of the same names."""
+
+from dataclasses import dataclass
+
+from prunetrain.config import TrainConfig
+from prunetrain.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of a pruner; `round_to` is a number here, since only a run of the command line can time candidates.
+
+    Raises:
+        ConfigError: for a value that is none of the allowed ones.
+    """
+
+    penalty_ratio: float = TrainConfig.penalty_ratio
+    threshold: float = TrainConfig.threshold
+    criterion: str = TrainConfig.criterion
+    lasso_groups: str = TrainConfig.lasso_groups
+    lasso_step: str = TrainConfig.lasso_step
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.round_to, int):
+            raise ConfigError(f"round-to must be a whole number from 1, not {self.round_to!r}")
+        TrainConfig(**vars(self) | {"round_to": str(self.round_to)})

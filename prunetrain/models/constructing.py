@@ -1,0 +1,113 @@
+"""Calling what makes a network, and saying on one line what does not fit.
+
+In: a class or function, and arguments by name. Out: the torch module that it makes.
+"""
+
+import inspect
+import re
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from prunetrain.errors import ConfigError
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def construct(
+    spec: str, function: Callable[..., Any], arguments: Mapping[str, Any], *, takes: Iterable[str] | None, folder: Path | None = None
+) -> nn.Module:
+    """Call a class or function, which must give a network.
+
+    Args:
+        spec: what the user calls the network.
+        function: what makes it.
+        arguments: its arguments.
+        takes: the names of those that it knows, for the error message; None where it does not say.
+        folder: where the user's own code lies, so that an error names a line of it.
+
+    Raises:
+        ConfigError: for an argument that the function does not take, whatever else goes wrong in it, and a result that is no network.
+    """
+    try:
+        made = function(**arguments)
+    except (Exception, SystemExit) as error:
+        unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if isinstance(error, TypeError) and unexpected and unexpected[1] in arguments:
+            raise no_such_argument(spec, unexpected[1], takes) from error
+        raise ConfigError(f"{spec} cannot be built: {reason(error, folder)}") from error
+    if not isinstance(made, nn.Module):
+        raise ConfigError(
+            f"{spec} makes a {type(made).__name__}, not a torch.nn.Module: name a network's class, or a function that returns one"
+        )
+    return made
+
+
+def no_such_argument(spec: str, name: str, takes: Iterable[str] | None) -> ConfigError:
+    """The error for an argument that a constructor does not know."""
+    known = "" if takes is None else f"; it takes {', '.join(takes) or 'none'}"
+    return ConfigError(f"{spec} takes no argument {name!r}{known}")
+
+
+def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a function or constructor by name; none where it does not say."""
+    try:
+        return dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return {}
+
+
+def takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether any name may be given: there is a `**kwargs`, or nothing is known."""
+    return not parameters or any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def needed(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """The names of the parameters that have no default."""
+    return [name for name, item in parameters.items() if item.default is item.empty and item.kind not in _VARIADIC]
+
+
+def optional(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """The names of the parameters that have a default."""
+    return [name for name, item in parameters.items() if item.default is not item.empty]
+
+
+def made_class(function: Callable[..., Any]) -> type | None:
+    """The class that a function says it returns, if it does."""
+    try:
+        returned = inspect.signature(function).return_annotation
+    except (TypeError, ValueError):
+        return None
+    return returned if inspect.isclass(returned) and issubclass(returned, nn.Module) else None
+
+
+def reason(error: BaseException, folder: Path | None = None) -> str:
+    """What went wrong, on one line; after `file:line` of the user's own code where that took part."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = " ".join(text.split())
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {error.msg}"
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if folder and _lies_in(folder, Path(frame.filename))]
+    return f"{own[-1].filename}:{own[-1].lineno}: {text}" if own else text
+
+
+def _lies_in(folder: Path, file: Path) -> bool:
+    """Whether a file is the user's own; what is installed, perhaps into an environment in the same folder, is not."""
+    return folder in file.parents and "site-packages" not in file.parts
+
+
+def require(package: str, wanted_by: str, install: str) -> ModuleType:
+    """Import a package that is not always there.
+
+    Raises:
+        ConfigError: if it is not installed; the message says how to get it.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ConfigError(f"{wanted_by} needs {package.partition('.')[0]}, which is not installed: {install}") from error

@@ -1,0 +1,116 @@
+"""`path/to/file.py:NAME`: a network that a person wrote. Their file is imported, so its code runs; that is what they ask for.
+
+In: the file, the name of a class or function in it, and arguments. Out: the torch module that it makes.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from prunetrain.errors import ConfigError, unknown_name
+from prunetrain.models.constructing import construct, needed, no_such_argument, parameters_of, reason, takes_any
+from prunetrain.zoo import ImageShape
+
+
+def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mapping[str, Any]) -> nn.Module:
+    """Call the class or function of a file.
+
+    Args:
+        spec: `FILE.py:NAME`.
+        input_shape: (C, H, W) of one image; passed on if NAME takes an `input_shape`.
+        num_classes: passed on if NAME takes it.
+        given: the arguments of NAME; they go over these two.
+
+    Raises:
+        ConfigError: if the file or the name is not there, the file fails, or the arguments do not fit.
+    """
+    path, _, name = (f"{spec}:" if spec.endswith(".py") else spec).rpartition(":")
+    file = Path(path).resolve()
+    with _folder_first(file.parent):
+        found = _find(_import(Path(path), file), name, path)
+        if isinstance(found, nn.Module):
+            if given:
+                raise ConfigError(f"{spec} is a network already and takes no --model-arg: leave {next(iter(given))} out, or name its class")
+            return found
+        if not callable(found):
+            raise ConfigError(f"{spec} is a {type(found).__name__}: name a class or function that makes a network")
+        parameters = parameters_of(found)
+        offered: dict[str, Any] = {"num_classes": num_classes, "input_shape": input_shape}
+        arguments = {**{word: value for word, value in offered.items() if word in parameters}, **given}
+        takes = [word for word, parameter in parameters.items() if parameter.kind in _BY_NAME]
+        _check(spec, parameters, arguments, takes)
+        return construct(spec, found, arguments, takes=takes, folder=file.parent)
+
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _check(spec: str, parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any], takes: list[str]) -> None:
+    """Refuse arguments that the callable does not know, and say which ones it lacks."""
+    for word in arguments:
+        if word not in takes and not takes_any(parameters):
+            raise no_such_argument(spec, word, takes)
+    lacking = [word for word in needed(parameters) if word not in arguments]
+    if lacking:
+        flags = " ".join(f"--model-arg {word}=VALUE" for word in lacking)
+        raise ConfigError(f"{spec} needs {' and '.join(lacking)}: give {flags}")
+
+
+def _import(path: Path, file: Path) -> ModuleType:
+    """The module of a file, under a name that no other module has."""
+    if not file.is_file():
+        raise ConfigError(f"{path}: no such file")
+    spec = util.spec_from_file_location(f"prunetrain_own_file_{file.stem}", file)
+    assert spec is not None  # the file ends in .py
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
+        raise ConfigError(f"{path} cannot be imported: {reason(error, file.parent)}") from error
+    return module
+
+
+def _find(module: ModuleType, name: str, path: str) -> Any:
+    """What a module calls by a name."""
+    if name and hasattr(module, name):
+        return getattr(module, name)
+    own = [word for word, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__ and callable(value)]
+    networks = [word for word in own if inspect.isclass(vars(module)[word]) and issubclass(vars(module)[word], nn.Module)]
+    if not own:
+        raise ConfigError(f"{path} defines no class or function: name a file with a network in it")
+    if not name:
+        raise ConfigError(f"{path}: name the network in it, such as {path}:{(networks or own)[-1]}")
+    raise ConfigError(unknown_name(f"name in {path}", name, own))
+
+
+@contextmanager
+def _folder_first(folder: Path) -> Iterator[None]:
+    """Inside, `import x` finds x of the folder, even where another x is loaded already; afterwards that one is back."""
+    neighbours = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    others = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in neighbours and _elsewhere(module, folder)}
+    for name in others:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the file may have changed sys.path itself
+            sys.path.remove(str(folder))
+        sys.modules.update(others)
+
+
+def _elsewhere(module: ModuleType, folder: Path) -> bool:
+    """Whether a module is a file outside of a folder, and not one of Python's own."""
+    file = getattr(module, "__file__", None)
+    name = module.__name__.partition(".")[0]
+    return file is not None and name not in sys.stdlib_module_names and folder not in Path(file).resolve().parents

@@ -1,0 +1,65 @@
+"""`timm:NAME`: the networks of timm, which is an optional extra.
+
+In: a name, an image shape, a number of classes. Out: timm's own module without pretrained weights.
+"""
+
+import difflib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from prunetrain.errors import ConfigError, unknown_name
+from prunetrain.models.constructing import construct, made_class, optional, parameters_of, require
+from prunetrain.zoo import ImageShape
+
+_INSTALL = "pip install 'prunetrain[timm]'"
+_SET_HERE = ("model_name", "pretrained")
+
+
+def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mapping[str, Any]) -> nn.Module:
+    """A network of timm.
+
+    Args:
+        spec: `timm:NAME`; the name may have the tag of a set of weights, which decides about the image size of some networks.
+        input_shape: (C, H, W) of one image.
+        num_classes: length of the logits.
+        given: further arguments of `timm.create_model` or of the network's constructor.
+
+    Raises:
+        ConfigError: if timm is not installed, for an unknown name, an argument that the network does not take, and images of a wrong size.
+    """
+    timm = require("timm", spec, _INSTALL)
+    name = spec.partition(":")[2]
+    if not timm.is_model(name):
+        known = timm.list_models()
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        raise ConfigError(unknown_name("timm model", name, near) if near else f"unknown timm model {name!r}: timm.list_models() names them")
+    for word in _SET_HERE:
+        if word in given:
+            raise ConfigError(f"{spec} takes no --model-arg {word}: give a file of weights with --weights FILE")
+    constructor = made_class(timm.model_entrypoint(name.partition(".")[0]))
+    parameters = parameters_of(constructor) if constructor else {}
+    arguments = {
+        "pretrained": False,
+        "num_classes": num_classes,
+        "in_chans": input_shape[0],
+        **_size(timm, name, parameters, input_shape),
+        **given,
+    }
+    return construct(spec, lambda **named: timm.create_model(name, **named), arguments, takes=optional(parameters) or None)
+
+
+def _size(timm: ModuleType, name: str, parameters: Mapping[str, Any], input_shape: ImageShape) -> dict[str, Any]:
+    """`img_size`, in pixels, for a network that must know it and would else take another one."""
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size:
+        default = tuple(config.input_size[1:])
+    elif "img_size" in parameters:
+        default = parameters["img_size"].default
+    else:
+        return {}
+    height, width = input_shape[1:]
+    size = height if height == width else (height, width)
+    return {} if default in (size, (height, width)) else {"img_size": size}

@@ -1,0 +1,183 @@
+"""`--weights FILE`: a network's weights out of a state dict, as far as they fit.
+
+In: a module, and a file by torch.save or safetensors. Out: the module with the file's values in it, and a report of what did not fit.
+Tensors are matched by the network's own names, then by names with `_` for `.`, as network files have them: `layer1.0.conv1.weight`
+is `layer1_0_conv1.weight`.
+"""
+
+import pickle
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunetrain.errors import ConfigError
+from prunetrain.models.constructing import require
+
+_SAFETENSORS = ".safetensors"
+_INNER = ("state_dict", "model", "model_state_dict")  # under which a training script's checkpoint has the weights
+_WRAPPERS = ("module.", "_orig_mod.")  # before every name of a network saved inside DistributedDataParallel or torch.compile
+_COUNTER = "num_batches_tracked"  # BatchNorm's; says nothing about whether weights fit
+_SHOWN = 5  # names a line
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A tensor whose shape in the network is not that in the file."""
+
+    name: str
+    here: tuple[int, ...]
+    in_file: tuple[int, ...]
+
+    def __str__(self) -> str:
+        here, in_file = ("x".join(map(str, shape)) or "a number" for shape in (self.here, self.in_file))
+        return f"{self.name} ({in_file} in the file, {here} in the network)"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was loaded, by the network's names; and what was left: of the network, of the file (by its own names), and for its shape."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[Mismatch, ...]
+
+    def lines(self) -> list[str]:
+        """A few lines for people; one where all fits."""
+        total = len(self.loaded) + len(self.missing) + len(self.mismatched)
+        lines = [f"weights: {len(self.loaded)} of the network's {total} tensors are in the file"]
+        for what, names in (
+            ("not in the file, freshly drawn", self.missing),
+            ("of another shape, freshly drawn", tuple(map(str, self.mismatched))),
+            ("not in the network, left out", self.unexpected),
+        ):
+            if names:
+                lines.append(f"  {what}: {_listed(names)}")
+        return lines
+
+
+def load_weights(model: nn.Module, path: Path) -> Report:
+    """Put the values of a file into a network, in place and in the network's own types. What does not fit stays as it is.
+
+    Args:
+        model: any module; its parameters and persistent buffers count.
+        path: a state dict by torch.save, also inside a dictionary or under a wrapper's names, or a .safetensors file.
+
+    Raises:
+        ConfigError: if the file is missing or holds no weights, or if none of them fits.
+    """
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    tensors = _unwrapped(read_weights(path), wanted)
+    source = _matched(wanted, tensors)
+    used = {name for name, _ in source.values()}
+    mismatched = tuple(
+        Mismatch(name, tuple(wanted[name].shape), tuple(tensor.shape))
+        for name, (_, tensor) in source.items()
+        if tensor.shape != wanted[name].shape
+    )
+    without = {item.name for item in mismatched}
+    fitting = {name: tensor for name, (_, tensor) in source.items() if name not in without}
+    report = Report(
+        loaded=tuple(name for name in wanted if name in fitting and not name.endswith(_COUNTER)),
+        missing=tuple(name for name in wanted if name not in source and not name.endswith(_COUNTER)),
+        unexpected=tuple(name for name in tensors if name not in used and not name.endswith(_COUNTER)),
+        mismatched=mismatched,
+    )
+    if not report.loaded:
+        raise ConfigError(f"{path}: no weights of this network: {_difference(report)}")
+    with torch.no_grad():
+        for name, tensor in fitting.items():
+            wanted[name].copy_(tensor)
+    return report
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, on the CPU.
+
+    Raises:
+        ConfigError: if there is no such file, it is damaged or no file of weights, or the package that reads it is not installed.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: {'is a folder: name a file of weights in it' if path.is_dir() else 'no such file of weights'}")
+    content = _safetensors(path) if path.suffix == _SAFETENSORS else _torch_file(path)
+    for key in _INNER:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise ConfigError(f"{path}: holds no state dict: write one with torch.save(model.state_dict(), FILE)")
+    return tensors
+
+
+def _torch_file(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of some foreign files before it refuses them
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except pickle.UnpicklingError:
+        raise ConfigError(
+            f"{path}: damaged, or holds more than tensors, such as a pickled network: write torch.save(model.state_dict(), FILE)"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise ConfigError(f"{path}: damaged, or no file of weights ({type(error).__name__})") from None
+
+
+def _safetensors(path: Path) -> Any:
+    load_file = require("safetensors.torch", str(path), "pip install safetensors").load_file
+    try:
+        return load_file(path)
+    except Exception as error:  # its error class is its own
+        raise ConfigError(f"{path}: damaged, or no file of weights ({type(error).__name__})") from None
+
+
+def _unwrapped(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors without the prefixes that a wrapper gave all of them."""
+    tensors = dict(tensors)
+    known = list(wanted)
+    while prefix := next((word for word in _WRAPPERS if all(name.startswith(word) for name in tensors)), ""):
+        if any(name.startswith(prefix) for name in known):
+            break
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _matched(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
+    """For each name of the network that the file has: the file's name, and the tensor."""
+    matched = {name: (name, tensors[name]) for name in wanted if name in tensors}
+    ours, theirs = (_by_flat_name(name for name in names if name not in matched) for names in (wanted, tensors))
+    for flat, name in ours.items():
+        if flat in theirs:
+            matched[name] = (theirs[flat], tensors[theirs[flat]])
+    return matched
+
+
+def _by_flat_name(names: Iterable[str]) -> dict[str, str]:
+    """Names by what they are in a network file; those that are the same there are left out."""
+    flat = {name: _flat(name) for name in names}
+    times = Counter(flat.values())
+    return {short: name for name, short in flat.items() if times[short] == 1}
+
+
+def _flat(name: str) -> str:
+    name = name.replace(".", "_")
+    return name if name[:1].isalpha() else f"layer_{name}"  # as the layers of an nn.Sequential are called there
+
+
+def _difference(report: Report) -> str:
+    if report.mismatched:
+        return f"all have other shapes, such as {report.mismatched[0]}"
+    names = ", ".join(report.unexpected[:2]) or "only counters"
+    return f"it has {names}, and the network {', '.join(report.missing[:2])}"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more ({len(names)})" if more > 0 else "")

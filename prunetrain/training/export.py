@@ -1,0 +1,146 @@
+"""Networks for deployment: what `prunetrain export` does."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prunetrain.channels.folding import batch_norms, fold_batch_norm, for_inference
+from prunetrain.errors import CheckpointError, ConfigError, OutputError, unknown_name
+from prunetrain.graph.costs import Costs, costs
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.render import render
+from prunetrain.models.constructing import require
+from prunetrain.training.export_formats import FORMATS, INSTALL, TOLERANCE, Exportable, Sample, outputs_of, relative_difference
+from prunetrain.training.trained import Trained, read_trained
+
+BATCH_SIZES = (1, 3)  # what a file for any number of images is tried with
+
+
+@dataclass(frozen=True)
+class Folding:
+    """How many of the BatchNorms were folded, and how far the outputs moved, over the largest of them."""
+
+    folded: int
+    of: int
+    difference: float
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files, their bytes together, and the costs of the network in them.
+
+    `difference` is the largest one between its outputs and the network's, over the largest output, on batches of `batch_sizes` random
+    images; it was `engine` that ran the file. `folding` is None where none was asked for. `constant` says that every image had the same
+    outputs, so that comparing them says little.
+    """
+
+    files: tuple[Path, ...]
+    size: int
+    costs: Costs
+    difference: float
+    batch_sizes: tuple[int, ...]
+    engine: str
+    folding: Folding | None
+    constant: bool
+
+
+def export_network(
+    path: Path, output: Path, *, form: str = "", fold: bool = False, batch_size: int | None = None, force: bool = False
+) -> Exported:
+    """Write a network for inference, and check what was written.
+
+    Args:
+        path: a checkpoint of a run, or a network file with weights of the same stem beside it.
+        output: the file to write; with safetensors a network file comes beside it.
+        form: one of `FORMATS`; from the file's name if empty.
+        fold: fold every BatchNorm that can be.
+        batch_size: the number of images at a time; any number if None.
+        force: write over files that are there.
+
+    Raises:
+        PruneTrainError: for a network that does not work, files that are there or cannot be written, and outputs that differ.
+    """
+    form = form or output.suffix[1:]
+    if form not in FORMATS:
+        raise ConfigError(unknown_name("format", form, FORMATS))
+    if output.suffix != f".{form}":
+        raise ConfigError(f"{output}: a file of format {form} ends in .{form}")
+    if batch_size is not None and not FORMATS[form].compiled:
+        raise ConfigError(f"--batch-size is for onnx and pt2: a network file, as beside {output.name}, takes any number of images")
+    for module in FORMATS[form].imports:
+        require(module, f"--format {form}", INSTALL)
+    files = (output, output.with_suffix(".py")) if form == "safetensors" else (output,)
+    for file in files:
+        if file.exists() and not force:
+            raise ConfigError(f"{file} is there already: choose another name, or --force")
+    trained = read_trained(path)
+    for file in files:
+        if file.resolve() in (trained.network.resolve(), trained.weights.resolve()):
+            raise ConfigError(f"{file} is what is to be exported: choose another name")
+    network = _exportable(trained, (batch_size,) if batch_size else BATCH_SIZES, fixed=batch_size is not None)
+    folding = None
+    if fold:
+        trained, network, folding = _folded(trained, network)
+    elif FORMATS[form].compiled and trained.graph.auxiliary:
+        trained, network, _ = _replaced(trained, network, *for_inference(trained.graph, trained.state))
+    difference = FORMATS[form].write(network, output)
+    return Exported(
+        files,
+        sum(file.stat().st_size for file in files),
+        costs(trained.graph),
+        difference,
+        tuple(len(sample.images) for sample in network.samples),
+        FORMATS[form].engine,
+        folding,
+        _same_for_all(network),
+    )
+
+
+def _exportable(trained: Trained, batch_sizes: tuple[int, ...], *, fixed: bool) -> Exportable:
+    """The network with random images, drawn from the normal distribution, and its outputs.
+
+    Raises:
+        CheckpointError: if one of these is not finite: then nothing could be compared.
+    """
+    model = trained.build()
+    samples = []
+    for number, size in enumerate(batch_sizes):
+        images = torch.randn(size, *trained.graph.input_shape, generator=torch.Generator().manual_seed(number))
+        samples.append(Sample(images, outputs_of(model, images)))
+        if not all(bool(output.isfinite().all()) for output in samples[-1].outputs):
+            raise CheckpointError(f"{trained.weights}: the network's outputs are not finite numbers: export an earlier checkpoint")
+    return Exportable(model, trained.source, tuple(samples), fixed)
+
+
+def _folded(trained: Trained, network: Exportable) -> tuple[Trained, Exportable, Folding]:
+    """The network for inference without the BatchNorms that can be folded.
+
+    Raises:
+        OutputError: if rounding moves its outputs too far.
+    """
+    graph, state = for_inference(trained.graph, trained.state)
+    before = batch_norms(graph)
+    folded, network, difference = _replaced(trained, network, *fold_batch_norm(graph, state))
+    if difference > TOLERANCE:
+        raise OutputError(
+            f"nothing is written: folding BatchNorm moves the outputs by {difference:.2g} of the largest: leave --fold-bn out"
+        )
+    return folded, network, Folding(before - batch_norms(folded.graph), before, difference)
+
+
+def _replaced(trained: Trained, network: Exportable, graph: LayerGraph, state: dict[str, Tensor]) -> tuple[Trained, Exportable, float]:
+    """Another network in place of one, with how far its outputs are from those of that one."""
+    other = replace(trained, source=render(graph), graph=graph, state=state)
+    model = other.build()
+    samples = tuple(Sample(sample.images, outputs_of(model, sample.images)) for sample in network.samples)
+    difference = max(relative_difference(was.outputs, now.outputs) for was, now in zip(network.samples, samples, strict=True))
+    return other, replace(network, model=model, source=other.source, samples=samples), difference
+
+
+def _same_for_all(network: Exportable) -> bool:
+    """Whether every image has the same outputs."""
+    each = zip(*(sample.outputs for sample in network.samples), strict=True)
+    rows = [torch.cat(outputs) for outputs in each]
+    return len(rows[0]) > 1 and all(torch.equal(found, found[:1].expand_as(found)) for found in rows)

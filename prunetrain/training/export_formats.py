@@ -1,0 +1,214 @@
+"""Networks in the formats of deployment: ONNX, torch.export and safetensors.
+
+In: a network in eval mode, images and what it makes of them. Out: a file that was loaded again and run on the images before it appeared
+under its name, and how far its outputs were from the network's. No file names a folder of this machine, and the same network gives the
+same bytes.
+"""
+
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from math import inf, isnan
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from prunetrain.errors import ConfigError, OutputError
+from prunetrain.files import write_atomically, write_text
+from prunetrain.graph.load import instantiate
+from prunetrain.models.constructing import require
+
+TOLERANCE: Final = 1e-4  # of the largest output, where another engine than torch computes
+ONNX_LIMIT: Final = 2**31 - 2**24  # bytes of weights; the file is one message of less than 2 GiB, and the graph needs its share
+INSTALL: Final = "pip install 'prunetrain[export]'"
+
+Outputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images (N, *input_shape), and what the network makes of them in eval mode."""
+
+    images: Tensor
+    outputs: Outputs
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A network in eval mode, float32, on the CPU; the text of its file; samples, which with `fixed_batch` have all the same N."""
+
+    model: nn.Module
+    source: str
+    samples: tuple[Sample, ...]
+    fixed_batch: bool
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to write a network.
+
+    `write` returns the largest relative difference that it found. `imports` are the optional modules that it needs. `engine` runs the
+    file. `compiled` says whether it holds a program instead of the network file, for which one number of images can be fixed.
+    """
+
+    write: Callable[[Exportable, Path], float]
+    imports: tuple[str, ...]
+    engine: str
+    compiled: bool = True
+
+
+def outputs_of(model: nn.Module, images: Tensor) -> Outputs:
+    """What a network makes of images: one tensor, or several."""
+    with torch.no_grad():
+        outputs = model(images)
+    return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+
+
+def relative_difference(expected: Outputs, found: Outputs) -> float:
+    """The largest difference over the largest absolute value, of the output where this is most; infinite where one is no number."""
+    worst = 0.0
+    for ours, theirs in zip(expected, found, strict=True):
+        if not torch.equal(ours, theirs):
+            share = float((ours - theirs).abs().max() / ours.abs().max())
+            worst = inf if isnan(share) else max(worst, share)
+    return worst
+
+
+def write_onnx(network: Exportable, path: Path) -> float:
+    """Write ONNX, with an input `images`, an output `logits` and the weights inside; run by onnxruntime.
+
+    Raises:
+        ConfigError: if torch cannot export the network, or it is too large for one file.
+        OutputError: if the file cannot be written, or computes something else.
+    """
+    if sum(tensor.nbytes for tensor in network.model.state_dict().values()) > ONNX_LIMIT:
+        raise ConfigError(f"{path}: the weights are too large for one ONNX file, which ends at 2 GiB: use --format pt2")
+    others = [f"output_{number}" for number in range(1, len(network.samples[0].outputs))]
+    program = _program(network)
+    with _quiet():
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits", *others],
+            dynamic_shapes=None if network.fixed_batch else ({0: "batch"},),
+            verbose=False,
+        )
+    assert converted is not None
+    content = converted.model_proto.SerializeToString()
+    return _write_checked(network, path, content, load=_with_onnxruntime, tolerance=TOLERANCE)
+
+
+def _with_onnxruntime(path: Path) -> Callable[[Tensor], Outputs]:
+    onnxruntime = require("onnxruntime", "onnx", INSTALL)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
+
+
+def write_pt2(network: Exportable, path: Path) -> float:
+    """Write a program of torch.export, which `torch.export.load(path).module()` runs.
+
+    Raises:
+        ConfigError: if torch cannot export the network.
+        OutputError: if the file cannot be written, or computes something else.
+    """
+    buffer = io.BytesIO()  # torch's writer aborts the process where a disk is full
+    torch.export.save(_program(network), buffer)
+
+    def load(path: Path) -> Callable[[Tensor], Outputs]:
+        with path.open("rb") as file:
+            module = torch.export.load(file).module()
+        return lambda images: outputs_of(module, images)
+
+    return _write_checked(network, path, buffer.getvalue(), load=load, tolerance=0)
+
+
+def write_safetensors(network: Exportable, path: Path) -> float:
+    """Write the weights as safetensors and the network file beside them, both or none.
+
+    Raises:
+        OutputError: if the files cannot be written, or compute something else.
+    """
+    library = require("safetensors.torch", "safetensors", INSTALL)
+    content = library.save(network.model.state_dict())
+    beside = path.with_suffix(".py")
+
+    def load(path: Path) -> Callable[[Tensor], Outputs]:
+        model = instantiate(network.source, str(beside)).eval()
+        model.load_state_dict(library.load_file(path))
+        return lambda images: outputs_of(model, images)
+
+    return _write_checked(network, path, content, load=load, tolerance=0, then=lambda: write_text(beside, network.source))
+
+
+def _program(network: Exportable) -> ExportedProgram:
+    """The network as torch.export sees it, without the places in files that its steps came from."""
+    example = torch.zeros_like(network.samples[0].images)
+    if not network.fixed_batch:
+        example = example[:1].repeat(2, *(1 for _ in example.shape[1:]))  # of one image torch would conclude that it is always one
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(network.model, (example,), dynamic_shapes=None if network.fixed_batch else ({0: Dim("batch")},))
+    for module in program.graph_module.modules():
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+    return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, nothing is printed and nobody is warned; what torch refuses is the user's business."""
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    except RuntimeError as error:
+        raise ConfigError(f"torch cannot export this network: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _write_checked(
+    network: Exportable,
+    path: Path,
+    content: bytes,
+    *,
+    load: Callable[[Path], Callable[[Tensor], Outputs]],
+    tolerance: float,
+    then: Callable[[], None] = lambda: None,
+) -> float:
+    """Write a file, load it, compare its outputs with the network's; it appears under its name after `then`, which may raise as well."""
+    found = inf
+
+    def write_and_check(file: BinaryIO) -> None:
+        nonlocal found
+        file.write(content)
+        file.flush()
+        try:
+            forward = load(Path(file.name))
+            found = max(relative_difference(sample.outputs, forward(sample.images)) for sample in network.samples)
+        except Exception as error:  # each engine has its own, and a file that does not run is none
+            raise OutputError(f"{path} is not written: it does not run ({_first_line(error)})") from error
+        if found > tolerance:
+            raise OutputError(f"{path} is not written: its outputs differ from torch's by {found:.1e} of the largest")
+        then()
+
+    write_atomically(path, write_and_check)
+    return found
+
+
+FORMATS: Final = {
+    "onnx": Format(write_onnx, ("onnx", "onnxscript", "onnxruntime"), "onnxruntime"),
+    "pt2": Format(write_pt2, (), "torch"),
+    "safetensors": Format(write_safetensors, ("safetensors.torch",), "torch", compiled=False),
+}

@@ -1,0 +1,72 @@
+"""A network file and the weights that belong to it, wherever these lie: in a run's checkpoint, or beside the file under its name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.load import instantiate, read_source
+from prunetrain.graph.parse import parse
+from prunetrain.models.weights import read_weights
+from prunetrain.training.checkpoints import load_checkpoint, read_network_of
+
+_WEIGHTS = (".pt", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its weights, on the CPU: the file's path, text and graph; the state dict, and the file that it was in."""
+
+    network: Path
+    source: str
+    graph: LayerGraph
+    weights: Path
+    state: dict[str, Tensor]
+
+    def build(self) -> nn.Module:
+        """The network in eval mode.
+
+        Raises:
+            CheckpointError: if the weights do not fit it, or are not float32.
+        """
+        model = instantiate(self.source, str(self.network))
+        try:
+            model.load_state_dict(self.state)  # a copy: weights of a run in channels-last memory would keep that otherwise
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines()]
+            raise CheckpointError(f"{self.weights}: its weights do not fit {self.network}: {lines[min(1, len(lines) - 1)]}") from None
+        kinds = {str(tensor.dtype) for tensor in self.state.values() if tensor.is_floating_point()} - {"torch.float32"}
+        if kinds:
+            raise CheckpointError(f"{self.weights}: its weights are {', '.join(sorted(kinds))}: save them as float32")
+        return model.eval()
+
+
+def read_trained(path: Path) -> Trained:
+    """The network of a checkpoint, or of a network file with weights of the same stem beside it.
+
+    Raises:
+        ConfigError: if the path is neither, if not one file of weights lies beside the network file, or if that cannot be read.
+        CheckpointError: if the checkpoint cannot be read.
+        NetworkFileError: if the network file is missing, was changed, or holds anything but a network.
+    """
+    if path.suffix == ".py":
+        source = read_source(path)
+        graph, weights = parse(source, str(path)), _weights_beside(path)
+        return Trained(path, source, graph, weights, read_weights(weights))
+    if path.suffix != ".pt" and not path.is_dir():
+        raise ConfigError(f"{path} is no checkpoint (.pt) or network file (.py): name one of these")
+    checkpoint = load_checkpoint(path)
+    network, source = read_network_of(path, checkpoint)
+    return Trained(network, source, parse(source, str(network)), path, checkpoint.model)
+
+
+def _weights_beside(network: Path) -> Path:
+    candidates = [network.with_suffix(suffix) for suffix in _WEIGHTS]
+    found = [path for path in candidates if path.exists()]
+    if not found:
+        raise ConfigError(f"{network} has no weights beside it ({' or '.join(path.name for path in candidates)}): name a run's checkpoint")
+    if len(found) > 1:
+        raise ConfigError(f"{' and '.join(map(str, found))} are both there: leave one of them beside {network.name}")
+    return found[0]

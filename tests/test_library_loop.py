@@ -1,0 +1,457 @@
+"""`PruneTrain` in a plain loop: what it penalises, what it cuts, what it writes, and how it goes on."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loops import EXAMPLE, INNER, KEPT, STEM, Nested, batches, kept_of, kill_, logits, network, sgd, train_
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import SGD, Adam
+
+import prunetrain
+from prunetrain.errors import CheckpointError, ConfigError, OutputError, TraceError
+
+
+def pruner_of(model: nn.Module, optimizer: torch.optim.Optimizer, **settings: Any) -> prunetrain.PruneTrain:
+    return prunetrain.PruneTrain(model, optimizer, EXAMPLE, **settings)
+
+
+def test_loop_of_the_documentation_makes_the_network_smaller(tmp_path: Path) -> None:
+    model = network(dtype=torch.float32)
+    optimizer = sgd(model)
+    pruner = prunetrain.PruneTrain(model, optimizer, example_input=EXAMPLE, penalty_ratio=0.4)
+    found: nn.Module = model
+    channels = []
+    for epoch in range(4):
+        loss = train_(found, optimizer, 15, seed=epoch, pruner=pruner)
+        before = logits(found, dtype=torch.float32)
+        step = pruner.reconfigure(f"{tmp_path}/epoch_{epoch + 1:03d}.py")
+        found, optimizer = step.model, step.optimizer
+        assert torch.allclose(logits(found, dtype=torch.float32), before, rtol=1e-4, atol=1e-5)
+        channels.append(step.change.channels)
+    assert loss < 0.7  # guessing has 1.1
+    assert channels[0][0] == 20
+    assert [after for _, after in channels[:-1]] == [before for before, _ in channels[1:]]
+    assert 3 < channels[-1][1] < 15
+    assert "epoch 4:" in (tmp_path / "epoch_004.py").read_text()
+
+
+def test_cut_of_a_nested_network(tmp_path: Path) -> None:
+    model = network()
+    kill_(model)
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected = logits(model)
+    step = pruner.reconfigure(tmp_path / "new" / "mine.py")
+    assert (logits(step.model) - expected).abs().max() <= 1e-10 * expected.abs().max()
+    parameters = dict(step.model.named_parameters())
+    assert set(parameters) == set(KEPT)
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, kept_of(name, before[KEPT[name][0]])), name
+    assert step.change.channels == (20, len(STEM) * 2 + len(INNER) + 3)
+    assert step.path == tmp_path / "new" / "mine.py"
+    assert step.optimizer is optimizer
+    assert step.ema is None
+    assert pruner.graph == prunetrain.parse(step.path.read_text())
+    assert "was 6" in step.path.read_text()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])  # the old model is as it was
+    train_(step.model, optimizer, 2)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])  # and shares no memory with the new one
+
+
+def test_files_make_the_network_without_the_pruner(tmp_path: Path) -> None:
+    model = network()
+    kill_(model)
+    step = pruner_of(model, sgd(model)).reconfigure(str(tmp_path / "epoch_003.py"))
+    again = prunetrain.load_network(tmp_path / "epoch_003.py").double()
+    again.load_state_dict(torch.load(tmp_path / "epoch_003.pt", weights_only=True))
+    assert torch.equal(logits(again), logits(step.model))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_003.pt", "epoch_003.py"]
+
+
+def test_nothing_dead_nothing_cut() -> None:
+    model = network()
+    optimizer = sgd(model)
+    expected = logits(model)
+    pruner = pruner_of(model, optimizer)
+    for _ in range(2):
+        step = pruner.reconfigure()
+        assert torch.equal(logits(step.model), expected)
+        assert step.change.channels == (20, 20)
+        assert step.path is None
+    assert set(optimizer.param_groups[0]["params"]) == set(step.model.parameters())
+
+
+def test_round_to_keeps_multiples() -> None:
+    model = network()
+    kill_(model)
+    step = pruner_of(model, sgd(model), round_to=3).reconfigure()
+    assert step.change.channels == (20, 6 + 3 + 6 + 3)
+
+
+def test_chosen_filters_stay_and_the_rest_goes() -> None:
+    model = network()
+    pruner = pruner_of(model, sgd(model))
+    weight = model.get_parameter("body.0.branch.0.weight").clone()
+    step = pruner.reconfigure(keep={"body_0_branch_0": {3, 1}})
+    assert step.change.channels == (20, 6 + 2 + 6 + 3)
+    assert torch.equal(step.model.get_parameter("body_0_branch_0.weight"), weight[[1, 3]])
+    kill_(model)
+    kept = pruner_of(model, sgd(model)).reconfigure(keep={"stem_0": range(6)})
+    assert kept.change.channels == (20, 6 + len(INNER) + 6 + 3)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"stem": [0]}, "unknown layer 'stem': did you mean"),
+        ({"head": [0]}, "the channels of head are never cut: the network's output"),
+        ({"stem_0": [0, 6]}, "keep some of the filters 0 to 5 of stem_0"),
+        ({"stem_0": [-1]}, "keep some of the filters 0 to 5 of stem_0"),
+        ({"stem_0": []}, "keep some of the filters 0 to 5 of stem_0"),
+    ],
+)
+def test_choice_that_does_not_work(keep: dict[str, list[int]], message: str) -> None:
+    model = network()
+    with pytest.raises(ConfigError, match=message):
+        pruner_of(model, sgd(model)).reconfigure(keep=keep)
+
+
+# What the lasso does.
+
+
+def test_first_loss_sets_lambda() -> None:
+    model = network()
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer, penalty_ratio=0.2)
+    assert pruner.lasso_strength is None
+    images, labels = next(batches(1))
+    loss = F.cross_entropy(model(images), labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    pruner.regularize(loss)
+    assert pruner.penalty() / (float(loss.detach()) + pruner.penalty()) == pytest.approx(0.2)
+    strength = pruner.lasso_strength
+    pruner.regularize(loss * 5)
+    assert pruner.lasso_strength == strength
+
+
+@pytest.mark.parametrize("step", ["proximal", "subgradient"])
+def test_each_step_is_regularized_once(step: str) -> None:
+    """Without a gradient of the loss, weights move by the lasso alone."""
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.5)
+    pruner = pruner_of(model, optimizer, lasso_step=step, lasso_groups="slices")
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    weight = model.get_parameter("head.weight")  # its outputs are the network's: only its input slices are groups
+    norms = torch.linalg.vector_norm(weight.detach(), dim=0)
+    before = weight.detach().clone()
+    pruner.regularize(1.0)
+    assert pruner.lasso_strength is not None
+    optimizer.step()
+    expected = before * (1 - 0.5 * pruner.lasso_strength / norms)
+    assert torch.allclose(weight, expected, rtol=1e-10)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # not regularized
+    assert torch.allclose(weight, expected, rtol=1e-10)
+
+
+def test_proximal_step_goes_by_each_groups_own_rate() -> None:
+    model = network()
+    optimizer = SGD(
+        [
+            {"params": model.stem.parameters(), "lr": 0.1, "momentum": 0.5},
+            {"params": model.head.parameters(), "lr": 0.01, "momentum": 0.9, "dampening": 0.9},
+        ],
+        lr=7.0,
+    )
+    pruner = pruner_of(model, optimizer, lasso_groups="slices")
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    pruner.regularize(1.0)
+    optimizer.step()
+    strength = pruner.lasso_strength
+    assert strength
+    stem, head = before["stem.0.weight"], before["head.weight"]
+    norms = torch.linalg.vector_norm(stem, dim=(1, 2, 3), keepdim=True)
+    assert torch.allclose(model.get_parameter("stem.0.weight"), stem * (1 - 0.2 * strength / norms), rtol=1e-10)
+    norms = torch.linalg.vector_norm(head, dim=0, keepdim=True)
+    assert torch.allclose(model.get_parameter("head.weight"), head * (1 - 0.01 * strength / norms), rtol=1e-10)
+    for name in ("body.0.branch.0.weight", "body.0.branch.3.weight"):  # in no group
+        assert torch.equal(model.get_parameter(name), before[name])
+
+
+@pytest.mark.parametrize("groups", ["slices", "coupled"])
+def test_frozen_weights_are_left_alone_until_they_are_trained(groups: str) -> None:
+    model = network()
+    model.body.requires_grad_(False)
+    frozen = {name: parameter.clone() for name, parameter in model.body.named_parameters()}
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer, penalty_ratio=0.9, lasso_groups=groups)
+    train_(model, optimizer, 60, pruner=pruner)
+    for name, parameter in model.body.named_parameters():
+        assert torch.equal(parameter, frozen[name])
+    dead = (model.get_parameter("stem.0.weight").abs().amax((1, 2, 3)) == 0) & (model.get_parameter("head.weight").abs().amax(0) == 0)
+    assert dead.any()  # the frozen weights of a channel do not keep the rest of it alive
+    step = pruner.reconfigure()
+    assert [name for name, p in step.model.named_parameters() if not p.requires_grad] == [n for n in KEPT if n.startswith("body")]
+    step.model.requires_grad_(True)
+    before = step.model.get_parameter("body_0_branch_0.weight").clone()
+    for parameter in step.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    pruner.regularize(1.0)
+    optimizer.step()
+    assert (step.model.get_parameter("body_0_branch_0.weight").abs() < before.abs()).any()
+
+
+def test_lambda_waits_for_something_to_penalise() -> None:
+    model = network()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.dim() == 1)
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer)
+    train_(model, optimizer, pruner=pruner)
+    assert pruner.lasso_strength is None
+    model.requires_grad_(True)
+    train_(model, optimizer, pruner=pruner)
+    assert pruner.lasso_strength
+
+
+def test_ratio_of_zero_only_cuts() -> None:
+    model, plain = network(), network()
+    optimizer, other = sgd(model), sgd(plain)
+    pruner = pruner_of(model, optimizer, penalty_ratio=0)
+    train_(model, optimizer, 3, pruner=pruner)
+    train_(plain, other, 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    kill_(model)
+    assert pruner.reconfigure().change.channels[1] < 20
+
+
+@pytest.mark.parametrize("end", ["close", "drop"])
+def test_hook_goes_with_the_pruner(end: str) -> None:
+    model = network()
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer)
+    assert len(optimizer._optimizer_step_post_hooks) == 1
+    if end == "close":
+        pruner.close()
+        pruner.close()
+    else:
+        del pruner
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_second_pruner_on_one_optimizer_does_not_double_the_lasso() -> None:
+    model, other = network(), network()
+    optimizer, plain = sgd(model), sgd(other)
+    idle, pruner = pruner_of(model, optimizer), pruner_of(model, optimizer)
+    train_(model, optimizer, 2, pruner=pruner)
+    train_(other, plain, 2, pruner=pruner_of(other, plain))
+    assert idle.lasso_strength is None
+    assert torch.equal(model.head.weight, other.head.weight)
+
+
+# Modes, layouts, precision.
+
+
+def test_modes_and_layout_carry_over() -> None:
+    model = network().to(memory_format=torch.channels_last)
+    model.body.eval()
+    kill_(model)
+    optimizer = sgd(model)
+    train_(model, optimizer)
+    kill_(model)
+    step = pruner_of(model, optimizer).reconfigure()
+    modes = {name: module.training for name, module in step.model.named_modules()}
+    assert [name for name, mode in modes.items() if not mode] == ["body_0_branch_0", "body_0_branch_1", "body_0_branch_3"]
+    weight = step.model.get_parameter("body_0_branch_0.weight")
+    buffer = optimizer.state[weight]["momentum_buffer"]
+    wide = [step.model.get_parameter("stem_0.weight"), optimizer.state[step.model.get_parameter("stem_0.weight")]["momentum_buffer"]]
+    for tensor in (weight, buffer, *wide):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert not tensor.is_contiguous()
+    assert not pruner_of(model.eval(), sgd(model)).reconfigure().model.training
+
+
+@pytest.mark.parametrize("step", ["proximal", "subgradient"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(dtype: torch.dtype, step: str) -> None:
+    model = network(dtype=dtype)
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer, lasso_step=step)
+    train_(model, optimizer, 2, pruner=pruner)
+    kill_(model)
+    smaller = pruner.reconfigure().model
+    assert {parameter.dtype for parameter in smaller.parameters()} == {dtype}
+    assert smaller.get_parameter("stem_0.weight").shape[0] == 4
+    train_(smaller, optimizer, 2, pruner=pruner)
+
+
+class Tied(nn.Module):
+    """Two convolutions with one weight, and a constant of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 1, bias=False), nn.Conv2d(2, 4, 1, bias=False)
+        self.between = nn.Conv2d(4, 2, 1, bias=False)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.between(F.relu(self.first(x))) * torch.tensor([0.5, 2.0]).view(2, 1, 1)
+        return self.head(F.adaptive_avg_pool2d(F.relu(self.second(x)), 1).flatten(1))
+
+
+def test_weight_that_two_layers_share() -> None:
+    torch.manual_seed(0)
+    model = Tied().double()
+    with torch.no_grad():
+        model.first.weight[1] = 0
+        model.between.weight[:, 1] = 0
+        model.head.weight[:, 1] = 0
+    optimizer = sgd(model)
+    expected = logits(model)
+    step = pruner_of(model, optimizer).reconfigure()
+    assert step.change.channels == (9, 8)
+    assert torch.allclose(logits(step.model), expected, rtol=1e-12)
+    assert optimizer.param_groups[0]["params"] == list(step.model.parameters())
+    assert len(list(step.model.parameters())) == 4
+    train_(step.model, optimizer)
+
+
+def test_model_may_move_after_the_pruner_is_made() -> None:
+    model = network(dtype=torch.float32)
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer)
+    model.double()
+    kill_(model)
+    expected = logits(model)
+    step = pruner.reconfigure()
+    assert torch.allclose(logits(step.model), expected, rtol=1e-12)
+    assert step.change.channels[1] < 20
+
+
+# Going on from a checkpoint.
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_saved_and_loaded(tmp_path: Path, cut: bool) -> None:
+    model = network()
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer, penalty_ratio=0.4, lasso_groups="slices")
+    train_(model, optimizer, 3, pruner=pruner)
+    found: nn.Module = model
+    if cut:
+        kill_(model)
+        found = pruner.reconfigure(tmp_path / "net.py").model
+    saved = {"model": found.state_dict(), "optimizer": optimizer.state_dict(), "pruner": pruner.state_dict()}
+    torch.save(saved, tmp_path / "last.pt")
+    train_(found, optimizer, 3, seed=1, pruner=pruner)
+
+    loaded = torch.load(tmp_path / "last.pt", weights_only=True)
+    again = prunetrain.load_network(tmp_path / "net.py").double() if cut else Nested().double()
+    for module in again.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.1
+    again.load_state_dict(loaded["model"])
+    other = sgd(again)
+    other.load_state_dict(loaded["optimizer"])
+    resumed = pruner_of(again, other)
+    resumed.load_state_dict(loaded["pruner"])
+    train_(again, other, 3, seed=1, pruner=resumed)
+    for left, right in zip(found.parameters(), again.parameters(), strict=True):
+        assert torch.equal(left, right)
+    assert resumed.dense == pruner.dense
+    assert resumed.state_dict() == pruner.state_dict()
+
+
+def test_state_of_another_network() -> None:
+    model = network()
+    kill_(model)
+    pruner = pruner_of(model, sgd(model))
+    old = pruner.state_dict()
+    pruner.reconfigure()
+    with pytest.raises(CheckpointError, match="is of another network"):
+        pruner.load_state_dict(old)
+    with pytest.raises(CheckpointError, match="not what"):
+        pruner.load_state_dict({"lasso_strength": 1.0})
+
+
+# What a user can do wrong.
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"penalty_ratio": 1.0}, "penalty-ratio must be"),
+        ({"threshold": -1.0}, "threshold must be"),
+        ({"criterion": "eiher"}, "unknown criterion 'eiher': did you mean either"),
+        ({"lasso_groups": "layers"}, "unknown lasso-groups"),
+        ({"lasso_step": "adam"}, "unknown lasso-step"),
+        ({"round_to": 0}, "round-to must be"),
+        ({"round_to": "auto"}, "round-to must be a whole number from 1, not 'auto'"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    model = network()
+    with pytest.raises(ConfigError, match=message):
+        pruner_of(model, sgd(model), **settings)
+
+
+def test_model_that_branches_on_its_input() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    model = network()
+    with pytest.raises(TraceError, match="branching on a tensor"):
+        pruner_of(Branching(), sgd(model))
+
+
+def test_loop_that_trains_the_old_model_is_told() -> None:
+    model = network()
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer)
+    train_(model, optimizer, pruner=pruner)
+    pruner.reconfigure()
+    with pytest.raises(ConfigError, match="train the model of its result"):
+        train_(model, optimizer, pruner=pruner)
+
+
+@pytest.mark.parametrize("loss", [0.0, -1.0, float("nan"), float("inf")])
+def test_first_loss_must_be_a_number_over_zero(loss: float) -> None:
+    model = network()
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with pytest.raises(ConfigError, match="finite number over 0"):
+        pruner.regularize(loss)
+
+
+def test_failed_reconfiguration_changes_nothing(tmp_path: Path) -> None:
+    model = network()
+    optimizer = Adam(model.parameters())
+    train_(model, optimizer, 2)
+    kill_(model)
+    pruner = pruner_of(model, optimizer)
+    before = deepcopy(optimizer.state_dict())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        pruner.reconfigure(tmp_path / "file" / "epoch_001.py")
+    with pytest.raises(ConfigError, match=r"ends in \.py"):
+        pruner.reconfigure(tmp_path / "epoch_001.pt")
+    assert pruner.graph == pruner.dense
+    assert optimizer.param_groups[0]["params"] == list(model.parameters())
+    assert str(optimizer.state_dict()) == str(before)
+    train_(model, optimizer, pruner=pruner)
+    assert pruner.reconfigure().change.channels[0] == 20

@@ -1,0 +1,137 @@
+"""Train and eval mode in one graph: dropout, stochastic depth in all its copies, auxiliary heads, and what cannot be said."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
+from traced import IMAGES, check_same, network, targets
+
+from prunetrain.errors import TraceError
+from prunetrain.graph.layergraph import TRAINING, Attribute, Value
+from prunetrain.graph.trace import trace
+from prunetrain.graph.tracing.arithmetic import probability_of
+
+
+def drop_path(x: Tensor, p: float, training: bool) -> Tensor:
+    """As several libraries write it."""
+    if p == 0.0 or not training:
+        return x
+    keep = 1 - p
+    noise = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+    if keep > 0.0:
+        noise.div_(keep)
+    return x * noise
+
+
+def older_drop_path(x: Tensor, p: float, training: bool) -> Tensor:
+    if not training:
+        return x
+    keep = 1 - p
+    noise = keep + torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), dtype=x.dtype, device=x.device)
+    noise.floor_()
+    return x.div(keep) * noise
+
+
+def test_dropout_follows_the_mode() -> None:
+    for model in (nn.Sequential(nn.Dropout(0.3)), network(lambda self, x: F.dropout(x, 0.3, self.training))):
+        (step,) = check_same(model, (2, 3, 8, 8)).steps
+        assert (step.target, step["p"], step["training"]) == ("F.dropout", 0.3, TRAINING)
+
+
+def test_dropout_that_is_always_on_stays_on_and_one_that_never_is_goes() -> None:
+    always = network(lambda self, x: F.dropout(x, 0.5))
+    (step,) = trace(always, IMAGES).steps
+    assert step["training"] is True
+    assert targets(trace(network(lambda self, x: F.dropout(x.exp(), 0.5, False)), IMAGES)) == ["torch.exp"]
+    assert targets(trace(nn.Sequential(nn.Sigmoid(), nn.Dropout(0.0)), IMAGES)) == ["torch.sigmoid"]
+
+
+def test_dropout_of_channels() -> None:
+    assert targets(check_same(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout2d(0.2)), (2, 3, 8, 8))) == ["self.layer_0", "F.dropout2d"]
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
+@pytest.mark.parametrize("drop", [drop_path, StochasticDepth(0.0, "row")], ids=["drop_path", "torchvision"])
+def test_stochastic_depth_draws_the_same_numbers(rank: int, p: float, drop: Callable[[Tensor, float, bool], Tensor]) -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = x.flatten(rank - 1)
+        if isinstance(drop, StochasticDepth):
+            drop.p, drop.training = p, self.training
+            return x + drop(x.sigmoid())
+        return x + drop(x.sigmoid(), p, self.training)
+
+    graph = check_same(network(forward), (6, 3, 4, 4))
+    assert targets(graph)[-4:] == ["torch.unsqueeze", f"F.dropout{rank - 1}d", "torch.squeeze", "+"]
+    dropped = graph.steps[-3]
+    assert dropped["p"] == p and dropped["training"] == TRAINING
+    assert graph.steps[-1].inputs()[1] == Value(len(graph.steps) - 1)
+
+
+def test_older_copies_of_stochastic_depth_are_the_same_steps() -> None:
+    graphs = [trace(network(lambda self, x, drop=drop: drop(x.exp(), 0.2, self.training)), IMAGES) for drop in (drop_path, older_drop_path)]
+    assert graphs[0] == graphs[1]
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.3, 0.05, 0.5, 0.123456789, 1 / 3, 0.9, 0.99, 0.1 * 3 / 7])
+def test_a_probability_comes_back_to_the_last_bit(p: float) -> None:
+    keep = 1.0 - p
+    assert 1.0 - probability_of(keep) == keep
+    assert len(repr(probability_of(keep))) <= max(len(repr(p)), 18)
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda self, x: x + StochasticDepth(0.5, "batch")(x.exp()), "random numbers have to be one for each image"),
+        (lambda self, x: x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.5), "drops images without scaling those that are kept"),
+        (lambda self, x: x + torch.randn(x.shape), "randn draws random numbers other than dropout's"),
+        (lambda self, x: x + torch.rand_like(x), "rand_like draws random numbers other than dropout's"),
+        (lambda self, x: x + torch.rand(x.shape[0], 1, 1, 1), "does with random numbers what prunetrain does not know"),
+        (lambda self, x: x.relu() if self.training else x, "forward takes other steps in train mode than in eval mode"),
+        (lambda self, x: x if self.training else x.relu(), "forward takes other steps in train mode than in eval mode"),
+        (lambda self, x: (x + 1 if self.training else x + 2).exp(), "forward takes other steps in train mode than in eval mode"),
+    ],
+)
+def test_refusals(forward: Callable[..., Tensor], message: str) -> None:
+    with pytest.raises(TraceError, match=rf"^/.*\.py:\d+: .*{message}"):
+        trace(network(forward), IMAGES)
+
+
+class Outputs(NamedTuple):
+    logits: Tensor
+    auxiliary: Tensor | None
+
+
+def test_heads_of_train_mode_alone() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor | Outputs:
+        x = self.stem(x)
+        head = self.head(F.dropout(x, 0.4, self.training).mean((2, 3))) if self.training else None
+        x = self.fc(x.flatten(1))
+        return Outputs(x, head) if self.training else x
+
+    model = network(forward, stem=nn.Conv2d(3, 4, 3), head=nn.Linear(4, 5), fc=nn.Linear(144, 5))
+    graph = check_same(model, (2, 3, 8, 8))
+    assert targets(graph) == ["self.stem", "F.dropout", "torch.mean", "self.head", "torch.flatten", "self.fc"]
+    assert (graph.output, graph.extra, graph.auxiliary) == (Value(6), (), (Value(4),))
+    assert graph.in_training_only == {1, 2, 3}
+
+
+def test_several_outputs_in_both_modes() -> None:
+    graph = check_same(network(lambda self, x: {"out": x.exp(), "deep": [x.sigmoid(), None]}), (2, 3, 8, 8))
+    assert (graph.output, graph.extra, graph.auxiliary) == (Value(1), (Value(2),), ())
+
+
+def test_a_frozen_batch_norm_is_a_function() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, training=False)
+
+    tensors = {"weight": nn.Parameter(torch.ones(3)), "bias": nn.Parameter(torch.zeros(3)), "mean": torch.zeros(3), "var": torch.ones(3)}
+    graph = check_same(network(forward, **tensors), (2, 3, 8, 8))
+    assert targets(graph) == ["F.batch_norm"]
+    assert graph.steps[0]["training"] is False
+    assert graph.steps[0]["running_mean"] == Attribute("mean")

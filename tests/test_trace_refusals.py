@@ -1,0 +1,136 @@
+"""What no network file can say is refused in one line that names the line of the model, or the module, and what to change."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from traced import IMAGES, network
+
+from prunetrain.errors import TraceError
+from prunetrain.graph.trace import trace
+
+
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def branch(self: nn.Module, x: Tensor) -> Tensor:
+    return self.conv(x) if x.sum() > 0 else x
+
+
+def raising(self: nn.Module, x: Tensor) -> Tensor:
+    raise ValueError("no such luck\nat all")
+
+
+def without_gradients(self: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return self.conv(x).exp()
+
+
+def into_a_constant(self: nn.Module, x: Tensor) -> Tensor:
+    made = x.new_zeros(x.shape)
+    made[:, :1] = x[:, 1:2]
+    return made
+
+
+def by_the_batch(self: nn.Module, x: Tensor) -> Tensor:
+    return x * (1 / x.shape[0])
+
+
+def other_steps_for_other_batches(self: nn.Module, x: Tensor) -> Tensor:
+    for _ in range(x.shape[0]):
+        x = x.exp()
+    return x
+
+
+CALLS: list[tuple[Callable[..., Any], str]] = [
+    (branch, "branching on a tensor reads numbers of a tensor; a network file takes the same steps for all images"),
+    (lambda self, x: x * x.mean().item(), "item() reads numbers of a tensor"),
+    (lambda self, x: x * float(x.mean()), "float() of a tensor reads numbers"),
+    (lambda self, x: x[x > 0], "__getitem__ makes a tensor whose shape depends on the numbers in another"),
+    (lambda self, x: self.conv(x).detach(), "detach stops gradients"),
+    (without_gradients, "runs without gradients in train mode"),
+    (lambda self, x: Doubling.apply(x), "Doubling has gradients of its own"),
+    (lambda self, x: torch.fft.fft(x).real, "fft_fft gives a tensor of torch.complex64"),
+    (lambda self, x: x.double(), "turns torch.float32 into torch.float64"),
+    (into_a_constant, "__setitem__ writes into a constant; put the parts together with torch.cat or torch.stack"),
+    (lambda self, x: self.conv.weight.data.zero_() + x, "data stops gradients"),
+    (lambda self, x: x + self.count.add_(1), "add_ changes self.count in place"),
+    (by_the_batch, "only the shape of a tensor may depend on it"),
+    (other_steps_for_other_batches, "takes other steps when the batch size is another"),
+    (lambda self, x: torch.add(x, x, alpha=2), "add: with alpha or rounding_mode is nothing that prunetrain knows"),
+    (lambda self, x: x.cumsum(1), "cumsum is nothing that prunetrain knows yet"),
+    (lambda self, x: x.max(1)[0], "max: over dimensions passes gradients to one of several equal numbers; use torch.amax"),
+    (lambda self, x: self.attention(*[x.flatten(2)] * 3)[0], "can only be called as attention(x, x, x, need_weights=False)"),
+    (lambda self, x: self.conv(x[:, :2]), "conv does not fit its input: takes 3 channels, but its input has 2"),
+    (lambda self, x: x @ torch.ones(3, 3), "Net cannot be traced: "),
+    (raising, "Net cannot be traced: no such luck"),
+    (lambda self, x: self.rnn(x.flatten(2))[0], "lstm is nothing that prunetrain knows yet"),
+    (lambda self, x: self.frozen(x), "nn.BatchNorm2d with bias=False is not supported yet"),
+    (lambda self, x: self.cumulative(x), "momentum must be a finite number, not None"),
+]
+
+
+@pytest.mark.parametrize(("forward", "message"), CALLS)
+def test_the_line_is_named(forward: Callable[..., Any], message: str) -> None:
+    model = network(
+        forward,
+        conv=nn.Conv2d(3, 3, 1),
+        attention=nn.MultiheadAttention(64, 2, batch_first=True),
+        rnn=nn.LSTM(64, 4, batch_first=True),
+        frozen=nn.BatchNorm2d(3),
+        cumulative=nn.BatchNorm2d(3, momentum=None),
+        count=torch.zeros(1),
+    )
+    model.frozen.bias = None
+    with pytest.raises(TraceError) as caught:
+        trace(model, IMAGES)
+    first = forward.__code__.co_firstlineno
+    line, said = re.fullmatch(rf"{re.escape(__file__)}:(\d+): (.*)", str(caught.value)).groups()  # type: ignore[union-attr]
+    assert message in said
+    assert first <= int(line) <= first + 4
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (network(lambda self, x, y: x + y), "Net.forward takes more than one argument; networks take one image batch"),
+        (network(lambda self, x: None), "the model: forward must return a tensor"),
+        (network(lambda self, x: torch.ones(2)), "the model: forward returns a tensor that does not depend on the images"),
+        (network(lambda self, x: torch.flatten(x)), "Net cannot be a network file: an output must have one row an image"),
+        (nn.Sequential(nn.Conv2d(3, 4, 9)), "module 0: 0 does not fit its input: nothing is left of the image: 7x3x8x8 becomes 7x4x0x0"),
+        (nn.Sequential(OrderedDict([("in", nn.Conv2d(3, 3, 1))])), "module in: 'in' cannot name a layer"),
+    ],
+)
+def test_models_that_cannot_be_files(model: nn.Module, message: str) -> None:
+    with pytest.raises(TraceError) as caught:
+        trace(model, IMAGES)
+    said = str(caught.value)
+    assert message in said
+    assert "\n" not in said
+
+
+def test_a_subclass_of_a_layer_is_not_taken_for_the_layer() -> None:
+    class Scaled(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    graph = trace(nn.Sequential(Scaled(3, 3, 1)), IMAGES)
+    assert [step.target for step in graph.steps] == ["self.layer_0", "*"]
+
+
+def test_a_hook_is_part_of_the_model() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1))
+    model[0].register_forward_hook(lambda module, inputs, output: F.relu(output))
+    assert [step.target for step in trace(model, IMAGES).steps] == ["self.layer_0", "F.relu"]

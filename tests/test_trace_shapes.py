@@ -1,0 +1,200 @@
+"""Reshapes, slices and writes into them: one canonical form for all spellings, none that bakes a size it does not need."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from traced import IMAGES, check_same, network, targets
+
+from prunetrain.errors import TraceError
+from prunetrain.graph.layergraph import BatchSize, Step, Value
+from prunetrain.graph.trace import trace
+
+
+def net(forward: Callable[[Tensor], Tensor]) -> nn.Module:
+    return network(lambda self, x: forward(x))
+
+
+X = Value(0)
+CASES: list[tuple[Callable[[Tensor], Tensor], list[Step]]] = [
+    (lambda x: x.view(x.shape[0], -1), [Step.make("torch.flatten", input=X, start_dim=1)]),
+    (lambda x: x.reshape(x.size(0), 3, 64), [Step.make("torch.flatten", input=X, start_dim=2)]),
+    (lambda x: x.view(-1, 8, 8), [Step.make("torch.flatten", input=X, end_dim=1)]),
+    (lambda x: x.view(x.shape), []),
+    (lambda x: x.view(len(x), 1, 3, 8, 8), [Step.make("torch.unsqueeze", input=X, dim=1)]),
+    (lambda x: x[:, None], [Step.make("torch.unsqueeze", input=X, dim=1)]),
+    (lambda x: x.mean((2, 3), keepdim=True).squeeze(-1).squeeze(-1), None),
+    (lambda x: x.view(x.shape[0], 3, 2, 4, 8), [Step.make("torch.unflatten", input=X, dim=2, sizes=(2, 4))]),
+    (lambda x: x.unflatten(3, (4, -1)), [Step.make("torch.unflatten", input=X, dim=3, sizes=(4, 2))]),
+    (lambda x: x.reshape(x.shape[0], 12, 16), [Step.make("torch.reshape", input=X, shape=(-1, 12, 16))]),
+    (lambda x: x.permute(0, 2, 3, 1), [Step.make("torch.permute", input=X, dims=(0, 2, 3, 1))]),
+    (lambda x: torch.movedim(x, 1, -1), [Step.make("torch.permute", input=X, dims=(0, 2, 3, 1))]),
+    (lambda x: x.permute([0, 1, 3, 2]), [Step.make("torch.transpose", input=X, dim0=2, dim1=3)]),
+    (lambda x: x.transpose(-1, -2), [Step.make("torch.transpose", input=X, dim0=2, dim1=3)]),
+    (lambda x: x.mT, [Step.make("torch.transpose", input=X, dim0=2, dim1=3)]),
+    (lambda x: torch.swapaxes(x, 3, 2), [Step.make("torch.transpose", input=X, dim0=2, dim1=3)]),
+    (lambda x: x[..., ::2], [Step.make("[:]", input=X, dim=3, step=2)]),
+    (lambda x: x[:, 0], [Step.make("[]", input=X, dim=1, index=0)]),
+    (lambda x: x[: x.shape[0], 1:], [Step.make("[:]", input=X, dim=1, start=1)]),
+    (lambda x: x.narrow(1, 0, 2), [Step.make("[:]", input=X, dim=1, stop=2)]),
+    (lambda x: x.chunk(2, dim=2)[1], [Step.make("[:]", input=X, dim=2, start=4)]),
+    (lambda x: torch.split(x, [1, 2], 1)[0], [Step.make("[:]", input=X, dim=1, stop=1)]),
+    (lambda x: x.unbind(1)[2], [Step.make("[]", input=X, dim=1, index=2)]),
+    (lambda x: torch.tensor_split(x, 3, dim=1)[1], [Step.make("[:]", input=X, dim=1, start=1, stop=2)]),
+    (lambda x: F.pad(x, (0, 0, 1, 2, 0, 0)), [Step.make("F.pad", input=X, pad=(0, 0, 1, 2))]),
+    (lambda x: F.pad(x, (0, 0, 0, 0)), []),
+    (lambda x: torch.cat([x]), []),
+    (lambda x: torch.concat((x, x), dim=1), [Step.make("torch.cat", tensors=(X, X), dim=1)]),
+    (lambda x: x.repeat(1, 2, 1, 1), [Step.make("torch.cat", tensors=(X, X), dim=1)]),
+    (lambda x: x.contiguous().clone().float().to(torch.float32).type_as(x), []),
+    (lambda x: torch.roll(x, shifts=(1, -1), dims=(2, 3)), [Step.make("torch.roll", input=X, shifts=(1, -1), dims=(2, 3))]),
+]
+
+
+@pytest.mark.parametrize(("forward", "steps"), [case for case in CASES if case[1] is not None])
+def test_the_canonical_step(forward: Callable[[Tensor], Tensor], steps: list[Step]) -> None:
+    graph = trace(net(lambda x: forward(torch.sigmoid(x)).flatten(0, 1).unflatten(0, (x.shape[0], -1)).exp()), IMAGES)
+    moved = [step.map_values(lambda value: Value(value.index + 1)) for step in steps]
+    first, *others = targets(graph)[1 + len(steps) :]
+    assert list(graph.steps[1 : 1 + len(steps)]) == moved
+    assert first == "torch.flatten"
+    assert others in (["torch.unflatten", "torch.exp"], ["torch.unsqueeze", "torch.exp"])
+
+
+@pytest.mark.parametrize("forward", [case[0] for case in CASES])
+def test_it_computes_the_same(forward: Callable[[Tensor], Tensor]) -> None:
+    check_same(net(lambda x: forward(torch.sigmoid(x)).flatten(0, 1).unflatten(0, (x.shape[0], -1))), (2, 3, 8, 8))
+
+
+def test_channel_shuffle_by_hand() -> None:
+    def forward(x: Tensor) -> Tensor:
+        n, c, h, w = x.size()
+        return x.view(n, 3, c // 3, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+    model = network(lambda self, x: forward(self.conv(x)), conv=nn.Conv2d(3, 6, 1))
+    assert check_same(model, (2, 3, 8, 8), (1, 3, 5, 7)).steps[1] == Step.make("F.channel_shuffle", input=Value(1), groups=3)
+    assert targets(trace(nn.Sequential(nn.ChannelShuffle(3)), IMAGES)) == ["F.channel_shuffle"]
+
+
+def test_a_gate_that_is_expanded_is_left_to_the_operator() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        n, c, _, _ = x.shape
+        gate = torch.sigmoid(x.mean((2, 3))).view(n, c, 1, 1)
+        return x * gate.expand_as(x)
+
+    graph = check_same(network(forward, conv=nn.Conv2d(3, 4, 1)), (2, 3, 8, 8), (1, 3, 6, 5))
+    assert targets(graph) == ["self.conv", "torch.mean", "torch.sigmoid", "torch.unsqueeze", "torch.unsqueeze", "*"]
+
+
+def test_a_class_token_is_repeated_for_each_image() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.conv(x).flatten(2).transpose(1, 2)
+        return torch.cat((self.token.expand(x.shape[0], -1, -1), x), dim=1)
+
+    graph = check_same(network(forward, conv=nn.Conv2d(3, 4, 1), token=nn.Parameter(torch.ones(1, 1, 4))), (2, 3, 8, 8), (1, 3, 4, 4))
+    (repeated,) = (step for step in graph.steps if step.target == "torch.broadcast_to")
+    assert repeated["size"] == (BatchSize(Value(3)), -1, -1)
+
+
+def test_windows_of_the_images_become_rows() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        windows = x.view(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, 4, 4)
+        windows = self.conv(windows)
+        return windows.view(n, h // 4, w // 4, c, 4, 4).permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
+
+    check_same(network(forward, conv=nn.Conv2d(3, 3, 3, padding=1)), (2, 3, 8, 8))
+
+
+def test_writes_into_slices_become_new_tensors() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        bias = self.bias.clone()
+        bias[1:2].zero_()
+        x = self.conv(x) + bias.view(-1, 1, 1)
+        x[:, 0, :2] = x[:, 1, 2:4]
+        x[:, 2] += 1
+        return x
+
+    graph = check_same(network(forward, conv=nn.Conv2d(3, 3, 1), bias=nn.Parameter(torch.ones(3))), (2, 3, 8, 8))
+    assert targets(graph).count("torch.slice_scatter") == 4
+
+
+def test_positions_become_an_index() -> None:
+    swapped = torch.tensor([2, 0, 1])
+    for forward in (lambda self, x: x[:, swapped], lambda self, x: x[:, [2, 0, 1]], lambda self, x: x.index_select(1, swapped)):
+        graph = check_same(network(forward), (2, 3, 8, 8))
+        assert [(tensor.role, tensor.values) for tensor in graph.declared] == [("index", (2, 0, 1))]
+
+
+def test_a_table_is_looked_up() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        bias = self.table[self.positions.view(-1)].view(8, 8, 3).permute(2, 0, 1).contiguous()
+        return torch.softmax(x + bias.unsqueeze(0), dim=-1)
+
+    positions = torch.arange(64).view(8, 8) % 10
+    graph = check_same(network(forward, table=nn.Parameter(torch.rand(10, 3)), positions=positions), (2, 3, 8, 8))
+    assert [(tensor.name, tensor.role, tensor.dtype) for tensor in graph.declared] == [
+        ("positions", "buffer", "int64"),
+        ("table", "parameter", "float32"),
+    ]
+
+
+def test_constants_become_buffers_or_numbers() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        mask = x.new_zeros((8, 8))
+        mask[:4, 4:] = 1
+        mask = mask.masked_fill(mask != 0, -100.0)
+        return (x + mask) * torch.tensor(2.0) + x.new_ones(x.shape[0], 1, 1, 8)
+
+    graph = check_same(network(forward), (2, 3, 8, 8))
+    assert [(tensor.name, tensor.role, tensor.shape) for tensor in graph.declared] == [
+        ("constant", "buffer", (8, 8)),
+        ("constant_2", "buffer", (1, 1, 1, 8)),
+    ]
+    assert targets(graph) == ["+", "*", "+"]
+    assert graph.steps[1]["other"] == 2.0
+
+
+def read_through_a_view(self: nn.Module, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    flat = y.flatten(2)
+    F.relu(y, inplace=True)
+    return flat
+
+
+def write_through_a_view(self: nn.Module, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    torch.flatten(y, 2).mul_(torch.flatten(x, 2))
+    return torch.flatten(y, 2)
+
+
+@pytest.mark.parametrize("forward", [read_through_a_view, write_through_a_view], ids=lambda forward: forward.__name__)
+def test_memory_that_was_changed_through_another_tensor_is_not_read(forward: Callable[..., Tensor]) -> None:
+    with pytest.raises(TraceError, match="reads a tensor whose memory was changed in place through another one"):
+        trace(network(forward, conv=nn.Conv2d(3, 3, 1)), IMAGES)
+
+
+def test_parts_that_do_not_overlap_may_change() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        one, two = y[:, :1], y[:, 1:]
+        one.relu_()
+        return torch.cat((one, two, y), 1)
+
+    assert check_same(network(forward, conv=nn.Conv2d(3, 3, 1)), (2, 3, 8, 8)).steps[-1].target == "torch.cat"
+
+
+def test_changes_in_place_are_seen_by_later_readers() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y += 1
+        z = y * 2
+        self.relu(y)
+        return y + z
+
+    graph = check_same(network(forward, conv=nn.Conv2d(3, 3, 1), relu=nn.ReLU(inplace=True)), (2, 3, 8, 8))
+    assert targets(graph) == ["self.conv", "+", "*", "F.relu", "+"]
+    assert graph.steps[-1].inputs() == (Value(4), Value(3))
