@@ -30,6 +30,7 @@ import torch
 import torch_pruning as tp  # type: ignore[import-untyped]
 from coverage_checks import outputs, randomise
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from prunetrain import models
 from prunetrain.channels.masking import mask_channels
@@ -104,20 +105,30 @@ def build(name: str) -> nn.Module:
 
 
 def torch_pruning(model: nn.Module, image: Tensor) -> Outcome:
-    """Torch-Pruning on a network, which is changed. It looks at networks in eval mode."""
+    """Torch-Pruning with its default settings on a network, which is changed. It looks at networks in eval mode."""
+    return _torch_pruning(model, image, heads={})
+
+
+def torch_pruning_with_help(model: nn.Module, image: Tensor) -> Outcome:
+    """The same, told of attention's heads; and what torchvision's ViT remembers of its width is set right by hand."""
+    heads: dict[nn.Module, int] = {module: module.num_heads for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
+    return _torch_pruning(model, image, heads)
+
+
+def _torch_pruning(model: nn.Module, image: Tensor, heads: dict[nn.Module, int]) -> Outcome:
     training = model.training
     start = time.perf_counter()
     tp.DependencyGraph().build_dependency(model, image)
     analyse = time.perf_counter() - start
-    scores = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == _CLASSES]
     pruner = tp.pruner.BasePruner(
         model,
         image,
         importance=tp.importance.MagnitudeImportance(),
         pruning_ratio=RATIO,
-        ignored_layers=scores,
-        in_channel_groups={},
+        ignored_layers=[module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == _CLASSES],
+        in_channel_groups={},  # their default is one dictionary for all pruners
         out_channel_groups={},
+        num_heads=heads,
     )
     slicing = 0.0
     start = time.perf_counter()
@@ -126,6 +137,8 @@ def torch_pruning(model: nn.Module, image: Tensor) -> Outcome:
         group.prune()
         slicing += time.perf_counter() - before
     cut = time.perf_counter() - start
+    if heads and isinstance(model, VisionTransformer):
+        model.hidden_dim = model.conv_proj.out_channels
     outputs(model.train(training), torch.cat([image, image]))
     cost = costs(trace(model, image))
     return Outcome(analyse, cut, slicing, cost.macs, cost.params)

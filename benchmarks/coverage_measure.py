@@ -55,11 +55,12 @@ def measure(case: Case) -> dict[str, Any]:
         model.zero_grad(set_to_none=True)
         stage = "times"
         found |= _times_and_macs(case, model)
-        state = {name: tensor.detach() for name, tensor in traced.state.items()}
-        graph = traced.graph
-        del model, traced
         stage = "cut"
-        found |= _cut_and_compared(graph, state, batch_of((2, 3, case.side, case.side)).double())
+        graph, spaces = traced.graph, find_spaces(traced.graph)
+        gone = a_third(spaces)
+        masked = mask_channels(graph, _exact(traced.state), spaces, gone)
+        del model, traced  # of large networks two copies are enough
+        found |= {"asked": int(gone.sum())} | _cut_and_compared(graph, masked, batch_of((2, 3, case.side, case.side)).double())
     except Exception as error:  # whatever it is, it is a result
         lines = str(error).strip().splitlines() or [""]
         found |= {"failed": stage, "why": f"{type(error).__name__}: {lines[0]}", "refused": type(error).__name__ == "TraceError"}
@@ -146,30 +147,24 @@ def _times_and_macs(case: Case, model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _cut_and_compared(graph: LayerGraph, state: Mapping[str, Tensor], images: Tensor) -> dict[str, Any]:
+def _exact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().double() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def _cut_and_compared(graph: LayerGraph, masked: Mapping[str, Tensor], images: Tensor) -> dict[str, Any]:
     """The cut network against the one with zeros in its channels, float64: the largest difference, relative to the largest output."""
-    spaces = find_spaces(graph)
-    gone = a_third(spaces)
-    exact = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    masked = mask_channels(graph, exact, spaces, gone)
-    del exact
     expected = _outputs(graph, None, masked, images)
     cut = select_and_slice(graph, masked)
     found = _outputs(cut.graph, graph, cut.state, images)
     return {
-        "asked": int(gone.sum()),
-        "channels": [_axes(graph), _axes(cut.graph)],
+        "channels": [costs(graph).channels, costs(cut.graph).channels],
         "error": ((expected - found).abs().max() / expected.abs().max()).item(),
     }
 
 
-def _axes(graph: LayerGraph) -> int:
-    return costs(graph).channels
-
-
 def _outputs(graph: LayerGraph, dense: LayerGraph | None, state: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    network = instantiate(render(graph, dense=dense), "network.py").double()
-    network.load_state_dict(state, assign=True)
+    network = instantiate(render(graph, dense=dense), "network.py")
+    network.load_state_dict(state, assign=True)  # float64, and no copy
     with torch.inference_mode():
         outputs: Tensor = network.eval()(images)
     return outputs

@@ -51,14 +51,12 @@ def _torchvision_case(name: str) -> Case:
     if name.startswith("vit_"):
         side = 56 if name.endswith("14") else 64
         timed = side  # a number for each patch is declared in the network: one build, one size
-    elif name.startswith("maxvit"):
-        side = 224
-    elif name.startswith("swin"):
+    elif name.startswith(("maxvit", "swin")):
         side, second = 224, 256
     elif name.startswith("inception"):
         side, second, timed = 299, 331, 299  # its auxiliary head takes no smaller ones
     arguments = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # slow, and weights are random anyway
-    return Case(f"{TORCHVISION}:{name}", side, max(second, side), timed, arguments)
+    return Case(f"{TORCHVISION}:{name}", side, second, timed, arguments)
 
 
 TIMM_NAMES = (

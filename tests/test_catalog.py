@@ -29,6 +29,7 @@ UNSUPPORTED = {  # trace refuses other values than the default
     "torch.zeros_like": {"layout", "requires_grad"},
 }
 RENAMED = {
+    ("torch.Tensor.type_as", "self"): "input",
     ("torch.broadcast_to", "self"): "input",
     ("torch.permute", "self"): "input",
     ("torch.permute", "dim"): "dims",
@@ -129,6 +130,7 @@ EXAMPLES: dict[str, list[tuple[tuple[int, ...], dict[str, Any]]]] = {  # the sha
     "F.dropout2d": [(IMAGE, {"p": 0.1, "training": TRAINING})],
     "F.dropout3d": [((1, *IMAGE), {"p": 0.1, "training": TRAINING})],
     **{target: [(IMAGE, {"other": 2}), (IMAGE, {"other": VALUE}), ((4, 6), {"other": TABLE})] for target in "+-*/"},
+    "torch.Tensor.type_as": [(IMAGE, {"other": VALUE})],
     "torch.maximum": [((4, 6), {"other": TABLE})],
     "torch.minimum": [((4, 6), {"other": TABLE})],
     "torch.addcmul": [((4, 6), {"tensor1": TABLE, "tensor2": Declared("factors", (6,))})],

@@ -14,6 +14,7 @@ from networks import (
     assert_same_function,
     assert_same_step,
     images_for,
+    network,
     new_state,
     settle_,
     well_conditioned,
@@ -119,6 +120,17 @@ def test_a_stream_channel_that_no_one_uses_goes_from_a_gated_network() -> None:
     assert second.graph.layer("conv0")["out_channels"] == 3
     assert [tensor.values for tensor in second.graph.declared] == [(1, 2)]
     assert_same_function(first.graph, again, second)
+
+
+def test_gates_run_under_autocast() -> None:
+    graph, state = stream()
+    state["conv2.weight"][[0, 3]] = 0
+    state["bn2.running_mean"][[0, 3]] = 0
+    cut = gated_cut(graph, state)
+    model = network(cut.graph, cut.state).float().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(images_for(graph).float())
+    assert outputs.isfinite().all()
 
 
 def test_nothing_dead_changes_nothing() -> None:

@@ -100,6 +100,9 @@ class Functions:
         in_eval, in_train = function(source.eval_mode, **arguments), function(source.train_mode, **arguments)
         return Abstract(source.known & in_eval.isfinite() & in_train.isfinite(), in_eval, in_train)
 
+    def _same(self, step: Step, shape: Shape) -> Abstract:
+        return self._source(step)
+
     def _zeros_only(self, step: Step, shape: Shape) -> Abstract:
         source = self._source(step)
         return source.only(source.zero)
@@ -212,5 +215,6 @@ _FAMILY_RULES: Final[dict[Family, Callable[[Functions, Step, Shape], Abstract]]]
 _RULES: Final[dict[str, Callable[[Functions, Step, Shape], Abstract]]] = {
     "F.pad": Functions._pad,
     "F.pixel_shuffle": Functions._pixel_shuffle,
+    "torch.Tensor.type_as": Functions._same,
     "torch.index_add": Functions._index_add,
 }

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from prunetrain.channels.constants import Constants, find_constants
+from prunetrain.channels.grids import Shapes
 from prunetrain.channels.slices import LayerSlices, measure_slices
 from prunetrain.channels.sources import NEW, Source
 from prunetrain.channels.spaces import ChannelSpaces, Ids, Role, find_spaces
 from prunetrain.graph.layergraph import Attribute, Declared, Layer, LayerGraph, Step, Value
+
+_SAME_TYPE = "torch.Tensor.type_as"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,17 @@ class Gated:
     state: dict[str, Tensor]
     sources: dict[str, Source]
     gates: int
+
+
+@dataclass(frozen=True)
+class _Write:
+    """An addition to a stream of `width` channels whose `operand` keeps the positions `kept`; at `idle` it adds `constants`."""
+
+    operand: str
+    kept: Tensor
+    idle: Tensor
+    constants: Tensor
+    width: int
 
 
 def gate_streams(graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: float, granularity: int = 1) -> Gated:
@@ -48,6 +62,7 @@ class _Gates:
         self._state = {name: tensor.detach() for name, tensor in state.items()}
         self._threshold = threshold
         self._granularity = granularity
+        self._shapes = Shapes(graph)
         self._spaces: ChannelSpaces = find_spaces(graph)
         self._slices: Mapping[str, LayerSlices] = measure_slices(graph, state, threshold)
         on_cpu = {name: tensor.cpu() for name, tensor in self._state.items()}
@@ -62,7 +77,7 @@ class _Gates:
         self._new: dict[Value, Value] = {Value(0): Value(0)}
         self._gates = 0
         reads = {value: kept for value, step in graph.results() if (kept := self._reads(step)) is not None}
-        writes = {value: plan for value, step in graph.results() if (plan := self._writes(step)) is not None}
+        writes = {value: write for value, step in graph.results() if (write := self._writes(value, step)) is not None}
         self._reading, self._writing = reads, writes
 
     def run(self) -> Gated:
@@ -71,7 +86,7 @@ class _Gates:
             if value in self._reading:
                 moved = self._narrow_read(moved, self._reading[value])
             if value in self._writing:
-                self._new[value] = self._narrow_write(moved, *self._writing[value])
+                self._new[value] = self._narrow_write(moved, self._writing[value])
             else:
                 self._new[value] = self._add(moved)
         steps, new = _without_idle(self._steps, [self._new[value] for value in self._graph.outputs])
@@ -125,8 +140,8 @@ class _Gates:
         kept = self._rounded(~found.dead.all(0), found.input_norms)
         return kept if len(kept) < found.dead.shape[1] else None
 
-    def _writes(self, step: Step) -> tuple[str, Tensor, Tensor, Tensor] | None:
-        """The operand of an addition that becomes narrower, what is kept of it, its other positions, and the constants there."""
+    def _writes(self, value: Value, step: Step) -> _Write | None:
+        """How an addition becomes narrower, if it does."""
         if step.target not in ("+", "torch.index_add"):
             return None
         for operand in ("other", "input") if step.target == "+" else ("source",):
@@ -147,12 +162,14 @@ class _Gates:
                 gone = torch.ones(len(idle), dtype=torch.bool)
                 gone[kept] = False
                 positions = gone.nonzero().flatten()
-                return operand, kept, positions, constant.eval_mode[positions]
+                return _Write(operand, kept, positions, constant.eval_mode[positions], self._shapes.of(value)[1])
         return None
 
     def _end_of_branch(self, branch: Value) -> tuple[Layer | None, Layer | None]:
         """The convolution, and the BatchNorm behind it, that a branch ends in."""
         step = self._graph.steps[branch.index - 1] if branch.index else None
+        if step is not None and step.target == _SAME_TYPE and len(self._uses[step["input"]]) == 1:
+            step = self._graph.steps[step["input"].index - 1]
         norm = None
         if step is not None and step.layer and self._layers[step.layer].kind == "BatchNorm2d" and self._calls.count(step.layer) == 1:
             norm = self._layers[step.layer]
@@ -201,8 +218,9 @@ class _Gates:
         old = next(s for s in self._graph.steps if s.target == step.target)
         return len(self._uses[old.inputs()[0]]) == 1
 
-    def _narrow_write(self, step: Step, operand: str, kept: Tensor, idle: Tensor, constants: Tensor) -> Value:
-        branch, stream = step[operand], step["input" if operand != "input" else "other"]
+    def _narrow_write(self, step: Step, write: _Write) -> Value:
+        branch, stream = step[write.operand], step["input" if write.operand != "input" else "other"]
+        kept, idle = write.kept, write.idle
         conv, norm = self._ends_of(branch)
         self._cut_rows(conv, "out", kept)
         if norm is not None:
@@ -212,29 +230,34 @@ class _Gates:
         if step.target == "torch.index_add":
             taken = torch.tensor(self._declared.pop(step["index"].name).values)
             kept, idle = taken[kept], taken[idle]
-        if bool(constants.any()):
-            stream = self._rest(end, stream, idle, constants, step)
+        if bool(write.constants.any()):
+            stream = self._rest(end, stream, idle, write)
         index = self._index(f"{end.name}_writes", kept)
+        if (
+            self._steps[branch.index - 1].target != _SAME_TYPE
+        ):  # under autocast the two may differ, which an addition takes and this does not
+            branch = self._add(Step.make(_SAME_TYPE, input=branch, other=stream))
         return self._add(Step.make("torch.index_add", input=stream, dim=1, index=index, source=branch))
 
     def _ends_of(self, branch: Value) -> tuple[Layer, Layer | None]:
         """As `_end_of_branch`, in the steps that are being made."""
+        if self._steps[branch.index - 1].target == _SAME_TYPE:
+            branch = self._steps[branch.index - 1]["input"]
         last = self._layers[self._steps[branch.index - 1].layer or ""]
         if last.kind != "BatchNorm2d":
             return last, None
         made = self._steps[branch.index - 1].inputs()[0]
         return self._layers[self._steps[made.index - 1].layer or ""], last
 
-    def _rest(self, end: Layer, stream: Value, idle: Tensor, constants: Tensor, step: Step) -> Value:
+    def _rest(self, end: Layer, stream: Value, idle: Tensor, write: _Write) -> Value:
         """Add what dead filters still add: a number a channel, spread over the channels of the stream."""
         donor = self._state[f"{end.name}.bias"]
-        width = len(donor) if step.target == "+" else self._spaces.values[step["input"].index].shape[1]
         rest = self._declare(Declared(f"{end.name}_rest", (len(idle), 1, 1)))
-        blank = self._declare(Declared(f"{end.name}_blank", (width, 1, 1), "buffer"))
+        blank = self._declare(Declared(f"{end.name}_blank", (write.width, 1, 1), "buffer"))
         gone = torch.ones(len(donor), dtype=torch.bool)
         gone[self._sources[f"{end.name}.bias"].rows[0]] = False
-        self._made[rest.name] = constants.to(donor).reshape(-1, 1, 1)
-        self._made[blank.name] = torch.zeros(width, 1, 1, dtype=donor.dtype, device=donor.device)
+        self._made[rest.name] = write.constants.to(donor).reshape(-1, 1, 1)
+        self._made[blank.name] = torch.zeros(write.width, 1, 1, dtype=donor.dtype, device=donor.device)
         self._sources[rest.name] = Source(f"{end.name}.bias", {0: gone.nonzero().flatten()}, (-1, 1, 1))
         self._sources[blank.name] = Source(NEW)
         index = self._index(f"{end.name}_idle", idle)

@@ -359,5 +359,6 @@ _RULES: Final[dict[str, Callable[[Walk, Step, Shape], Tensor]]] = {
     "torch.stack": Walk._join,
     "F.pad": Walk._pad,
     "F.pixel_shuffle": Walk._pixel_shuffle,
+    "torch.Tensor.type_as": Walk._pass,
     "torch.index_add": Walk._index_add,
 }

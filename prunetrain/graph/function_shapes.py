@@ -368,6 +368,7 @@ _BY_NAME: Final[dict[str, Rule]] = {
     "F.channel_shuffle": _on_input(_channel_shuffle),
     "@": _matmul,
     "torch.addcmul": _binary,
+    "torch.Tensor.type_as": _on_input(_same),
     "torch.index_add": _index_add,
     "torch.slice_scatter": _slice_scatter,
     "torch.einsum": _einsum,

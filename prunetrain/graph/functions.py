@@ -165,6 +165,7 @@ _BY_FAMILY: Final[Mapping[Family, Mapping[str, Signature]]] = {
     Family.OTHER: {
         "@": OPERATORS["@"],
         "torch.addcmul": _takes(_tensor("tensor1"), _tensor("tensor2"), positional=3),
+        "torch.Tensor.type_as": _takes(_tensor("other")),
         "torch.index_add": _takes(_DIM, _tensor("index"), _tensor("source"), positional=4),
         "torch.slice_scatter": _takes(
             _tensor("src"),
