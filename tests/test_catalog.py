@@ -249,6 +249,7 @@ def test_defaults_are_accepted_and_canonical(kind: Kind) -> None:
         (Kind.SIZE, [1, (3, 5), (2, 2)], [0, (1, 0), (1, 2, 3), (3,), (), True, (1, True), 1.5, "same", None]),
         (Kind.MARGIN, [0, (0, 2)], [-1, (0, -1), (1,), "same", False, None]),
         (Kind.PADDING, [0, (1, 2), "same", "valid"], [-1, "full", ("same", "same"), None]),
+        (Kind.SPAN, [0, 3, "same", "valid"], [-1, (1, 2), "full", None, True]),
         (Kind.WORD, ["zeros", "ab->ba", ""], [0, None, "zeros\n", "caf\u00e9"]),
         (Kind.FLAG, [True, False], [0, 1, None, "True"]),
         (Kind.NUMBER, [0, -2, 0.1, 1e-5], [float("nan"), float("inf"), True, "1", None, (1.0,)]),

@@ -359,3 +359,11 @@ def test_zoo_parameters_and_shapes_as_torch(name: str) -> None:
     rows = costs(graph).layers
     assert {row.layer.name: row.output_shape for row in rows if row.macs} == {name.replace(".", "_"): s for name, s in seen.items()}
     assert costs(graph).params == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_positions_must_be_there() -> None:
+    index = Declared.index("reads", (0, 3))
+    step = Step.make("torch.index_select", input=Value(0), dim=1, index=Attribute("reads"))
+    graph = LayerGraph("Toy", (3, 4, 4), (), (step,), Value(1), (index,))
+    with pytest.raises(ShapeError, match="reads has position 3 of a dimension of 3"):
+        infer_shapes(graph)

@@ -32,7 +32,7 @@ _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def _convolution(rank: int) -> LayerKind:
-    size, padding = (Kind.SIZE, Kind.PADDING) if rank == 4 else (Kind.COUNT, Kind.PADDING)
+    size, padding = (Kind.SIZE, Kind.PADDING) if rank == 4 else (Kind.COUNT, Kind.SPAN)
     return LayerKind(
         (
             Parameter("in_channels", Kind.COUNT),

@@ -128,8 +128,10 @@ class Declared:
     def __post_init__(self) -> None:
         if self.role not in ROLES or self.dtype not in DTYPES or (self.role == "parameter" and self.dtype != "float32"):
             raise GraphError(f"self.{self.name} cannot be a {self.role} of {self.dtype}", self.name)
-        if any(size < 1 for size in self.shape) or (self.role == "index") != bool(self.values):
+        if any(size < 1 for size in self.shape):
             raise GraphError(f"self.{self.name} needs sizes from 1", self.name)
+        if (self.role == "index") != bool(self.values):
+            raise GraphError(f"self.{self.name}: an index has positions, and nothing else has", self.name)
         if self.role == "index" and (self.shape != (len(self.values),) or self.dtype != "int64" or min(self.values) < 0):
             raise GraphError(f"self.{self.name} needs positions from 0", self.name)
 

@@ -4,10 +4,10 @@ Results that are computed from declared tensors alone have no batch. Where the b
 image), a size is a multiple of N; two batch sizes tell which.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from prunetrain.graph.function_shapes import FUNCTION_SHAPES
-from prunetrain.graph.layergraph import Attribute, GraphError, Layer, LayerGraph, Value
+from prunetrain.graph.function_shapes import FUNCTION_SHAPES, ShapeOf
+from prunetrain.graph.layergraph import Attribute, GraphError, Layer, LayerGraph, Step, Value
 from prunetrain.graph.windows import Shape, check_padding, pair, shape_text, window_count
 
 
@@ -27,6 +27,7 @@ def infer_shapes(graph: LayerGraph, batch_size: int = 1) -> tuple[Shape, ...]:
     """
     layers = {layer.name: layer for layer in graph.layers}
     declared = {tensor.name: tensor.shape for tensor in graph.declared}
+    indices = {tensor.name: max(tensor.values) for tensor in graph.declared if tensor.values}
     shapes: list[Shape] = [(batch_size, *graph.input_shape)]
 
     def shape_of(operand: Value | Attribute) -> Shape:
@@ -34,6 +35,7 @@ def infer_shapes(graph: LayerGraph, batch_size: int = 1) -> tuple[Shape, ...]:
 
     for number, step in enumerate(graph.steps):
         try:
+            _check_positions(step, indices, shape_of)
             if step.layer is not None:
                 shape = layer_shape(layers[step.layer], shape_of(step.operands()[0]))
             else:
@@ -45,6 +47,17 @@ def infer_shapes(graph: LayerGraph, batch_size: int = 1) -> tuple[Shape, ...]:
             raise ShapeError(f"{step.target}: {error}", number) from None
         shapes.append(shape)
     return tuple(shapes)
+
+
+def _check_positions(step: Step, last: Mapping[str, int], shape_of: ShapeOf) -> None:
+    """Refuse positions that a dimension does not have; `last` has the largest of each index."""
+    if step.target not in ("torch.index_select", "torch.index_add"):
+        return
+    if not isinstance(step["index"], Attribute) or step["index"].name not in last:
+        raise ValueError("takes positions that the network declares: nn.Buffer(torch.tensor([...]), persistent=False)")
+    shape, name = shape_of(step["input"]), step["index"].name
+    if -len(shape) <= step["dim"] < len(shape) and last[name] >= shape[step["dim"]]:
+        raise ValueError(f"{name} has position {last[name]} of a dimension of {shape[step['dim']]}")
 
 
 def check_shapes(graph: LayerGraph) -> None:
@@ -148,6 +161,8 @@ def _attention(layer: Layer, shape: Shape) -> Shape:
         raise ValueError(f"takes {layer['embed_dim']} channels, but its input has {shape[-1]}")
     if not layer["batch_first"] or layer["embed_dim"] % layer["num_heads"]:
         raise ValueError("needs batch_first=True and heads that divide its width")
+    if not {layer["kdim"], layer["vdim"]} <= {None, layer["embed_dim"]} or layer["add_bias_kv"] or layer["add_zero_attn"]:
+        raise ValueError("needs keys and values as wide as the queries, and nothing added to them")
     return shape
 
 

@@ -19,6 +19,7 @@ class Kind(Enum):
     SIZES = "a whole number from 1 or a tuple of these"
     MARGIN = "a whole number from 0 or a pair of them"
     PADDING = "a whole number from 0, a pair of them, 'same' or 'valid'"
+    SPAN = "a whole number from 0, 'same' or 'valid'"
     SHAPE = "a tuple of sizes, of which -1 leaves one open"
     WORD = "a word"
     FLAG = "True or False"
@@ -107,6 +108,7 @@ _ACCEPTS: Final[dict[Kind, Callable[[object], bool]]] = {
     Kind.SIZES: _one_or_many(_is_count),
     Kind.MARGIN: _spatial(0),
     Kind.PADDING: _spatial(0, "same", "valid"),
+    Kind.SPAN: lambda value: (is_integer(value) and value >= 0) or value in ("same", "valid"),  # type: ignore[operator]
     Kind.SHAPE: lambda value: isinstance(value, tuple) and bool(value) and all(_is_count(v) or (is_integer(v) and v == -1) for v in value),
     Kind.FLAG: lambda value: isinstance(value, bool),
     Kind.NUMBER: _is_number,
