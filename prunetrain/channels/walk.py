@@ -20,35 +20,7 @@ from prunetrain.graph.functions import FAMILY_OF, Family
 from prunetrain.graph.layergraph import Attribute, Layer, LayerGraph, Step, Value
 from prunetrain.graph.windows import Shape, pair
 
-Axis: TypeAlias = tuple[str, str]
-"""A layer or declared tensor, and its axis: "in", "out" or "features"."""
-
 _MOST_ATOMS: Final = 1 << 20  # in a declared tensor; larger ones are no channel-wise numbers
-
-
-class Role(Enum):
-    """What a layer does to the channels of an axis."""
-
-    PRODUCER = "producer"
-    CONSUMER = "consumer"
-    CARRIER = "carrier"
-
-
-@dataclass
-class Atoms:
-    """What a walk finds, in atoms: `axes` (n,) each; `united` pairs (n, 2) that are one channel; `together` atoms of one space.
-
-    `values` has a grid and the operation that made it for every value, `declared` a grid for each declared tensor that has channels.
-    """
-
-    count: int = 0
-    axes: dict[Axis, npt.NDArray[np.int64]] = field(default_factory=dict)
-    roles: dict[Axis, Role] = field(default_factory=dict)
-    united: list[npt.NDArray[np.int64]] = field(default_factory=list)
-    together: list[npt.NDArray[np.int64]] = field(default_factory=list)
-    frozen: list[tuple[npt.NDArray[np.int64], str]] = field(default_factory=list)
-    values: list[tuple[Tensor, str]] = field(default_factory=list)
-    declared: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Walk:
@@ -63,13 +35,13 @@ class Walk:
 
     def run(self) -> Atoms:
         """The atoms of the graph."""
-        image = placed(self._fresh(self._graph.input_shape[0]), 1, len(self._graph.input_shape) + 1)
-        self._freeze(image, "the network's input")
+        image = placed(self._atoms.fresh(self._graph.input_shape[0]), 1, len(self._graph.input_shape) + 1)
+        self._atoms.freeze(image, "the network's input")
         self._atoms.values.append((image, "the input"))
         for value, step in self._graph.results():
             self._atoms.values.append((self._step(step, self._shapes.of(value)), step.target))
         for value in self._graph.outputs:
-            self._freeze(self._grid(value), "the network's output")
+            self._atoms.freeze(self._grid(value), "the network's output")
         return self._atoms
 
     def _step(self, step: Step, shape: Shape) -> Tensor:
@@ -81,14 +53,6 @@ class Walk:
 
     # What rules are made of.
 
-    def _fresh(self, count: int) -> Tensor:
-        """New atoms that make one space."""
-        start = self._atoms.count
-        self._atoms.count += count
-        atoms = torch.arange(start, start + count)
-        self._atoms.together.append(atoms.numpy())
-        return atoms
-
     def _grid(self, operand: Operand) -> Tensor:
         if isinstance(operand, Value):
             return self._atoms.values[operand.index][0]
@@ -97,52 +61,13 @@ class Walk:
             if int(np.prod(shape)) > _MOST_ATOMS:
                 self._declare_frozen(operand, f"{operand.name} is large")
             else:
-                self._atoms.declared[operand.name] = self._fresh(int(np.prod(shape))).view(shape)
+                self._atoms.declared[operand.name] = self._atoms.fresh(int(np.prod(shape))).view(shape)
         return self._atoms.declared[operand.name]
 
     def _declare_frozen(self, operand: Attribute, why: str) -> None:
         """A declared tensor that goes as a whole or not at all, which is one atom."""
-        self._atoms.declared[operand.name] = self._fresh(1).view((1,) * len(self._shapes.of(operand)))
-        self._freeze(self._atoms.declared[operand.name], why)
-
-    def _unite(self, left: Tensor, right: Tensor) -> None:
-        both = broadcast(left, right)
-        self._atoms.united.append(torch.stack([grid.reshape(-1) for grid in both], 1).numpy())
-
-    def _along(self, grid: Tensor, dim: int, size: int, why: str) -> Tensor:
-        """The atoms along a dimension, (size,): what lies beside them in other dimensions becomes one with them."""
-        others = [d for d in varying(grid) if d != dim % grid.dim()]
-        if others and grid.shape[dim] == 1:
-            self._freeze(grid, why)
-            fresh = self._fresh(1)
-            self._freeze(fresh, why)
-            return fresh.expand(size)
-        return self._tied(grid, others).reshape(-1).expand(size)
-
-    def _tied(self, grid: Tensor, dims: list[int]) -> Tensor:
-        """The grid after everything along some dimensions has become one."""
-        first = grid
-        for dim in dims:
-            first = first.narrow(dim, 0, 1)
-        if dims:
-            self._unite(grid, first)
-        return first
-
-    def _axis(self, name: str, axis: str, role: Role, atoms: Tensor) -> Tensor:
-        """Put atoms on an axis; a layer that is called again has some already, and both calls' channels become one."""
-        if (name, axis) in self._atoms.axes:
-            self._unite(torch.from_numpy(self._atoms.axes[name, axis]), atoms)
-        else:
-            self._atoms.axes[name, axis], self._atoms.roles[name, axis] = atoms.contiguous().numpy(), role
-        return torch.from_numpy(self._atoms.axes[name, axis])
-
-    def _produced(self, name: str, count: int, *, copies: int = 1) -> Tensor:
-        if (name, "out") in self._atoms.axes:
-            return torch.from_numpy(self._atoms.axes[name, "out"])
-        return self._axis(name, "out", Role.PRODUCER, self._fresh(count).repeat(copies))
-
-    def _freeze(self, grid: Tensor, why: str) -> None:
-        self._atoms.frozen.append((np.unique(grid.numpy()), why))
+        self._atoms.declared[operand.name] = self._atoms.fresh(1).view((1,) * len(self._shapes.of(operand)))
+        self._atoms.freeze(self._atoms.declared[operand.name], why)
 
     def _unknown(self, step: Step, shape: Shape) -> Tensor:
         return self._frozen(step, shape, f"{step.target} is not followed")
@@ -152,25 +77,25 @@ class Walk:
             if isinstance(operand, Attribute) and operand.name not in self._atoms.declared:
                 self._declare_frozen(operand, why)
             else:
-                self._freeze(self._grid(operand), why)
+                self._atoms.freeze(self._grid(operand), why)
         return self._frozen_result(shape, why)
 
     def _frozen_result(self, shape: Shape, why: str) -> Tensor:
         dim = 1 if len(shape) in (2, 4) else len(shape) - 1
-        grid = placed(self._fresh(shape[dim]), dim, len(shape)) if shape else self._fresh(1).view(())
-        self._freeze(grid, why)
+        grid = placed(self._atoms.fresh(shape[dim]), dim, len(shape)) if shape else self._atoms.fresh(1).view(())
+        self._atoms.freeze(grid, why)
         return grid
 
     # Layers.
 
     def _convolution(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
-        atoms = self._along(grid, 1, layer["in_channels"], f"{layer.name} reads another dimension than the channels")
+        atoms = self._atoms.along(grid, 1, layer["in_channels"], f"{layer.name} reads another dimension than the channels")
         groups = layer.conv_groups
         if groups > 1:
             atoms = self._grouped(layer, atoms.view(groups, -1))
         else:
-            self._axis(layer.name, "in", Role.CONSUMER, atoms)
-            atoms = self._produced(layer.name, layer["out_channels"])
+            self._atoms.put(layer.name, "in", Role.CONSUMER, atoms)
+            atoms = self._atoms.produced(layer.name, layer["out_channels"])
         return placed(atoms, 1, len(shape))
 
     def _grouped(self, layer: Layer, atoms: Tensor) -> Tensor:
@@ -178,27 +103,27 @@ class Walk:
         groups = len(atoms)
         if layer.kind == "ConvTranspose2d":
             why = f"grouped {layer.name} is not followed"
-            self._freeze(atoms, why)
-            made = self._produced(layer.name, layer["out_channels"])
-            self._freeze(made, why)
+            self._atoms.freeze(atoms, why)
+            made = self._atoms.produced(layer.name, layer["out_channels"])
+            self._atoms.freeze(made, why)
             return made
         if layer.passes_groups:
-            whole = self._tied(atoms, [1]).reshape(-1)
-            return self._axis(layer.name, "out", Role.CARRIER, whole.repeat_interleave(layer["out_channels"] // groups))
-        self._axis(layer.name, "in", Role.CONSUMER, self._tied(atoms, [0]).reshape(-1))
-        return self._produced(layer.name, layer["out_channels"] // groups, copies=groups)
+            whole = self._atoms.tied(atoms, [1]).reshape(-1)
+            return self._atoms.put(layer.name, "out", Role.CARRIER, whole.repeat_interleave(layer["out_channels"] // groups))
+        self._atoms.put(layer.name, "in", Role.CONSUMER, self._atoms.tied(atoms, [0]).reshape(-1))
+        return self._atoms.produced(layer.name, layer["out_channels"] // groups, copies=groups)
 
     def _linear(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
-        atoms = self._along(grid, -1, layer["in_features"], f"{layer.name} works on another dimension than the channels")
-        self._axis(layer.name, "in", Role.CONSUMER, atoms)
-        made = self._produced(layer.name, layer["out_features"])
+        atoms = self._atoms.along(grid, -1, layer["in_features"], f"{layer.name} works on another dimension than the channels")
+        self._atoms.put(layer.name, "in", Role.CONSUMER, atoms)
+        made = self._atoms.produced(layer.name, layer["out_features"])
         if grid.shape[-1] == 1 and varying(grid):
-            self._freeze(made, f"{layer.name} works on another dimension than the channels")
+            self._atoms.freeze(made, f"{layer.name} works on another dimension than the channels")
         return placed(made, len(shape) - 1, len(shape))
 
     def _carry(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
-        atoms = self._along(grid, 1, shape[1], f"{layer.name} reads another dimension than the channels")
-        return placed(self._axis(layer.name, "features", Role.CARRIER, atoms), 1, len(shape))
+        atoms = self._atoms.along(grid, 1, shape[1], f"{layer.name} reads another dimension than the channels")
+        return placed(self._atoms.put(layer.name, "features", Role.CARRIER, atoms), 1, len(shape))
 
     def _prelu(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
         return grid if layer["num_parameters"] == 1 else self._carry(layer, grid, shape)
@@ -207,24 +132,24 @@ class Walk:
         """The channels of a group are averaged over, so that they can only go together."""
         carried = self._carry(layer, grid, shape)
         if layer["num_groups"] == 1:
-            self._freeze(carried, f"{layer.name} averages over all its channels")
+            self._atoms.freeze(carried, f"{layer.name} averages over all its channels")
         else:
-            self._tied(carried.view(layer["num_groups"], -1), [1])
+            self._atoms.tied(carried.view(layer["num_groups"], -1), [1])
         return carried
 
     def _layer_norm(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
         """A cut fills up with zeros what it averages over (`rewriting.py`), so that channels can go one by one."""
         normalized = pair(layer["normalized_shape"], 1)
         if len(normalized) == 1 and grid.shape[-1] > 1:
-            atoms = self._along(grid, -1, shape[-1], "")
-            return placed(self._axis(layer.name, "features", Role.CARRIER, atoms), len(shape) - 1, len(shape))
+            atoms = self._atoms.along(grid, -1, shape[-1], "")
+            return placed(self._atoms.put(layer.name, "features", Role.CARRIER, atoms), len(shape) - 1, len(shape))
         if set(varying(grid)) & set(range(len(shape) - len(normalized), len(shape))):
-            self._freeze(grid, f"{layer.name} averages over several dimensions")
+            self._atoms.freeze(grid, f"{layer.name} averages over several dimensions")
         return grid
 
     def _attention(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
         why = f"{layer.name} is an attention layer"
-        self._freeze(grid, why)
+        self._atoms.freeze(grid, why)
         return self._frozen_result(shape, why)
 
     # Functions.
@@ -243,7 +168,7 @@ class Walk:
         over = set(varying(grid)) & set(dims_of(tuple(range(rank)) if step["dim"] is None else step["dim"], rank))
         if over and not set(varying(grid)) - over:
             return self._frozen(step, shape, f"{step.target} runs over the channels")
-        tied = self._tied(grid, sorted(over))
+        tied = self._atoms.tied(grid, sorted(over))
         return reduced(tied, step) if FAMILY_OF[step.target] is Family.REDUCE else tied
 
     def _move(self, step: Step, shape: Shape) -> Tensor:
@@ -254,15 +179,15 @@ class Walk:
         return self._mover.move(step, self._grid)
 
     def _pixel_shuffle(self, step: Step, shape: Shape) -> Tensor:
-        atoms = self._along(self._grid(step["input"]), 1, self._shapes.of(step["input"])[1], "F.pixel_shuffle is not followed")
-        return placed(self._tied(atoms.view(shape[1], -1), [1]).reshape(-1), 1, 4)
+        atoms = self._atoms.along(self._grid(step["input"]), 1, self._shapes.of(step["input"])[1], "F.pixel_shuffle is not followed")
+        return placed(self._atoms.tied(atoms.view(shape[1], -1), [1]).reshape(-1), 1, 4)
 
     def _join(self, step: Step, shape: Shape) -> Tensor:
         """What is put one behind the other in another dimension than the channels has the same channels."""
         joined = self._mover.move(step, self._grid)
         dim = step["dim"] % len(shape)
         along = varying(joined)
-        return self._tied(joined, [dim]) if dim in along and len(along) > 1 else joined
+        return self._atoms.tied(joined, [dim]) if dim in along and len(along) > 1 else joined
 
     def _pad(self, step: Step, shape: Shape) -> Tensor:
         grid = self._grid(step["input"])
@@ -271,9 +196,9 @@ class Walk:
                 continue
             if step["mode"] != "constant" or before < 0 or after < 0 or len(varying(grid)) > 1:
                 return self._frozen(step, shape, f"{step.target} repeats channels")
-            fresh = [placed(self._fresh(count), dim, grid.dim()) for count in (before, after) if count]
+            fresh = [placed(self._atoms.fresh(count), dim, grid.dim()) for count in (before, after) if count]
             for atoms in fresh:
-                self._freeze(atoms, "padding")
+                self._atoms.freeze(atoms, "padding")
             grid = torch.cat([*fresh[: bool(before)], grid, *fresh[bool(before) :]], dim)
         return grid
 
@@ -287,11 +212,11 @@ class Walk:
         for operand, grid in grids.items():
             if any(size == 1 for size in self._missing(operand, shape, along)):
                 if isinstance(operand, Value) or varying(grid):
-                    self._freeze(grid, f"{step.target} broadcasts it")
+                    self._atoms.freeze(grid, f"{step.target} broadcasts it")
             elif result is None:
                 result = grid
             else:
-                self._unite(result, grid)
+                self._atoms.unite(result, grid)
                 result = broadcast(result, grid)[0]
         if result is None:
             return self._frozen(step, shape, f"{step.target} broadcasts it")
@@ -314,7 +239,7 @@ class Walk:
         if len(shared) == len(varying(result)):
             self._atoms.declared[operand.name] = result.reshape(result.shape[result.dim() - len(own) :])
         elif shared:
-            self._freeze(result, f"{step.target} broadcasts {operand.name}")
+            self._atoms.freeze(result, f"{step.target} broadcasts {operand.name}")
 
     def _index_add(self, step: Step, shape: Shape) -> Tensor:
         grid, source = self._grid(step["input"]), self._grid(step["source"])
@@ -323,7 +248,7 @@ class Walk:
             return self._unknown(step, shape)
         index = self._mover.index(step["index"].name)
         atoms = grid.reshape(-1).expand(shape[dim])
-        self._unite(atoms[index], source.reshape(-1).expand(len(index)))
+        self._atoms.unite(atoms[index], source.reshape(-1).expand(len(index)))
         return placed(atoms, dim, len(shape))
 
 

@@ -25,7 +25,7 @@ def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> Non
     if not (round_to.isdecimal() and int(round_to) >= 1):
         raise ConfigError(f"round-to must be a whole number from 1 here, not {round_to!r}")
 
-    from prunetrain.report.tables import count
+    from prunetrain.report.tables import count, listed
     from prunetrain.training.offline import reconfigure_checkpoint
 
     done = reconfigure_checkpoint(checkpoint, given(params), int(round_to))
@@ -35,8 +35,8 @@ def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> Non
     click.echo(f"parameters  {count(change.params[0])} -> {count(change.params[1])} ({change.params[1] / change.params[0]:.1%})")
     if change.removed_layers:
         click.echo(f"gone whole  {', '.join(change.removed_layers)}")
-    for space in change.rescued_spaces:
-        click.echo(f"every channel of {space} was dead; the strongest stays")
+    if change.rescued_spaces:
+        click.echo(f"every channel of {listed(list(change.rescued_spaces))} was dead; the strongest stays")
     click.echo(f"network     {done.network}")
     click.echo(f"checkpoint  {done.checkpoint}")
     if timing:

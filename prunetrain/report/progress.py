@@ -5,7 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from prunetrain.report.tables import count
+from prunetrain.report.tables import count, listed
 from prunetrain.training.events import Metrics, Reconfiguration
 
 
@@ -76,10 +76,9 @@ class TrainingProgress:
             text += f", {len(change.removed_layers)} layers gone"
         self._console.print(f"{text} -> {event.network}", style="cyan", highlight=False, soft_wrap=True)
         if change.rescued_spaces:
-            names = ", ".join(change.rescued_spaces)
-            self._console.print(
-                f"  every channel of {names} was dead; the strongest stays", style="yellow", highlight=False, soft_wrap=True
-            )
+            names = listed(list(change.rescued_spaces))
+            text = f"  every channel of {names} was dead; the strongest stays"
+            self._console.print(text, style="yellow", highlight=False, soft_wrap=True)
 
     def message(self, text: str) -> None:
         """Print a line."""

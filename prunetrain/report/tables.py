@@ -37,10 +37,10 @@ def _print_what_stays(console: Console, cuttable: float, frozen: list[dict[str, 
         reasons.setdefault(space["why"], []).append(space)
     for why, spaces in reasons.items():
         channels = sum(space["channels"] for space in spaces)
-        console.print(f"  {why}: {channels:,} channels of {_listed([space['space'] for space in spaces])}", soft_wrap=True, markup=False)
+        console.print(f"  {why}: {channels:,} channels of {listed([space['space'] for space in spaces])}", soft_wrap=True, markup=False)
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     """The first names in a row: a, b, c and 9 more."""
     more = len(names) - MOST_NAMES
     return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,87 @@
+"""Atoms: numbers for the elements of a network, and which of them belong to one channel. `walk.py` hands them out."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from prunetrain.channels.grids import broadcast, varying
+
+Axis: TypeAlias = tuple[str, str]
+"""A layer or declared tensor, and its axis: "in", "out" or "features"."""
+
+
+class Role(Enum):
+    """What a layer does to the channels of an axis."""
+
+    PRODUCER = "producer"
+    CONSUMER = "consumer"
+    CARRIER = "carrier"
+
+
+@dataclass
+class Atoms:
+    """What a walk finds, in atoms: `axes` (n,) each; `united` pairs (n, 2) that are one channel; `together` atoms of one space.
+
+    `values` has a grid and the operation that made it for every value, `declared` a grid for each declared tensor that has channels.
+    """
+
+    count: int = 0
+    axes: dict[Axis, npt.NDArray[np.int64]] = field(default_factory=dict)
+    roles: dict[Axis, Role] = field(default_factory=dict)
+    united: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    together: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    frozen: list[tuple[npt.NDArray[np.int64], str]] = field(default_factory=list)
+    values: list[tuple[Tensor, str]] = field(default_factory=list)
+    declared: dict[str, Tensor] = field(default_factory=dict)
+
+    def fresh(self, count: int) -> Tensor:
+        """New atoms that make one space."""
+        start = self.count
+        self.count += count
+        atoms = torch.arange(start, start + count)
+        self.together.append(atoms.numpy())
+        return atoms
+
+    def unite(self, left: Tensor, right: Tensor) -> None:
+        both = broadcast(left, right)
+        self.united.append(torch.stack([grid.reshape(-1) for grid in both], 1).numpy())
+
+    def along(self, grid: Tensor, dim: int, size: int, why: str) -> Tensor:
+        """The atoms along a dimension, (size,): what lies beside them in other dimensions becomes one with them."""
+        others = [d for d in varying(grid) if d != dim % grid.dim()]
+        if others and grid.shape[dim] == 1:
+            self.freeze(grid, why)
+            fresh = self.fresh(1)
+            self.freeze(fresh, why)
+            return fresh.expand(size)
+        return self.tied(grid, others).reshape(-1).expand(size)
+
+    def tied(self, grid: Tensor, dims: list[int]) -> Tensor:
+        """The grid after everything along some dimensions has become one."""
+        first = grid
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        if dims:
+            self.unite(grid, first)
+        return first
+
+    def put(self, name: str, axis: str, role: Role, atoms: Tensor) -> Tensor:
+        """Put atoms on an axis; a layer that is called again has some already, and both calls' channels become one."""
+        if (name, axis) in self.axes:
+            self.unite(torch.from_numpy(self.axes[name, axis]), atoms)
+        else:
+            self.axes[name, axis], self.roles[name, axis] = atoms.contiguous().numpy(), role
+        return torch.from_numpy(self.axes[name, axis])
+
+    def produced(self, name: str, count: int, *, copies: int = 1) -> Tensor:
+        if (name, "out") in self.axes:
+            return torch.from_numpy(self.axes[name, "out"])
+        return self.put(name, "out", Role.PRODUCER, self.fresh(count).repeat(copies))
+
+    def freeze(self, grid: Tensor, why: str) -> None:
+        self.frozen.append((np.unique(grid.numpy()), why))
