@@ -2,8 +2,9 @@
 
     python benchmarks/beside_torch_pruning.py runs/coverage
 
-Needs `pip install torch-pruning`. In: a folder for the results. Out: `torch_pruning.json` in it, which `coverage.py --table` reads.
-Both get copies of one network (1000 classes), one image 3x224x224, the class scores left alone, one thread, and take turns.
+Needs `pip install torch-pruning`. In: a folder for the results. Out: `torch_pruning.json` in it, which `coverage.py --table` reads; what is
+there is not measured again. Both get copies of one network (1000 classes), one image 3x224x224, the class scores left alone, one thread,
+and take turns.
 
 * analyse: `DependencyGraph().build_dependency` | `trace_with_state` and `find_spaces`
 * cut: `step` of a `BasePruner` with `MagnitudeImportance`, 30% of every group | `propose_cut`, `plan`, `apply` with zeros in the 30% of
@@ -14,13 +15,16 @@ Torch-Pruning changes the network in place. prunetrain finds what is dead and wh
 
 import argparse
 import copy
+import gc
 import json
 import multiprocessing
 import statistics
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -71,17 +75,25 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     trace(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 4, 4))  # imports what the first trace imports
-    found: dict[str, Any] = {"versions": {"torch-pruning": _version()}, "timed": {}, "hard": {}}
-    for name in TIMED:
-        found["timed"][name] = compare(name)
-        print(name, json.dumps(found["timed"][name]), flush=True)
-    for name, training in HARD:
-        found["hard"][name] = {"training": training} | {
-            tool.__name__: _limited(tool, name, training) for tool in (torch_pruning, prunetrain)
-        }
-        print(name, json.dumps(found["hard"][name]), flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "torch_pruning.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    path = folder / "torch_pruning.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"timed": {}, "hard": {}}
+    found["versions"] = {"torch-pruning": version("torch-pruning")}
+    for name, training in HARD:
+        if name not in found["hard"]:
+            tools = (torch_pruning, *([torch_pruning_with_help] if name == "vit_b_16" else []), prunetrain)
+            outcomes = {tool.__name__: _in_a_process(partial(on_a_hard_one, tool, name, training), LIMIT) for tool in tools}
+            found["hard"][name] = {"training": training} | outcomes
+            _write(path, found, found["hard"][name])
+    for name in TIMED:
+        if name not in found["timed"]:
+            found["timed"][name] = _in_a_process(partial(compare, name), None)
+            _write(path, found, found["timed"][name])
+
+
+def _write(path: Path, found: dict[str, Any], newest: dict[str, Any]) -> None:
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(newest), flush=True)
 
 
 def compare(name: str) -> dict[str, Any]:
@@ -91,6 +103,7 @@ def compare(name: str) -> dict[str, Any]:
     runs: dict[str, list[Outcome]] = {"torch_pruning": [], "prunetrain": []}
     for _ in range(REPEATS):
         for tool in (torch_pruning, prunetrain):
+            gc.collect()  # what the other one left
             runs[tool.__name__].append(tool(copy.deepcopy(model), _image(name)))
     return {"dense": {"macs": dense.macs, "params": dense.params}} | {tool: _summary(outcomes) for tool, outcomes in runs.items()}
 
@@ -188,15 +201,27 @@ def _summary(outcomes: list[Outcome]) -> dict[str, Any]:
     return spread | {"macs": outcomes[-1].macs, "params": outcomes[-1].params}
 
 
-def _limited(tool: Any, name: str, training: bool) -> dict[str, Any]:
-    """A tool on a hard network in a process of its own: what is left, or what went wrong."""
+def on_a_hard_one(tool: Callable[[nn.Module, Tensor], Outcome], name: str, training: bool) -> dict[str, Any]:
+    """A tool on a hard network: what is left, or what went wrong."""
+    model, image = build(name), _image(name)
+    dense = costs(trace(model, image))
+    batch = torch.cat([image, image]) if training else image  # BatchNorm needs more than one number a channel
+    try:
+        outcome = tool(model.train(training), batch)
+    except Exception as error:  # whatever it is, it is a result
+        return {"why": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]}
+    return asdict(outcome) | {"macs_left": outcome.macs / dense.macs, "params_left": outcome.params / dense.params}
+
+
+def _in_a_process(work: Callable[[], dict[str, Any]], limit: float | None) -> dict[str, Any]:
+    """What some work returns in a fork of this process, so that it can be stopped and leaves nothing behind."""
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe(duplex=False)
-    process = fork.Process(target=_send, args=(tool, name, training, sender))
+    process = fork.Process(target=_send, args=(work, sender))
     process.start()
     sender.close()
     try:
-        found: dict[str, Any] = receiver.recv() if receiver.poll(LIMIT) else {"why": f"not done after {LIMIT} s"}
+        found: dict[str, Any] = receiver.recv() if receiver.poll(limit) else {"why": f"not done after {limit:.0f} s"}
         return found
     except EOFError:
         return {"why": "the process ended"}
@@ -205,21 +230,8 @@ def _limited(tool: Any, name: str, training: bool) -> dict[str, Any]:
         process.join()
 
 
-def _send(tool: Any, name: str, training: bool, sender: Connection) -> None:
-    try:
-        model, image = build(name), _image(name)
-        dense = costs(trace(model, image))
-        batch = torch.cat([image, image]) if training else image  # BatchNorm needs more than one number a channel
-        outcome = tool(model.train(training), batch)
-        sender.send(asdict(outcome) | {"macs_left": outcome.macs / dense.macs, "params_left": outcome.params / dense.params})
-    except Exception as error:  # whatever it is, it is a result
-        sender.send({"why": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]})
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("torch-pruning")
+def _send(work: Callable[[], dict[str, Any]], sender: Connection) -> None:
+    sender.send(work())
 
 
 if __name__ == "__main__":

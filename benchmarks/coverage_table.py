@@ -35,7 +35,7 @@ _COLUMNS = {
     "train": "outputs, gradients, running statistics and the random numbers' state after a training step are the model's, bit for bit",
     "cuttable": "share of the MACs of conv and linear layers that would go if every channel went that may: of a layer "
     "1 - (frozen share of its inputs) * (frozen share of its outputs). So a layer of which only one side may be cut counts whole",
-    "convs": "convs of which some outputs must stay, of all convs; why is said below the table",
+    "convs": "convs of which some outputs must stay, of all convs; why is said below the table. Linear layers are not counted",
     "cut": "a random third of all channels that may go is set to zero, then cut: largest difference between the outputs before and after, "
     "relative to the largest output, in float64",
     "MACs left": "after that cut",
@@ -88,6 +88,7 @@ def _timm(found: Results) -> str:
     text = (
         f"They are of {len(set(families.values()))} families (modules of timm), and in {len(good)} of these one or more pass every check."
     )
+    text += " They are built with timm's defaults."
     title = f"## timm: {len(specs)} convolutional networks and hybrids"
     return f"{title}\n\n{_tally(rows, len(specs))} {text}\n\n{_table(rows, families)}\n{_failures(rows)}\n{_reasons(rows)}"
 
@@ -106,6 +107,7 @@ def _works(row: dict[str, Any]) -> bool:
         and row["identical_in_eval"]
         and row["other_size"] != "different"
         and not row["different_in_training"]
+        and row["asked"] > 0
         and row["error"] <= EXACT
     )
 
@@ -117,7 +119,7 @@ def _table(rows: Iterable[dict[str, Any]], families: Mapping[str, str] | None = 
     for row in rows:
         cells = [_name(row), *([families[row["spec"]]] if families else [])]
         if "failed" in row:
-            cells += [str(row.get("side", "")), f"**fails at {row['failed']}**"]
+            cells += [str(row.get("side", "")), "**not done**" if row["failed"] == "process" else f"**fails at {row['failed']}**"]
             cells += [""] * (len(names) - len(cells))
         else:
             cells += _cells(row)
@@ -141,7 +143,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         _yes(not row["different_in_training"]),
         f"{row['cuttable_share']:.1%}",
         f"{len(row['stuck'])} of {row['convs']}",
-        f"{row['error']:.0e}" if row["error"] <= EXACT else f"**{row['error']:.0e}**",
+        "nothing" if not row["asked"] else f"{row['error']:.0e}" if row["error"] <= EXACT else f"**{row['error']:.0e}**",
         f"{row['macs_left']:.0%}",
         *(f"{times[phase]:.2f}" for phase in ("trace", "spaces", "cut")),
     ]
@@ -156,7 +158,7 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _failures(rows: list[dict[str, Any]]) -> str:
-    lines = [f"* `{_name(row)}`: {row['failed']}: {_without_paths(row['why'])}" for row in rows if "failed" in row]
+    lines = [f"* `{_name(row)}`: {_without_paths(row['why'])}" for row in rows if "failed" in row]
     lines += [f"* `{_name(row)}`: {_what_differs(row)}" for row in rows if "failed" not in row and not _works(row)]
     return "What fails, and why:\n\n" + "\n".join(lines) + "\n" if lines else "Nothing fails.\n"
 
@@ -167,6 +169,8 @@ def _what_differs(row: dict[str, Any]) -> str:
         words.append(f"a training step differs in {', '.join(row['different_in_training'])}")
     if row["other_size"] == "different":
         words.append(f"differs for images of {row['second_side']} pixels")
+    if not row["asked"]:
+        words.append("nothing of it can be cut")
     if row["error"] > EXACT:
         words.append(f"the cut network differs by {row['error']:.0e}")
     return "; ".join(words) or "the file does not parse back, or imports more than torch"

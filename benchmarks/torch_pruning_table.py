@@ -25,7 +25,7 @@ def section(found: dict[str, Any]) -> str:
 
     lines = [_TEXT.format(version=found["versions"]["torch-pruning"], repeats=REPEATS)]
     lines += ["| network | phase | Torch-Pruning, s | prunetrain, s | ratio |", "| --- | --- | --- | --- | --- |"]
-    for name, row in found["timed"].items():
+    for name, row in sorted(found["timed"].items()):
         theirs, ours = row["torch_pruning"], row["prunetrain"]
         for phase in ("analyse", "cut", "slice"):
             lines.append(

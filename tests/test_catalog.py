@@ -26,6 +26,7 @@ UNSUPPORTED = {  # trace refuses other values than the default
     "F.softmax": {"_stacklevel"},
     "F.log_softmax": {"_stacklevel"},
     "torch.addcmul": {"value"},
+    "torch.unflatten": {"names"},  # in torch 2.11's stand-in
     "torch.zeros_like": {"layout", "requires_grad"},
 }
 RENAMED = {

@@ -124,7 +124,7 @@ def write_pt2(network: Exportable, path: Path) -> float:
     torch.export.save(_program(network), buffer)
 
     def load(path: Path) -> Callable[[Tensor], Outputs]:
-        with path.open("rb") as file:
+        with _quiet(), path.open("rb") as file:  # torch 2.11 warns of its own way to read it
             module = torch.export.load(file).module()
         return lambda images: outputs_of(module, images)
 
