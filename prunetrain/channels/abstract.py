@@ -3,7 +3,7 @@
 An element is unknown, or a constant with the number it has in eval mode and the one it has in train mode.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunetrain.channels.grids import Mover, Operand, Shapes, broadcast, pads, placed, reduced, varying
+from prunetrain.channels.grids import Mover, Operand, Shapes, aligned, broadcast, pads, placed, reduced, varying
 from prunetrain.graph.function_shapes import dims_of
 from prunetrain.graph.functions import FAMILY_OF, Family
 from prunetrain.graph.layergraph import Attribute, Step, Value
@@ -78,15 +78,21 @@ class Functions:
         mover: runs moves.
         shapes: the graph's shapes.
         value_of: the abstract value of a result or declared tensor.
+        along: the dimensions of a result along which its channels lie.
     """
 
-    def __init__(self, mover: Mover, shapes: Shapes, value_of: Callable[[Operand], Abstract]) -> None:
+    def __init__(
+        self, mover: Mover, shapes: Shapes, value_of: Callable[[Operand], Abstract], along: Callable[[Value], Collection[int]]
+    ) -> None:
         self._mover = mover
         self._shapes = shapes
         self._value_of = value_of
+        self._along = along
 
-    def result(self, step: Step, shape: Shape) -> Abstract:
+    def result(self, value: Value, step: Step, shape: Shape) -> Abstract:
         """What is known of the result of a step that calls a function."""
+        if FAMILY_OF[step.target] is Family.BINARY:
+            return self._binary(step, shape, self._along(value))
         rule = _RULES.get(step.target) or _FAMILY_RULES.get(FAMILY_OF[step.target])
         return rule(self, step, shape) if rule else Abstract.unknown(*(1,) * len(shape))
 
@@ -125,14 +131,20 @@ class Functions:
             return Abstract.unknown(*(1,) * len(shape))
         count = 1
         for dim in dims if step.target == "torch.sum" else ():
+            if self._shapes.grows(step["input"], dim):
+                return Abstract.unknown(*(1,) * len(shape))
             count *= self._shapes.of(step["input"])[dim]
         source = source.map(lambda grid: reduced(grid, step))
         return Abstract(source.known, source.eval_mode * count, source.train_mode * count)
 
     def _move(self, step: Step, shape: Shape) -> Abstract:
-        whole = {operand: self._value_of(operand).broadcast() for operand in step.operands() if not self._mover.is_index(operand)}
-        moved = [self._mover.move(step, lambda operand, i=i: _grids(whole[operand])[i]) for i in range(3)]  # type: ignore[misc]
-        return Abstract(*moved)
+        read = step["tensors"] if step.target in ("torch.cat", "torch.stack") else (step["input"],)
+        whole = {operand: self._value_of(operand).broadcast() for operand in read}
+
+        def moved(which: int) -> Tensor:
+            return self._mover.move(step, lambda operand: _grids(whole[operand])[which])
+
+        return Abstract(moved(0), moved(1), moved(2))
 
     def _pixel_shuffle(self, step: Step, shape: Shape) -> Abstract:
         source = self._beside_images(self._source(step))
@@ -159,20 +171,26 @@ class Functions:
             source = Abstract(*(torch.cat([_grids(part)[i] for part in parts], dim) for i in range(3)))
         return source
 
-    def _operands(self, step: Step, rank: int) -> tuple[Abstract, Abstract]:
-        found = []
+    def _operands(self, step: Step, shape: Shape, along: Collection[int]) -> tuple[Abstract, Abstract]:
+        """The operands of a step, in the result's rank.
+
+        One result that many channels share (a mask of the pixels) learns from all of them, from constants too, so it counts as unknown.
+        """
+        found, rank = [], len(shape)
         for name in ("input", "other"):
             operand = step[name]
             if isinstance(operand, Value | Attribute):
-                abstract = self._value_of(operand)
-                own = abstract.known.dim()
-                found.append(abstract.map(lambda grid, own=own: grid.reshape((1,) * (rank - own) + tuple(grid.shape))))  # type: ignore[misc]
+                sizes = (1,) * (rank - len(self._shapes.of(operand))) + self._shapes.of(operand)
+                if isinstance(operand, Value) and any(sizes[dim] < shape[dim] for dim in along):
+                    found.append(Abstract.unknown(*(1,) * rank))
+                else:
+                    found.append(self._value_of(operand).map(lambda grid: aligned(grid, rank)))
             else:
                 found.append(Abstract.number(torch.full((1,) * rank, float(operand), dtype=torch.float64)))
         return found[0], found[1]
 
-    def _binary(self, step: Step, shape: Shape) -> Abstract:
-        a, b = self._operands(step, len(shape))
+    def _binary(self, step: Step, shape: Shape, along: Collection[int]) -> Abstract:
+        a, b = self._operands(step, shape, along)
         function: Callable[[Tensor, Tensor], Tensor] = _BINARY[step.target]
         known = a.known & b.known
         in_eval, in_train = function(a.eval_mode, b.eval_mode), function(a.train_mode, b.train_mode)
@@ -187,7 +205,7 @@ class Functions:
         into = self._value_of(step["input"]).along(dim, shape[dim])
         source = self._value_of(step["source"]).along(dim, len(index))
         known = into.known.clone()
-        known[index] &= source.known
+        known[index[~source.known]] = False  # an index may name a position twice
         modes = [torch.index_add(a.contiguous(), 0, index, b) for a, b in zip(_grids(into)[1:], _grids(source)[1:], strict=True)]
         return Abstract(known, modes[0], modes[1]).placed(dim, len(shape))
 
@@ -207,7 +225,6 @@ _BINARY: Final[dict[str, Any]] = {
 _FAMILY_RULES: Final[dict[Family, Callable[[Functions, Step, Shape], Abstract]]] = {
     Family.ELEMENTWISE: Functions._elementwise,
     Family.RANDOM: Functions._zeros_only,  # in train mode chance makes a constant random
-    Family.BINARY: Functions._binary,
     Family.POOL: Functions._pool,
     Family.REDUCE: Functions._reduce,
     Family.MOVE: Functions._move,

@@ -1,4 +1,7 @@
-"""Atoms: numbers for the elements of a network, and which of them belong to one channel. `walk.py` hands them out."""
+"""Atoms: numbers that a walk over a network (`walk.py`) gives to the elements of its values, and what it notes of them.
+
+Elements of one channel have one atom, or atoms that are united. Grids (`grids.py`) hold them.
+"""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -25,9 +28,10 @@ class Role(Enum):
 
 @dataclass
 class Atoms:
-    """What a walk finds, in atoms: `axes` (n,) each; `united` pairs (n, 2) that are one channel; `together` atoms of one space.
+    """What a walk finds: `axes` (n,) each; `united` pairs (n, 2) that are one channel; `together` atoms of one space.
 
-    `values` has a grid and the operation that made it for every value, `declared` a grid for each declared tensor that has channels.
+    `frozen` has atoms, and why their spaces may not be cut. `values` has a grid and the operation that made it for every value,
+    `declared` a grid for each declared tensor that has channels.
     """
 
     count: int = 0
@@ -48,11 +52,15 @@ class Atoms:
         return atoms
 
     def unite(self, left: Tensor, right: Tensor) -> None:
+        """Make one channel of what two grids have in each position; they are broadcast."""
         both = broadcast(left, right)
         self.united.append(torch.stack([grid.reshape(-1) for grid in both], 1).numpy())
 
     def along(self, grid: Tensor, dim: int, size: int, why: str) -> Tensor:
-        """The atoms along a dimension, (size,): what lies beside them in other dimensions becomes one with them."""
+        """The atoms along a dimension, (size,): what lies beside them in other dimensions becomes one with them.
+
+        Where the grid changes in other dimensions only, it is frozen, and so is the one new atom that is returned.
+        """
         others = [d for d in varying(grid) if d != dim % grid.dim()]
         if others and grid.shape[dim] == 1:
             self.freeze(grid, why)
@@ -79,9 +87,11 @@ class Atoms:
         return torch.from_numpy(self.axes[name, axis])
 
     def produced(self, name: str, count: int, *, copies: int = 1) -> Tensor:
+        """The atoms of a layer's outputs, (count * copies,): new ones when it is called first, in each copy the same."""
         if (name, "out") in self.axes:
             return torch.from_numpy(self.axes[name, "out"])
         return self.put(name, "out", Role.PRODUCER, self.fresh(count).repeat(copies))
 
     def freeze(self, grid: Tensor, why: str) -> None:
+        """Note that nothing of the grid's spaces may be cut, and why."""
         self.frozen.append((np.unique(grid.numpy()), why))

@@ -1,18 +1,19 @@
 """Residual branches that compute nothing any more: an addition with an operand that is constant in every channel.
 
 In: a graph, its weights, its constants. Out: the graph without such branches, and the weights of what is left. A constant other than
-zero stays as a
-declared parameter; it takes the place of the bias at the end of the branch, so the optimizer goes on with it as with that bias.
+zero stays as a declared parameter; it takes the place of the bias at the end of the branch, so the optimizer goes on with it as with that
+bias.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from prunetrain.channels.constants import Constants
+from prunetrain.channels.editing import edited, free_name
 from prunetrain.channels.sources import Source
-from prunetrain.graph.layergraph import Argument, Attribute, Declared, LayerGraph, Step, Value
+from prunetrain.graph.layergraph import Attribute, Declared, LayerGraph, Step, Value
 from prunetrain.graph.shapes import infer_shapes
 
 
@@ -62,11 +63,12 @@ def _without(
         donor = _bias_behind(graph, state, operand)
         if not donor:
             return None
-        name = _free_name(graph, donor)
+        taken = {layer.name for layer in graph.layers} | {tensor.name for tensor in graph.declared}
+        name = free_name(f"{donor.split('.', maxsplit=1)[0]}_bias", taken)
         shape = tuple(constant.broadcast().known.shape[1:])
         declared = (Declared(name, shape),)
         steps[number] = Step.make("+", input=rest, other=Attribute(name))
-        replaced: dict[Value, Argument] = {}
+        replaced: dict[Value, Value] = {}
     else:
         replaced = {Value(number + 1): rest}
     smaller = _simplify(graph, steps, replaced, declared)
@@ -109,46 +111,16 @@ def _bias_behind(graph: LayerGraph, state: Mapping[str, Tensor], value: Value) -
     return f"{name}.bias" if f"{name}.bias" in state else ""
 
 
-def _free_name(graph: LayerGraph, donor: str) -> str:
-    base = f"{donor.split('.', maxsplit=1)[0]}_bias"
-    taken = {layer.name for layer in graph.layers} | {tensor.name for tensor in graph.declared}
-    name, number = base, 2
-    while name in taken:
-        name, number = f"{base}_{number}", number + 1
-    return name
-
-
-def _simplify(graph: LayerGraph, steps: list[Step], replaced: dict[Value, Argument], declared: tuple[Declared, ...]) -> LayerGraph:
+def _simplify(graph: LayerGraph, steps: list[Step], replaced: Mapping[Value, Value], declared: tuple[Declared, ...]) -> LayerGraph:
     """The graph of these steps without results that nobody reads; `replaced` says what to read instead of a value."""
 
-    def resolve(value: Value) -> Argument:
+    def read(value: Value) -> Value:
         return replaced.get(value, value)
 
-    def read(value: Value) -> Value:
-        found = resolve(value)
-        assert isinstance(found, Value)
-        return found
-
-    outputs = [read(value) for value in graph.outputs]
-    steps = [step.map_values(resolve) for step in steps]
-    needed = {value.index for value in outputs}
-    for number in range(len(steps), 0, -1):
-        if number in needed:
-            needed |= {value.index for value in steps[number - 1].inputs()}
-    new_index = {0: 0}
-    kept_steps = []
-    for number, step in enumerate(steps, start=1):
-        if number in needed:
-            kept_steps.append(step.map_values(lambda value: Value(new_index[value.index])))
-            new_index[number] = len(kept_steps)
-    used = {name for step in kept_steps for name in (step.layer, *step.attributes()) if name}
-    output, *others = (Value(new_index[value.index]) for value in outputs)
-    return replace(
+    return edited(
         graph,
-        layers=tuple(layer for layer in graph.layers if layer.name in used),
-        steps=tuple(kept_steps),
-        output=output,
-        declared=tuple(tensor for tensor in (*graph.declared, *declared) if tensor.name in used),
-        extra=tuple(others[: len(graph.extra)]),
-        auxiliary=tuple(others[len(graph.extra) :]),
+        [step.map_values(read) for step in steps],
+        [read(value) for value in graph.outputs],
+        graph.layers,
+        (*graph.declared, *declared),
     )

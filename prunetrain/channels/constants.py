@@ -87,7 +87,8 @@ class _Interpreter:
         self._slices = slices
         self._threshold = threshold
         self._shapes = Shapes(graph)
-        self._functions = Functions(Mover(graph, self._shapes), self._shapes, self._value_of)
+        self._spaces = spaces
+        self._functions = Functions(Mover(graph, self._shapes), self._shapes, self._value_of, self._along)
         self._layers = {layer.name: layer for layer in graph.layers}
         self._uses = graph.uses()
         self._calls = [step.layer for step in graph.steps if step.layer]
@@ -104,7 +105,7 @@ class _Interpreter:
 
     def _step(self, value: Value, step: Step, shape: Shape) -> Abstract:
         if step.layer is None:
-            return self._functions.result(step, shape)
+            return self._functions.result(value, step, shape)
         layer = self._layers[step.layer]
         operand = step.operands()[0]
         rule = _LAYER_RULES.get(layer.kind)
@@ -117,9 +118,13 @@ class _Interpreter:
     def _value_of(self, operand: Operand) -> Abstract:
         if isinstance(operand, Value):
             return self._values[operand.index]
-        if operand.name in self._shared:  # it learns from all channels, so from constants too
+        if operand.name in self._shared or operand.name not in self._state:  # learns from all channels, constants too; or is an index
             return Abstract.unknown(*(1,) * len(self._shapes.of(operand)))
         return Abstract.number(compress(self._state[operand.name].detach().double()))
+
+    def _along(self, value: Value) -> list[int]:
+        """The dimensions of a result along which its channels lie."""
+        return [dim for dim, size in enumerate(self._spaces.values[value.index].shape) if size > 1]
 
     def _tensor(self, name: str) -> Tensor:
         return self._state[name].detach().double()
@@ -201,10 +206,9 @@ class _Interpreter:
             return Receiver.NONE, ""
         uses = self._uses[value]
         following = self._graph.steps[uses[0]].layer if len(uses) == 1 and value not in self._graph.outputs else None
-        normalized = following is not None and self._layers[following].kind.startswith("BatchNorm") and self._calls.count(following) == 1
-        if normalized and (layer.kind != "Linear" or len(self._shapes.of(value)) == 2):
-            tracked = self._layers[following]["track_running_stats"]  # type: ignore[index]
-            return (Receiver.RUNNING_MEAN, f"{following}.running_mean") if tracked else (Receiver.NONE, "")
+        norm = self._layers[following] if following is not None and self._calls.count(following) == 1 else None
+        if norm is not None and norm.kind.startswith("BatchNorm") and (layer.kind != "Linear" or len(self._shapes.of(value)) == 2):
+            return (Receiver.RUNNING_MEAN, f"{norm.name}.running_mean") if norm["track_running_stats"] else (Receiver.NONE, "")
         return (Receiver.BIAS, f"{layer.name}.bias") if layer["bias"] else (Receiver.NONE, "")
 
     # Layers that pass channels on.
@@ -235,8 +239,8 @@ class _Interpreter:
         return Abstract(gain.abs() < self._threshold, bias, bias)
 
     def _layer_norm(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
-        if len(pair(layer["normalized_shape"], 1)) > 1:
-            return Abstract.unknown(len(source.known))
+        if self._along(value) != [len(self._shapes.of(value)) - 1] or len(pair(layer["normalized_shape"], 1)) > 1:
+            return Abstract.unknown(len(source.known))  # its weights are for other dimensions, and learn from all channels
         self._averaged[layer.name] = source.zero & self._averaged.get(layer.name, torch.tensor(True))
         return self._scaled_away(layer, source, value)
 

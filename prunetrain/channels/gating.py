@@ -6,6 +6,7 @@ function, with smaller layers at the ends of the blocks. A layer that reads the 
 constant from its BatchNorm, stays as a declared parameter.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from prunetrain.channels.constants import Constants, find_constants
+from prunetrain.channels.editing import edited, free_name
 from prunetrain.channels.grids import Shapes
 from prunetrain.channels.slices import LayerSlices, measure_slices
 from prunetrain.channels.sources import NEW, Source
@@ -70,37 +72,27 @@ class _Gates:
         self._layers = {layer.name: layer for layer in graph.layers}
         self._calls = [step.layer for step in graph.steps if step.layer]
         self._uses = graph.uses()
+        self._mentions = Counter(name for step in graph.steps for name in step.attributes())
         self._declared = {tensor.name: tensor for tensor in graph.declared}
         self._sources = {name: Source(name) for name in state}
         self._made: dict[str, Tensor] = {}
         self._steps: list[Step] = []
         self._new: dict[Value, Value] = {Value(0): Value(0)}
         self._gates = 0
-        reads = {value: kept for value, step in graph.results() if (kept := self._reads(step)) is not None}
-        writes = {value: write for value, step in graph.results() if (write := self._writes(value, step)) is not None}
-        self._reading, self._writing = reads, writes
+        self._reading = {value: kept for value, step in graph.results() if (kept := self._reads(step)) is not None}
+        self._writing = {value: write for value, step in graph.results() if (write := self._writes(value, step)) is not None}
 
     def run(self) -> Gated:
         for value, step in self._graph.results():
             moved = step.map_values(lambda read: self._new[read])
             if value in self._reading:
-                moved = self._narrow_read(moved, self._reading[value])
+                moved = self._narrow_read(step, self._reading[value])
             if value in self._writing:
                 self._new[value] = self._narrow_write(moved, self._writing[value])
             else:
                 self._new[value] = self._add(moved)
-        steps, new = _without_idle(self._steps, [self._new[value] for value in self._graph.outputs])
-        output, *others = (new[self._new[value]] for value in self._graph.outputs)
-        used = {name for step in steps for name in step.attributes()}
-        graph = replace(
-            self._graph,
-            layers=tuple(self._layers.values()),
-            steps=tuple(steps),
-            output=output,
-            declared=tuple(tensor for tensor in self._declared.values() if tensor.name in used),
-            extra=tuple(others[: len(self._graph.extra)]),
-            auxiliary=tuple(others[len(self._graph.extra) :]),
-        )
+        outputs = [self._new[value] for value in self._graph.outputs]
+        graph = edited(self._graph, self._steps, outputs, self._layers.values(), self._declared.values())
         kept = {name: source.gather(self._state[source.name]) for name, source in self._sources.items() if name not in self._made}
         declared_first = {name: self._made[name] for name in (tensor.name for tensor in graph.declared) if name in self._made}
         state = declared_first | kept
@@ -134,7 +126,7 @@ class _Gates:
 
     def _reads(self, step: Step) -> Tensor | None:
         """The input positions that a layer goes on reading, if these are fewer."""
-        if not self._plain(step.layer) or step.layer is None or not self._stream(self._spaces.ids[step.layer, "in"]):
+        if not self._plain(step.layer) or step.layer is None or not step.inputs() or not self._stream(self._spaces.ids[step.layer, "in"]):
             return None
         found = self._slices[step.layer]
         kept = self._rounded(~found.dead.all(0), found.input_norms)
@@ -142,11 +134,9 @@ class _Gates:
 
     def _writes(self, value: Value, step: Step) -> _Write | None:
         """How an addition becomes narrower, if it does."""
-        if step.target not in ("+", "torch.index_add"):
-            return None
-        for operand in ("other", "input") if step.target == "+" else ("source",):
+        for operand in self._added(value, step):
             branch = step[operand]
-            if not isinstance(branch, Value) or len(self._uses[branch]) != 1 or branch in self._graph.outputs:
+            if not isinstance(branch, Value) or not self._for_one(branch):
                 continue
             conv, norm = self._end_of_branch(branch)
             if conv is None or not self._stream(self._spaces.ids[conv.name, "out"]):
@@ -165,16 +155,34 @@ class _Gates:
                 return _Write(operand, kept, positions, constant.eval_mode[positions], self._shapes.of(value)[1])
         return None
 
+    def _added(self, value: Value, step: Step) -> tuple[str, ...]:
+        """The operands that an addition adds to a stream of the result's shape."""
+        shape = self._shapes.of(value)
+        if step.target == "torch.index_add":
+            own = step["dim"] % len(shape) == 1 and self._mentions[step["index"].name] == 1
+            return ("source",) if own else ()
+        names = ("other", "input") if step.target == "+" else ()
+        return names if all(isinstance(step[name], Value) and self._shapes.of(step[name]) == shape for name in names) else ()
+
+    def _for_one(self, value: Value) -> bool:
+        """Whether a result is read once and not returned."""
+        return len(self._uses[value]) == 1 and value not in self._graph.outputs
+
+    def _maker(self, operand: Value | Attribute) -> Step | None:
+        """The step that makes a result for one step only."""
+        if not isinstance(operand, Value) or not operand.index or not self._for_one(operand):
+            return None
+        return self._graph.steps[operand.index - 1]
+
     def _end_of_branch(self, branch: Value) -> tuple[Layer | None, Layer | None]:
         """The convolution, and the BatchNorm behind it, that a branch ends in."""
-        step = self._graph.steps[branch.index - 1] if branch.index else None
-        if step is not None and step.target == _SAME_TYPE and len(self._uses[step["input"]]) == 1:
-            step = self._graph.steps[step["input"].index - 1]
+        step = self._maker(branch)
+        if step is not None and step.target == _SAME_TYPE:
+            step = self._maker(step["input"])
         norm = None
         if step is not None and step.layer and self._layers[step.layer].kind == "BatchNorm2d" and self._calls.count(step.layer) == 1:
             norm = self._layers[step.layer]
-            made = step.inputs()[0]
-            step = self._graph.steps[made.index - 1] if made.index and len(self._uses[made]) == 1 else None
+            step = self._maker(step.operands()[0])
         if step is None or not self._plain(step.layer):
             return None, None
         return self._layers[step.layer or ""], norm
@@ -183,9 +191,7 @@ class _Gates:
 
     def _declare(self, tensor: Declared) -> Attribute:
         """Declare a tensor under its name, or that with a number."""
-        name, number = tensor.name, 2
-        while name in self._declared or name in self._layers:
-            name, number = f"{tensor.name}_{number}", number + 1
+        name = free_name(tensor.name, self._declared.keys() | self._layers.keys())
         self._declared[name] = replace(tensor, name=name)
         return Attribute(name)
 
@@ -202,23 +208,26 @@ class _Gates:
         self._layers[layer.name] = resized
 
     def _narrow_read(self, step: Step, kept: Tensor) -> Step:
-        layer = self._layers[step.layer or ""]
-        source = step.inputs()[0]
+        """The call of a narrower layer. Where channels were selected for it alone, fewer are selected: one gate, not two."""
+        layer, read = self._layers[step.layer or ""], step.inputs()[0]
+        source = self._new[read]
         self._cut_rows(layer, "in", kept)
         self._gates += 1
-        before = self._steps[source.index - 1] if source.index else None
-        if before is not None and before.target == "torch.index_select" and self._alone(step):  # one gate, not two
+        before = self._maker(read)
+        if (
+            before is not None
+            and before.target == "torch.index_select"
+            and before["dim"] % 4 == 1
+            and self._mentions[before["index"].name] == 1
+            and isinstance(before["input"], Value)
+        ):
             kept = torch.tensor(self._declared.pop(before["index"].name).values)[kept]
-            source = before["input"]
+            source = self._new[before["input"]]
         index = self._index(f"{layer.name}_reads", kept)
         return Step.make(step.target, input=self._add(Step.make("torch.index_select", input=source, dim=1, index=index)))
 
-    def _alone(self, step: Step) -> bool:
-        """Whether a layer is the only reader of what it reads."""
-        old = next(s for s in self._graph.steps if s.target == step.target)
-        return len(self._uses[old.inputs()[0]]) == 1
-
     def _narrow_write(self, step: Step, write: _Write) -> Value:
+        """The addition to some channels; `step` is the one to all, among the new steps."""
         branch, stream = step[write.operand], step["input" if write.operand != "input" else "other"]
         kept, idle = write.kept, write.idle
         conv, norm = self._ends_of(branch)
@@ -233,10 +242,9 @@ class _Gates:
         if bool(write.constants.any()):
             stream = self._rest(end, stream, idle, write)
         index = self._index(f"{end.name}_writes", kept)
-        if (
-            self._steps[branch.index - 1].target != _SAME_TYPE
-        ):  # under autocast the two may differ, which an addition takes and this does not
-            branch = self._add(Step.make(_SAME_TYPE, input=branch, other=stream))
+        if self._steps[branch.index - 1].target == _SAME_TYPE:  # of the stream before what is added to it now
+            branch = self._steps[branch.index - 1]["input"]
+        branch = self._add(Step.make(_SAME_TYPE, input=branch, other=stream))  # under autocast they may differ, which + takes but not this
         return self._add(Step.make("torch.index_add", input=stream, dim=1, index=index, source=branch))
 
     def _ends_of(self, branch: Value) -> tuple[Layer, Layer | None]:
@@ -263,18 +271,3 @@ class _Gates:
         index = self._index(f"{end.name}_idle", idle)
         spread = self._add(Step.make("torch.index_add", input=blank, dim=0, index=index, source=rest))
         return self._add(Step.make("+", input=stream, other=spread))
-
-
-def _without_idle(steps: list[Step], outputs: list[Value]) -> tuple[list[Step], dict[Value, Value]]:
-    """The steps without those whose results nobody reads (selections that another one replaced), and the results' new numbers."""
-    needed = {value.index for value in outputs}
-    for number in range(len(steps), 0, -1):
-        if number in needed:
-            needed |= {value.index for value in steps[number - 1].inputs()}
-    new = {Value(0): Value(0)}
-    kept: list[Step] = []
-    for number, step in enumerate(steps, start=1):
-        if number in needed:
-            kept.append(step.map_values(lambda value: new[value]))
-            new[Value(number)] = Value(len(kept))
-    return kept, new

@@ -5,6 +5,7 @@ A grid has the value's rank, at a batch of one; a dimension along which nothing 
 """
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -37,6 +38,11 @@ def varying(grid: Tensor) -> list[int]:
     return [dim for dim, size in enumerate(grid.shape) if size > 1]
 
 
+def aligned(grid: Tensor, rank: int) -> Tensor:
+    """A grid in a higher rank, as broadcasting takes it."""
+    return grid.reshape((1,) * (rank - grid.dim()) + tuple(grid.shape))
+
+
 def placed(row: Tensor, dim: int, rank: int) -> Tensor:
     """A grid that changes along one dimension only."""
     return row.view(*(1,) * dim, -1, *(1,) * (rank - dim - 1))
@@ -48,10 +54,19 @@ class Shapes:
     def __init__(self, graph: LayerGraph) -> None:
         self.values = infer_shapes(graph)
         self.declared = {tensor.name: tensor.shape for tensor in graph.declared}
+        self._graph = graph
 
     def of(self, operand: Operand) -> Shape:
         """The shape of a result or declared tensor."""
         return self.values[operand.index] if isinstance(operand, Value) else self.declared[operand.name]
+
+    def grows(self, operand: Operand, dim: int) -> bool:
+        """Whether a dimension is longer in a larger batch."""
+        return isinstance(operand, Value) and self._of_two[operand.index][dim] != self.values[operand.index][dim]
+
+    @cached_property
+    def _of_two(self) -> tuple[Shape, ...]:
+        return infer_shapes(self._graph, 2)
 
 
 class Mover:

@@ -8,6 +8,7 @@ positions that a step spells out are counted anew. Two need more:
 * a channel shuffle of which uneven parts are left becomes a selection of positions.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,13 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prunetrain.channels.grids import Shapes
+from prunetrain.channels.editing import edited, free_name
+from prunetrain.channels.grids import Shapes, pads
 from prunetrain.channels.selection import KeepPlan
 from prunetrain.channels.spaces import Axis, Ids
 from prunetrain.graph.blocks import block_of
 from prunetrain.graph.layergraph import Attribute, Declared, Layer, LayerGraph, Step, Value
 
 _SIZES = {"torch.unflatten": "sizes", "torch.reshape": "shape", "torch.broadcast_to": "size"}  # the argument that spells out sizes
+_NO_IDS: Ids = np.empty(0, dtype=np.int64)
 _NORMS = ("LayerNorm", "RMSNorm")
 
 
@@ -47,6 +50,9 @@ class _Rewriter:
         self._steps: list[Step] = []
         self._new: dict[Value, Value] = {Value(0): Value(0)}
         self._declared = {tensor.name: self._resized_tensor(tensor) for tensor in graph.declared}
+        self._uses = graph.uses()
+        self._positions = {tensor.name: tensor.values for tensor in graph.declared if tensor.values}
+        self._reads = Counter(name for step in graph.steps for name in step.attributes())
         self._block = ""
 
     def run(self) -> Rewritten:
@@ -55,35 +61,21 @@ class _Rewriter:
             self._block = block_of(step.layer).replace(".", "_") if step.layer else self._block
             self._new[value] = self._step(value, step)
         layers = tuple(self._resized(layer, rows) for layer in self._graph.layers)
-        output, extra, auxiliary = (
-            tuple(self._new[value] for value in values) for values in ((self._graph.output,), self._graph.extra, self._graph.auxiliary)
-        )
-        used = {name for step in self._steps for name in step.attributes()}
-        declared = tuple(tensor for tensor in self._declared.values() if tensor.name in used)
-        smaller = replace(
-            self._graph,
-            layers=layers,
-            steps=tuple(self._steps),
-            declared=declared,
-            output=output[0],
-            extra=extra,
-            auxiliary=auxiliary,
-        )
+        outputs = [self._new[value] for value in self._graph.outputs]
+        smaller = edited(self._graph, self._steps, outputs, layers, self._declared.values())
         return Rewritten(smaller, rows)
 
     # What is left.
 
     def _kept(self, operand: Value | Attribute, dim: int) -> npt.NDArray[np.bool_] | None:
-        """Which positions along a dimension of a result or declared tensor are left; None where no channels lie along it."""
-        if isinstance(operand, Attribute):
-            along = self._plan.spaces.dims.get(operand.name)
-            axis = (operand.name, "features")
-            return None if along is None or along != dim % len(self._shapes.of(operand)) else self._plan.keep[self._plan.spaces.ids[axis]]
-        grid = self._plan.spaces.values[operand.index]
-        kept: npt.NDArray[np.bool_] = self._plan.keep[grid]
-        if kept.all() or grid.shape[dim % grid.ndim] == 1:
-            return None
-        return kept.reshape(-1)
+        """Which positions along a dimension of a result or declared tensor are left, (size,); None where all are."""
+        spaces, dim = self._plan.spaces, dim % len(self._shapes.of(operand))
+        if isinstance(operand, Value):
+            ids, along = spaces.values[operand.index], spaces.values[operand.index].shape[dim] > 1
+        else:
+            ids, along = spaces.ids.get((operand.name, "features"), _NO_IDS), spaces.dims.get(operand.name) == dim
+        kept: npt.NDArray[np.bool_] = self._plan.keep[ids]
+        return kept.reshape(-1) if along and not kept.all() else None
 
     def _rows(self, axis: Axis) -> Ids:
         """The positions of an axis that are left; a LayerNorm's others follow these."""
@@ -127,7 +119,7 @@ class _Rewriter:
             case "F.channel_shuffle":
                 moved = self._shuffle(value, step, moved)
             case "torch.index_select" | "torch.index_add":
-                self._reindex(step)
+                moved = self._reindex(step, moved)
             case target if target in _SIZES:
                 moved = self._respelled(value, step, moved)
         return self._add(moved)
@@ -143,17 +135,28 @@ class _Rewriter:
         if kept is None:
             return self._add(moved)
         gone = int((~kept).sum())
-        source = moved.inputs()[0]
-        before = self._steps[source.index - 1] if source.index else None
-        if before is not None and before.target == "F.pad" and self._graph.uses()[step.inputs()[0]] == [value.index - 1]:
-            self._steps[source.index - 1] = Step.make("F.pad", **dict(before.arguments) | {"pad": (0, before["pad"][1] + gone)})
+        source = moved.operands()[0]
+        if (filled := self._filled(step, value, rank)) is not None:
+            before = self._steps[filled.index - 1]
+            self._steps[filled.index - 1] = Step.make("F.pad", **dict(before.arguments) | {"pad": (0, before["pad"][1] + gone)})
         else:
             source = self._add(Step.make("F.pad", input=source, pad=(0, gone)))
         normalized = self._add(Step.make(step.target, input=source))
-        reads = [self._graph.steps[number] for number in self._graph.uses()[value]]
+        reads = [self._graph.steps[number] for number in self._uses[value]]
         if value not in self._graph.outputs and all(self._cuts_off(read, kept, rank) for read in reads):
             return normalized
         return self._add(Step.make("[:]", input=normalized, dim=rank - 1, stop=int(kept.sum())))
+
+    def _filled(self, step: Step, value: Value, rank: int) -> Value | None:
+        """The new result that a LayerNorm reads, if it is filled up with zeros at the end, and for this LayerNorm only."""
+        source = step.operands()[0]
+        if not isinstance(source, Value) or not source.index or self._uses[source] != [value.index - 1] or source in self._graph.outputs:
+            return None
+        before = self._steps[self._new[source].index - 1]
+        if before.target != "F.pad" or before["mode"] != "constant" or before["value"]:
+            return None
+        amounts = pads(before, rank)
+        return self._new[source] if amounts.keys() == {rank - 1} and amounts[rank - 1][0] == 0 else None
 
     @staticmethod
     def _cuts_off(read: Step, kept: npt.NDArray[np.bool_], rank: int) -> bool:
@@ -194,27 +197,22 @@ class _Rewriter:
         positions = left[order[kept[order]]]
         if len(positions) % groups == 0 and (positions == np.arange(len(positions)).reshape(groups, -1).T.reshape(-1)).all():
             return moved
-        index = Declared.index(self._free_name(), tuple(positions.tolist()))
+        index = self._declare_index(f"{self._block}_order".lstrip("_"), positions)
+        return Step.make("torch.index_select", input=moved["input"], dim=1, index=index)
+
+    def _declare_index(self, base: str, values: Ids) -> Attribute:
+        index = Declared.index(free_name(base, self._layers.keys() | self._declared.keys()), tuple(values.tolist()))
         self._declared[index.name] = index
-        return Step.make("torch.index_select", input=moved["input"], dim=1, index=Attribute(index.name))
+        return Attribute(index.name)
 
-    def _free_name(self) -> str:
-        taken = self._layers.keys() | self._declared.keys()
-        base = name = f"{self._block}_order".lstrip("_")
-        number = 2
-        while name in taken:
-            name, number = f"{base}_{number}", number + 1
-        return name
-
-    def _reindex(self, step: Step) -> None:
-        """Positions among what is left."""
+    def _reindex(self, step: Step, moved: Step) -> Step:
+        """Positions among what is left; an index that other steps read as well gets a new name."""
         kept = self._kept(step["input"], step["dim"])
         if kept is None:
-            return
-        index = self._declared[step["index"].name]
-        left = np.cumsum(kept) - 1
-        old = np.array(self._old_values(index.name))
-        self._declared[index.name] = Declared.index(index.name, tuple(left[old[kept[old]]].tolist()))
-
-    def _old_values(self, name: str) -> tuple[int, ...]:
-        return next(tensor.values for tensor in self._graph.declared if tensor.name == name)
+            return moved
+        name = step["index"].name
+        old = np.array(self._positions[name])
+        left = (np.cumsum(kept) - 1)[old[kept[old]]]
+        if self._reads[name] == 1:
+            del self._declared[name]
+        return Step.make(step.target, **dict(moved.arguments) | {"index": self._declare_index(name, left)})

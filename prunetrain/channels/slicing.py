@@ -168,9 +168,12 @@ def slice_optimizer_state(
             group["param_names"].append(name)
         if index in state_dict["state"]:
             shape = shapes[source.name]
-            entries = state_dict["state"][index].items()
-            state[new_index] = {
-                key: source.gather(entry) if isinstance(entry, Tensor) and entry.shape == shape and entry.dim() else entry
-                for key, entry in entries
-            }
+            state[new_index] = {key: _sliced(entry, source, shape) for key, entry in state_dict["state"][index].items()}
     return {"state": state, "param_groups": groups}
+
+
+def _sliced(entry: Any, source: Source, shape: torch.Size) -> Any:
+    """The part of an entry that is shaped like its parameter, or a copy: two tensors may come from one, and each counts its own steps."""
+    if not isinstance(entry, Tensor):
+        return entry
+    return source.gather(entry) if entry.shape == shape and entry.dim() else entry.clone()

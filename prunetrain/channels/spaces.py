@@ -19,8 +19,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from prunetrain.channels.atoms import Axis, Role
 from prunetrain.channels.components import components
-from prunetrain.channels.walk import Axis, Role, Walk
+from prunetrain.channels.walk import Walk
 from prunetrain.graph.layergraph import LayerGraph
 
 Ids: TypeAlias = npt.NDArray[np.int64]

@@ -5,16 +5,14 @@ their own: they run on the grid of atoms (`grids.py`). What is not understood fr
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prunetrain.channels.grids import Mover, Operand, Shapes, broadcast, pads, placed, reduced, varying
+from prunetrain.channels.atoms import Atoms, Role
+from prunetrain.channels.grids import Mover, Operand, Shapes, aligned, broadcast, pads, placed, reduced, varying
 from prunetrain.graph.function_shapes import dims_of
 from prunetrain.graph.functions import FAMILY_OF, Family
 from prunetrain.graph.layergraph import Attribute, Layer, LayerGraph, Step, Value
@@ -31,10 +29,29 @@ class Walk:
         self._shapes = Shapes(graph)
         self._mover = Mover(graph, self._shapes)
         self._layers = {layer.name: layer for layer in graph.layers}
+        self._weights = self._computed_weights()
         self._atoms = Atoms()
 
+    def _computed_weights(self) -> set[str]:
+        """The declared tensors that weights of functions are computed from, whose every number would be an atom."""
+        pending = [step["weight"] for step in self._graph.steps if step.target in ("F.conv1d", "F.conv2d", "F.linear")]
+        found: set[str] = set()
+        seen: set[Operand] = set()
+        while pending:
+            operand = pending.pop()
+            if isinstance(operand, Attribute):
+                found.add(operand.name)
+            elif operand.index and operand not in seen:
+                seen.add(operand)
+                pending += self._graph.steps[operand.index - 1].operands()
+        return found
+
     def run(self) -> Atoms:
-        """The atoms of the graph."""
+        """The atoms of the graph.
+
+        Raises:
+            ShapeError: if the shapes of the graph do not fit together.
+        """
         image = placed(self._atoms.fresh(self._graph.input_shape[0]), 1, len(self._graph.input_shape) + 1)
         self._atoms.freeze(image, "the network's input")
         self._atoms.values.append((image, "the input"))
@@ -57,8 +74,13 @@ class Walk:
         if isinstance(operand, Value):
             return self._atoms.values[operand.index][0]
         if operand.name not in self._atoms.declared:
+            if self._mover.is_index(operand):
+                self._declare_frozen(operand, f"{operand.name} has positions")
+                return self._atoms.declared[operand.name]
             shape = self._shapes.of(operand)
-            if int(np.prod(shape)) > _MOST_ATOMS:
+            if operand.name in self._weights:
+                self._declare_frozen(operand, f"{operand.name} is the weight of a function")
+            elif int(np.prod(shape)) > _MOST_ATOMS:
                 self._declare_frozen(operand, f"{operand.name} is large")
             else:
                 self._atoms.declared[operand.name] = self._atoms.fresh(int(np.prod(shape))).view(shape)
@@ -143,6 +165,10 @@ class Walk:
         if len(normalized) == 1 and grid.shape[-1] > 1:
             atoms = self._atoms.along(grid, -1, shape[-1], "")
             return placed(self._atoms.put(layer.name, "features", Role.CARRIER, atoms), len(shape) - 1, len(shape))
+        if len(normalized) == 1:  # another call may put channels on this axis, which then have to stay
+            fresh = self._atoms.fresh(1)
+            self._atoms.freeze(fresh, f"{layer.name} works on another dimension than the channels")
+            self._atoms.put(layer.name, "features", Role.CARRIER, fresh.expand(shape[-1]))
         if set(varying(grid)) & set(range(len(shape) - len(normalized), len(shape))):
             self._atoms.freeze(grid, f"{layer.name} averages over several dimensions")
         return grid
@@ -173,8 +199,10 @@ class Walk:
 
     def _move(self, step: Step, shape: Shape) -> Tensor:
         grid = self._grid(step["input"])
-        changed = {"[]": "dim", "torch.roll": "dims"}.get(step.target) or ("dim" if step.target == "[:]" and step["step"] > 1 else None)
-        if changed and set(dims_of(step[changed], grid.dim())) & set(varying(grid)):
+        by_number = {"[]": "dim", "torch.roll": "dims", "torch.squeeze": "dim"}.get(step.target)  # squeeze: it leaves all but a single one
+        if step.target == "[:]" and step["step"] > 1:
+            by_number = "dim"
+        if by_number and set(dims_of(step[by_number], grid.dim())) & set(varying(grid)):
             return self._frozen(step, shape, f"{step.target} takes channels by their number")
         return self._mover.move(step, self._grid)
 
@@ -205,8 +233,10 @@ class Walk:
     def _binary(self, step: Step, shape: Shape) -> Tensor:
         """Operands with a channel each for each of the result's: tied together. A single channel broadcast over many: frozen."""
         operands = step.operands()
+        if any(map(self._mover.is_index, operands)):
+            return self._unknown(step, shape)
         known = [o for o in operands if isinstance(o, Value) or o.name in self._atoms.declared] or [operands[0]]
-        grids = {operand: _aligned(self._grid(operand), len(shape)) for operand in known}
+        grids = {operand: aligned(self._grid(operand), len(shape)) for operand in known}
         along = {dim for grid in grids.values() for dim in varying(grid)}
         result: Tensor | None = None
         for operand, grid in grids.items():
@@ -234,8 +264,8 @@ class Walk:
     def _adopt(self, step: Step, operand: Attribute, result: Tensor) -> None:
         """A declared tensor that meets channels for the first time has a number for each of them, or one for all."""
         own = self._shapes.of(operand)
-        aligned = (1,) * (result.dim() - len(own)) + own
-        shared = [dim for dim in varying(result) if aligned[dim] > 1]
+        sizes = (1,) * (result.dim() - len(own)) + own
+        shared = [dim for dim in varying(result) if sizes[dim] > 1]
         if len(shared) == len(varying(result)):
             self._atoms.declared[operand.name] = result.reshape(result.shape[result.dim() - len(own) :])
         elif shared:
@@ -250,10 +280,6 @@ class Walk:
         atoms = grid.reshape(-1).expand(shape[dim])
         self._atoms.unite(atoms[index], source.reshape(-1).expand(len(index)))
         return placed(atoms, dim, len(shape))
-
-
-def _aligned(grid: Tensor, rank: int) -> Tensor:
-    return grid.reshape((1,) * (rank - grid.dim()) + tuple(grid.shape))
 
 
 _LAYER_RULES: Final[dict[str, Callable[[Walk, Layer, Tensor, Shape], Tensor]]] = {

@@ -1,0 +1,49 @@
+"""What every change of a graph needs: free names, and a graph of other steps without what they leave unused."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+
+from prunetrain.graph.layergraph import Declared, Layer, LayerGraph, Step, Value
+
+
+def free_name(base: str, taken: Collection[str]) -> str:
+    """A name that is not taken: `base`, or that with a number from 2."""
+    name, number = base, 2
+    while name in taken:
+        name, number = f"{base}_{number}", number + 1
+    return name
+
+
+def edited(
+    graph: LayerGraph, steps: Sequence[Step], outputs: Sequence[Value], layers: Iterable[Layer], declared: Iterable[Declared]
+) -> LayerGraph:
+    """A graph of other steps, without results that nobody reads and layers and tensors that no step names.
+
+    Args:
+        graph: the graph that was changed: its name, input and kinds of outputs stay.
+        steps: the new steps; `Value(i)` is what step `i - 1` of these returns.
+        outputs: what it returns in train mode, in the order of `graph.outputs`.
+        layers: the layers that the steps may call.
+        declared: the tensors that they may read.
+    """
+    needed = {value.index for value in outputs}
+    for number in range(len(steps), 0, -1):
+        if number in needed:
+            needed |= {value.index for value in steps[number - 1].inputs()}
+    new = {Value(0): Value(0)}
+    kept: list[Step] = []
+    for number, step in enumerate(steps, start=1):
+        if number in needed:
+            kept.append(step.map_values(lambda value: new[value]))
+            new[Value(number)] = Value(len(kept))
+    used = {name for step in kept for name in (step.layer, *step.attributes()) if name}
+    output, *others = (new[value] for value in outputs)
+    return replace(
+        graph,
+        layers=tuple(layer for layer in layers if layer.name in used),
+        steps=tuple(kept),
+        output=output,
+        declared=tuple(tensor for tensor in declared if tensor.name in used),
+        extra=tuple(others[: len(graph.extra)]),
+        auxiliary=tuple(others[len(graph.extra) :]),
+    )
