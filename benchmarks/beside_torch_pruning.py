@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch_pruning as tp  # type: ignore[import-untyped]
+import torch_pruning as tp
 from coverage_checks import outputs, randomise
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
