@@ -21,6 +21,7 @@ from prunetrain.config import TrainConfig
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import save_checkpoint
 from prunetrain.training.data import load_data
+from prunetrain.training.environment import Environment
 from prunetrain.training.offline import reconfigure_checkpoint
 from prunetrain.training.state import TrainState, new_state
 
@@ -45,7 +46,7 @@ def main() -> None:
 def _checkpoint_with_dead_channels(folder: Path) -> Path:
     config = TrainConfig(model="resnet50", dataset="fake", image_size=224, batch_size=2, output_dir=str(folder), device="cpu")
     run = RunPaths(folder, "resnet50")
-    state = new_state(config, run, load_data(config, torch.device("cpu")), torch.device("cpu"))
+    state = new_state(config, run, load_data(config, torch.device("cpu")), Environment(torch.device("cpu")))
     for parameter in state.model.parameters():
         parameter.grad = torch.randn_like(parameter)
     state.optimizer.step()

@@ -13,6 +13,7 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.paths import RunPaths
 from prunetrain.training import granularity
 from prunetrain.training.data import load_data
+from prunetrain.training.environment import Environment
 from prunetrain.training.granularity import Timing, choose_granularity, pick
 from prunetrain.training.state import TrainState, new_state
 
@@ -38,7 +39,7 @@ def test_pick(timings: list[tuple[int, float, int]], chosen: int) -> None:
 def state(tmp_path: Path) -> TrainState:
     """A new run of LeNet-300-100 with `--round-to auto`."""
     config = settings(write_images(tmp_path / "images.npz"), tmp_path, round_to="auto", batch_size=16)
-    return new_state(config, RunPaths(tmp_path, "x"), load_data(config, CPU), CPU)
+    return new_state(config, RunPaths(tmp_path, "x"), load_data(config, CPU), Environment(CPU))
 
 
 def propose(state: TrainState, dead: int) -> Proposal:

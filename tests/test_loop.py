@@ -19,8 +19,10 @@ from prunetrain.graph.load import load_network
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import DataSource, load_data
-from prunetrain.training.loop import evaluate, evaluate_batches, stopping_on_signals, train_one_epoch
+from prunetrain.training.environment import Environment
+from prunetrain.training.loop import evaluate, evaluate_batches, train_one_epoch
 from prunetrain.training.state import TrainState, new_state
+from prunetrain.training.stopping import stopping_on_signals
 
 CPU = torch.device("cpu")
 
@@ -37,7 +39,7 @@ class Start:
     def __init__(self, images: Path, folder: Path, **changes: Any) -> None:
         self.config: TrainConfig = settings(images, folder, **changes)
         self.data: DataSource = load_data(self.config, CPU)
-        self.state: TrainState = new_state(self.config, RunPaths(folder, "x"), self.data, CPU)
+        self.state: TrainState = new_state(self.config, RunPaths(folder, "x"), self.data, Environment(CPU))
         self.model: nn.Module = load_network(self.state.network)
         self.model.load_state_dict(load_checkpoint(self.state.run.checkpoint(0)).model)
 

@@ -16,6 +16,7 @@ from prunetrain.graph.load import load_network, read_graph
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import load_checkpoint, save_checkpoint
 from prunetrain.training.data import DataSource, load_data
+from prunetrain.training.environment import Environment
 from prunetrain.training.evaluation import evaluate_checkpoint
 from prunetrain.training.loop import evaluate, train_one_epoch
 from prunetrain.training.offline import reconfigure_checkpoint
@@ -36,7 +37,7 @@ def trained(images: Path, folder: Path, **changes: Any) -> Trained:
     """A run after one epoch, in which a third of the channels that may go has died."""
     config = settings(images, folder, **{"name": "x", "penalty_ratio": 0.2, **changes})
     data = load_data(config, CPU)
-    state = new_state(config, RunPaths(folder, "x"), data, CPU)
+    state = new_state(config, RunPaths(folder, "x"), data, Environment(CPU))
     train_one_epoch(state, data, Recorder(), lambda: False)
     kill_a_third_(state)
     metrics = {"epoch": 1, "epoch_seconds": 0.1}
@@ -133,7 +134,7 @@ def test_momentum_follows_its_channels(images: Path, tmp_path: Path) -> None:
 def test_nothing_dead_writes_the_same_network(images: Path, tmp_path: Path) -> None:
     config = settings(images, tmp_path)
     data = load_data(config, CPU)
-    state = new_state(config, RunPaths(tmp_path, "x"), data, CPU)
+    state = new_state(config, RunPaths(tmp_path, "x"), data, Environment(CPU))
     state.progress = replace(state.progress, epoch=1)
     after, event = reconfigure(state, data, 0.5)
     assert after.graph == state.graph

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from prunetrain.library.ranks import Ranks
+from prunetrain.training.distribution import Ranks
 
 Wrap: TypeAlias = Callable[[nn.Module], nn.Module]
 

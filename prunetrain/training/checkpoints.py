@@ -19,7 +19,7 @@ from prunetrain.files import write_atomically
 from prunetrain.graph.load import read_source, sha256_of
 from prunetrain.paths import NETWORK_NAME, run_of_checkpoint
 
-FORMAT = 1
+FORMAT = 2
 _MARK = "prunetrain checkpoint"
 
 
@@ -28,13 +28,15 @@ class Progress:
     """Where a run stands, as literals.
 
     `epoch` epochs and `step` steps of the next one are done. `running` holds the sums over these steps. `lasso_strength` is lambda,
-    None before the first batch. `history` has a line of metrics an epoch, `train_macs` and `train_images` what was trained so far.
+    None before the first batch. `batch_size` is the present one, None as long as it is that of the settings. `history` has a line of
+    metrics an epoch, `train_macs` and `train_images` what was trained so far.
     """
 
     epoch: int = 0
     step: int = 0
     running: dict[str, float] = field(default_factory=dict)
     lasso_strength: float | None = None
+    batch_size: int | None = None
     train_macs: int = 0
     train_images: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -44,7 +46,7 @@ class Progress:
 class Checkpoint:
     """Everything a run needs to go on, beside its network file.
 
-    `model` is a state dict; `optimizer`, `scheduler` and `scaler` are theirs; `parameters` names the optimizer's parameters in order;
+    `model` is a state dict; `optimizer` and `scaler` are theirs; `parameters` names the optimizer's parameters in order;
     `rng` holds the generators' states; `config` the run's settings.
     """
 
@@ -53,7 +55,6 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     parameters: list[str]
-    scheduler: dict[str, Any]
     scaler: dict[str, Any]
     rng: dict[str, Any]
     config: dict[str, Any]

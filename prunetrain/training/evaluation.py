@@ -6,9 +6,10 @@ from typing import Any
 from prunetrain.config import build_config
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import load_data
+from prunetrain.training.environment import Environment
 from prunetrain.training.loop import Evaluation, evaluate
 from prunetrain.training.run import stored_config
-from prunetrain.training.state import choose_device, load_state
+from prunetrain.training.state import load_state
 
 
 def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Evaluation:
@@ -22,8 +23,8 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Evaluation:
         PruneTrainError: for a checkpoint or data set that does not work, or images that the network cannot take.
     """
     config = build_config(stored_config(path, load_checkpoint(path)).to_dict(), given)
-    device = choose_device(config)
-    data = load_data(config, device)
-    state = load_state(path, config, data.steps_per_epoch(config.batch_size), device)
+    environment = Environment.of(config)
+    data = load_data(config, environment.device)
+    state = load_state(path, config, data, environment)
     state.check_fits(data)
     return evaluate(state, data)

@@ -1,10 +1,7 @@
 """One epoch of training, and validation. No value leaves the device during an epoch except at its ends."""
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,7 +53,7 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, sto
     if step == 0:
         torch.manual_seed(_mixed_seed(config.seed, progress.epoch))
     stopped = False
-    for images, labels in data.train_batches(progress.epoch, config.batch_size, start=step):
+    for images, labels in data.train_batches(progress.epoch, state.batch_size, start=step):
         loss, correct = _train_step(state, images, labels)
         running.add(loss, correct, len(labels))
         step += 1
@@ -65,7 +62,7 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, sto
             stopped = True
             break
     sums = running.sums(time.perf_counter() - start)
-    images_now = (step - progress.step) * config.batch_size
+    images_now = (step - progress.step) * state.batch_size
     state.progress = replace(
         state.progress,
         step=step,
@@ -140,7 +137,7 @@ def _regularize(state: TrainState, loss: Tensor) -> float:
 @torch.inference_mode()
 def evaluate(state: TrainState, data: DataSource) -> Evaluation:
     """Loss and accuracy over the validation images."""
-    return evaluate_batches(state, data.val_batches(max(state.config.batch_size, 256)))
+    return evaluate_batches(state, data.val_batches(max(state.batch_size, 256)))
 
 
 def evaluate_batches(state: TrainState, batches: Iterator[tuple[Tensor, Tensor]]) -> Evaluation:
@@ -158,27 +155,3 @@ def evaluate_batches(state: TrainState, batches: Iterator[tuple[Tensor, Tensor]]
         five += hits.any(1).sum()
         count += len(labels)
     return Evaluation(float(loss) / count, float(first) / count, float(five) / count)
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once.
-
-    Yields whether a stop was asked for.
-    """
-    asked: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -52,7 +52,7 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
     watch.lap("slice")
     path = write_pair(state.run, cut.graph, state.dense, smaller)
     watch.lap("write")
-    after = load_state(path, config, data.steps_per_epoch(config.batch_size), state.device)
+    after = load_state(path, config, data, state.environment)
     watch.lap("load")
     top1 = evaluate(after, data).top1
     watch.lap("validate")

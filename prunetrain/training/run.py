@@ -17,10 +17,12 @@ from prunetrain.models import short_name
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from prunetrain.training.data import DataSource, load_data
+from prunetrain.training.environment import Environment
 from prunetrain.training.events import Metrics, Observer
-from prunetrain.training.loop import EpochResult, evaluate, stopping_on_signals, train_one_epoch
+from prunetrain.training.loop import EpochResult, evaluate, train_one_epoch
 from prunetrain.training.reconfiguration import reconfigure
-from prunetrain.training.state import TrainState, choose_device, load_state, new_state
+from prunetrain.training.state import TrainState, load_state, new_state
+from prunetrain.training.stopping import stopping_on_signals
 
 # What may change between a run and its continuation; everything else decides what the run computes.
 CHANGEABLE = frozenset(
@@ -44,9 +46,9 @@ def start_run(config: TrainConfig, observer: Observer) -> Outcome:
     Raises:
         PruneTrainError: for settings, data or files that do not work; nothing is written before they were checked.
     """
-    device = choose_device(config)
-    data = load_data(config, device)
-    state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, device, observer.message)
+    environment = Environment.of(config)
+    data = load_data(config, environment.device)
+    state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, environment, observer.message)
     return _train(state, data, observer)
 
 
@@ -67,9 +69,9 @@ def resume_run(path: Path, given: dict[str, Any], observer: Observer) -> Outcome
         PruneTrainError: for a checkpoint, network file or setting that does not work.
     """
     config = config_of(path, given)
-    device = choose_device(config)
-    data = load_data(config, device)
-    state = load_state(path, config, data.steps_per_epoch(config.batch_size), device)
+    environment = Environment.of(config)
+    data = load_data(config, environment.device)
+    state = load_state(path, config, data, environment)
     state.check_fits(data)
     for folder in (state.run.networks, state.run.checkpoints):
         remove_leftovers(folder)
@@ -109,13 +111,13 @@ def _train(state: TrainState, data: DataSource, observer: Observer) -> Outcome:
     observer.started(
         total_epochs=config.epochs,
         epoch=state.progress.epoch,
-        steps_per_epoch=data.steps_per_epoch(config.batch_size),
+        steps_per_epoch=data.steps_per_epoch(state.batch_size),
         dense_macs=costs(state.dense).macs,
     )
     with stopping_on_signals() as stop:
         while state.progress.epoch < config.epochs:
             result = train_one_epoch(state, data, observer, stop)
-            if result.stopped and state.progress.step < data.steps_per_epoch(config.batch_size):
+            if result.stopped and state.progress.step < data.steps_per_epoch(state.batch_size):
                 save_checkpoint(state.run.last, state.checkpoint())
                 return _outcome(state, finished=False)
             state = _end_epoch(state, data, result, observer)
@@ -156,7 +158,7 @@ def _metrics(state: TrainState, result: EpochResult, val_loss: float, val_top1: 
         "val_loss": val_loss,
         "val_top1": val_top1,
         "lr": state.optimizer.param_groups[0]["lr"],
-        "batch_size": state.config.batch_size,
+        "batch_size": state.batch_size,
         "macs": state.costs.macs,
         "params": state.costs.params,
         "channels": state.costs.channels,

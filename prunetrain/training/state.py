@@ -32,6 +32,7 @@ from prunetrain.paths import RunPaths, new_run
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.checkpoints import Checkpoint, Progress, load_checkpoint, read_network_of, restore_rng, rng_state, save_checkpoint
 from prunetrain.training.data import DataSource
+from prunetrain.training.environment import Environment
 from prunetrain.training.optimizers import build_optimizer, build_scheduler
 from prunetrain.training.outputs import Outputs
 
@@ -44,7 +45,7 @@ class TrainState:
 
     config: TrainConfig
     run: RunPaths
-    device: torch.device
+    environment: Environment
     graph: LayerGraph
     dense: LayerGraph
     network: Path
@@ -57,6 +58,16 @@ class TrainState:
     lasso: GroupLasso | None
     progress: Progress
     costs: Costs
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.environment.device
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step, over all processes, as of now."""
+        return self.progress.batch_size or self.config.batch_size
 
     def check_fits(self, data: DataSource) -> None:
         """Check that the network is for such images and classes.
@@ -86,7 +97,6 @@ class TrainState:
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             parameters=[name for name, _ in self.model.named_parameters()],
-            scheduler={"last_epoch": self.scheduler.last_epoch},
             scaler=self.scaler.state_dict(),
             rng=rng_state(),
             config=self.config.to_dict(),
@@ -94,28 +104,8 @@ class TrainState:
         )
 
 
-def choose_device(config: TrainConfig) -> torch.device:
-    """The device of a run.
-
-    Raises:
-        ConfigError: if the settings name none that this machine has.
-    """
-    name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    absent = ConfigError(f"device {config.device!r} is not on this machine: use auto, cpu, or cuda where there is a GPU")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise absent from None
-    if device.type not in ("cpu", "cuda"):
-        raise absent
-    if config.amp == "float16" and device.type == "cpu":
-        raise ConfigError("--amp float16 needs a GPU: use --amp bfloat16 on a CPU")
-    return device
-
-
 def new_state(
-    config: TrainConfig, run: RunPaths, data: DataSource, device: torch.device, say: Callable[[str], object] = lambda line: None
+    config: TrainConfig, run: RunPaths, data: DataSource, environment: Environment, say: Callable[[str], object] = lambda line: None
 ) -> TrainState:
     """A run at its start: the network built and flattened, its file and first checkpoint written, and read back.
 
@@ -123,7 +113,7 @@ def new_state(
         config: the settings; the run's name goes into them.
         run: where it is to be; if another run is there, the next free name is taken.
         data: decides the network's input and output.
-        device: where to train.
+        environment: where to train.
         say: is told what was left out of a file of weights.
 
     Raises:
@@ -147,14 +137,13 @@ def new_state(
             model=traced.state,
             optimizer={},
             parameters=[],
-            scheduler={"last_epoch": 0},
             scaler={},
             rng=rng_state(),
             config=config.to_dict(),
             progress=Progress(),
         )
         path = write_pair(free, traced.graph, traced.graph, first)
-        return load_state(path, config, data.steps_per_epoch(config.batch_size), device)
+        return load_state(path, config, data, environment)
 
 
 def _check_outputs(graph: LayerGraph, config: TrainConfig, data: DataSource) -> None:
@@ -195,20 +184,21 @@ def _belonging_to(checkpoint: Checkpoint, network: Path, source: str) -> Checkpo
     return Checkpoint(**values)
 
 
-def load_state(path: Path, config: TrainConfig, steps_per_epoch: int, device: torch.device) -> TrainState:
+def load_state(path: Path, config: TrainConfig, data: DataSource, environment: Environment) -> TrainState:
     """A run as a checkpoint and its network file left it.
 
     Args:
         path: the checkpoint.
         config: the settings to go on with.
-        steps_per_epoch: of the data that training goes on with.
-        device: where to train.
+        data: what training goes on with.
+        environment: where.
 
     Raises:
         CheckpointError: if the checkpoint is damaged or does not fit its network.
         NetworkFileError: if its network file is missing or was changed.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint, device = load_checkpoint(path), environment.device
+    progress = checkpoint.progress
     network, source = read_network_of(path, checkpoint)
     graph = parse(source, str(network))
     run = RunPaths(network.parent.parent.parent, network.parent.name)
@@ -216,13 +206,14 @@ def load_state(path: Path, config: TrainConfig, steps_per_epoch: int, device: to
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model.parameters(), config)
+    steps_per_epoch = data.steps_per_epoch(progress.batch_size or config.batch_size)
     scheduler = build_scheduler(optimizer, config, steps_per_epoch)
     scaler = GradScaler(device.type, enabled=config.amp == "float16")
     try:
         if checkpoint.optimizer:
             optimizer.load_state_dict(checkpoint.optimizer)
             _match_formats(optimizer)
-        scheduler.last_epoch = checkpoint.scheduler["last_epoch"]
+        scheduler.last_epoch = progress.epoch * steps_per_epoch + progress.step
         for group, base in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = base * scheduler.lr_lambdas[0](scheduler.last_epoch)
         if checkpoint.scaler:
@@ -236,7 +227,7 @@ def load_state(path: Path, config: TrainConfig, steps_per_epoch: int, device: to
     return TrainState(
         config=config,
         run=run,
-        device=device,
+        environment=environment,
         graph=graph,
         dense=read_graph(run.network(0)),
         network=network,
@@ -247,7 +238,7 @@ def load_state(path: Path, config: TrainConfig, steps_per_epoch: int, device: to
         scheduler=scheduler,
         scaler=scaler,
         lasso=lasso,
-        progress=checkpoint.progress,
+        progress=progress,
         costs=costs(graph),
     )
 
