@@ -76,6 +76,8 @@ class TrainConfig:
     device: str = setting("auto", "Device: auto, cpu, cuda, cuda:1.")
     workers: int = setting(2, "Worker processes that decode images of a folder.", flags=("-j",))
     seed: int = setting(0, "Seed of initialisation, order and augmentation.")
+    checkpoint_minutes: float = setting(10.0, "Minutes between two checkpoints in the middle of an epoch; 0: at the ends of epochs only.")
+    keep: int = setting(0, "Newest checkpoints of reconfigurations to keep, beside last.pt; 0 keeps all. Network files always stay.")
     name: str = setting("", "Name of the run; default: model and data set.")
     output_dir: str = setting(".", "Folder that holds generated_nets/ and checkpoints/.")
 
@@ -170,6 +172,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # from, up to and including
     "warmup_epochs": (0, 1_000_000),
     "prune_interval": (1, 1_000_000),
     "workers": (0, 1024),
+    "keep": (0, 1_000_000),
     "seed": (0, 2**32 - 1),
 }
 
@@ -181,6 +184,7 @@ _OPEN_RANGES: dict[str, tuple[float, float]] = {  # from, under
     "aux_weight": (0, float("inf")),
     "penalty_ratio": (0, 1),
     "threshold": (0, float("inf")),
+    "checkpoint_minutes": (0, float("inf")),
 }
 
 

@@ -6,7 +6,9 @@ PruneTrainError
 ├── TraceError          a network that cannot be turned into a LayerGraph
 ├── NetworkFileError    a network file that is missing, changed, or holds anything but a network
 ├── CheckpointError     a checkpoint that is missing, damaged or foreign
-└── OutputError         a file that could not be written
+├── OutputError         a file that could not be written
+├── BusyError           a run that another process is working on
+└── DivergedError       a training whose loss or weights are no longer finite
 """
 
 import difflib
@@ -39,6 +41,14 @@ class CheckpointError(PruneTrainError):
 
 class OutputError(PruneTrainError):
     """A file that could not be written."""
+
+
+class BusyError(PruneTrainError):
+    """A run that another process is working on."""
+
+
+class DivergedError(PruneTrainError):
+    """A training whose loss or weights are no longer finite."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

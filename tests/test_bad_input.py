@@ -85,13 +85,13 @@ TRAIN = ("train", "--dataset", "npz", "--data-dir", "images.npz", "--model", "le
         ((*TRAIN, "--device", "meta"), "device 'meta' is not on this machine: "),
         ((*TRAIN, "--device", "cuda:99"), "device 'cuda:99' is not on this machine: "),
         ((*TRAIN, "--device", "cpu", "--amp", "float16"), "--amp float16 needs a GPU: use --amp bfloat16 on a CPU"),
-        ((*TRAIN, "--output-dir", "images.npz"), "cannot write images.npz/generated_nets/lenet-300-100-npz: not a directory"),
+        ((*TRAIN, "--output-dir", "images.npz"), "cannot write images.npz/checkpoints/.lenet-300-100-npz.lock: not a directory"),
         ((*TRAIN, "--data-dir", "none.npz"), "none.npz"),
         (("train", "--dataset", "mnist"), "mnist is not under data: pass --download, or --data-dir DIR where it is"),
         (("train", "--dataset", "cifar10", "--data-dir", "/nowhere"), "cifar10 is not under /nowhere: pass --download, "),
         (("train", "--dataset", "folder", "--data-dir", "nowhere"), "nowhere is not a folder: name the one that holds train/ and val/"),
         (("train", "--resume", "nowhere.pt"), "nowhere.pt: no such checkpoint"),
-        (("train", "--resume", "checkpoints/x"), "checkpoints/x is a folder; name a checkpoint in it, such as checkpoints/x/last.pt"),
+        (("train", "--resume", "checkpoints"), "checkpoints is not a run's: it belongs to network files in "),
         (("train", "--config", "none.toml"), "none.toml: no such file or directory"),
         (("train", "--config", "images.npz"), "images.npz: a config file ends in .toml or .json"),
         (("evaluate", "nowhere.pt"), "nowhere.pt: no such checkpoint"),
@@ -101,7 +101,10 @@ TRAIN = ("train", "--dataset", "npz", "--data-dir", "images.npz", "--model", "le
         (("reconfigure", "checkpoints/x/last.pt", "--round-to", "auto"), "round-to must be a whole number from 1 here, not 'auto'"),
         (("reconfigure", "checkpoints/x/last.pt", "--threshold", "-1"), "threshold must be a finite number from 0, not -1.0"),
         (("reconfigure", "checkpoints/x/last.pt", "--name", "a/b"), "'a/b' cannot name a run: "),
-        (("reconfigure", "checkpoints/x/last.pt", "--output-dir", "images.npz"), "cannot write images.npz/generated_nets/x-cut: not a dir"),
+        (
+            ("reconfigure", "checkpoints/x/last.pt", "--output-dir", "images.npz"),
+            "cannot write images.npz/checkpoints/.x-cut.lock: not",
+        ),
         (("inspect", "nowhere"), "nowhere is no network file (.py), checkpoint (.pt) or run: name one of these, or --output-dir "),
         (("inspect", "nowhere.py"), "nowhere.py: no such network file"),
         (("inspect", "nowhere.pt"), "nowhere.pt: no such checkpoint"),
@@ -110,7 +113,7 @@ TRAIN = ("train", "--dataset", "npz", "--data-dir", "images.npz", "--model", "le
         (("flatten", "resnet20"), "missing option '-o' / '--output'. Try prunetrain flatten --help"),
         (("flatten", "resnet21", "-o", "y.py"), "unknown model 'resnet21': did you mean "),
         (("flatten", "resnet20", "-o", "y.txt"), "y.txt: a network file ends in .py"),
-        (("flatten", "resnet20", "-o", "images.npz/y.py", "--input-shape", "1,8,8"), "cannot write images.npz/y.pt: file exists"),
+        (("flatten", "resnet20", "-o", "images.npz/y.py", "--input-shape", "1,8,8"), "cannot write images.npz/y.pt: not a directory"),
         (("flatten", "alexnet", "-o", "y.py", "--input-shape", "1,8,8"), "alexnet needs images of at least 15x15"),
         *(
             (
@@ -346,4 +349,4 @@ def test_full_disk_in_a_real_process(folder: Path) -> None:
 def test_folder_without_permission(folder: Path) -> None:
     locked = folder / "locked"
     locked.mkdir(mode=0o500)
-    assert refusal(*TRAIN, "--output-dir", "locked") == "cannot write locked/generated_nets/lenet-300-100-npz: permission denied"
+    assert refusal(*TRAIN, "--output-dir", "locked") == "cannot write locked/checkpoints/.lenet-300-100-npz.lock: permission denied"

@@ -1,7 +1,5 @@
 """The training loop against loops written out by hand: same batches, same seed, same bits."""
 
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,6 @@ from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.loop import evaluate, evaluate_batches, train_one_epoch
 from prunetrain.training.state import TrainState, new_state
-from prunetrain.training.stopping import stopping_on_signals
 
 CPU = torch.device("cpu")
 
@@ -215,27 +212,3 @@ def test_top_5(images: Path, tmp_path: Path) -> None:
     found = evaluate_batches(state, iter([(logits[:3], labels[:3]), (logits[3:], labels[3:])]))
     assert (found.top1, found.top5) == (0.25, 0.5)
     assert found.loss == pytest.approx(float(F.cross_entropy(logits, labels)))
-
-
-def test_signals_ask_once_and_stop_at_the_second() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with stopping_on_signals() as stop:
-        assert not stop()
-        signal.raise_signal(signal.SIGTERM)
-        assert stop()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-
-
-def test_threads_leave_signals_alone() -> None:
-    seen = []
-
-    def work() -> None:
-        with stopping_on_signals() as stop:
-            seen.append(stop())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [False]

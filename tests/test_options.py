@@ -20,10 +20,11 @@ from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.training import recipes
 
 FLAGS = """
---amp --augment --aux-weight --batch-size --channels-last --compile --config --criterion --data-dir --dataset --device --download --epochs
---image-size --label-smoothing --lasso-groups --lasso-step --lr --lr-gamma --milestones --model --model-arg --momentum --name --nesterov
---no-augment --no-channels-last --no-compile --no-download --no-nesterov --optimizer --output-dir --penalty-ratio --prune-interval
---recipe --residual --round-to --schedule --seed --threshold --warmup-epochs --weight-decay --weights --workers -b -j
+--amp --augment --aux-weight --batch-size --channels-last --checkpoint-minutes --compile --config --criterion --data-dir --dataset
+--device --download --epochs --image-size --keep --label-smoothing --lasso-groups --lasso-step --lr --lr-gamma --milestones --model
+--model-arg --momentum --name --nesterov --no-augment --no-channels-last --no-compile --no-download --no-nesterov --optimizer --output-dir
+--penalty-ratio --prune-interval --recipe --residual --round-to --schedule --seed --threshold --warmup-epochs --weight-decay --weights
+--workers -b -j
 """.split()
 TOP = Path(__file__).parent.parent
 FIELDS = dataclasses.fields(TrainConfig)

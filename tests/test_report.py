@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -254,7 +255,7 @@ def test_outcome(tmp_path: Path) -> None:
     write_text(run.network(2), render(tiny(6)))
     history = [metrics(1, macs=3712), {**metrics(2), "train_macs_total": 3 * 100 * (3712 + 2784)}]
     output = console()
-    print_outcome(output, Outcome(run, history, run.network(2), finished=True))
+    print_outcome(output, Outcome(run, history, run.network(2)))
     lines = [line.split(maxsplit=1) for line in text(output).splitlines()]
     assert lines == [
         ["validation", "top-1 68.75%"],
@@ -265,8 +266,8 @@ def test_outcome(tmp_path: Path) -> None:
         ["checkpoint", str(run.last)],
     ]
     output = console()
-    print_outcome(output, Outcome(run, history, run.network(2), finished=False))
+    print_outcome(output, Outcome(run, history, run.network(2), stopped_by=signal.SIGTERM))
     assert text(output) == f"stopped; go on with: prunetrain train --resume {run.last}\n"
     output = console()
-    print_outcome(output, Outcome(run, [], run.network(0), finished=True))
+    print_outcome(output, Outcome(run, [], run.network(0)))
     assert text(output) == ""

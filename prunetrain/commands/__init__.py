@@ -1,7 +1,7 @@
 """The command line: one file a command, imported when that command runs.
 
-In: arguments. Out: an exit code; 0, or 2 with one line on stderr for what a user can do wrong, or 130 after Ctrl-C. `prunetrain --help`
-imports click and nothing heavier.
+In: arguments. Out: an exit code; 0, or 2 with one line on stderr for what a user can do wrong, or 128 and the number of the signal that
+asked to stop: 130 after Ctrl-C, 143 after SIGTERM. `prunetrain --help` imports click and nothing heavier.
 """
 
 import difflib
@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from prunetrain.errors import PruneTrainError, unknown_name
+from prunetrain.training.stopping import StopRequested, exit_code, stopping_on_signals
 
 COMMANDS = {
     "train": "Train a network and make it smaller while it trains.",
@@ -58,7 +59,7 @@ class LazyGroup(click.Group):
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _one_line_errors():
+        with _one_line_errors(), stopping_on_signals():
             return super().invoke(ctx)
 
 
@@ -73,7 +74,7 @@ class OneLineError(click.ClickException):
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Turn what a user can do wrong into a `OneLineError`, and Ctrl-C into exit code 130."""
+    """Turn what a user can do wrong into a `OneLineError`, and requests to stop into exit codes."""
     try:
         yield
     except (OneLineError, BrokenPipeError):  # click ends quietly when what reads the output has gone
@@ -84,6 +85,8 @@ def _one_line_errors() -> Iterator[None]:
         raise OneLineError(_usage_line(error)) from error
     except OSError as error:
         raise OneLineError(_system_line(error)) from error
+    except StopRequested as error:
+        raise click.exceptions.Exit(exit_code(error.number)) from error
     except KeyboardInterrupt as error:
         click.echo(err=True)
         raise click.exceptions.Exit(130) from error

@@ -10,7 +10,11 @@ from prunetrain.commands.options import chosen, config_options, resolve
 
 @click.command("train")
 @config_options
-@click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint; auto: from this run's last one, or start it.")
+@click.option(
+    "--resume",
+    metavar="auto|PATH",
+    help="Go on from a checkpoint, or from the newest whole one in a run's folder; auto: from this run's, or start it.",
+)
 @click.option("--list-models", is_flag=True, help="Name the networks of the zoo, and the ways to others, and exit.")
 @click.pass_context
 def command(ctx: click.Context, /, resume: str | None, list_models: bool, **params: Any) -> None:
@@ -31,24 +35,21 @@ def command(ctx: click.Context, /, resume: str | None, list_models: bool, **para
     from prunetrain.paths import newest_run
     from prunetrain.report.progress import TrainingProgress
     from prunetrain.report.terminal import console, print_outcome
-    from prunetrain.training.run import resume_run, run_name, start_run
+    from prunetrain.training.run import continue_run, resume_run, run_name, start_run
+    from prunetrain.training.stopping import exit_code
 
-    checkpoint = None
-    if resume == "auto":
-        newest = newest_run(Path(config.output_dir), run_name(config))
-        checkpoint = newest.last_checkpoint() if newest else None
-    elif resume is not None:
-        checkpoint = Path(resume)
     output = console()
     progress = TrainingProgress(output)
+    run = newest_run(Path(config.output_dir), run_name(config)) if resume == "auto" else None
     try:
-        if checkpoint is None:
-            outcome = start_run(config, progress)
+        if run is not None:
+            outcome = continue_run(run, config, chosen(params), progress)
+        elif resume is not None and resume != "auto":
+            outcome = resume_run(Path(resume), chosen(params), progress)
         else:
-            output.print(f"resuming from {checkpoint}", highlight=False, soft_wrap=True)
-            outcome = resume_run(checkpoint, chosen(params), progress)
+            outcome = start_run(config, progress)
     finally:
         progress.close()
     print_outcome(output, outcome)
-    if not outcome.finished:
-        ctx.exit(130)
+    if outcome.stopped_by is not None:
+        ctx.exit(exit_code(outcome.stopped_by))
