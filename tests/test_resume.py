@@ -1,6 +1,5 @@
 """However a run ends, resuming it gives bit for bit the weights, optimizer state and metrics of a run that was never stopped."""
 
-import json
 import os
 import random
 import signal
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import RESNET, Recorder, arguments, assert_same_state, invoke, repeatable, settings, write_images
+from runs import RESNET, Recorder, arguments, assert_same_run, invoke, settings, write_images
 from torch import nn
 
 from prunetrain.config import TrainConfig
@@ -36,18 +35,6 @@ def reference(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome
     outcome = start_run(settings(images, tmp_path_factory.mktemp("reference")), recorder)
     assert all(event.change.channels[1] < event.change.channels[0] for event in recorder.reconfigurations)
     return outcome
-
-
-def assert_same_run(run: RunPaths, reference: RunPaths) -> None:
-    """Same files, same networks, same bits, same metrics."""
-    assert [path.name for path in run.network_files().values()] == [path.name for path in reference.network_files().values()]
-    for epoch, path in reference.network_files().items():
-        assert run.network(epoch).read_bytes() == path.read_bytes()
-        assert_same_state(load_checkpoint(run.checkpoint(epoch)), load_checkpoint(reference.checkpoint(epoch)))
-    assert_same_state(load_checkpoint(run.last), load_checkpoint(reference.last))
-    left, right = ([json.loads(line) for line in one.metrics.read_text().splitlines()] for one in (run, reference))
-    assert repeatable(left) == repeatable(right)
-    assert sorted(path.name for path in run.checkpoints.iterdir()) == sorted(path.name for path in reference.checkpoints.iterdir())
 
 
 @pytest.mark.parametrize("stops", [[(1, 1)], [(1, 10)], [(2, 9)], [(2, 10)], [(3, 1)], [(1, 3), (1, 7), (2, 10), (4, 9)]], ids=str)
