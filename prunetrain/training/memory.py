@@ -74,7 +74,7 @@ def _measured(state: TrainState, graph: LayerGraph, images: int) -> float:
 
 
 def _estimated(state: TrainState, graph: LayerGraph, images: int) -> float:
-    live = _LiveBytes()
+    live = LiveBytes()
     with FakeTensorMode(), live:
         _run_steps(state, graph, images)
     return live.peak
@@ -86,7 +86,7 @@ def _run_steps(state: TrainState, graph: LayerGraph, images: int) -> None:
         step.run(images)
 
 
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While entered, counts the bytes of all memory that operations return, until it is freed; tensors that share memory count once.
 
     `peak` is the most at any time.
