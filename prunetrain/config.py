@@ -46,6 +46,8 @@ class TrainConfig:
     image_size: int = setting(224, "Side of the square crop that `folder` and `fake` feed to the network, pixels.")
     epochs: int = setting(40, "Passes over the training data.")
     batch_size: int = setting(32, "Images a step.", flags=("-b",))
+    dynamic_batch: bool = setting(False, "After a cut, grow the batch into the memory that it freed, and the learning rate as much.")
+    max_batch_size: int = setting(0, "Upper limit of --dynamic-batch, images a step; 0: four times --batch-size.")
     optimizer: str = setting("sgd", "Optimizer.", choices=("sgd", "adamw"))
     lr: float = setting(0.1, "Learning rate after warm-up.")
     momentum: float = setting(0.9, "Momentum of SGD; the first beta of AdamW.")
@@ -168,6 +170,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # from, up to and including
     "image_size": (1, 4096),
     "epochs": (1, 1_000_000),
     "batch_size": (1, 10_000_000),
+    "max_batch_size": (0, 10_000_000),
     "lr_gamma": (0, 1),
     "warmup_epochs": (0, 1_000_000),
     "prune_interval": (1, 1_000_000),
@@ -198,6 +201,8 @@ def _check_ranges(config: TrainConfig) -> None:
             raise ConfigError(f"{_key(name)} must be a finite number from {low}{limit}, not {getattr(config, name)}")
     if not re.fullmatch(r"auto|[1-9][0-9]{0,5}", config.round_to):
         raise ConfigError(f"round-to must be auto or a whole number from 1, not {config.round_to!r}")
+    if 0 < config.max_batch_size < config.batch_size:
+        raise ConfigError(f"max-batch-size {config.max_batch_size} is under the batch size to start from, {config.batch_size}")
     if config.nesterov and (config.optimizer != "sgd" or config.momentum == 0):
         raise ConfigError("nesterov needs --optimizer sgd and a momentum over 0")
     if list(config.milestones) != sorted(set(config.milestones)) or any(epoch < 1 for epoch in config.milestones):

@@ -82,7 +82,7 @@ def test_cut_changes_nothing_but_size(images: Path, tmp_path: Path, changes: dic
     ):
         assert found == (old, new)
     assert event.change.params[1] == sum(parameter.numel() for parameter in after.model.parameters())
-    assert list(event.change.seconds) == ["select", "time", "slice", "write", "load", "validate"]
+    assert list(event.change.seconds) == ["select", "time", "slice", "batch", "write", "load", "validate"]
     assert_identical(dict(state.model.state_dict()), before)  # the old state is as it was
 
 

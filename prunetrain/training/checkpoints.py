@@ -28,8 +28,8 @@ class Progress:
     """Where a run stands, as literals.
 
     `epoch` epochs and `step` steps of the next one are done. `running` holds the sums over these steps. `lasso_strength` is lambda,
-    None before the first batch. `batch_size` is the present one, None as long as it is that of the settings. `history` has a line of
-    metrics an epoch, `train_macs` and `train_images` what was trained so far.
+    None before the first batch. `batch_size` is what `--dynamic-batch` has decided, None where that of the settings holds. `history` has
+    a line of metrics an epoch, `train_macs` and `train_images` what was trained so far.
     """
 
     epoch: int = 0

@@ -16,6 +16,11 @@ class Ranks:
 
     group: ProcessGroup | None = None
 
+    @property
+    def world_size(self) -> int:
+        """How many processes there are."""
+        return 1 if self.group is None else self.group.size()
+
     def mean(self, number: float, device: torch.device) -> float:
         """The mean of a number that each rank has its own of."""
         if self.group is None:

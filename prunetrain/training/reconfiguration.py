@@ -4,11 +4,13 @@ import time
 from dataclasses import replace
 
 from prunetrain.channels.slicing import Cut, gate, propose_cut, slice_optimizer_state
+from prunetrain.training.batch_size import choose_batch_size
 from prunetrain.training.checkpoints import Checkpoint
 from prunetrain.training.data import DataSource
 from prunetrain.training.events import Change, Reconfiguration
 from prunetrain.training.granularity import choose_granularity
 from prunetrain.training.loop import evaluate
+from prunetrain.training.memory import restart_peak
 from prunetrain.training.state import TrainState, load_state, write_pair
 
 _TIMING_SHARE = 0.01  # of an interval's time may go to timing candidates
@@ -50,14 +52,19 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
         cut = gate(cut, threshold=config.threshold, granularity=granularity)
     smaller = cut_checkpoint(state.checkpoint(), cut)
     watch.lap("slice")
+    batch = choose_batch_size(state, cut.graph, data) if config.dynamic_batch else None
+    if batch is not None:
+        smaller = replace(smaller, progress=replace(smaller.progress, batch_size=batch.batch_size[1]))
+    watch.lap("batch")
     path = write_pair(state.run, cut.graph, state.dense, smaller)
     watch.lap("write")
     after = load_state(path, config, data, state.environment)
+    restart_peak(after)
     watch.lap("load")
     top1 = evaluate(after, data).top1
     watch.lap("validate")
     change = Change.of(state.costs, cut, granularity, watch.seconds)
-    return after, Reconfiguration(state.progress.epoch, change, after.network, (val_top1, top1))
+    return after, Reconfiguration(state.progress.epoch, change, after.network, (val_top1, top1), batch)
 
 
 def cut_checkpoint(checkpoint: Checkpoint, cut: Cut) -> Checkpoint:

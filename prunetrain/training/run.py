@@ -30,10 +30,10 @@ from prunetrain.training.stopping import Action, Pacer, Requests, StopRequested,
 
 # What may change between a run and its continuation; everything else decides what the run computes.
 CHANGEABLE = frozenset(
-    (
-        "epochs prune_interval threshold criterion round_to data_dir download workers device compile milestones schedule "
-        "checkpoint_minutes keep"
-    ).split()
+    """
+    epochs prune_interval threshold criterion round_to dynamic_batch max_batch_size data_dir download workers device compile milestones
+    schedule checkpoint_minutes keep
+    """.split()
 )
 
 

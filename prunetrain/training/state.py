@@ -206,8 +206,9 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model.parameters(), config)
-    steps_per_epoch = data.steps_per_epoch(progress.batch_size or config.batch_size)
-    scheduler = build_scheduler(optimizer, config, steps_per_epoch)
+    batch_size = progress.batch_size or config.batch_size
+    steps_per_epoch = data.steps_per_epoch(batch_size)
+    scheduler = build_scheduler(optimizer, config, steps_per_epoch, batch_size)
     scaler = GradScaler(device.type, enabled=config.amp == "float16")
     try:
         if checkpoint.optimizer:
