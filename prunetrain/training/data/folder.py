@@ -24,6 +24,7 @@ from prunetrain.errors import DataError
 from prunetrain.training.data.augmentation import Augmentation
 from prunetrain.training.data.base import Batch, Normalizer, Statistics, epoch_generator, one_line
 from prunetrain.training.data.folder_scan import Samples, scan
+from prunetrain.training.data.worker_signals import held_back, leave_signals_to_parent
 
 IMAGENET = Statistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SMALL_SIDE = 64  # pixels; up to here images are treated as CIFAR's are
@@ -80,10 +81,13 @@ class FolderSource:
             batch_sampler=keys,
             num_workers=self._workers,
             collate_fn=_collate,
+            worker_init_fn=leave_signals_to_parent,
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator(),  # the loader would draw from torch's global state otherwise
         )
-        for batch in loader:
+        with held_back():
+            batches = iter(loader)
+        for batch in batches:
             if isinstance(batch, Unreadable):
                 raise DataError(batch.message)
             images, labels = batch
