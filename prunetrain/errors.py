@@ -6,7 +6,8 @@ PruneTrainError
 ├── TraceError          a network that cannot be turned into a LayerGraph
 ├── NetworkFileError    a network file that is missing, changed, or holds anything but a network
 ├── CheckpointError     a checkpoint that is missing, damaged or foreign
-└── OutputError         a file that could not be written
+├── OutputError         a file that could not be written
+└── WorkerError         processes that train together and cannot go on together
 """
 
 import difflib
@@ -39,6 +40,10 @@ class CheckpointError(PruneTrainError):
 
 class OutputError(PruneTrainError):
     """A file that could not be written."""
+
+
+class WorkerError(PruneTrainError):
+    """Processes that train together and cannot go on together."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

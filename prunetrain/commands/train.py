@@ -5,15 +5,36 @@ from typing import Any
 
 import click
 
+from prunetrain.commands import ARGUMENTS
 from prunetrain.commands.options import chosen, config_options, resolve
+from prunetrain.config import TrainConfig
+from prunetrain.errors import ConfigError
 
 
 @click.command("train")
 @config_options
 @click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint; auto: from this run's last one, or start it.")
+@click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Train on N GPUs of this machine, one worker each.  [default: one]")
+@click.option("--nproc", type=click.IntRange(min=1), metavar="N", help="Train with N workers on this machine.  [default: one process]")
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="With --gpus or --nproc: how often all go on from the last checkpoint after a worker died.  [default: 3]",
+)
 @click.option("--list-models", is_flag=True, help="Name the networks of the zoo, and the ways to others, and exit.")
 @click.pass_context
-def command(ctx: click.Context, /, resume: str | None, list_models: bool, **params: Any) -> None:
+def command(
+    ctx: click.Context,
+    /,
+    *,
+    resume: str | None,
+    gpus: int | None,
+    nproc: int | None,
+    max_restarts: int | None,
+    list_models: bool,
+    **params: Any,
+) -> None:
     """Train a network; cut its dead channels every few epochs; write each smaller network as a Python file with a checkpoint beside it.
 
     Without any flag: ResNet-20 on the digits that ship with prunetrain, about a minute on two CPU cores.
@@ -26,29 +47,80 @@ def command(ctx: click.Context, /, resume: str | None, list_models: bool, **para
         for spelling, meaning in models.SPELLINGS.items():
             click.echo(f"{spelling:{width}}  {meaning}")
         return
-    config = resolve(params)
+    from prunetrain.training.joining import FAILED, PEER_LOST, PeerFailed, PeerLost, launched, one_voice
 
-    from prunetrain.paths import newest_run
+    if (gpus is not None or nproc is not None or max_restarts is not None) and not launched():
+        ctx.exit(_launch(ctx, gpus, nproc, max_restarts, resolve(params | _device(gpus))))
+    try:
+        with one_voice():
+            finished = _train(resume, params | _device(gpus), gpus or nproc)
+    except PeerFailed:
+        ctx.exit(FAILED)
+    except PeerLost:
+        ctx.exit(PEER_LOST)
+    if not finished:
+        ctx.exit(130)
+
+
+def _device(gpus: int | None) -> dict[str, str]:
+    """What `--gpus` says of the device."""
+    return {} if gpus is None else {"device": "cuda"}
+
+
+def _launch(ctx: click.Context, gpus: int | None, nproc: int | None, max_restarts: int | None, config: TrainConfig) -> int:
+    """Start the workers and wait for them; their exit code."""
+    if gpus is not None and nproc is not None:
+        raise ConfigError("--gpus and --nproc both say how many workers there are: give one of them")
+    workers = gpus or nproc
+    if workers is None:
+        raise ConfigError("--max-restarts is for several workers: give --gpus or --nproc as well")
+
+    from prunetrain.training.environment import check_devices
+    from prunetrain.training.launching import launch
+
+    check_devices(config, workers)
+    return launch(ctx.meta[ARGUMENTS], workers, 3 if max_restarts is None else max_restarts)
+
+
+def _train(resume: str | None, params: dict[str, Any], workers: int | None) -> bool:
+    """Start a run or go on with one, alone or as one of several workers; whether it came to its end."""
     from prunetrain.report.progress import TrainingProgress
     from prunetrain.report.terminal import console, print_outcome
-    from prunetrain.training.run import resume_run, run_name, start_run
+    from prunetrain.training.environment import choose_device
+    from prunetrain.training.events import Silent
+    from prunetrain.training.joining import join
+    from prunetrain.training.run import resume_run, start_run
 
-    checkpoint = None
+    config = resolve(params)
+    with join(choose_device(config)) as ranks:
+        if workers not in (None, ranks.world_size):
+            raise ConfigError(f"the launcher started {ranks.world_size} workers, not {workers}: leave out --gpus and --nproc")
+        checkpoint = ranks.on_first(lambda: _checkpoint(resume, config))
+        output = console()
+        progress = TrainingProgress(output)
+        observer = progress if ranks.rank == 0 else Silent()
+        try:
+            if checkpoint is None:
+                outcome = start_run(config, observer)
+            else:
+                observer.message(f"resuming from {checkpoint}")
+                outcome = resume_run(checkpoint, chosen(params), observer)
+        finally:
+            progress.close()
+        if ranks.rank == 0:
+            print_outcome(output, outcome)
+    return outcome.finished
+
+
+def _checkpoint(resume: str | None, config: TrainConfig) -> Path | None:
+    """Where to go on; None to start a new run. Workers that were started anew go on with the run of those before them."""
+    from prunetrain.paths import newest_run, run_of_checkpoint
+    from prunetrain.training.joining import noted_run
+    from prunetrain.training.run import run_name
+
+    if folder := noted_run():
+        return run_of_checkpoint(folder / "last.pt").last_checkpoint()
     if resume == "auto":
         newest = newest_run(Path(config.output_dir), run_name(config))
-        checkpoint = newest.last_checkpoint() if newest else None
-    elif resume is not None:
-        checkpoint = Path(resume)
-    output = console()
-    progress = TrainingProgress(output)
-    try:
-        if checkpoint is None:
-            outcome = start_run(config, progress)
-        else:
-            output.print(f"resuming from {checkpoint}", highlight=False, soft_wrap=True)
-            outcome = resume_run(checkpoint, chosen(params), progress)
-    finally:
-        progress.close()
-    print_outcome(output, outcome)
-    if not outcome.finished:
-        ctx.exit(130)
+        return newest.last_checkpoint() if newest else None
+    return None if resume is None else Path(resume)

@@ -15,10 +15,11 @@ from prunetrain.files import append_line, remove_leftovers, write_text
 from prunetrain.graph.costs import costs
 from prunetrain.models import short_name
 from prunetrain.paths import RunPaths
-from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from prunetrain.training.data import DataSource, load_data
+from prunetrain.training.checkpoints import Checkpoint, load_checkpoint
+from prunetrain.training.data import DataSource
 from prunetrain.training.environment import Environment
 from prunetrain.training.events import Metrics, Observer
+from prunetrain.training.joining import note_run
 from prunetrain.training.loop import EpochResult, evaluate, train_one_epoch
 from prunetrain.training.reconfiguration import reconfigure
 from prunetrain.training.state import TrainState, load_state, new_state
@@ -47,7 +48,7 @@ def start_run(config: TrainConfig, observer: Observer) -> Outcome:
         PruneTrainError: for settings, data or files that do not work; nothing is written before they were checked.
     """
     environment = Environment.of(config)
-    data = load_data(config, environment.device)
+    data = environment.load_data(config)
     state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, environment, observer.message)
     return _train(state, data, observer)
 
@@ -70,12 +71,10 @@ def resume_run(path: Path, given: dict[str, Any], observer: Observer) -> Outcome
     """
     config = config_of(path, given)
     environment = Environment.of(config)
-    data = load_data(config, environment.device)
+    data = environment.load_data(config)
     state = load_state(path, config, data, environment)
     state.check_fits(data)
-    for folder in (state.run.networks, state.run.checkpoints):
-        remove_leftovers(folder)
-    _rewrite_metrics(state)
+    environment.ranks.on_first(lambda: _tidy(state))
     return _train(state, data, observer)
 
 
@@ -107,7 +106,11 @@ def stored_config(path: Path, checkpoint: Checkpoint) -> TrainConfig:
 
 
 def _train(state: TrainState, data: DataSource, observer: Observer) -> Outcome:
-    config = state.config
+    config, ranks = state.config, state.environment.ranks
+    note_run(state.run.checkpoints)
+    if ranks.world_size > 1:
+        each = state.environment.images_each(state.batch_size)
+        observer.message(f"{ranks.world_size} workers: {each} images a step each, {state.batch_size} in all")
     observer.started(
         total_epochs=config.epochs,
         epoch=state.progress.epoch,
@@ -118,10 +121,10 @@ def _train(state: TrainState, data: DataSource, observer: Observer) -> Outcome:
         while state.progress.epoch < config.epochs:
             result = train_one_epoch(state, data, observer, stop)
             if result.stopped and state.progress.step < data.steps_per_epoch(state.batch_size):
-                save_checkpoint(state.run.last, state.checkpoint())
+                state.save(state.run.last)
                 return _outcome(state, finished=False)
             state = _end_epoch(state, data, result, observer)
-            if stop() and state.progress.epoch < config.epochs:
+            if any(ranks.gather(stop())) and state.progress.epoch < config.epochs:
                 return _outcome(state, finished=False)
     return _outcome(state, finished=True)
 
@@ -132,16 +135,16 @@ def _outcome(state: TrainState, *, finished: bool) -> Outcome:
 
 def _end_epoch(state: TrainState, data: DataSource, result: EpochResult, observer: Observer) -> TrainState:
     """Validate, reconfigure when it is time, write everything, tell the observer."""
-    config = state.config
+    config, run = state.config, state.run
     evaluation = evaluate(state, data)
-    metrics = _metrics(state, result, evaluation.loss, evaluation.top1)
+    metrics = state.environment.ranks.share(_metrics(state, result, evaluation.loss, evaluation.top1))
     epoch = state.progress.epoch + 1
     state.progress = replace(state.progress, epoch=epoch, step=0, running={}, history=[*state.progress.history, metrics])
     event = None
     if config.penalty_ratio > 0 and (epoch % config.prune_interval == 0 or epoch == config.epochs):
         state, event = reconfigure(state, data, evaluation.top1)
-    save_checkpoint(state.run.last, state.checkpoint())
-    append_line(state.run.metrics, json.dumps(metrics))
+    state.save(state.run.last)
+    state.environment.ranks.on_first(lambda: append_line(run.metrics, json.dumps(metrics)))
     observer.epoch_ended(metrics)
     if event is not None:
         observer.reconfigured(event)
@@ -166,7 +169,9 @@ def _metrics(state: TrainState, result: EpochResult, val_loss: float, val_top1: 
         "train_images_total": state.progress.train_images,
         "epoch_seconds": result.seconds,
         "images_per_second": result.images / result.seconds,
-        "peak_memory_bytes": _peak_memory(state.device),
+        "peak_memory_bytes": max(state.environment.ranks.gather(_peak_memory(state.device))),
+        "workers": state.environment.ranks.world_size,
+        "gradient_bytes": state.gradient_bytes,
     }
 
 
@@ -177,6 +182,8 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _rewrite_metrics(state: TrainState) -> None:
-    """Make metrics.jsonl say what the checkpoint says: a crash may have left a line too many or too few."""
+def _tidy(state: TrainState) -> None:
+    """Remove what a crash left half written; make metrics.jsonl say what the checkpoint says: there may be a line too many or too few."""
+    for folder in (state.run.networks, state.run.checkpoints):
+        remove_leftovers(folder)
     write_text(state.run.metrics, "".join(json.dumps(line) + "\n" for line in state.progress.history))
