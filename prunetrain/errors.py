@@ -8,7 +8,8 @@ PruneTrainError
 ├── CheckpointError     a checkpoint that is missing, damaged or foreign
 ├── OutputError         a file that could not be written
 ├── BusyError           a run that another process is working on
-└── DivergedError       a training whose loss or weights are no longer finite
+├── DivergedError       a training whose loss or weights are no longer finite
+└── WorkerError         processes that train together and cannot go on together
 """
 
 import difflib
@@ -49,6 +50,10 @@ class BusyError(PruneTrainError):
 
 class DivergedError(PruneTrainError):
     """A training whose loss or weights are no longer finite."""
+
+
+class WorkerError(PruneTrainError):
+    """Processes that train together and cannot go on together."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -206,7 +206,7 @@ def test_evaluate_counts_every_image_once(images: Path, tmp_path: Path) -> None:
 
 def test_top_5(images: Path, tmp_path: Path) -> None:
     state = Start(images, tmp_path).state
-    state.forward = lambda x: x  # the images are the logits
+    state.predict = lambda x: x  # the images are the logits
     logits = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3]] * 4)
     labels = torch.tensor([0, 4, 5, 6])
     found = evaluate_batches(state, iter([(logits[:3], labels[:3]), (logits[3:], labels[3:])]))

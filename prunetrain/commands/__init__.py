@@ -17,6 +17,7 @@ import click
 from prunetrain.errors import PruneTrainError, unknown_name
 from prunetrain.training.stopping import StopRequested, exit_code, stopping_on_signals
 
+ARGUMENTS = "prunetrain.arguments"  # in `Context.meta`: the whole command line, without the program
 COMMANDS = {
     "train": "Train a network and make it smaller while it trains.",
     "reconfigure": "Cut the dead channels of a checkpoint once, offline.",
@@ -55,8 +56,11 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:
+        given = tuple(args)  # click takes them out of the list
         with _one_line_errors():
-            return super().make_context(info_name, args, parent, **extra)
+            context = super().make_context(info_name, args, parent, **extra)
+        context.meta[ARGUMENTS] = given
+        return context
 
     def invoke(self, ctx: click.Context) -> Any:
         with _one_line_errors(), stopping_on_signals():

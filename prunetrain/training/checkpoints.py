@@ -27,9 +27,10 @@ _MARK = "prunetrain checkpoint"
 class Progress:
     """Where a run stands, as literals.
 
-    `epoch` epochs and `step` steps of the next one are done. `running` holds the sums over these steps. `lasso_strength` is lambda,
-    None before the first batch. `batch_size` is what `--dynamic-batch` has decided, None where that of the settings holds. `history` has
-    a line of metrics an epoch, `train_macs` and `train_images` what was trained so far.
+    `epoch` epochs and `step` steps of the next one are done. `running` holds the sums over these steps; that of the losses is worker 0's in
+    `loss`, worker 1's in `loss_1` and so on. `lasso_strength` is lambda, None before the first batch. `batch_size` is what
+    `--dynamic-batch` has decided, None where that of the settings holds. `history` has a line of metrics an epoch, `train_macs` and
+    `train_images` count what was trained.
     """
 
     epoch: int = 0
@@ -47,7 +48,7 @@ class Checkpoint:
     """Everything a run needs to go on, beside its network file.
 
     `model` is a state dict; `optimizer` and `scaler` are theirs; `parameters` names the optimizer's parameters in order;
-    `rng` holds the generators' states; `config` the run's settings.
+    `rng` holds the generators' states, those of the workers after the first under `others`; `config` the run's settings.
     """
 
     network: str
@@ -126,13 +127,13 @@ def read_network_of(path: Path, checkpoint: Checkpoint) -> tuple[Path, str]:
     return network, source
 
 
-def rng_state() -> dict[str, Any]:
-    """The states of torch's generators, on the CPU and on every GPU in use."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """The states of torch's generators, on the CPU and, where that is one, on the GPU that this process uses."""
+    return {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []}
 
 
-def restore_rng(state: Mapping[str, Any]) -> None:
+def restore_rng(state: Mapping[str, Any], device: torch.device) -> None:
     """Put back what `rng_state` returned."""
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if device.type == "cuda" and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0], device)

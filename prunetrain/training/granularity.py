@@ -76,7 +76,7 @@ def _time_all(state: TrainState, graphs: dict[LayerGraph, int], budget_seconds: 
 
 def _measure(state: TrainState, graphs: list[LayerGraph], budget_seconds: float) -> list[float]:
     """Median seconds of a training step of each network, all of them measured in turn so that a busy machine slows all alike."""
-    batch_size = state.batch_size
+    batch_size = state.environment.images_each(state.batch_size)
     steps = [TrialStep(state, graph) for graph in graphs]
     probe = _seconds(steps[0], min(8, batch_size), state.device)
     affordable = int(min(8, batch_size) * budget_seconds / (probe * len(graphs) * (_ROUNDS + 1)))
