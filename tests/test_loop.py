@@ -20,6 +20,7 @@ from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.loop import evaluate, evaluate_batches, train_one_epoch
 from prunetrain.training.state import TrainState, new_state
+from prunetrain.training.stopping import Action
 
 CPU = torch.device("cpu")
 
@@ -42,7 +43,7 @@ class Start:
 
     def train(self) -> None:
         """One epoch of the run."""
-        train_one_epoch(self.state, self.data, Recorder(), lambda: False)
+        train_one_epoch(self.state, self.data, Recorder(), lambda: Action.GO_ON)
 
     def batches(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch, for the loop by hand."""
@@ -67,7 +68,7 @@ def test_without_lasso_it_is_a_plain_loop(images: Path, tmp_path: Path, changes:
             losses.append(loss.detach())
     start.train()
     start.state.progress = replace(start.state.progress, epoch=1, step=0, running={})
-    result = train_one_epoch(start.state, start.data, Recorder(), lambda: False)
+    result = train_one_epoch(start.state, start.data, Recorder(), lambda: Action.GO_ON)
     assert result.loss == float(torch.stack(losses[5:]).double().mean())
     for name, tensor in start.state.model.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
@@ -148,7 +149,7 @@ def test_label_smoothing(images: Path, tmp_path: Path) -> None:
     start = Start(images, tmp_path, label_smoothing=0.2, penalty_ratio=0.0, batch_size=160)
     batch, labels = next(start.batches())
     logits = start.model.train()(batch)
-    result = train_one_epoch(start.state, start.data, Recorder(), lambda: False)
+    result = train_one_epoch(start.state, start.data, Recorder(), lambda: Action.GO_ON)
     logits = logits.detach()
     wanted = 0.8 * F.cross_entropy(logits, labels) - 0.2 * logits.log_softmax(1).mean()
     assert result.loss == pytest.approx(float(wanted), rel=1e-6)
@@ -173,12 +174,12 @@ def test_epoch_can_be_stopped_and_taken_up(images: Path, tmp_path: Path) -> None
     whole, parts = (Start(images, tmp_path / name, penalty_ratio=0.94) for name in ("whole", "parts"))
     whole.train()
     recorder = Recorder()
-    first = train_one_epoch(parts.state, parts.data, recorder, lambda: len(recorder.steps) == 2)
-    assert (first.stopped, first.images, parts.state.progress.step) == (True, 64, 2)
+    first = train_one_epoch(parts.state, parts.data, recorder, lambda: Action.STOP if len(recorder.steps) == 2 else Action.GO_ON)
+    assert (first.action, first.images, parts.state.progress.step) == (Action.STOP, 64, 2)
     assert parts.state.progress.train_images == 64
     assert parts.state.progress.train_macs == 3 * costs(parts.state.graph).macs * 64
-    second = train_one_epoch(parts.state, parts.data, recorder, lambda: False)
-    assert (second.stopped, second.images, parts.state.progress.step) == (False, 160, 5)
+    second = train_one_epoch(parts.state, parts.data, recorder, lambda: Action.GO_ON)
+    assert (second.action, second.images, parts.state.progress.step) == (Action.GO_ON, 160, 5)
     assert recorder.steps == [(1, step) for step in range(1, 6)]
     left, right = whole.state.progress, parts.state.progress
     assert {**left.running, "seconds": 0} == {**right.running, "seconds": 0}
