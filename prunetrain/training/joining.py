@@ -12,6 +12,8 @@ import os
 import signal
 import sys
 import threading
+import time
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +32,8 @@ FAILED = 2  # exit code after what a user can do wrong
 PEER_LOST = 75  # exit code of a worker that lost the others; EX_TEMPFAIL of sysexits.h
 PATIENCE = timedelta(minutes=30)  # for a worker that hangs, or a machine that vanished; one that died is noticed at once
 _STORE_PATIENCE = timedelta(seconds=10)
+STORE = "PRUNETRAIN_STORE"  # environment variable: host:port of the store of `launching.launch`
+_PARTS = "prunetrain/parts"  # how many parts of torchelastic's store have been opened
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
@@ -95,8 +99,10 @@ def join(device: torch.device) -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    except ValueError as error:  # a variable is missing or no number
+        store, rank, world_size = _meet(_agent_store(PATIENCE)), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=world_size)
+    except (ValueError, KeyError) as error:  # a variable is missing or no number
         raise WorkerError(f"cannot join the other workers ({error}): start all of them with --nproc, --gpus or torchrun") from None
     ranks = Ranks.joined()
     if ranks.rank > 0:
@@ -126,13 +132,48 @@ def noted_run() -> Path | None:
     return Path(store.get("run").decode()) if store and store.check(["run"]) else None
 
 
-def _store() -> Store | None:
-    """The store of torch's elastic launcher, which outlives the workers; None without that launcher, or if it is gone."""
+def _meet(store: Store | None) -> Store | None:
+    """A part of torchelastic's store that is for the workers of now alone.
+
+    The store may be older than these workers, and what those before them left there, such as addresses, would mislead. So rank 0 opens a
+    part under a new number, and welcomes everyone who reports there; a part in which nobody does is an old one.
+
+    Raises:
+        PeerLost: if the others do not come.
+    """
+    if store is None:
+        return None
+    rank, world_size, me = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), uuid.uuid4().hex
+    if rank == 0:
+        part = PrefixStore(f"prunetrain/{store.add(_PARTS, 1)}", store)
+        for other in range(1, world_size):
+            part.set(f"welcome/{other}", part.get(f"here/{other}").decode())
+        return part
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    while time.monotonic() < deadline:
+        part = PrefixStore(f"prunetrain/{store.add(_PARTS, 0)}", store)
+        part.set(f"here/{rank}", me)
+        if part.check([f"welcome/{rank}"]) and part.get(f"welcome/{rank}") == me.encode():
+            return part
+        time.sleep(0.02)
+    raise PeerLost("worker 0 did not come")
+
+
+def _agent_store(patience: timedelta) -> Store | None:
+    """The store of torch's elastic launcher; None without that launcher."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
         return None
+    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience)
+
+
+def _store() -> Store | None:
+    """A store that outlives the workers, their launcher's; None without one, or if it is gone."""
     with suppress(RuntimeError):
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return PrefixStore("prunetrain", TCPStore(address, port, is_master=False, timeout=_STORE_PATIENCE))
+        if address := os.environ.get(STORE):
+            host, port = address.split(":")
+            return TCPStore(host, int(port), is_master=False, timeout=_STORE_PATIENCE)
+        store = _agent_store(_STORE_PATIENCE)
+        return store and PrefixStore("prunetrain", store)
     return None
 
 

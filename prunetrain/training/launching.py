@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, and not in __all__
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -26,7 +27,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
 
 import prunetrain
 from prunetrain.errors import WorkerError
-from prunetrain.training.joining import FAILED, PEER_LOST
+from prunetrain.training.joining import FAILED, PEER_LOST, STORE
 from prunetrain.training.stopping import SIGNALS
 
 STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes after a request to stop
@@ -46,7 +47,8 @@ def launch(arguments: Sequence[str], workers: int, max_restarts: int) -> int:
     Raises:
         WorkerError: when a worker died once more than that.
     """
-    with tempfile.TemporaryDirectory(prefix="prunetrain-") as folder, _quiet(), _environment(workers):
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    with tempfile.TemporaryDirectory(prefix="prunetrain-") as folder, _quiet(), _environment(workers, f"localhost:{store.port}"):
         agent = _Agent(_spec(arguments, workers, max_restarts), DefaultLogsSpecs(log_dir=folder))
         try:
             with agent.forwarding():
@@ -172,13 +174,14 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _environment(workers: int) -> Iterator[None]:
+def _environment(workers: int, store: str) -> Iterator[None]:
     """Inside, child processes find this package, share the cores, and are silent about their connections."""
     here = str(Path(prunetrain.__file__).parent.parent)
     changes = {
+        STORE: store,
         "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), here])),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // workers))),
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "FATAL"),
     }
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
