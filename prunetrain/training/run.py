@@ -93,13 +93,13 @@ def config_of(path: Path, given: dict[str, Any]) -> TrainConfig:
 
 
 def stored_config(path: Path, checkpoint: Checkpoint) -> TrainConfig:
-    """The settings inside a checkpoint.
+    """The settings inside a checkpoint, but for `download`: whoever wants data downloaded to the folder that it names says so again.
 
     Raises:
         CheckpointError: if they cannot be read.
     """
     try:
-        return build_config(checkpoint.config)
+        return replace(build_config(checkpoint.config), download=False)
     except ConfigError as error:
         raise CheckpointError(f"{path}: its settings are not readable: {error}") from None
 

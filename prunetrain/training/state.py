@@ -32,6 +32,7 @@ from prunetrain.paths import RunPaths, new_run
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.checkpoints import Checkpoint, Progress, load_checkpoint, read_network_of, restore_rng, rng_state, save_checkpoint
 from prunetrain.training.data import DataSource
+from prunetrain.training.optimizer_state import load_optimizer
 from prunetrain.training.optimizers import build_optimizer, build_scheduler
 from prunetrain.training.outputs import Outputs
 
@@ -220,8 +221,7 @@ def load_state(path: Path, config: TrainConfig, steps_per_epoch: int, device: to
     scaler = GradScaler(device.type, enabled=config.amp == "float16")
     try:
         if checkpoint.optimizer:
-            optimizer.load_state_dict(checkpoint.optimizer)
-            _match_formats(optimizer)
+            load_optimizer(optimizer, checkpoint.optimizer)
         scheduler.last_epoch = checkpoint.scheduler["last_epoch"]
         for group, base in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = base * scheduler.lr_lambdas[0](scheduler.last_epoch)
@@ -252,14 +252,6 @@ def load_state(path: Path, config: TrainConfig, steps_per_epoch: int, device: to
     )
 
 
-def _match_formats(optimizer: Optimizer) -> None:
-    """Give what the optimizer keeps for a parameter the parameter's memory format, which fused optimizers count on."""
-    for parameter, entries in optimizer.state.items():
-        for key, entry in entries.items():
-            if isinstance(entry, Tensor) and entry.shape == parameter.shape and entry.stride() != parameter.stride():
-                entries[key] = torch.empty_like(parameter, dtype=entry.dtype).copy_(entry)
-
-
 def load_weights(source: str, graph: LayerGraph, network: Path, checkpoint: Checkpoint, path: Path) -> nn.Module:
     """The network of a file with the weights of its checkpoint, on the CPU.
 
@@ -267,7 +259,7 @@ def load_weights(source: str, graph: LayerGraph, network: Path, checkpoint: Chec
         CheckpointError: if the weights do not fit the network.
     """
     try:
-        return assemble(source, str(network), graph, checkpoint.model)
+        return assemble(source, str(network), graph, checkpoint.model, same_types=True)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise CheckpointError(f"{path}: its weights do not fit {network}: {lines[min(1, len(lines) - 1)]}") from None

@@ -1,0 +1,11 @@
+"""How every check of this package refuses a file."""
+
+
+class RefusedFileError(Exception):
+    """What is wrong with a file, on one line and without its name; whoever reads it adds that, and what to do."""
+
+
+def shown(word: object) -> str:
+    """A word out of a foreign file as an error message may have it: quoted, escaped, and short."""
+    text = repr(word[:60] + "..." if isinstance(word, str) and len(word) > 60 else word)
+    return text if len(text) <= 200 else text[:197] + "..."
