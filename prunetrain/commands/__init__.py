@@ -15,6 +15,9 @@ from typing import Any
 import click
 
 from prunetrain.errors import PruneTrainError, unknown_name
+from prunetrain.foreign.refusal import printable
+
+_LONGEST_LINE = 2000  # characters of an error
 
 COMMANDS = {
     "train": "Train a network and make it smaller while it trains.",
@@ -68,7 +71,8 @@ class OneLineError(click.ClickException):
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"error: {' '.join(self.message.split())}", file=file, err=True)
+        line = printable(self.message)
+        click.echo(f"error: {line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + '...'}", file=file, err=True)
 
 
 @contextmanager
@@ -84,9 +88,18 @@ def _one_line_errors() -> Iterator[None]:
         raise OneLineError(_usage_line(error)) from error
     except OSError as error:
         raise OneLineError(_system_line(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OneLineError("out of memory: use a smaller --batch-size or a smaller network") from error
     except KeyboardInterrupt as error:
         click.echo(err=True)
         raise click.exceptions.Exit(130) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of the GPU; torch has an error of its own for the GPU's alone."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _usage_line(error: click.ClickException) -> str:

@@ -1,5 +1,6 @@
 """Opening files: only regular ones (a pipe or a device may never end), and only so much of them."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -12,12 +13,15 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading. Links are followed; what counts is what was opened, whatever the name means a moment later.
 
     Raises:
-        OSError: if it cannot be opened.
-        RefusedFileError: if it is a folder, a pipe, a socket or a device.
+        OSError: if it cannot be opened, or is a folder.
+        RefusedFileError: if it is a pipe, a socket or a device.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))  # a pipe would wait for a writer
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise RefusedFileError("it is no regular file")
     return os.fdopen(descriptor, "rb")
 
@@ -28,7 +32,16 @@ def size_of(file: BinaryIO) -> int:
 
 
 def read_text(path: Path, most: int) -> str:
-    """The text of a file in UTF-8, line ends as they come.
+    """`read_bytes` as text in UTF-8, line ends as they come.
+
+    Raises:
+        UnicodeDecodeError: if it is none.
+    """
+    return read_bytes(path, most).decode("utf-8")
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """A whole file.
 
     Args:
         path: the file.
@@ -36,11 +49,10 @@ def read_text(path: Path, most: int) -> str:
 
     Raises:
         OSError: if it cannot be opened or read.
-        UnicodeDecodeError: if it is not UTF-8.
         RefusedFileError: if it is no regular file, or too long.
     """
     with open_regular(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise RefusedFileError(f"it is longer than {most:,} bytes")
-    return content.decode("utf-8")
+    return content

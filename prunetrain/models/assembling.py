@@ -24,7 +24,7 @@ def assemble(source: str, filename: str, graph: LayerGraph, state: Mapping[str, 
         RuntimeError: if the weights do not fit it.
     """
     with torch.device("meta"):
-        module = instantiate(source, filename)
+        module = instantiate(source, filename, allocates=False)
     types = {name: tensor.dtype for name, tensor in module.state_dict().items()}
     module.load_state_dict(dict(state), assign=True)
     other = next((name for name, tensor in state.items() if same_types and tensor.dtype != types[name]), None)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from prunetrain.errors import ConfigError
-from prunetrain.foreign.refusal import RefusedFileError
+from prunetrain.foreign.refusal import RefusedFileError, printable
+from prunetrain.foreign.safetensors_files import check_safetensors
 from prunetrain.models.constructing import require
 from prunetrain.models.torch_files import load_torch_file
 
@@ -127,7 +128,12 @@ def _torch_file(path: Path) -> Any:
 def _safetensors(path: Path) -> Any:
     load_file = require("safetensors.torch", str(path), "pip install safetensors").load_file
     try:
+        check_safetensors(path)
         return load_file(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except RefusedFileError as refused:
+        raise ConfigError(f"{path}: damaged, or no file of weights ({refused})") from None
     except Exception as error:  # its error class is its own
         raise ConfigError(f"{path}: damaged, or no file of weights ({type(error).__name__})") from None
 
@@ -174,4 +180,4 @@ def _difference(report: Report) -> str:
 
 def _listed(names: tuple[str, ...]) -> str:
     more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more ({len(names)})" if more > 0 else "")
+    return ", ".join(map(printable, names[:_SHOWN])) + (f" and {more} more ({len(names)})" if more > 0 else "")

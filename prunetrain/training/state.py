@@ -22,6 +22,7 @@ from prunetrain.files import write_text
 from prunetrain.graph.costs import Costs, costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph, sha256_of
+from prunetrain.graph.memory import check_results_fit
 from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
 from prunetrain.graph.shapes import infer_shapes
@@ -64,11 +65,14 @@ class TrainState:
 
         Raises:
             ConfigError: if it is not.
+        NetworkFileError: if it does not fit into memory with them.
         """
         classes = infer_shapes(self.graph)[self.graph.output.index][1]
         if self.graph.input_shape != data.input_shape or classes != data.num_classes:
             wanted, got = ("x".join(map(str, shape)) for shape in (self.graph.input_shape, data.input_shape))
             raise ConfigError(f"{self.network} takes {wanted} images of {classes} classes, and the data has {got} of {data.num_classes}")
+        if self.device.type == "cpu":
+            check_results_fit(self.graph, str(self.network), min(self.config.batch_size, data.num_train))
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision as the settings say."""
