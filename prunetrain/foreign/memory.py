@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-_MEMINFO = Path("/proc/meminfo")
+MEMINFO = Path("/proc/meminfo")
 _CONTAINERS = (  # limit and use, of the second and the first version of control groups
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
@@ -31,7 +31,7 @@ def readable(size: int) -> str:
 
 def _from_meminfo() -> int | None:
     try:
-        lines = _MEMINFO.read_text().splitlines()
+        lines = MEMINFO.read_text().splitlines()
     except OSError:
         return None
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
