@@ -155,9 +155,16 @@ def argument_words(arguments: Mapping[str, Any]) -> tuple[str, ...]:
         ConfigError: for a value that a word cannot say, such as a date.
     """
     for name, value in arguments.items():
-        if _literal(repr(value)) != value:
+        if _literal(_spelled(name, value)) != value:
             raise ConfigError(f"model-args: {name} must be a number, string, list or table, not {value!r}")
     return tuple(f"{name}={value!r}" for name, value in arguments.items())
+
+
+def _spelled(name: str, value: Any) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # Python writes no number of more than 4,300 digits
+        raise ConfigError(f"model-args: {name} is too large") from None
 
 
 def _literal(text: str) -> Any:

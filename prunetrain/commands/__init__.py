@@ -15,7 +15,10 @@ from typing import Any
 import click
 
 from prunetrain.errors import PruneTrainError, unknown_name
+from prunetrain.foreign.refusal import printable
 from prunetrain.training.stopping import StopRequested, exit_code, stopping_on_signals
+
+_LONGEST_LINE = 2000  # characters of an error
 
 ARGUMENTS = "prunetrain.arguments"  # in `Context.meta`: the whole command line, without the program
 COMMANDS = {
@@ -73,7 +76,8 @@ class OneLineError(click.ClickException):
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"error: {' '.join(self.message.split())}", file=file, err=True)
+        line = printable(self.message)
+        click.echo(f"error: {line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + '...'}", file=file, err=True)
 
 
 @contextmanager
@@ -91,9 +95,18 @@ def _one_line_errors() -> Iterator[None]:
         raise OneLineError(_system_line(error)) from error
     except StopRequested as error:
         raise click.exceptions.Exit(exit_code(error.number)) from error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OneLineError("out of memory: use a smaller --batch-size or a smaller network") from error
     except KeyboardInterrupt as error:
         click.echo(err=True)
         raise click.exceptions.Exit(130) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of the GPU; torch has an error of its own for the GPU's alone."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _usage_line(error: click.ClickException) -> str:

@@ -5,7 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from prunetrain.report.tables import count, listed
+from prunetrain.report.tables import count, listed, share
 from prunetrain.training.events import BatchChange, Metrics, Reconfiguration
 
 
@@ -57,7 +57,7 @@ class TrainingProgress:
         left = elapsed / max(1, done - self._first_epoch) * (self._total_epochs - done)
         self._console.print(
             f"{done:>4}/{self._total_epochs:<4}  {metrics['train_loss']:7.4f}  {metrics['train_top1']:6.1%}  {metrics['val_top1']:9.2%}  "
-            f"{metrics['macs'] / self._dense_macs:9.1%}  {metrics['images_per_second']:8,.0f}  {duration(left):>9}",
+            f"{share(metrics['macs'], self._dense_macs):9.1%}  {metrics['images_per_second']:8,.0f}  {duration(left):>9}",
             highlight=False,
         )
 

@@ -4,8 +4,6 @@ A checkpoint is a plain dictionary of tensors and literals, loaded with `weights
 names (file name only, in the run's own folder) and whose sha256 it holds; the two are always read together.
 """
 
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,8 +14,11 @@ from torch import Tensor
 
 from prunetrain.errors import CheckpointError, NetworkFileError
 from prunetrain.files import write_atomically
+from prunetrain.foreign.refusal import RefusedFileError, shown
 from prunetrain.graph.load import read_source, sha256_of
-from prunetrain.paths import NETWORK_NAME, run_of_checkpoint
+from prunetrain.models.torch_files import load_torch_file
+from prunetrain.paths import CHECKPOINTS, NETWORK_NAME, run_of_checkpoint
+from prunetrain.training.checkpoint_content import check_content
 
 FORMAT = 2
 _MARK = "prunetrain checkpoint"
@@ -84,13 +85,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name a checkpoint in it, such as {path / 'last.pt'}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of some foreign files before it refuses them
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
+        content = load_torch_file(path)
+    except OSError as error:
         raise CheckpointError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint of prunetrain ({type(error).__name__})") from None
+    except RefusedFileError as refused:
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint of prunetrain ({refused})") from None
     return _checked(path, content)
 
 
@@ -98,7 +97,9 @@ def _checked(path: Path, content: object) -> Checkpoint:
     if not isinstance(content, Mapping) or content.get("mark") != _MARK:
         raise CheckpointError(f"{path}: not a checkpoint of prunetrain")
     if content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format {content.get('format')}, and this version reads {FORMAT}; use the version that wrote it")
+        raise CheckpointError(
+            f"{path}: format {shown(content.get('format'))}, and this version reads {FORMAT}; use the version that wrote it"
+        )
     wanted = {item.name: item.type for item in fields(Checkpoint)}
     missing = sorted(wanted.keys() - content.keys())
     if missing:
@@ -108,7 +109,11 @@ def _checked(path: Path, content: object) -> Checkpoint:
     if not isinstance(progress, dict) or set(progress) != known or not isinstance(content["model"], Mapping):
         raise CheckpointError(f"{path}: damaged, its progress or weights are not readable")
     if not isinstance(content["network"], str) or not NETWORK_NAME.fullmatch(content["network"]):
-        raise CheckpointError(f"{path}: names {content['network']!r} as its network file; it should be like epoch_010.py")
+        raise CheckpointError(f"{path}: names {shown(content['network'])} as its network file; it should be like epoch_010.py")
+    try:
+        check_content(content, Progress)
+    except RefusedFileError as refused:
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint of prunetrain ({refused})") from None
     return Checkpoint(**{name: content[name] for name in wanted if name != "progress"}, progress=Progress(**progress))
 
 
@@ -116,8 +121,10 @@ def read_network_of(path: Path, checkpoint: Checkpoint) -> tuple[Path, str]:
     """The network file of a checkpoint: its path and text.
 
     Raises:
+        CheckpointError: if the run's folders are links to elsewhere, where a run would write.
         NetworkFileError: if it is missing, or not the file that the checkpoint was written with.
     """
+    _check_links(path)
     network = run_of_checkpoint(path).networks / checkpoint.network
     source = read_source(network)
     if sha256_of(source) != checkpoint.network_sha256:
@@ -125,6 +132,19 @@ def read_network_of(path: Path, checkpoint: Checkpoint) -> tuple[Path, str]:
             f"{network} is not the file that {path} was written with (its sha256 differs): restore it, or resume from another checkpoint"
         )
     return network, source
+
+
+def _check_links(path: Path) -> None:
+    """Refuse links that lead from one run into another place: a run is made of what lies in its own two folders.
+
+    A link to a checkpoint from anywhere else is fine, and stands for that checkpoint.
+    """
+    run = run_of_checkpoint(path)
+    inside = path.absolute().parent.parent.name == CHECKPOINTS
+    if inside and path.is_symlink() and path.parent.resolve() != run.checkpoints:
+        raise CheckpointError(f"{path} is a link into another folder: name the checkpoint that it links to")
+    if run.networks.resolve() != run.networks:
+        raise CheckpointError(f"{run.networks} is a link to another folder: a run's files must lie together")
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:

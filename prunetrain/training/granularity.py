@@ -16,6 +16,9 @@ import torch
 from prunetrain.channels.slicing import Proposal
 from prunetrain.errors import OutputError
 from prunetrain.files import write_text
+from prunetrain.foreign.opening import read_text
+from prunetrain.foreign.refusal import RefusedFileError
+from prunetrain.foreign.texts import read_json
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.render import render
@@ -25,6 +28,7 @@ from prunetrain.training.trial import TrialStep
 CHOICES = (1, 2, 4, 8, 16, 32, 64)
 _TOLERANCE = 1.03  # steps this close count as equally fast
 _ROUNDS = 5
+_MOST_BYTES = 2**20  # of the file of timings, which has 40 for each network
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def _key(state: TrainState, graph: LayerGraph) -> str:
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = read_json(read_text(path, _MOST_BYTES))
+    except (OSError, ValueError, RefusedFileError):
         return {}
-    return {key: value for key, value in content.items() if isinstance(value, float)} if isinstance(content, dict) else {}
+    return {key: value for key, value in content.items() if isinstance(value, float) and value > 0} if isinstance(content, dict) else {}

@@ -145,8 +145,19 @@ def _go_on(path: Path, given: dict[str, Any], observer: Observer, requests: Requ
     data = environment.load_data(config)
     state = load_state(path, config, data, environment)
     state.check_fits(data)
+    _check_place(path, state, data)
     environment.ranks.on_first(lambda: _tidy(state, path, observer))
     return _train(state, data, observer, requests)
+
+
+def _check_place(path: Path, state: TrainState, data: DataSource) -> None:
+    """Refuse a place in an epoch that the data does not have, as of a checkpoint that was edited, or another data set of the same name."""
+    steps = data.steps_per_epoch(state.batch_size)
+    if steps == 0 or state.progress.step > steps:
+        raise CheckpointError(
+            f"{path} is at step {state.progress.step} of an epoch in batches of {state.batch_size:,}, and the data has {steps} such batches: "
+            "resume it with the data that it was trained on"
+        )
 
 
 def _tidy(state: TrainState, path: Path, observer: Observer) -> None:
@@ -172,13 +183,13 @@ def config_of(path: Path, given: dict[str, Any]) -> TrainConfig:
 
 
 def stored_config(path: Path, checkpoint: Checkpoint) -> TrainConfig:
-    """The settings inside a checkpoint.
+    """The settings inside a checkpoint, but for `download`: whoever wants data downloaded to the folder that it names says so again.
 
     Raises:
         CheckpointError: if they cannot be read.
     """
     try:
-        return build_config(checkpoint.config)
+        return replace(build_config(checkpoint.config), download=False)
     except ConfigError as error:
         raise CheckpointError(f"{path}: its settings are not readable: {error}") from None
 

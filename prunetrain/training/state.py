@@ -23,6 +23,7 @@ from prunetrain.files import write_text
 from prunetrain.graph.costs import Costs, costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph, sha256_of
+from prunetrain.graph.memory import check_results_fit
 from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
 from prunetrain.graph.shapes import infer_shapes
@@ -37,6 +38,7 @@ from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.environment import Environment
 from prunetrain.training.fingerprint import fingerprint
+from prunetrain.training.optimizer_state import load_optimizer
 from prunetrain.training.optimizers import build_optimizer, build_scheduler
 from prunetrain.training.outputs import Outputs
 
@@ -84,11 +86,14 @@ class TrainState:
 
         Raises:
             ConfigError: if it is not.
+        NetworkFileError: if it does not fit into memory with them.
         """
         classes = infer_shapes(self.graph)[self.graph.output.index][1]
         if self.graph.input_shape != data.input_shape or classes != data.num_classes:
             wanted, got = ("x".join(map(str, shape)) for shape in (self.graph.input_shape, data.input_shape))
             raise ConfigError(f"{self.network} takes {wanted} images of {classes} classes, and the data has {got} of {data.num_classes}")
+        if self.device.type == "cpu":
+            check_results_fit(self.graph, str(self.network), min(self.config.batch_size, data.num_train))
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision as the settings say."""
@@ -252,13 +257,12 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
         model = synchronise(model, environment.ranks)
     optimizer = build_optimizer(model.parameters(), config)
     batch_size = progress.batch_size or config.batch_size
-    steps_per_epoch = data.steps_per_epoch(batch_size)
+    steps_per_epoch = max(1, data.steps_per_epoch(batch_size))  # a run's batch may be too large for data to evaluate on
     scheduler = build_scheduler(optimizer, config, steps_per_epoch, batch_size)
     scaler = GradScaler(device.type, enabled=config.amp == "float16")
     try:
         if checkpoint.optimizer:
-            optimizer.load_state_dict(checkpoint.optimizer)
-            _match_formats(optimizer)
+            load_optimizer(optimizer, checkpoint.optimizer)
         scheduler.last_epoch = progress.epoch * steps_per_epoch + progress.step
         for group, base in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = base * scheduler.lr_lambdas[0](scheduler.last_epoch)
@@ -324,14 +328,6 @@ def _check_same(ranks: Ranks, checkpoint: Checkpoint, model: nn.Module, config: 
     ranks.check_same("settings", fingerprint({key: value for key, value in config.to_dict().items() if key not in _OF_A_MACHINE}))
 
 
-def _match_formats(optimizer: Optimizer) -> None:
-    """Give what the optimizer keeps for a parameter the parameter's memory format, which fused optimizers count on."""
-    for parameter, entries in optimizer.state.items():
-        for key, entry in entries.items():
-            if isinstance(entry, Tensor) and entry.shape == parameter.shape and entry.stride() != parameter.stride():
-                entries[key] = torch.empty_like(parameter, dtype=entry.dtype).copy_(entry)
-
-
 def load_weights(source: str, graph: LayerGraph, network: Path, checkpoint: Checkpoint, path: Path) -> nn.Module:
     """The network of a file with the weights of its checkpoint, on the CPU.
 
@@ -339,7 +335,7 @@ def load_weights(source: str, graph: LayerGraph, network: Path, checkpoint: Chec
         CheckpointError: if the weights do not fit the network.
     """
     try:
-        return assemble(source, str(network), graph, checkpoint.model)
+        return assemble(source, str(network), graph, checkpoint.model, same_types=True)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise CheckpointError(f"{path}: its weights do not fit {network}: {lines[min(1, len(lines) - 1)]}") from None
