@@ -155,8 +155,8 @@ def _check_place(path: Path, state: TrainState, data: DataSource) -> None:
     steps = data.steps_per_epoch(state.batch_size)
     if steps == 0 or state.progress.step > steps:
         raise CheckpointError(
-            f"{path} is at step {state.progress.step} of an epoch in batches of {state.batch_size:,}, and the data has {steps} such batches: "
-            "resume it with the data that it was trained on"
+            f"{path} is at step {state.progress.step} of an epoch in batches of {state.batch_size:,}, and the data has {steps} such "
+            "batches: resume it with the data that it was trained on"
         )
 
 
