@@ -118,6 +118,7 @@ def continue_run(run: RunPaths, config: TrainConfig, given: dict[str, Any], obse
 def _start(config: TrainConfig, observer: Observer, requests: Requests) -> Outcome:
     environment = Environment.of(config)
     data = load_data(config, environment.device)
+    requests.check()
     state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, environment, observer.message)
     with state.run.locked():
         return _train(state, data, observer, requests)
@@ -130,6 +131,7 @@ def _go_on(path: Path, given: dict[str, Any], observer: Observer, requests: Requ
     data = load_data(config, environment.device)
     state = load_state(path, config, data, environment)
     state.check_fits(data)
+    requests.check()
     make_newest(state.run, path, state.progress.epoch, observer.message)
     keep_newest(state.run, config.keep)
     _rewrite_metrics(state)
