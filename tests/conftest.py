@@ -1,4 +1,4 @@
-"""What every test runs under: one torch thread for each pytest process, so that results repeat and workers share the cores; Ctrl-C works."""
+"""What every test runs under: one torch thread a pytest process, so that results repeat and the workers share the cores; Ctrl-C works."""
 
 import os
 import signal
