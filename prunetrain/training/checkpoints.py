@@ -81,7 +81,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: if there is none, or it is damaged, or not prunetrain's.
     """
     if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint")
+        raise _absent(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name a checkpoint in it, such as {path / 'last.pt'}")
     try:
@@ -91,6 +91,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except RefusedFileError as refused:
         raise CheckpointError(f"{path}: damaged, or not a checkpoint of prunetrain ({refused})") from None
     return _checked(path, content)
+
+
+def _absent(path: Path) -> CheckpointError:
+    network = run_of_checkpoint(path).networks / path.with_suffix(".py").name
+    if path.parent.is_dir() and NETWORK_NAME.fullmatch(network.name) and network.exists():
+        return CheckpointError(f"{path}: removed, as --keep says; only its network file {network} is left")
+    return CheckpointError(f"{path}: no such checkpoint")
 
 
 def _checked(path: Path, content: object) -> Checkpoint:

@@ -133,6 +133,7 @@ def _lock_and_find(run: RunPaths, observer: Observer, held: ExitStack) -> Path |
 def _start(config: TrainConfig, observer: Observer, requests: Requests, held: ExitStack) -> Outcome:
     environment = Environment.of(config)
     data = environment.load_data(config)
+    requests.check()
     state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, environment, observer.message)
     environment.ranks.on_first(lambda: held.enter_context(state.run.locked()))
     return _train(state, data, observer, requests)
@@ -146,6 +147,7 @@ def _go_on(path: Path, given: dict[str, Any], observer: Observer, requests: Requ
     state = load_state(path, config, data, environment)
     state.check_fits(data)
     _check_place(path, state, data)
+    requests.check()
     environment.ranks.on_first(lambda: _tidy(state, path, observer))
     return _train(state, data, observer, requests)
 

@@ -70,29 +70,53 @@ class Requests:
         """
         before, self._deferring = self._deferring, False
         try:
-            if self.asked is not None:
-                raise StopRequested(self.asked)
+            self.check()
             yield
+            self.check()
         finally:
             self._deferring = before
+
+    def check(self) -> None:
+        """Raise if a request has come: one that waits, or one whose exception got lost in code that catches everything, as imports may.
+
+        Raises:
+            StopRequested: then.
+        """
+        if self.asked is not None:
+            raise StopRequested(self.asked)
 
 
 @contextmanager
 def stopping_on_signals() -> Iterator[Requests]:
-    """Inside, signals that ask to stop become requests. One that was ignored (nohup) stays so, and so does all outside the main thread."""
-    requests = Requests()
-    if threading.current_thread() is not threading.main_thread():
+    """Inside, signals that ask to stop become requests. One that was ignored (nohup) stays so, and so do all outside the main thread.
+
+    Inside another such context it gives the same requests.
+
+    Raises:
+        StopRequested: at the beginning, if there is one already.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    around = next(filter(None, map(_requests_of, before.values())), None)
+    if around is not None or threading.current_thread() is not threading.main_thread():
+        requests = around or Requests()
+        requests.check()
         yield requests
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    requests = Requests()
+    ours = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
     try:
-        for number in before:
+        for number in ours:
             signal.signal(number, requests.handle)
         yield requests
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+def _requests_of(handler: object) -> Requests | None:
+    """The requests that a signal handler belongs to."""
+    owner = getattr(handler, "__self__", None)
+    return owner if isinstance(owner, Requests) else None
 
 
 class Action(IntEnum):
