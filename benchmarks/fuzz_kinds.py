@@ -132,7 +132,7 @@ def _places(rng: random.Random, canary: str) -> list[Command]:
         shutil.move(path, outside / path.name)
         path.symlink_to((outside / path.name).absolute())
     else:
-        folder = Path(rng.choice(("generated_nets/x", "checkpoints/x", "generated_nets", "checkpoints")))
+        folder = Path(rng.choice(("generated_nets/x", "checkpoints/x")))
         shutil.move(folder, outside / folder.name)
         folder.symlink_to((outside / folder.name).absolute())
     return [rng.choice(EVERY_COMMAND).split()]

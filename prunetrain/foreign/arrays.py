@@ -78,7 +78,9 @@ class ArrayFile:
                 raise RefusedFileError(f"{name}: arrays of version {version} are not known")
             with _quiet():
                 shape, _, dtype = _READERS[version](start)
-        except (*ARCHIVE_ERRORS, SyntaxError, TypeError, RecursionError, MemoryError, OverflowError) as error:
+        except RefusedFileError:
+            raise
+        except Exception as error:  # numpy parses the header as Python, in several ways, and raises what each of them raises
             raise RefusedFileError(f"{name}: {_one_line(error)}") from None
         header = ArrayHeader(shape, dtype)
         if dtype.hasobject:

@@ -142,16 +142,20 @@ def read_network_of(path: Path, checkpoint: Checkpoint) -> tuple[Path, str]:
 
 
 def _check_links(path: Path) -> None:
-    """Refuse links that lead from one run into another place: a run is made of what lies in its own two folders.
+    """Refuse links that lead from one run into another place: a run is what lies in its own two folders.
 
     A link to a checkpoint from anywhere else is fine, and stands for that checkpoint.
     """
     run = run_of_checkpoint(path)
-    inside = path.absolute().parent.parent.name == CHECKPOINTS
-    if inside and path.is_symlink() and path.parent.resolve() != run.checkpoints:
-        raise CheckpointError(f"{path} is a link into another folder: name the checkpoint that it links to")
-    if run.networks.resolve() != run.networks:
-        raise CheckpointError(f"{run.networks} is a link to another folder: a run's files must lie together")
+    here = path.absolute()
+    folders = [run.checkpoints, run.networks]
+    if here.parent.parent.name == CHECKPOINTS:
+        folders.append(here.parent)
+        if here.parent.resolve() != here.resolve().parent:
+            raise CheckpointError(f"{path} is a link into another folder: name the checkpoint that it links to")
+    for folder in folders:
+        if folder.is_symlink():
+            raise CheckpointError(f"{folder} is a link to another folder: a run's two folders must be its own")
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
