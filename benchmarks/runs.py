@@ -22,7 +22,8 @@ from prunetrain.paths import RunPaths
 class Result:
     """What a finished run achieved.
 
-    Shares are fractions of the dense network's; `top1` is of the validation images; `seconds` of training alone.
+    Shares are fractions of the dense network's; `top1` is of the validation images; `seconds` of training alone; `last_batch` is images a
+    step of the last epoch.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Result:
     params_left: float
     train_macs_left: float
     seconds: float
+    last_batch: int
 
 
 def train(output_dir: Path, name: str, flags: list[str], threads: int) -> Result:
@@ -69,6 +71,7 @@ def read_result(run: RunPaths) -> Result:
         params_left=final.params / dense.params,
         train_macs_left=last["train_macs_total"] / trained_dense,
         seconds=sum(line["epoch_seconds"] for line in lines),
+        last_batch=last["batch_size"],
     )
 
 
