@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -276,9 +277,36 @@ def test_a_signal_to_all_processes(tmp_path: Path, number: signal.Signals) -> No
     assert out.splitlines()[-1].startswith("stopped; go on with: ")
 
 
+def test_a_terminal_that_closes(images: Path, tmp_path: Path) -> None:
+    """What is printed later goes nowhere; the step is finished and the checkpoint written all the same."""
+    config = settings(images, tmp_path, name="x", epochs=10_000)
+    terminal, inside = os.openpty()
+    shell = ["sh", "-c", f'exec 0<> {os.ttyname(inside)} "$@"', "sh"]  # which makes it the terminal of the new session
+    process = subprocess.Popen(
+        [*shell, sys.executable, "-m", "prunetrain", *arguments(config)],
+        env={**os.environ, "PYTHONPATH": str(TOP)},
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+    )
+    os.close(inside)
+    seen = b""
+    while b"/10000" not in seen:
+        seen += os.read(terminal, 1000)
+    os.close(terminal)
+    assert process.wait() == exit_code(signal.SIGHUP)
+    run = RunPaths(tmp_path, "x")
+    progress = load_checkpoint(run.last).progress
+    assert progress.epoch >= 1
+    assert [json.loads(line)["epoch"] for line in run.metrics.read_text().splitlines()] == [line["epoch"] for line in progress.history]
+
+
 def test_workers_end_when_their_parent_says_so_and_only_then() -> None:
     ready, wait = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and newer: forking beside threads; the child needs none of them
+        child = os.fork()
     if child == 0:
         worker_signals.leave_signals_to_parent(0)
         os.write(wait, b"x")

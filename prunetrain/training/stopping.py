@@ -41,6 +41,7 @@ class Requests:
         self._seen: set[int] = set()
         self._deferring = False
         self._process = os.getpid()
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def handle(self, number: int, frame: object) -> None:
         """Take a signal; in a process forked from this one, such as a data loader's worker, leave it to the parent."""
@@ -49,8 +50,17 @@ class Requests:
         again = number in self._seen
         self._seen.add(number)
         self.asked = self.asked or signal.Signals(number)
+        if number == signal.SIGHUP:
+            self._leave_terminal()
         if again or not self._deferring:
             raise StopRequested(signal.Signals(number))
+
+    def _leave_terminal(self) -> None:
+        """Print into nothing where there was a terminal: it has gone, and an error of printing would lose the checkpoint."""
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self._terminals:
+            os.dup2(nothing, descriptor)
+        os.close(nothing)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
