@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from runs import Result, machine, train
+from runs import Result, cpu_seconds, machine, train
 
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
@@ -59,7 +59,7 @@ def main() -> None:
             print(results[variant][-1], flush=True)
     print(f"\n{machine()}, {arguments.threads} threads; seeds {arguments.seeds}; flags {flags}\n")
     print_networks(RunPaths(arguments.folder, f"dynamic-s{seeds[0]}"), arguments.threads, arguments.rounds)
-    print_comparison(results)
+    print_comparison(arguments.folder, results)
 
 
 def print_networks(run: RunPaths, threads: int, rounds: int) -> None:
@@ -84,12 +84,14 @@ def print_networks(run: RunPaths, threads: int, rounds: int) -> None:
     print()
 
 
-def print_comparison(results: dict[str, list[Result]]) -> None:
-    """A line for each variant: means over seeds, with lowest and highest; training time against the fixed batch of the same seed."""
-    print("| batch | top-1 | MACs removed | last batch | training time |\n| --- | --- | --- | --- | --- |")
+def print_comparison(folder: Path, results: dict[str, list[Result]]) -> None:
+    """A line for each variant: means over seeds, with lowest and highest; CPU time against the fixed batch of the same seed."""
+    print("| batch | top-1 | MACs removed | last batch | CPU time of the run |\n| --- | --- | --- | --- | --- |")
     for variant, found in results.items():
         tops = [result.top1 for result in found]
-        times = [result.seconds / fixed.seconds for result, fixed in zip(found, results["fixed"], strict=True)]
+        seconds = [cpu_seconds(folder, result.name) for result in found]
+        fixed = [cpu_seconds(folder, result.name) for result in results["fixed"]]
+        times = [one / other for one, other in zip(seconds, fixed, strict=True)]
         removed = 1 - statistics.mean(result.macs_left for result in found)
         print(
             f"| {variant} | {statistics.mean(tops):.2%} ({min(tops):.2%} to {max(tops):.2%}) | {removed:.1%} | {last_batches(found)} "
