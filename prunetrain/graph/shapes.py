@@ -72,11 +72,11 @@ def check_shapes(graph: LayerGraph) -> None:
     """
     one, two = infer_shapes(graph, 1), infer_shapes(graph, 2)
     total = 0
-    for number, shape in enumerate(one):
+    for index, shape in enumerate(one):
         total += max(shape, default=1)
         if total > MOST_CHANNELS or len(shape) > MOST_DIMENSIONS:
             what = f"{MOST_DIMENSIONS} dimensions" if len(shape) > MOST_DIMENSIONS else f"{MOST_CHANNELS:,} channels in all of its results"
-            raise ShapeError(f"the network has more than {what}", max(0, number - 1))
+            raise ShapeError(f"the network has more than {what}", max(0, index - 1))
     for value in graph.outputs:
         if two[value.index] != (2, *one[value.index][1:]) or one[value.index][0] != 1:
             number = value.index - 1 if value.index else None
