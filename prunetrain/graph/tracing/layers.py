@@ -1,7 +1,7 @@
 """Which modules are layers of the catalog, and what their constructors were given."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -63,7 +63,7 @@ def layer_of(module: nn.Module) -> Layer:
     kind = type(module).__name__
     known = LAYERS[kind].names()
     arguments: dict[str, Literal] = {}
-    for name, default in _defaults(type(module)).items():
+    for name, default in _defaults(kind).items():
         value = _given(module, name, default)
         if name in known:
             arguments[name] = value[0] if kind == "Conv1d" and isinstance(value, tuple) and len(value) == 1 else value
@@ -75,9 +75,11 @@ def layer_of(module: nn.Module) -> Layer:
 
 
 @cache
-def _defaults(kind: Callable[..., nn.Module]) -> dict[str, object]:
-    """What the constructor of a class takes, and the defaults; reading a signature is slow, and a network has few classes."""
-    return {name: found.default for name, found in inspect.signature(kind).parameters.items() if name not in ("device", "dtype")}
+def _defaults(kind: str) -> dict[str, object]:
+    """What the constructor of a layer takes, and the defaults; reading a signature is slow, and a network has few kinds of layers."""
+    return {
+        name: found.default for name, found in inspect.signature(getattr(nn, kind)).parameters.items() if name not in ("device", "dtype")
+    }
 
 
 def _given(module: nn.Module, name: str, default: object) -> Any:
