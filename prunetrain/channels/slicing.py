@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunetrain.channels.branches import remove_branch
+from prunetrain.channels.branches import remove_branches
 from prunetrain.channels.constants import Constants, find_constants
 from prunetrain.channels.gating import gate_streams
 from prunetrain.channels.rewriting import rewrite
@@ -98,11 +98,11 @@ def propose_cut(graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: fl
     while True:
         spaces = find_spaces(graph)
         constants = find_constants(graph, spaces, {name: t.cpu() for name, t in state.items()}, slices, threshold)
-        branch = remove_branch(graph, state, constants, threshold)
-        if branch is None:
+        branches = remove_branches(graph, state, constants, threshold)
+        if branches is None:
             break
-        graph, state, removed = branch.graph, branch.state, removed + branch.removed
-        sources = chain(branch.sources, sources)
+        graph, state, removed = branches.graph, branches.state, removed + branches.removed
+        sources = chain(branches.sources, sources)
     candidates = find_candidates(spaces, slices, constants, criterion)
     return Proposal(graph, state, sources, removed, constants, candidates)
 
