@@ -97,7 +97,7 @@ def propose_cut(graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: fl
     slices = measure_slices(graph, state, threshold)
     while True:
         spaces = find_spaces(graph)
-        constants = find_constants(graph, spaces, {name: t.cpu() for name, t in state.items()}, slices, threshold)
+        constants = find_constants(graph, spaces, state, slices, threshold)
         branches = remove_branches(graph, state, constants, threshold)
         if branches is None:
             break
@@ -125,9 +125,10 @@ def _absorb(state: Mapping[str, Tensor], constants: Constants, plan: KeepPlan) -
     changed: dict[str, Tensor] = {}
     for consumer in constants.consumers.values():
         ids = plan.spaces.ids[consumer.layer, "in"]
-        gone = torch.from_numpy(~plan.keep[ids])[consumer.columns]
-        shift = consumer.shift[:, gone].sum(1)
-        if not consumer.receives or not bool(shift.any()):
+        if not consumer.receives or not len(consumer.columns):
+            continue
+        shift = consumer.shift(state[f"{consumer.layer}.weight"].detach(), torch.from_numpy(~plan.keep[ids]))
+        if not bool(shift.any()):
             continue
         tensor = changed.get(consumer.receives, state[consumer.receives])
         sign = -1.0 if consumer.receives.endswith("running_mean") else 1.0
