@@ -169,7 +169,7 @@ class _Interpreter:
         weight = self._state[f"{layer.name}.weight"].detach()
         weight = weight.transpose(0, 1) if layer.kind == "ConvTranspose2d" else weight
         dead = self._slices[layer.name].dead
-        known = (dead | spread).all(1) if bool(spread.any()) else dead.all(1)
+        known = (dead | spread).all(1) if bool(spread.any()) else self._slices[layer.name].dead_filters
         self._record(value, layer, constant, columns)
         rows = known.nonzero().flatten()
         alive = (~dead[rows]).nonzero()
@@ -223,7 +223,7 @@ class _Interpreter:
             case Receiver.NONE:
                 absorbed = constant.zero
         constants = torch.where(absorbed[columns], constant.eval_mode[columns], 0.0)
-        expendable = self._slices[layer.name].dead.all(0) | absorbed
+        expendable = self._slices[layer.name].dead_inputs | absorbed
         if layer.name in self._consumers:  # called before: it needs what either call needs
             expendable = expendable & self._consumers[layer.name].expendable
         self._consumers[layer.name] = Consumer(layer.name, expendable, columns, constants, receiver, receives)

@@ -23,10 +23,13 @@ _BLOCK: Final = 1 << 18
 class LayerSlices:
     """The slices of a conv or linear layer.
 
-    `dead` (out, in) bool: max_k |W[o, i, k]| < threshold. `filter_norms` (out,) and `input_norms` (in,): Euclidean norms.
+    `dead` (out, in) bool: max_k |W[o, i, k]| < threshold; `dead_filters` (out,) and `dead_inputs` (in,): where all of these are.
+    `filter_norms` (out,) and `input_norms` (in,): Euclidean norms.
     """
 
     dead: Tensor
+    dead_filters: Tensor
+    dead_inputs: Tensor
     filter_norms: Tensor
     input_norms: Tensor
 
@@ -70,6 +73,7 @@ def _measured(weight: Tensor, threshold: float) -> LayerSlices:
     """The slices of a weight (out, in, ...). A block is reduced over the window first, then over one dimension at a time, which is fast."""
     dead = torch.empty(weight.shape[:2], dtype=torch.bool, device=weight.device)
     filters, inputs = weight.new_empty(weight.shape[0]), weight.new_zeros(weight.shape[1])
+    largest_of_filter, largest_of_input = torch.empty_like(filters), torch.zeros_like(inputs)
     for rows, block in blocks(weight):
         squares, largest = block.square(), block.abs()
         if block.dim() > 2:
@@ -77,4 +81,7 @@ def _measured(weight: Tensor, threshold: float) -> LayerSlices:
         torch.lt(largest, threshold, out=dead[rows])
         torch.sum(squares, 1, out=filters[rows])
         inputs += squares.sum(0)
-    return LayerSlices(dead.cpu(), filters.sqrt_().cpu(), inputs.sqrt_().cpu())
+        torch.amax(largest, 1, out=largest_of_filter[rows])
+        torch.maximum(largest_of_input, largest.amax(0), out=largest_of_input)
+    dead_filters, dead_inputs = largest_of_filter < threshold, largest_of_input < threshold
+    return LayerSlices(dead.cpu(), dead_filters.cpu(), dead_inputs.cpu(), filters.sqrt_().cpu(), inputs.sqrt_().cpu())
