@@ -5,8 +5,10 @@ import torch
 from graphs import Sketch, residual
 from networks import MAIN_OPTIMIZERS, State, assert_same_function, assert_same_step, network, new_state, zoo_graph
 
+from prunetrain.channels import slicing
 from prunetrain.channels.slicing import Cut, propose_cut
 from prunetrain.channels.sources import Source, chain
+from prunetrain.channels.spaces import ChannelSpaces, find_spaces
 from prunetrain.graph.layergraph import Attribute, Declared, LayerGraph, Step, Value
 
 THRESHOLD = 1e-4
@@ -117,6 +119,62 @@ def test_several_branches_at_once() -> None:
     cut = cut_of(graph, state)
     assert cut.removed_layers == BLOCK + tuple(name.replace("1_0", "2_0") for name in BLOCK)
     assert [tensor.name for tensor in cut.graph.declared] == ["layer2_0_bn2_bias"]
+
+
+def test_many_branches_take_two_looks_at_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Sketch("Toy", (2, 4, 4))
+    x = net.conv_bn_relu("stem_:1", net.x, 3, kernel_size=1)
+    for number in range(6):
+        x = net.call("+", x, net.norm(f"bn{number}", net.conv(f"conv{number}", x, 3, kernel_size=1, bias=False)))
+    graph = net.graph(net.classifier("fc", x, 2))
+    state = new_state(graph, 0)
+    for number in range(6):
+        state[f"conv{number}.weight"].zero_()
+        state[f"bn{number}.running_mean"].zero_()
+        if number % 2:
+            state[f"bn{number}.bias"].zero_()
+    looks: list[LayerGraph] = []
+
+    def counted(graph: LayerGraph) -> ChannelSpaces:
+        looks.append(graph)
+        return find_spaces(graph)
+
+    monkeypatch.setattr(slicing, "find_spaces", counted)
+    cut = cut_of(graph, state)
+    assert [layer.name for layer in cut.graph.layers] == ["stem_conv1", "stem_bn1", "fc"]
+    assert [tensor.name for tensor in cut.graph.declared] == ["bn0_bias", "bn2_bias", "bn4_bias"]
+    assert len(looks) == 2
+
+
+def test_branch_inside_a_branch_that_goes() -> None:
+    """The inner one leaves a bias, the outer one takes it along and leaves its own."""
+    net = Sketch("Toy", (2, 4, 4))
+    x = net.conv_bn_relu("stem_:1", net.x, 3, kernel_size=1)
+    y = net.call("F.relu", net.conv("outer1", x, 3, kernel_size=1))
+    y = net.call("+", y, net.conv("inner", y, 3, kernel_size=1))
+    graph = net.graph(net.classifier("fc", net.call("+", x, net.conv("outer2", y, 3, kernel_size=1)), 2))
+    state = new_state(graph, 0)
+    for name in ("inner", "outer2"):
+        state[f"{name}.weight"].zero_()
+    cut = cut_of(graph, state)
+    assert cut.removed_layers == ("outer1", "inner", "outer2")
+    assert [tensor.name for tensor in cut.graph.declared] == ["outer2_bias"]
+    assert torch.equal(cut.state["outer2_bias"].flatten(), state["outer2.bias"])
+
+
+def test_constant_that_is_read_many_times_over() -> None:
+    """A walk that came to each reader's sources anew would take 2 ** 40 steps."""
+    net = Sketch("Toy", (2, 4, 4))
+    x = net.conv_bn_relu("stem_:1", net.x, 3, kernel_size=1)
+    y = net.conv("branch", x, 3, kernel_size=1, bias=False)
+    for _ in range(40):
+        y = net.call("+", y, y)
+    graph = net.graph(net.classifier("fc", net.call("+", x, y), 2))
+    state = new_state(graph, 0)
+    state["branch.weight"].zero_()
+    cut = cut_of(graph, state)
+    assert cut.removed_layers == ("branch",)
+    assert len(cut.graph.steps) == len(graph.steps) - 42
 
 
 @pytest.mark.parametrize("criterion", ["union", "either"])

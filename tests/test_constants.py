@@ -98,7 +98,7 @@ def test_from_a_dead_filter_to_the_logits() -> None:
         assert_constant(value, expected_in_eval, expected_in_train)
     # The two modes disagree: fc cannot take the constants over, and does without the columns that are zero only.
     assert found.consumers["fc"].expendable.tolist() == [False] * 8 + [True] * 3 + [False]
-    assert not found.consumers["fc"].shift.any()
+    assert not found.consumers["fc"].constants.any()
 
 
 def test_bias_takes_over_what_both_modes_agree_on() -> None:
@@ -110,7 +110,9 @@ def test_bias_takes_over_what_both_modes_agree_on() -> None:
     assert consumer.receives == "fc.bias"
     assert consumer.expendable.all()
     assert consumer.columns.tolist() == [0, 2]  # the zero needs no taking over
-    assert consumer.shift.tolist() == [[2, -3], [8, -6]]
+    assert consumer.constants.tolist() == [2, -1]
+    assert consumer.shift(state["fc.weight"], torch.tensor([True, True, True])).tolist() == [2 - 3, 8 - 6]
+    assert consumer.shift(state["fc.weight"], torch.tensor([False, True, True])).tolist() == [-3, -6]
 
 
 def test_running_mean_takes_over_what_the_modes_disagree_on() -> None:
@@ -124,7 +126,8 @@ def test_running_mean_takes_over_what_the_modes_disagree_on() -> None:
     consumer = constants_of(graph, state).consumers["conv2"]
     assert (consumer.receiver, consumer.receives) == (Receiver.RUNNING_MEAN, "bn2.running_mean")
     assert consumer.expendable.all()
-    assert consumer.shift.tolist() == [pytest.approx([11 * (3 - 1), 100 * 5])]
+    assert consumer.shift(state["conv2.weight"], torch.tensor([True, False])).tolist() == [pytest.approx(11 * (3 - 1))]
+    assert consumer.shift(state["conv2.weight"], torch.tensor([False, True])).tolist() == [pytest.approx(100 * 5)]
 
 
 @pytest.mark.parametrize(

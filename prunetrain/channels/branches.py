@@ -5,21 +5,26 @@ zero stays as a declared parameter; it takes the place of the bias at the end of
 bias.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from prunetrain.channels.abstract import Abstract
 from prunetrain.channels.constants import Constants
 from prunetrain.channels.editing import edited, free_name
 from prunetrain.channels.sources import Source
-from prunetrain.graph.layergraph import Attribute, Declared, LayerGraph, Step, Value
+from prunetrain.graph.layergraph import TRAINING, Attribute, Declared, LayerGraph, Step, Value
 from prunetrain.graph.shapes import infer_shapes
 
 
 @dataclass(frozen=True)
 class BranchCut:
-    """A graph without one branch. `removed` names the layers that went; `state` and `sources` are the weights and where they came from."""
+    """A graph without some branches.
+
+    `removed` names the layers that went; `state` and `sources` are the weights of the rest and where they came from.
+    """
 
     graph: LayerGraph
     state: dict[str, Tensor]
@@ -27,8 +32,10 @@ class BranchCut:
     removed: tuple[str, ...]
 
 
-def remove_branch(graph: LayerGraph, state: Mapping[str, Tensor], constants: Constants, tolerance: float) -> BranchCut | None:
-    """Remove the first branch that is constant, or None if there is none.
+def remove_branches(graph: LayerGraph, state: Mapping[str, Tensor], constants: Constants, tolerance: float) -> BranchCut | None:
+    """Remove the branches that are constant, in one walk over the steps; None if there is none.
+
+    What is left may have more of them, which could not go as long as one of these was there.
 
     Args:
         graph: the network.
@@ -36,91 +43,139 @@ def remove_branch(graph: LayerGraph, state: Mapping[str, Tensor], constants: Con
         constants: what `find_constants` says of the two.
         tolerance: how far the constant may differ between eval and train mode.
     """
-    shapes = infer_shapes(graph)
+    shapes, walk = infer_shapes(graph), _Walk(graph, state, constants)
     for number, step in enumerate(graph.steps):
-        if step.target != "+":
+        if step.target != "+" or not walk.reads[Value(number + 1)]:
             continue
         for branch, other in (("other", "input"), ("input", "other")):
-            operand, rest = step[branch], step[other]
-            if not isinstance(operand, Value) or not isinstance(rest, Value) or shapes[operand.index] != shapes[rest.index]:
+            if not isinstance(step[branch], Value) or not isinstance(step[other], Value):
                 continue
-            if not bool(constants.values[operand.index].agrees(tolerance).all()):
+            operand, rest = walk.present(step[branch]), walk.present(step[other])
+            if shapes[operand.index] != shapes[rest.index] or not bool(constants.values[operand.index].agrees(tolerance).all()):
                 continue
-            cut = _without(graph, state, constants, number=number, operand=operand, rest=rest)
-            if cut is not None:
-                return cut
-    return None
+            if walk.remove(number, operand, rest):
+                break
+    return walk.result() if walk.found else None
 
 
-def _without(
-    graph: LayerGraph, state: Mapping[str, Tensor], constants: Constants, *, number: int, operand: Value, rest: Value
-) -> BranchCut | None:
-    constant = constants.values[operand.index]
-    declared: tuple[Declared, ...] = ()
-    steps = list(graph.steps)
-    donor = ""
-    if not bool(constant.zero.all()):
-        donor = _bias_behind(graph, state, operand)
-        if not donor:
-            return None
-        taken = {layer.name for layer in graph.layers} | {tensor.name for tensor in graph.declared}
-        name = free_name(f"{donor.split('.', maxsplit=1)[0]}_bias", taken)
-        shape = tuple(constant.broadcast().known.shape[1:])
-        declared = (Declared(name, shape),)
-        steps[number] = Step.make("+", input=rest, other=Attribute(name))
-        replaced: dict[Value, Value] = {}
-    else:
-        replaced = {Value(number + 1): rest}
-    smaller = _simplify(graph, steps, replaced, declared)
-    names = {layer.name for layer in smaller.layers} | {tensor.name for tensor in smaller.declared}
-    if names & _felt_behind(graph, constants, operand):
-        return None
-    kept = {name: tensor for name, tensor in state.items() if name.split(".")[0] in names}
-    sources = {name: Source(name) for name in kept}
-    for tensor in declared:
-        kept[tensor.name] = constant.broadcast().eval_mode.to(state[donor]).reshape(tensor.shape)
-        sources[tensor.name] = Source(donor, shape=tensor.shape)
-    removed = tuple(layer.name for layer in graph.layers if layer.name not in names)
-    return BranchCut(smaller, kept, sources, removed)
+@dataclass(frozen=True)
+class _Bias:
+    """A constant that stays: the declared tensor, its numbers, and the bias that it takes the place of."""
+
+    declared: Declared
+    values: Tensor
+    donor: str
 
 
-def _felt_behind(graph: LayerGraph, constants: Constants, operand: Value) -> set[str]:
-    """The layers and tensors that feel in training what a constant is used for: from it back to the dead weights that make it one.
+class _Walk:
+    """The graph as it loses its branches; values keep the numbers that they have in the graph before."""
 
-    If one of them stayed while the branch goes, its next step would be another.
-    """
-    felt: set[str] = set()
-    pending = [operand]
-    while pending:
-        value = pending.pop()
-        if not value.index:
-            continue
-        step = graph.steps[value.index - 1]
-        felt |= {name for name in (step.layer, *step.attributes()) if name}
-        derived = constants.derived.get(step.layer or "")
-        if derived is None or len(derived):
-            pending += step.inputs()
-    return felt
+    def __init__(self, graph: LayerGraph, state: Mapping[str, Tensor], constants: Constants) -> None:
+        self._graph = graph
+        self._state = state
+        self._constants = constants
+        self._steps = list(graph.steps)
+        self._instead: dict[Value, Value] = {}  # what is read in place of a sum
+        self._biases: dict[str, _Bias] = {}
+        self.found = False
+        self.reads = Counter((*graph.outputs, *(value for step in graph.steps for value in step.inputs())))
+        self._calls = Counter(name for step in graph.steps for name in _names(step))
+
+    def present(self, value: Value) -> Value:
+        """What a step that reads a value reads now."""
+        return self._instead.get(value, value)
+
+    def remove(self, number: int, operand: Value, rest: Value) -> bool:
+        """Remove the branch that ends in `operand`, which step `number` adds to `rest`; whether it can go."""
+        constant = self._constants.values[operand.index]
+        zero = bool(constant.zero.all())
+        donor = "" if zero else self._bias_behind(operand)
+        gone = self._idle_without(operand)
+        lost = Counter(name for step in gone for name in _names(self._steps[step]))
+        if not (zero or donor) or self._felt_elsewhere(operand, lost):
+            return False
+        for step in gone:
+            self.reads.subtract(self._inputs(step))
+        self.reads[operand] -= 1
+        if zero:
+            self.reads[rest] += self.reads[Value(number + 1)] - 1
+            self.reads[Value(number + 1)] = 0
+            self._instead[Value(number + 1)] = rest
+        else:
+            bias = self._bias(donor, constant)
+            self._steps[number] = Step.make("+", input=rest, other=Attribute(bias))
+            self._calls[bias] = 1
+        self._calls.subtract(lost)
+        self.found = True
+        return True
+
+    def result(self) -> BranchCut:
+        """What is left."""
+        declared = (*self._graph.declared, *(bias.declared for bias in self._biases.values()))
+        steps = [step.map_values(self.present) for step in self._steps]
+        smaller = edited(self._graph, steps, [self.present(value) for value in self._graph.outputs], self._graph.layers, declared)
+        names = {layer.name for layer in smaller.layers} | {tensor.name for tensor in smaller.declared}
+        kept = {name: tensor for name, tensor in self._state.items() if name.split(".")[0] in names}
+        sources = {name: Source(name) for name in kept}
+        for name in self._biases.keys() & names:
+            bias = self._biases[name]
+            kept[name], sources[name] = bias.values, Source(bias.donor, shape=bias.declared.shape)
+        removed = tuple(layer.name for layer in self._graph.layers if layer.name not in names)
+        return BranchCut(smaller, kept, sources, removed)
+
+    def _inputs(self, step: int) -> list[Value]:
+        return [self.present(value) for value in self._steps[step].inputs()]
+
+    def _idle_without(self, operand: Value) -> list[int]:
+        """The steps whose results nobody reads when one step less reads a value."""
+        lost: Counter[Value] = Counter()
+        gone: list[int] = []
+        pending = [operand]
+        while pending:
+            value = pending.pop()
+            lost[value] += 1
+            if value.index and lost[value] == self.reads[value]:
+                gone.append(value.index - 1)
+                pending += self._inputs(value.index - 1)
+        return gone
+
+    def _felt_elsewhere(self, operand: Value, lost: Mapping[str, int]) -> bool:
+        """Whether something that stays feels in training what a constant is used for: from it back to the dead weights that make it one.
+
+        Its next step would be another without the branch.
+        """
+        pending, seen = [operand], {operand}
+        while pending:
+            value = pending.pop()
+            if not value.index:
+                continue
+            step = self._steps[value.index - 1]
+            if any(self._calls[name] > lost.get(name, 0) for name in _names(step)):
+                return True
+            derived = self._constants.derived.get(step.layer or "")
+            if derived is None or len(derived):
+                behind = set(self._inputs(value.index - 1)) - seen
+                pending += behind
+                seen |= behind
+        return False
+
+    def _bias_behind(self, value: Value) -> str:
+        """The bias whose gradient is that of the value, summed: that of the layer that makes it, if it has one."""
+        name = self._steps[value.index - 1].layer if value.index else None
+        if name is None or self._calls[name] > 1:
+            return ""
+        return f"{name}.bias" if f"{name}.bias" in self._state else ""
+
+    def _bias(self, donor: str, constant: Abstract) -> str:
+        """Declare a constant that stays; its name."""
+        name = free_name(f"{donor.split('.', maxsplit=1)[0]}_bias", +self._calls)
+        whole = constant.broadcast()
+        declared = Declared(name, tuple(whole.known.shape[1:]))
+        values = whole.eval_mode.to(self._state[donor]).reshape(declared.shape)
+        self._biases[name] = _Bias(declared, values, donor)
+        return name
 
 
-def _bias_behind(graph: LayerGraph, state: Mapping[str, Tensor], value: Value) -> str:
-    """The bias whose gradient is that of the value, summed: that of the layer that makes it, if it has one."""
-    name = graph.steps[value.index - 1].layer if value.index else None
-    if name is None or [step.layer for step in graph.steps].count(name) > 1:
-        return ""
-    return f"{name}.bias" if f"{name}.bias" in state else ""
-
-
-def _simplify(graph: LayerGraph, steps: list[Step], replaced: Mapping[Value, Value], declared: tuple[Declared, ...]) -> LayerGraph:
-    """The graph of these steps without results that nobody reads; `replaced` says what to read instead of a value."""
-
-    def read(value: Value) -> Value:
-        return replaced.get(value, value)
-
-    return edited(
-        graph,
-        [step.map_values(read) for step in steps],
-        [read(value) for value in graph.outputs],
-        graph.layers,
-        (*graph.declared, *declared),
-    )
+def _names(step: Step) -> set[str]:
+    """The layer and declared tensors that a step names."""
+    return {name for name in (step.layer, *step.attributes()) if name and name != TRAINING.name}

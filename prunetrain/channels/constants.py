@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prunetrain.channels.abstract import Abstract, Functions
 from prunetrain.channels.grids import Mover, Operand, Shapes, compress
-from prunetrain.channels.slices import LayerSlices
+from prunetrain.channels.slices import LayerSlices, blocks
 from prunetrain.channels.spaces import ChannelSpaces
 from prunetrain.graph.layergraph import Layer, LayerGraph, Step, Value
 from prunetrain.graph.windows import Shape, pair
@@ -35,16 +35,27 @@ class Receiver(Enum):
 class Consumer:
     """A conv or linear layer as a reader of channels.
 
-    `expendable` (in,) bool: the layer can do without this input. `columns` (k,) int64: inputs that are constants other than zero.
-    `shift` (out, k) float64: what each of these adds to each output in eval mode. `receiver` absorbs it, in the tensor called `receives`.
+    `expendable` (in,) bool: the layer can do without this input. `columns` (k,) int64: inputs that are constants other than zero, and
+    `constants` (k,) float64 their numbers in eval mode; zero where they cannot be absorbed. `receiver` absorbs what they add to the
+    outputs, in the tensor called `receives`.
     """
 
     layer: str
     expendable: Tensor
     columns: Tensor
-    shift: Tensor
+    constants: Tensor
     receiver: Receiver
     receives: str
+
+    def shift(self, weight: Tensor, gone: Tensor) -> Tensor:
+        """What some of the constants add to each output in eval mode, (out,) float64.
+
+        Args:
+            weight: the layer's, on the CPU or not.
+            gone: (in,) bool: of which inputs.
+        """
+        chosen = gone[self.columns]
+        return sums_of(weight, self.columns[chosen], self.constants[chosen, None])[:, 0]
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,21 @@ class Constants:
     derived: Mapping[str, Tensor]
 
 
+def sums_of(weight: Tensor, columns: Tensor, numbers: Tensor) -> Tensor:
+    """What numbers at some inputs, the same at every pixel, add to each output: (out, n) float64 on the CPU.
+
+    Args:
+        weight: (out, in, ...).
+        columns: (k,) inputs.
+        numbers: (k, n) float64, n of them for each.
+    """
+    sums = torch.zeros(len(weight), numbers.shape[1], dtype=torch.float64)
+    for rows, block in blocks(weight if len(columns) else weight[:0]):
+        chosen = block[:, columns.to(block.device)].double()
+        sums[rows] = (chosen.flatten(2).sum(2) if chosen.dim() > 2 else chosen).cpu() @ numbers
+    return sums
+
+
 def find_constants(
     graph: LayerGraph, spaces: ChannelSpaces, state: Mapping[str, Tensor], slices: Mapping[str, LayerSlices], threshold: float
 ) -> Constants:
@@ -70,7 +96,7 @@ def find_constants(
     Args:
         graph: the network.
         spaces: its channel spaces.
-        state: its state dict.
+        state: its state dict, on any device; what is found is on the CPU.
         slices: what `measure_slices` says of it.
         threshold: how far the two modes may differ where they must agree; weights under it are dead.
     """
@@ -120,14 +146,14 @@ class _Interpreter:
             return self._values[operand.index]
         if operand.name in self._shared or operand.name not in self._state:  # learns from all channels, constants too; or is an index
             return Abstract.unknown(*(1,) * len(self._shapes.of(operand)))
-        return Abstract.number(compress(self._state[operand.name].detach().double()))
+        return Abstract.number(compress(self._tensor(operand.name)))
 
     def _along(self, value: Value) -> list[int]:
         """The dimensions of a result along which its channels lie."""
         return [dim for dim, size in enumerate(self._spaces.values[value.index].shape) if size > 1]
 
     def _tensor(self, name: str) -> Tensor:
-        return self._state[name].detach().double()
+        return self._state[name].detach().cpu().double()
 
     def _bias(self, layer: Layer, size: int) -> Tensor:
         return self._tensor(f"{layer.name}.bias") if layer["bias"] else torch.zeros(size, dtype=torch.float64)
@@ -141,52 +167,53 @@ class _Interpreter:
         constant = source.only(spread)
         columns = (spread & ~source.zero).nonzero().flatten()
         weight = self._state[f"{layer.name}.weight"].detach()
-        weight = (weight.transpose(0, 1) if layer.kind == "ConvTranspose2d" else weight)[:, columns].double()
-        sums = weight.flatten(2).sum(2) if weight.dim() > 2 else weight  # (out, columns)
+        weight = weight.transpose(0, 1) if layer.kind == "ConvTranspose2d" else weight
         dead = self._slices[layer.name].dead
-        known = (dead | spread).all(1)
-        self._record(value, layer, constant, columns, sums)
-        self._derive(layer, (known[:, None] & ~dead).nonzero())
-        bias = self._bias(layer, len(known))
-        return Abstract(known, *(bias + sums @ mode[columns] for mode in (constant.eval_mode, constant.train_mode)))
+        known = (dead | spread).all(1) if bool(spread.any()) else self._slices[layer.name].dead_filters
+        self._record(value, layer, constant, columns)
+        rows = known.nonzero().flatten()
+        alive = (~dead[rows]).nonzero()
+        self._derive(layer, torch.stack([rows[alive[:, 0]], alive[:, 1]], 1))
+        numbers = torch.stack([constant.eval_mode[columns], constant.train_mode[columns]], 1)
+        return Abstract(known, *(self._bias(layer, len(known))[:, None] + sums_of(weight, columns, numbers)).T)
 
     def _grouped(self, layer: Layer, source: Abstract) -> Abstract:
         """Each output reads the inputs of its group. Whole groups pass channels on; otherwise each reads an input of every group."""
         if layer.kind == "ConvTranspose2d":
             return Abstract.unknown(layer["out_channels"])
         groups = layer.conv_groups
-        weight = self._tensor(f"{layer.name}.weight").flatten(2)  # (out, in of a group, window)
-        dead = weight.abs().amax(2) < self._threshold
+        weight = self._state[f"{layer.name}.weight"].detach()  # (out, in of a group, window)
+        dead = torch.cat([block.abs().flatten(2).amax(2) for _, block in blocks(weight)]).cpu() < self._threshold
         inputs = (
             torch.arange(layer["in_channels"]).view(groups, -1).repeat_interleave(layer["out_channels"] // groups, 0)
         )  # (out, in of a group)
         zero, spread = source.zero, source.zero if _pads_with_zeros(layer) else source.known
         known = (dead | spread[inputs]).all(1)
         if not layer.passes_groups:
-            self._need(layer, (dead | zero[inputs]).all(0), layer["out_channels"])
+            self._need(layer, (dead | zero[inputs]).all(0))
             positions = torch.arange(inputs.shape[1]).expand_as(inputs)
         else:
             positions = inputs
         alive = (known[:, None] & ~dead).nonzero()
         self._derive(layer, torch.stack([alive[:, 0], positions[alive[:, 0], alive[:, 1]]], 1))
-        gain = torch.where(dead, 0.0, weight.sum(2))
+        gain = torch.where(dead, 0.0, weight.flatten(2).sum(2, dtype=torch.float64).cpu())
         bias = self._bias(layer, len(known))
         in_eval, in_train = (
             bias + (gain * torch.where(spread, mode, 0.0)[inputs]).sum(1) for mode in (source.eval_mode, source.train_mode)
         )
         return Abstract(known, in_eval, in_train)
 
-    def _need(self, layer: Layer, expendable: Tensor, outputs: int) -> None:
+    def _need(self, layer: Layer, expendable: Tensor) -> None:
         """Note a consumer that absorbs nothing."""
         if layer.name in self._consumers:  # called before: it needs what either call needs
             expendable = expendable & self._consumers[layer.name].expendable
         none = torch.empty(0, dtype=torch.int64)
-        self._consumers[layer.name] = Consumer(layer.name, expendable, none, torch.zeros(outputs, 0), Receiver.NONE, "")
+        self._consumers[layer.name] = Consumer(layer.name, expendable, none, none.double(), Receiver.NONE, "")
 
     def _derive(self, layer: Layer, derived: Tensor) -> None:
         self._derived[layer.name] = torch.cat([self._derived.get(layer.name, derived[:0]), derived])
 
-    def _record(self, value: Value, layer: Layer, constant: Abstract, columns: Tensor, sums: Tensor) -> None:
+    def _record(self, value: Value, layer: Layer, constant: Abstract, columns: Tensor) -> None:
         receiver, receives = self._receiver(value, layer)
         match receiver:
             case Receiver.RUNNING_MEAN:
@@ -195,11 +222,11 @@ class _Interpreter:
                 absorbed = constant.zero | constant.agrees(self._threshold)
             case Receiver.NONE:
                 absorbed = constant.zero
-        shift = torch.where(absorbed[columns], sums * constant.eval_mode[columns], 0.0)
-        expendable = self._slices[layer.name].dead.all(0) | absorbed
+        constants = torch.where(absorbed[columns], constant.eval_mode[columns], 0.0)
+        expendable = self._slices[layer.name].dead_inputs | absorbed
         if layer.name in self._consumers:  # called before: it needs what either call needs
             expendable = expendable & self._consumers[layer.name].expendable
-        self._consumers[layer.name] = Consumer(layer.name, expendable, columns, shift, receiver, receives)
+        self._consumers[layer.name] = Consumer(layer.name, expendable, columns, constants, receiver, receives)
 
     def _receiver(self, value: Value, layer: Layer) -> tuple[Receiver, str]:
         if self._calls.count(layer.name) > 1:

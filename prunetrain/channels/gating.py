@@ -129,7 +129,7 @@ class _Gates:
         if not self._plain(step.layer) or step.layer is None or not step.inputs() or not self._stream(self._spaces.ids[step.layer, "in"]):
             return None
         found = self._slices[step.layer]
-        kept = self._rounded(~found.dead.all(0), found.input_norms)
+        kept = self._rounded(~found.dead_inputs, found.input_norms)
         return kept if len(kept) < found.dead.shape[1] else None
 
     def _writes(self, value: Value, step: Step) -> _Write | None:
@@ -143,7 +143,7 @@ class _Gates:
                 continue
             found = self._slices[conv.name]
             constant = self._constants.values[branch.index].along(1, found.dead.shape[0])
-            idle = found.dead.all(1) & constant.agrees(self._threshold)
+            idle = found.dead_filters & constant.agrees(self._threshold)
             donor = f"{(norm or conv).name}.bias"
             if donor not in self._state:
                 idle &= constant.zero

@@ -65,11 +65,11 @@ def find_candidates(spaces: ChannelSpaces, slices: Mapping[str, LayerSlices], co
             found = slices[axis[0]]
             np.add.at(energy, spaces.ids[axis], found.filter_norms.double().numpy() ** 2)
             if criterion == "union":
-                np.logical_and.at(removable, spaces.ids[axis], found.dead.all(1).numpy())
+                np.logical_and.at(removable, spaces.ids[axis], found.dead_filters.numpy())
     for axis in spaces.axes(Role.CONSUMER):
         found = slices[axis[0]]
         np.add.at(energy, spaces.ids[axis], found.input_norms.double().numpy() ** 2)
-        gone = found.dead.all(0) if criterion == "union" else constants.consumers[axis[0]].expendable
+        gone = found.dead_inputs if criterion == "union" else constants.consumers[axis[0]].expendable
         np.logical_and.at(removable, spaces.ids[axis], gone.numpy())
     for layer, absent in constants.averaged.items():
         if (layer, "features") in spaces.ids:

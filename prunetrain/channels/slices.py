@@ -1,25 +1,35 @@
-"""What the weights of each layer say about its slices: which are dead, and how strong each is. Every weight is read a few times, in place.
+"""What the weights of each layer say about its slices: which are dead, and how strong each is.
+
+Weights are read in blocks of filters that fit into a processor's cache, so that nothing as large as a layer is made beside it.
 
 A filter is W[o], an input slice W[:, i], and W[o, i] the part that both share. Dead means that no absolute weight reaches the threshold
 (PruneTrain, arXiv 1901.09290, section 4.1).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
+import torch
 from torch import Tensor
 
 from prunetrain.graph.layergraph import Layer, LayerGraph
+
+_BLOCK: Final = 1 << 18
+"""Weights of a block."""
 
 
 @dataclass(frozen=True)
 class LayerSlices:
     """The slices of a conv or linear layer.
 
-    `dead` (out, in) bool: max_k |W[o, i, k]| < threshold. `filter_norms` (out,) and `input_norms` (in,): Euclidean norms.
+    `dead` (out, in) bool: max_k |W[o, i, k]| < threshold; `dead_filters` (out,) and `dead_inputs` (in,): where all of these are.
+    `filter_norms` (out,) and `input_norms` (in,): Euclidean norms.
     """
 
     dead: Tensor
+    dead_filters: Tensor
+    dead_inputs: Tensor
     filter_norms: Tensor
     input_norms: Tensor
 
@@ -51,10 +61,27 @@ def measure_slices(graph: LayerGraph, state: Mapping[str, Tensor], threshold: fl
     return found
 
 
+def blocks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """A weight (out, in, ...) a few filters at a time: which these are, and their part of the weight, which is not copied."""
+    filters = max(1, _BLOCK * len(weight) // max(1, weight.numel()))
+    for start in range(0, len(weight), filters):
+        rows = slice(start, start + filters)
+        yield rows, weight[rows]
+
+
 def _measured(weight: Tensor, threshold: float) -> LayerSlices:
-    """The slices of a weight (out, in, ...). It is reduced over the window first, then over one dimension at a time, which is fast."""
-    squares = weight.square()
-    largest = weight.abs()
-    if weight.dim() > 2:
-        squares, largest = squares.flatten(2).sum(2), largest.flatten(2).amax(2)
-    return LayerSlices((largest < threshold).cpu(), squares.sum(1).sqrt().cpu(), squares.sum(0).sqrt().cpu())
+    """The slices of a weight (out, in, ...). A block is reduced over the window first, then over one dimension at a time, which is fast."""
+    dead = torch.empty(weight.shape[:2], dtype=torch.bool, device=weight.device)
+    filters, inputs = weight.new_empty(weight.shape[0]), weight.new_zeros(weight.shape[1])
+    largest_of_filter, largest_of_input = torch.empty_like(filters), torch.zeros_like(inputs)
+    for rows, block in blocks(weight):
+        squares, largest = block.square(), block.abs()
+        if block.dim() > 2:
+            squares, largest = squares.flatten(2).sum(2), largest.flatten(2).amax(2)
+        torch.lt(largest, threshold, out=dead[rows])
+        torch.sum(squares, 1, out=filters[rows])
+        inputs += squares.sum(0)
+        torch.amax(largest, 1, out=largest_of_filter[rows])
+        torch.maximum(largest_of_input, largest.amax(0), out=largest_of_input)
+    dead_filters, dead_inputs = largest_of_filter < threshold, largest_of_input < threshold
+    return LayerSlices(dead.cpu(), dead_filters.cpu(), dead_inputs.cpu(), filters.sqrt_().cpu(), inputs.sqrt_().cpu())

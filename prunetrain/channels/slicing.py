@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunetrain.channels.branches import remove_branch
+from prunetrain.channels.branches import remove_branches
 from prunetrain.channels.constants import Constants, find_constants
 from prunetrain.channels.gating import gate_streams
 from prunetrain.channels.rewriting import rewrite
@@ -97,12 +97,12 @@ def propose_cut(graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: fl
     slices = measure_slices(graph, state, threshold)
     while True:
         spaces = find_spaces(graph)
-        constants = find_constants(graph, spaces, {name: t.cpu() for name, t in state.items()}, slices, threshold)
-        branch = remove_branch(graph, state, constants, threshold)
-        if branch is None:
+        constants = find_constants(graph, spaces, state, slices, threshold)
+        branches = remove_branches(graph, state, constants, threshold)
+        if branches is None:
             break
-        graph, state, removed = branch.graph, branch.state, removed + branch.removed
-        sources = chain(branch.sources, sources)
+        graph, state, removed = branches.graph, branches.state, removed + branches.removed
+        sources = chain(branches.sources, sources)
     candidates = find_candidates(spaces, slices, constants, criterion)
     return Proposal(graph, state, sources, removed, constants, candidates)
 
@@ -125,9 +125,10 @@ def _absorb(state: Mapping[str, Tensor], constants: Constants, plan: KeepPlan) -
     changed: dict[str, Tensor] = {}
     for consumer in constants.consumers.values():
         ids = plan.spaces.ids[consumer.layer, "in"]
-        gone = torch.from_numpy(~plan.keep[ids])[consumer.columns]
-        shift = consumer.shift[:, gone].sum(1)
-        if not consumer.receives or not bool(shift.any()):
+        if not consumer.receives or not len(consumer.columns):
+            continue
+        shift = consumer.shift(state[f"{consumer.layer}.weight"].detach(), torch.from_numpy(~plan.keep[ids]))
+        if not bool(shift.any()):
             continue
         tensor = changed.get(consumer.receives, state[consumer.receives])
         sign = -1.0 if consumer.receives.endswith("running_mean") else 1.0

@@ -149,8 +149,9 @@ def bind(signature: Signature, arguments: Iterable[tuple[str, object]]) -> tuple
         ValueError: for an unknown, repeated or missing argument, or a literal the parameter does not take.
     """
     given: dict[str, object] = {}
+    known = signature.names()
     for name, value in arguments:
-        if name not in signature.names():
+        if name not in known:
             raise ValueError(f"unknown argument {name!r}")
         if name in given:
             raise ValueError(f"argument {name!r} is given twice")

@@ -9,7 +9,6 @@ import keyword
 import logging
 import re
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +28,8 @@ from prunetrain.graph.tracing.places import place_of
 from prunetrain.graph.tracing.recorder import Recorder
 from prunetrain.graph.tracing.records import BATCHES, Recording
 from prunetrain.graph.tracing.registry import Registry
-from prunetrain.graph.tracing.simplify import read_names
+from prunetrain.graph.tracing.simplify import Steps, read_names
+from prunetrain.graph.tracing.snapshot import Snapshot
 from prunetrain.graph.tracing.steps import steps_of
 
 
@@ -69,11 +69,13 @@ def trace_with_state(model: nn.Module, example_input: Tensor) -> Traced:
     modules = dict(model.named_modules())
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     registry = Registry(tensors, {name: position for position, name in enumerate(modules)})
-    shape = tuple(example_input.shape[1:])
-    in_training, in_evaluation = (
-        steps_of(pair_up(*(_record(model, registry, (batch, *shape), training) for batch in BATCHES), training=training), registry, modules)
-        for training in (True, False)
-    )
+    shape, snapshot = tuple(example_input.shape[1:]), Snapshot(model)
+
+    def steps(*, training: bool) -> Steps:
+        recordings = (_record(model, snapshot, registry, (batch, *shape), training) for batch in BATCHES)
+        return steps_of(pair_up(*recordings, training=training), registry, modules)
+
+    in_training, in_evaluation = steps(training=True), steps(training=False)
     both = merged(in_training, in_evaluation)
     used = read_names(both.steps)
     layers, declared = registry.layers(used), tuple(tensor for name, tensor in registry.declared.items() if name in used)
@@ -96,11 +98,11 @@ def _check_signature(model: nn.Module) -> None:
         raise TraceError(f"{type(model).__name__}.forward takes more than one argument; networks take one image batch")
 
 
-def _record(model: nn.Module, registry: Registry, shape: tuple[int, ...], training: bool) -> Recording:
+def _record(model: nn.Module, snapshot: Snapshot, registry: Registry, shape: tuple[int, ...], training: bool) -> Recording:
     """What the model calls in train or in eval mode for a batch of a shape. The model stays as it is."""
     sample = next((tensor for tensor in registry.tensors.values() if tensor.is_floating_point()), torch.empty(0))
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with _unchanged(model, training), _quiet(), torch.inference_mode(False), torch.enable_grad():
+    with snapshot.in_mode(training=training), _quiet(), torch.inference_mode(False), torch.enable_grad():
         with fake:
             images = torch.empty(shape, dtype=sample.dtype, device=sample.device)
         recorder = Recorder(model, registry.tensors, images, training=training)
@@ -141,38 +143,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.disabled = before
-
-
-@contextmanager
-def _unchanged(model: nn.Module, training: bool) -> Iterator[None]:
-    """The model in one mode; whatever its forward pass sets in its modules, or puts into their dicts and lists, is undone."""
-    before = [(module, _copied(module.__dict__)) for module in model.modules()]
-    try:
-        for module, _ in before:
-            module.training = training
-        yield
-    finally:
-        for module, attributes in before:
-            _put_back(module.__dict__, attributes)
-
-
-def _copied(value: Any) -> Any:
-    """Containers copied all the way down, each beside itself; anything else as it is."""
-    if type(value) in (dict, OrderedDict):
-        return value, {key: _copied(item) for key, item in value.items()}
-    return (value, list(value)) if type(value) in (list, set) else (value, None)
-
-
-def _put_back(container: Any, before: Any) -> None:
-    _, content = before
-    container.clear()
-    if isinstance(container, dict):
-        for key, (item, inside) in content.items():
-            container[key] = item
-            if inside is not None:
-                _put_back(item, (item, inside))
-    else:
-        (container.update if isinstance(container, set) else container.extend)(content)
 
 
 def _class_name(name: str) -> str:

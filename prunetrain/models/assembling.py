@@ -26,7 +26,7 @@ def assemble(source: str, filename: str, graph: LayerGraph, state: Mapping[str, 
     with torch.device("meta"):
         module = instantiate(source, filename, allocates=False)
     types = {name: tensor.dtype for name, tensor in module.state_dict().items()}
-    module.load_state_dict(dict(state), assign=True)
+    _assign(module, graph, state)
     other = next((name for name, tensor in state.items() if same_types and tensor.dtype != types[name]), None)
     if other is not None:
         raise RuntimeError(f"{other} is {state[other].dtype}, and the network's {types[other]}")
@@ -35,3 +35,33 @@ def assemble(source: str, filename: str, graph: LayerGraph, state: Mapping[str, 
         if tensor.role == "index":  # positions, which stand in the file and not among the weights
             module.register_buffer(tensor.name, torch.tensor(tensor.values, device=device), persistent=False)
     return module
+
+
+def _assign(module: nn.Module, graph: LayerGraph, state: Mapping[str, Tensor]) -> None:
+    """Make tensors the network's own, layer by layer.
+
+    `load_state_dict` of the whole looks through all tensors for those of each layer, and a flat network has no fewer layers than that.
+
+    Raises:
+        RuntimeError: if they do not fit it.
+    """
+    declared = {tensor.name: tensor for tensor in graph.declared if tensor.role != "index"}
+    own = {name: tensor for name, tensor in state.items() if "." not in name}
+    parts: dict[str, dict[str, Tensor]] = {layer.name: {} for layer in graph.layers}
+    for name, tensor in state.items():
+        layer, _, part = name.partition(".")
+        if part:
+            parts.setdefault(layer, {})[part] = tensor
+    try:
+        for name, part_of_state in parts.items():
+            module.get_submodule(name).load_state_dict(part_of_state, assign=True)
+        fits = {name: tuple(tensor.shape) for name, tensor in own.items()} == {name: tensor.shape for name, tensor in declared.items()}
+    except (AttributeError, RuntimeError):
+        fits = False
+    if not fits:
+        module.load_state_dict(dict(state), assign=True)  # finds the fault again, and says it of the whole network
+    for name, tensor in own.items():
+        if declared[name].role == "parameter":
+            setattr(module, name, nn.Parameter(tensor))
+        else:
+            module.register_buffer(name, tensor)

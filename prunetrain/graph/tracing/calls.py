@@ -35,8 +35,6 @@ OF_DATA: Final = {
     "__format__": "printing a tensor",
     "__repr__": "printing a tensor",
 }
-# Calls whose result is as large as what they read; making it without torch is faster.
-KEEP_SHAPE: Final = frozenset("batch_norm layer_norm group_norm instance_norm rms_norm prelu".split())
 CONVERSIONS: Final = frozenset("float to type type_as double half bfloat16 cpu cuda long bool int".split())
 GRADIENT_FREE: Final = frozenset(("detach", "detach_", "data"))
 

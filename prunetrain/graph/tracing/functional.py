@@ -11,7 +11,6 @@ import torch
 from prunetrain.graph.layergraph import Layer, Value
 from prunetrain.graph.tracing.builder import Builder
 from prunetrain.graph.tracing.calls import arguments
-from prunetrain.graph.tracing.layers import layer_of
 from prunetrain.graph.tracing.records import Call, Module, Own
 
 
@@ -22,7 +21,7 @@ def call_module(build: Builder, call: Call, modules: Mapping[str, torch.nn.Modul
     module = modules[leaf.name]
     own = [*module.named_parameters(), *module.named_buffers()]
     tensors = {name: f"{leaf.name}.{name}".lstrip(".") for name, _ in own}
-    name = build.registry.layer(layer_of(module), leaf.name, leaf.name, tensors, call.place)
+    name = build.registry.layer(leaf.layer, leaf.name, leaf.name, tensors, call.place)
     return build.add(f"self.{name}", input=build.tensor(images))
 
 

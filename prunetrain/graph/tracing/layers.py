@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -62,17 +63,23 @@ def layer_of(module: nn.Module) -> Layer:
     kind = type(module).__name__
     known = LAYERS[kind].names()
     arguments: dict[str, Literal] = {}
-    for name, parameter in inspect.signature(type(module)).parameters.items():
-        if name in ("device", "dtype"):
-            continue
-        value = _given(module, name, parameter.default)
+    for name, default in _defaults(kind).items():
+        value = _given(module, name, default)
         if name in known:
             arguments[name] = value[0] if kind == "Conv1d" and isinstance(value, tuple) and len(value) == 1 else value
-        elif name != "bias" and value != parameter.default:
+        elif name != "bias" and value != default:
             raise ValueError(f"nn.{kind} with {name}={value!r} is not supported yet")
     if arguments.get("affine") and module.bias is None:  # newer torch has an argument for it, every torch lets one take it away
         raise ValueError(f"nn.{kind} with bias=False is not supported yet")
     return Layer.make("", kind, **arguments)
+
+
+@cache
+def _defaults(kind: str) -> dict[str, object]:
+    """What the constructor of a layer takes, and the defaults; reading a signature is slow, and a network has few kinds of layers."""
+    return {
+        name: found.default for name, found in inspect.signature(getattr(nn, kind)).parameters.items() if name not in ("device", "dtype")
+    }
 
 
 def _given(module: nn.Module, name: str, default: object) -> Any:

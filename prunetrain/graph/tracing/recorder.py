@@ -17,7 +17,6 @@ from prunetrain.graph.tracing.calls import (
     ABOUT_TENSORS,
     CREATED_LIKE,
     GRADIENT_FREE,
-    KEEP_SHAPE,
     OF_DATA,
     RANDOM,
     UNINITIALISED,
@@ -28,6 +27,7 @@ from prunetrain.graph.tracing.journal import Asked, Journal, names_of, outputs_o
 from prunetrain.graph.tracing.layers import LeafCall, as_layer, is_layer
 from prunetrain.graph.tracing.places import place
 from prunetrain.graph.tracing.records import Call, Module, Place, Recording
+from prunetrain.graph.tracing.shortcuts import empty_like_of_shape, made_without_torch
 from prunetrain.graph.windows import shape_text
 
 
@@ -119,7 +119,9 @@ class Recorder(TorchFunctionMode):
         first = asked.first
         before = first._version if first is not None else 0
         try:
-            result = torch.empty_like(asked.args[0]) if asked.name in KEEP_SHAPE else func(*asked.args, **asked.kwargs)
+            result = made_without_torch(asked.name, asked.args, asked.kwargs)
+            if result is None:
+                result = func(*asked.args, **asked.kwargs)
         except (DynamicOutputShapeException, DataDependentOutputException):
             raise asked.place.error(f"{asked.name} makes a tensor whose shape depends on the numbers in another") from None
         if first is not None and (asked.name == "__setitem__" or first._version != before):
@@ -138,9 +140,9 @@ class Recorder(TorchFunctionMode):
                     raise ValueError(f"nothing is left of the image: {shape_text(tuple(leaf.images.shape))} becomes {shape_text(shape)}")
             except ValueError as error:
                 raise here.error(f"{name or 'the network'} does not fit its input: {error}") from None
-            made = leaf.images.new_empty(shape)
+            made = empty_like_of_shape(leaf.images, shape)
             images = self._journal.stand_in(leaf.images, here)
-            self._journal.write(Call("module", (Module(name), images), {}, (), here), made)
+            self._journal.write(Call("module", (Module(name, leaf.layer), images), {}, (), here), made)
         return (made, None) if leaf.returns_pair else made
 
 

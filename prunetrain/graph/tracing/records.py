@@ -6,6 +6,7 @@ from typing import Final, TypeAlias
 from torch import Tensor
 
 from prunetrain.errors import TraceError
+from prunetrain.graph.layergraph import Layer
 from prunetrain.graph.windows import Shape
 
 BATCHES: Final = (7, 11)  # the batch sizes of a trace; primes, so that hardly any size is a multiple of one and, at the other, of the other
@@ -40,9 +41,10 @@ class Varying:
 
 @dataclass(frozen=True)
 class Module:
-    """A layer of the model, by its qualified name."""
+    """A layer of the model, by its qualified name; and what it was when it was called, still without a name in the file."""
 
     name: str
+    layer: Layer
 
 
 @dataclass(frozen=True)
