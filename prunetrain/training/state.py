@@ -35,8 +35,7 @@ from prunetrain.training.data import DataSource
 from prunetrain.training.environment import Environment
 from prunetrain.training.optimizers import build_optimizer, build_scheduler
 from prunetrain.training.outputs import Outputs
-
-_AMP_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+from prunetrain.training.precision import autocast
 
 
 @dataclass
@@ -82,8 +81,7 @@ class TrainState:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision as the settings say."""
-        enabled = self.config.amp != "off"
-        return torch.autocast(self.device.type, dtype=_AMP_TYPES.get(self.config.amp, torch.bfloat16), enabled=enabled)
+        return autocast(self.device, self.config.amp)
 
     def to_memory_format(self, images: Tensor) -> Tensor:
         """A batch in the memory format of the settings."""

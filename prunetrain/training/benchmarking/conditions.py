@@ -1,0 +1,86 @@
+"""How a network runs while it is timed: device, batch, precision, memory format, compiled or not."""
+
+import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunetrain.config import TrainConfig
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.load import instantiate
+from prunetrain.graph.render import render
+from prunetrain.training.precision import autocast
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How a network runs; `amp` is a word of the settings, `optimizer` too."""
+
+    device: torch.device
+    batch_size: int
+    amp: str = "off"
+    channels_last: bool = False
+    compile: bool = False
+    optimizer: str = "sgd"
+
+    @classmethod
+    def of(cls, config: TrainConfig, device: torch.device) -> "Conditions":
+        """The conditions that a run's settings ask for."""
+        return cls(device, config.batch_size, config.amp, config.channels_last, config.compile, config.optimizer)
+
+    def with_batch(self, batch_size: int) -> "Conditions":
+        """The same with another batch size."""
+        return replace(self, batch_size=batch_size)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision of a forward pass."""
+        return autocast(self.device, self.amp)
+
+    def build(self, graph: LayerGraph) -> nn.Module:
+        """A network with random weights, on the device; torch's generators stay as they are."""
+        with unchanged_generators(self.device):
+            model = instantiate(render(graph), "<benchmark>").to(self.device)
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model
+
+    def images(self, shape: tuple[int, ...]) -> Tensor:
+        """A batch of random images; torch's generators stay as they are."""
+        images = torch.randn(self.batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last and images.dim() == 4 else images
+
+    def wait(self) -> None:
+        """Return when the device has done everything that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@contextmanager
+def unchanged_generators(device: torch.device) -> Iterator[None]:
+    """Inside, random numbers come from a fixed seed; afterwards torch's generators go on as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Inside, torch computes with so many CPU threads; None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def hardware(device: torch.device) -> str:
+    """The name of a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} cores of {names[0]}" if names else platform.processor() or platform.machine()
