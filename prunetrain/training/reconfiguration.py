@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 
+from prunetrain.channels.selection import commonest
 from prunetrain.channels.slicing import Cut, gate, propose_cut, slice_optimizer_state
 from prunetrain.training.checkpoints import Checkpoint
 from prunetrain.training.data import DataSource
@@ -10,9 +11,6 @@ from prunetrain.training.events import Change, Reconfiguration
 from prunetrain.training.granularity import choose_granularity
 from prunetrain.training.loop import evaluate
 from prunetrain.training.state import TrainState, load_state, write_pair
-
-_TIMING_SHARE = 0.01  # of an interval's time may go to timing candidates
-_TIMING_LEAST = 0.5  # seconds
 
 
 class Watch:
@@ -43,11 +41,11 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
     config, watch = state.config, Watch()
     proposal = propose_cut(state.graph, state.model.state_dict(), threshold=config.threshold, criterion=config.criterion)
     watch.lap("select")
-    granularity = choose_granularity(state, proposal, _timing_budget(state))
+    granularity = choose_granularity(state, proposal)
     watch.lap("time")
     cut = proposal.apply(proposal.plan(granularity))
     if config.residual == "gating":
-        cut = gate(cut, threshold=config.threshold, granularity=granularity)
+        cut = gate(cut, threshold=config.threshold, granularity=commonest(granularity))
     smaller = cut_checkpoint(state.checkpoint(), cut)
     watch.lap("slice")
     path = write_pair(state.run, cut.graph, state.dense, smaller)
@@ -76,8 +74,3 @@ def _parameter_order(cut: Cut) -> list[str]:
     declared = [tensor.name for tensor in cut.graph.declared]
     layered = [f"{layer.name}.{tensor}" for layer in cut.graph.layers for tensor in layer.signature.axes]
     return [name for name in (*declared, *layered) if name in cut.state]
-
-
-def _timing_budget(state: TrainState) -> float:
-    seconds: float = sum(line["epoch_seconds"] for line in state.progress.history[-state.config.prune_interval :])
-    return max(_TIMING_LEAST, _TIMING_SHARE * seconds)
