@@ -43,10 +43,13 @@ def command(
     from prunetrain.report import benchmarks
     from prunetrain.training.benchmarking import conditions, measuring, peaks, profiling
     from prunetrain.training.environment import choose_device
+    from prunetrain.training.state import check_batch
 
     config = build_config(given(params))
     setting = conditions.Conditions.of(config, choose_device(config))
-    with conditions.threads(threads):
+    for path, graph in zip(paths, graphs, strict=True):
+        check_batch(graph, setting.batch_size, str(path))
+    with conditions.threads(threads), setting.enough_memory():
         measured = measuring.measure(graphs, setting, rounds=rounds)
         described: dict[str, Any] = {
             "machine": benchmarks.machine(setting, rounds),

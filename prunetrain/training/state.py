@@ -126,7 +126,7 @@ def new_state(
             say(line)
     traced = trace_with_state(model, torch.zeros(2, *data.input_shape))
     _check_outputs(traced.graph, config, data)
-    _check_batch(traced.graph, config)
+    check_batch(traced.graph, config.batch_size, config.model)
     with new_run(run.output_dir, run.name) as free:
         config = replace(config, name=free.name)
         first = Checkpoint(
@@ -154,13 +154,17 @@ def _check_outputs(graph: LayerGraph, config: TrainConfig, data: DataSource) -> 
         )
 
 
-def _check_batch(graph: LayerGraph, config: TrainConfig) -> None:
-    """Refuse batches of one image where BatchNorm would see one value a channel, which has no variance."""
+def check_batch(graph: LayerGraph, batch_size: int, name: str) -> None:
+    """Refuse batches of one image where BatchNorm would see one value a channel, which has no variance.
+
+    Raises:
+        ConfigError: if it would; `name` says of which network.
+    """
     shapes = infer_shapes(graph)
     kinds = {f"self.{layer.name}": layer.kind for layer in graph.layers}
     for value, step in graph.results():
-        if config.batch_size == 1 and "BatchNorm" in kinds.get(step.target, "") and prod(shapes[value.index][2:]) == 1:
-            raise ConfigError(f"--batch-size 1 is too small for {config.model}, whose BatchNorm sees one value a channel: use 2 or more")
+        if batch_size == 1 and "BatchNorm" in kinds.get(step.target, "") and prod(shapes[value.index][2:]) == 1:
+            raise ConfigError(f"--batch-size 1 is too small for {name}, whose BatchNorm sees one value a channel: use 2 or more")
 
 
 def write_pair(run: RunPaths, graph: LayerGraph, dense: LayerGraph, checkpoint: Checkpoint) -> Path:

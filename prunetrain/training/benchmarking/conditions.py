@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from prunetrain.config import TrainConfig
+from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
 from prunetrain.training.precision import autocast
+
+_NO_MEMORY = ("not enough memory", "can't allocate")  # what torch says on a CPU
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,20 @@ class Conditions:
         """A batch of random images; torch's generators stay as they are."""
         images = torch.randn(self.batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last and images.dim() == 4 else images
+
+    @contextmanager
+    def enough_memory(self) -> Iterator[None]:
+        """Inside, what does not fit into memory is a `ConfigError`."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if (
+                isinstance(error, torch.OutOfMemoryError | MemoryError)
+                or "not enough memory" in str(error)
+                or "can't allocate" in str(error)
+            ):
+                raise ConfigError(f"batches of {self.batch_size} images do not fit into memory: use a smaller --batch-size") from None
+            raise
 
     def wait(self) -> None:
         """Return when the device has done everything that it was given."""
