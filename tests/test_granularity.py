@@ -12,13 +12,16 @@ from runs import settings, write_images
 
 from prunetrain.channels.selection import KEEP_ALL, Granularity, commonest
 from prunetrain.channels.slicing import Proposal, propose_cut
+from prunetrain.errors import OutputError
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.paths import RunPaths
-from prunetrain.training import granularity
+from prunetrain.paths import RunPaths, newest_run
+from prunetrain.training import granularity, reconfiguration
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
+from prunetrain.training.events import Silent
 from prunetrain.training.granularity import Effort, Timing, choose_granularity, measured_choice, pick
+from prunetrain.training.run import resume_run, start_run
 from prunetrain.training.state import TrainState, new_state
 
 CPU = torch.device("cpu")
@@ -177,6 +180,31 @@ def test_without_time_for_anything_nothing_is_rounded(state: TrainState, chooser
         state.progress = replace(state.progress, history=history)
         assert choose_granularity(state, propose(state, 37 + len(history))) == 1
     assert chooser.asked == []
+
+
+def test_a_run_that_died_while_cutting_cuts_as_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network file cannot be written once; the choice before it stands, whatever timing would say the second time."""
+    monkeypatch.setattr(granularity, "_effort", lambda steps, batch_size: Effort(False, 3, batch_size))
+    images = write_images(tmp_path / "images.npz")
+    undisturbed = Chooser(8, 16)
+    monkeypatch.setattr(granularity, "measured_choice", undisturbed)
+    expected = start_run(settings(images, tmp_path / "a", round_to="auto"), Silent())
+    died = Chooser(8, 16, 1)
+    monkeypatch.setattr(granularity, "measured_choice", died)
+    with monkeypatch.context() as broken:
+        broken.setattr(reconfiguration, "write_pair", no_room)
+        with pytest.raises(OutputError, match="the disk is full"):
+            start_run(settings(images, tmp_path / "b", round_to="auto"), Silent())
+    last = newest_run(tmp_path / "b", expected.run.name)
+    assert last
+    outcome = resume_run(last.last, {}, Silent())
+    assert len(died.asked) == len(undisturbed.asked) == 2
+    assert outcome.network.read_text() == expected.network.read_text()
+
+
+def no_room(*args: object) -> None:
+    """Stands in for writing a network."""
+    raise OutputError("the disk is full")
 
 
 class Clock:
