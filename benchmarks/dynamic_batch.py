@@ -26,13 +26,14 @@ from runs import Result, cpu_seconds, machine, train
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
+from prunetrain.training.benchmarking.conditions import Conditions
+from prunetrain.training.benchmarking.steps import TrainingStep
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.memory import step_memory
 from prunetrain.training.run import stored_config
 from prunetrain.training.state import TrainState, load_state
-from prunetrain.training.trial import TrialStep
 
 VARIANTS = {"fixed": "--no-dynamic-batch", "dynamic": "--dynamic-batch"}
 MIB = 2**20
@@ -124,13 +125,18 @@ def peak_memory(run: RunPaths, epoch: int, batch: int, threads: int) -> float:
     state = load_run(run, epoch)
     if state.device.type == "cuda":
         return step_memory(state, state.graph, batch)
-    TrialStep(state, state.graph).run(2)  # what the libraries take once
+    training_step(state, 2)()  # what the libraries take once
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     before = resident_memory("VmRSS")
-    step = TrialStep(state, state.graph)
+    step = training_step(state, batch)
     for _ in range(3):
-        step.run(batch)
+        step()
     return resident_memory("VmHWM") - before
+
+
+def training_step(state: TrainState, batch: int) -> TrainingStep:
+    """A step of a run's network on so many images."""
+    return TrainingStep(state.graph, Conditions.of(state.config, state.device).with_batch(batch))
 
 
 def resident_memory(which: str) -> float:
@@ -143,14 +149,14 @@ def throughput(run: RunPaths, epoch: int, batches: list[int], rounds: int, threa
     """Images a second of training steps, for each batch."""
     torch.set_num_threads(threads)
     state = load_run(run, epoch)
-    step = TrialStep(state, state.graph)
+    trials = [training_step(state, batch) for batch in batches]
     seconds: list[list[float]] = [[] for _ in batches]
     for round_number in range(rounds + 1):
-        for batch, times in zip(batches, seconds, strict=True):
+        for batch, step, times in zip(batches, trials, seconds, strict=True):
             steps = -(-4 * max(batches) // batch)  # as many images for each
             start = time.perf_counter()
             for _ in range(steps):
-                step.run(batch)
+                step()
             if state.device.type == "cuda":
                 torch.cuda.synchronize(state.device)
             if round_number:  # the first round warms up

@@ -1,23 +1,31 @@
-"""`--round-to`: the pick by hand, fixed multiples, and timings that are taken once a run."""
+"""`--round-to`: the pick by hand, how much is timed, and choices that are made once a run."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from runs import settings, write_images
 
+from prunetrain.channels.selection import KEEP_ALL, Granularity, commonest
 from prunetrain.channels.slicing import Proposal, propose_cut
+from prunetrain.errors import OutputError
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.paths import RunPaths
-from prunetrain.training import granularity
+from prunetrain.paths import RunPaths, newest_run
+from prunetrain.training import granularity, reconfiguration
+from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
-from prunetrain.training.granularity import Timing, choose_granularity, pick
+from prunetrain.training.events import Silent
+from prunetrain.training.granularity import Effort, Timing, choose_granularity, measured_choice, pick
+from prunetrain.training.run import resume_run, start_run
 from prunetrain.training.state import TrainState, new_state
 
 CPU = torch.device("cpu")
+ENOUGH = {"epoch_seconds": 1e4, "images_per_second": 16.0}  # a line of history after which all can be timed
 
 
 @pytest.mark.parametrize(
@@ -28,6 +36,8 @@ CPU = torch.device("cpu")
         ([(1, 1.0, 100), (8, 0.6, 120), (16, 0.8, 150)], 8),
         ([(1, 0.82, 100), (8, 0.81, 120), (16, 0.8, 150)], 1),  # all within 3%: the fewest MACs
         ([(1, 0.83, 100), (8, 0.82, 120), (16, 0.8, 150)], 8),
+        ([(1, 1.0, 100), (8, 0.9, 120), (KEEP_ALL, 0.8, 200)], KEEP_ALL),  # no cut is as fast as none
+        ([(1, 0.82, 100), (8, 0.9, 120), (KEEP_ALL, 0.8, 200)], 1),
     ],
 )
 def test_pick(timings: list[tuple[int, float, int]], chosen: int) -> None:
@@ -35,11 +45,42 @@ def test_pick(timings: list[tuple[int, float, int]], chosen: int) -> None:
     assert pick([Timing(*timing) for timing in reversed(timings)]) == chosen
 
 
+@pytest.mark.parametrize(
+    ("steps", "effort"),
+    [
+        (1000.0, Effort(layers=True, networks=6, batch_size=128)),  # 24 steps for the layers and 6 networks of 4 steps
+        (48.0, Effort(layers=True, networks=6, batch_size=128)),
+        (24.0, Effort(layers=True, networks=6, batch_size=64)),
+        (11.0, Effort(layers=True, networks=4, batch_size=35)),
+        (6.0, Effort(layers=False, networks=4, batch_size=48)),
+        (3.5, Effort(layers=False, networks=3, batch_size=37)),
+        (2.9, None),
+        (-5.0, None),
+    ],
+)
+def test_what_there_is_time_for(steps: float, effort: Effort | None) -> None:
+    assert granularity._effort(steps, 128) == effort
+
+
+def test_small_batches_stay_whole() -> None:
+    assert granularity._effort(11.9, 16) is None
+    assert granularity._effort(12.0, 16) == Effort(layers=False, networks=3, batch_size=16)
+
+
+def test_commonest() -> None:
+    assert commonest(8) == 8
+    assert commonest({}) == commonest(KEEP_ALL) == 1
+    assert commonest({"a": 1, "b": 16, "c": 16}) == 16
+    assert commonest({"a": 1, "b": 16}) == 16
+
+
 @pytest.fixture
 def state(tmp_path: Path) -> TrainState:
     """A new run of LeNet-300-100 with `--round-to auto`."""
     config = settings(write_images(tmp_path / "images.npz"), tmp_path, round_to="auto", batch_size=16)
-    return new_state(config, RunPaths(tmp_path, "x"), load_data(config, CPU), Environment(CPU))
+    state = new_state(config, RunPaths(tmp_path, "x"), load_data(config, CPU), Environment(CPU))
+    state.progress = replace(state.progress, history=[ENOUGH])
+    return state
 
 
 def propose(state: TrainState, dead: int) -> Proposal:
@@ -51,79 +92,157 @@ def propose(state: TrainState, dead: int) -> Proposal:
     return propose_cut(state.graph, weights, threshold=1e-4, criterion="either")
 
 
-class Clock:
-    """Stands in for the measurement: takes note of the graphs it is asked for, and says which is fast."""
+class Chooser:
+    """Stands in for the measurement: takes note of what it is asked, and answers one after the other."""
 
-    def __init__(self, fastest: int) -> None:
-        self.fastest = fastest
-        self.asked: list[list[LayerGraph]] = []
+    def __init__(self, *answers: Granularity) -> None:
+        self.answers = list(answers)
+        self.asked: list[Effort] = []
 
-    def __call__(self, state: TrainState, graphs: list[LayerGraph], budget_seconds: float) -> list[float]:
-        self.asked.append(graphs)
-        return [0.5 if number == self.fastest else 1.0 for number in range(len(graphs))]
+    def __call__(self, proposal: Proposal, conditions: Conditions, effort: Effort, *, layers_until: float) -> Granularity:
+        self.asked.append(effort)
+        return self.answers[len(self.asked) - 1]
 
 
-def test_fixed_multiple_needs_no_timing(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(granularity, "_measure", Clock(0))
+@pytest.fixture
+def chooser(monkeypatch: pytest.MonkeyPatch) -> Chooser:
+    chooser = Chooser({"fc1": 16}, 8, 4, 2)
+    monkeypatch.setattr(granularity, "measured_choice", chooser)
+    return chooser
+
+
+def notes(state: TrainState) -> Any:
+    return json.loads((state.run.checkpoints / "timings.json").read_text())
+
+
+def test_fixed_multiple_needs_no_timing(state: TrainState, chooser: Chooser) -> None:
     proposal = propose(state, 37)
     state.config = replace(state.config, round_to="8")
-    assert choose_granularity(state, proposal, 1.0) == 8
+    assert choose_granularity(state, proposal) == 8
     counts = {name: kept for name, (kept, _) in proposal.plan(8).counts().items()}
     assert (counts["fc1"], counts["fc2"]) == (264, 64)  # 263 and 63 live
     assert not (state.run.checkpoints / "timings.json").exists()
 
 
-def test_nothing_to_cut_needs_no_timing(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(0)
-    monkeypatch.setattr(granularity, "_measure", clock)
-    assert choose_granularity(state, propose(state, 0), 1.0) == 1
-    assert clock.asked == []
+def test_a_multiple_for_each_space(state: TrainState) -> None:
+    counts = propose(state, 37).plan({"fc2": 16, "elsewhere": 3}).counts()
+    assert (counts["fc1"][0], counts["fc2"][0]) == (263, 64)
 
 
-def test_networks_are_timed_once_a_run(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(fastest=2)
-    monkeypatch.setattr(granularity, "_measure", clock)
-    proposal = propose(state, 37)
-    assert choose_granularity(state, proposal, 1.0) == 16
-    clock.fastest = 0
-    assert choose_granularity(state, proposal, 1.0) == 16
-    assert len(clock.asked) == 1
-    (timed,) = clock.asked
-    # 263 and 63 channels live; multiples of 2, 4 and 8 lead to one network, and 64 to all 300
-    assert [graph.layers[0]["out_features"] for graph in timed] == [263, 264, 272, 288, 300]
-    assert [graph.layers[1]["out_features"] for graph in timed] == [63, 64, 64, 64, 64]
-    assert choose_granularity(state, propose(state, 50), 1.0) == 1  # other networks
-    assert len(clock.asked) == 2
-    assert len(json.loads((state.run.checkpoints / "timings.json").read_text())) == len({*timed, *clock.asked[1]})
+def test_nothing_to_cut_needs_no_timing(state: TrainState, chooser: Chooser) -> None:
+    assert choose_granularity(state, propose(state, 0)) == 1
+    assert chooser.asked == []
 
 
-def test_other_settings_are_timed_anew(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(fastest=0)
-    monkeypatch.setattr(granularity, "_measure", clock)
+def test_choices_are_made_once_a_run(state: TrainState, chooser: Chooser) -> None:
+    assert choose_granularity(state, propose(state, 37)) == {"fc1": 16}
+    assert choose_granularity(state, propose(state, 37)) == {"fc1": 16}
+    assert len(chooser.asked) == 1
+    assert choose_granularity(state, propose(state, 50)) == 8
+    assert choose_granularity(state, propose(state, 37)) == {"fc1": 16}
+    assert len(chooser.asked) == 2
+    assert list(notes(state)["choices"].values()) == [{"fc1": 16}, 8]
+
+
+def test_other_settings_are_chosen_for_anew(state: TrainState, chooser: Chooser) -> None:
     proposal = propose(state, 37)
     for changes in ({}, {"amp": "bfloat16"}, {"channels_last": True}, {"batch_size": 8}):
         state.config = replace(state.config, **changes)
-        choose_granularity(state, proposal, 1.0)
-    assert len(clock.asked) == 4
+        choose_granularity(state, proposal)
+    assert len(chooser.asked) == 4
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"a": "b"}', "\x00"])
-def test_damaged_timings_are_taken_anew(state: TrainState, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
-    clock = Clock(fastest=1)
-    monkeypatch.setattr(granularity, "_measure", clock)
+@pytest.mark.parametrize("content", ["", "[1]", '{"a": "b"}', '{"spent_seconds": 0, "choices": {"a": 0}}', "\x00"])
+def test_damaged_notes_are_taken_anew(state: TrainState, chooser: Chooser, content: str) -> None:
     (state.run.checkpoints / "timings.json").write_text(content)
-    assert choose_granularity(state, propose(state, 37), 1.0) == 2
-    assert len(clock.asked) == 1
+    assert choose_granularity(state, propose(state, 37)) == {"fc1": 16}
+    assert len(chooser.asked) == 1
 
 
-def test_timings_that_cannot_be_kept_do_no_harm(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(granularity, "_measure", Clock(fastest=1))
+def test_notes_that_cannot_be_kept_do_no_harm(state: TrainState, chooser: Chooser) -> None:
     (state.run.checkpoints / "timings.json").mkdir()
-    assert choose_granularity(state, propose(state, 37), 1.0) == 2
+    assert choose_granularity(state, propose(state, 37)) == {"fc1": 16}
+
+
+def test_a_hundredth_of_the_run_may_go_to_timing(state: TrainState, chooser: Chooser) -> None:
+    """4 epochs of 25 s, steps of 0.01 s: of the one second that is a hundredth, half for each reconfiguration, 50 steps."""
+    state.progress = replace(state.progress, history=[{"epoch_seconds": 25.0, "images_per_second": 1600.0}])
+    choose_granularity(state, propose(state, 37))
+    (state.run.checkpoints / "timings.json").write_text(json.dumps({"spent_seconds": 0.5, "choices": {}}))
+    choose_granularity(state, propose(state, 37))  # 25 steps
+    (state.run.checkpoints / "timings.json").write_text(json.dumps({"spent_seconds": 1.1, "choices": {"x": {"fc2": 4}}}))
+    assert choose_granularity(state, propose(state, 37)) == {"fc2": 4}  # the last choice
+    assert chooser.asked == [Effort(True, 6, 16), Effort(False, 4, 16)]
+
+
+def test_without_time_for_anything_nothing_is_rounded(state: TrainState, chooser: Chooser) -> None:
+    for history in ([], [{"epoch_seconds": 0.1, "images_per_second": 1600.0}]):
+        state.progress = replace(state.progress, history=history)
+        assert choose_granularity(state, propose(state, 37 + len(history))) == 1
+    assert chooser.asked == []
+
+
+def test_a_run_that_died_while_cutting_cuts_as_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network file cannot be written once; the choice before it stands, whatever timing would say the second time."""
+    monkeypatch.setattr(granularity, "_effort", lambda steps, batch_size: Effort(False, 3, batch_size))
+    images = write_images(tmp_path / "images.npz")
+    undisturbed = Chooser(8, 16)
+    monkeypatch.setattr(granularity, "measured_choice", undisturbed)
+    expected = start_run(settings(images, tmp_path / "a", round_to="auto"), Silent())
+    died = Chooser(8, 16, 1)
+    monkeypatch.setattr(granularity, "measured_choice", died)
+    with monkeypatch.context() as broken:
+        broken.setattr(reconfiguration, "write_pair", no_room)
+        with pytest.raises(OutputError, match="the disk is full"):
+            start_run(settings(images, tmp_path / "b", round_to="auto"), Silent())
+    last = newest_run(tmp_path / "b", expected.run.name)
+    assert last
+    outcome = resume_run(last.last, {}, Silent())
+    assert len(died.asked) == len(undisturbed.asked) == 2
+    assert outcome.network.read_text() == expected.network.read_text()
+
+
+def no_room(*args: object) -> None:
+    """Stands in for writing a network."""
+    raise OutputError("the disk is full")
+
+
+class Clock:
+    """Stands in for whole steps: takes note of the networks, and says how long each takes by the outputs of fc1."""
+
+    def __init__(self, seconds: Mapping[int, float]) -> None:
+        self.seconds = seconds
+        self.asked: list[int] = []
+        self.batch_size = 0
+
+    def __call__(self, graphs: list[LayerGraph], conditions: Conditions) -> list[float]:
+        self.asked = [graph.layers[0]["out_features"] for graph in graphs]
+        self.batch_size = conditions.batch_size
+        return [self.seconds.get(count, 1.0) for count in self.asked]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [({}, 1), ({272: 0.5}, 16), ({300: 0.5}, KEEP_ALL), ({280: 0.5}, {"fc1": 8, "fc2": 8}), ({280: 0.98, 272: 0.99}, 1)],
+)
+def test_the_fastest_whole_network_wins(
+    state: TrainState, monkeypatch: pytest.MonkeyPatch, seconds: Mapping[int, float], chosen: Granularity
+) -> None:
+    """263 channels of fc1 live, or 273; the choice by layers, 280, comes first where there is time for it."""
+    clock = Clock(seconds)
+    monkeypatch.setattr(granularity, "_time_steps", clock)
+    monkeypatch.setattr(granularity, "choose_by_layer", lambda *args, **named: {"fc1": 8, "fc2": 8})
+    proposal = propose(state, 27 if 280 in seconds else 37)
+    conditions = Conditions.of(state.config, CPU)
+    assert measured_choice(proposal, conditions, Effort(layers=280 in seconds, networks=4, batch_size=4)) == chosen
+    assert clock.asked == ([280, 273, 300, 288] if 280 in seconds else [263, 300, 272, 264])
+    assert clock.batch_size == 4
 
 
 def test_real_timing(state: TrainState) -> None:
-    assert choose_granularity(state, propose(state, 37), 0.2) in (1, 2, 16, 32, 64)
-    seconds = json.loads((state.run.checkpoints / "timings.json").read_text()).values()
-    assert len(seconds) == 5
-    assert all(0 < number < 1 for number in seconds)
+    random = torch.get_rng_state()
+    chosen = choose_granularity(state, propose(state, 37))
+    assert isinstance(chosen, int | dict)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert notes(state)["spent_seconds"] > 0
+    assert list(notes(state)["choices"].values()) == [chosen]

@@ -1,6 +1,7 @@
 """The estimate of a training step's memory: the counter by hand, and against what torch's allocator really gave out, network by network."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.paths import RunPaths
 from prunetrain.training import memory
+from prunetrain.training.benchmarking.conditions import Conditions
+from prunetrain.training.benchmarking.memory import LiveBytes
+from prunetrain.training.benchmarking.steps import TrainingStep
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
-from prunetrain.training.memory import OUT_OF_MEMORY, LiveBytes, available_memory, is_measured, step_memory
+from prunetrain.training.memory import OUT_OF_MEMORY, available_memory, is_measured, step_memory
 from prunetrain.training.state import TrainState, new_state
-from prunetrain.training.trial import TrialStep
 
 CPU = torch.device("cpu")
 DEEP = {"resnet32", "resnet44", "resnet56", "resnet110"}  # more of resnet20's blocks, and slow
@@ -38,9 +41,9 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> TrainState:
 def allocated(state: TrainState, graph: LayerGraph, images: int, file: Path) -> int:
     """Bytes that torch's allocator had given out at the peak of two real steps, the network included."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step = TrialStep(state, graph)
-        step.run(images)
-        step.run(images)
+        step = TrainingStep(graph, Conditions.of(state.config, CPU).with_batch(images))
+        step()
+        step()
     profiler.export_chrome_trace(str(file))
     events = [event for event in json.loads(file.read_text())["traceEvents"] if event.get("name") == "[memory]"]
     now = peak = 0
@@ -127,13 +130,18 @@ class Allocator:
             monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: setattr(self, "peak", 100))
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: setattr(self, "released", self.released + 1))
 
 
 def test_gpu_is_measured(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
     allocator = Allocator(monkeypatch)
     on_gpu = replace(state, environment=Environment(torch.device("cuda")))
-    monkeypatch.setattr(memory, "_run_steps", lambda state, graph, images: setattr(allocator, "peak", 100 + 3 * images))
+
+    def training_step(graph: LayerGraph, conditions: Conditions) -> Callable[[], None]:
+        return lambda: setattr(allocator, "peak", 100 + 3 * conditions.batch_size)
+
+    monkeypatch.setattr(memory, "TrainingStep", training_step)
     assert is_measured(on_gpu)
     assert step_memory(on_gpu, state.graph, 50) == 150
     assert (allocator.peak, allocator.released) == (100, 1)  # what the trial took is given back, and forgotten
@@ -146,7 +154,7 @@ def test_gpu_that_is_too_small(state: TrainState, monkeypatch: pytest.MonkeyPatc
     def fail(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(memory, "_run_steps", fail)
+    monkeypatch.setattr(memory, "TrainingStep", fail)
     on_gpu = replace(state, environment=Environment(torch.device("cuda")))
     assert step_memory(on_gpu, state.graph, 50) == OUT_OF_MEMORY
     assert (allocator.peak, allocator.released) == (100, 1)

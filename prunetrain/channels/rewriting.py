@@ -27,6 +27,9 @@ _SIZES = {"torch.unflatten": "sizes", "torch.reshape": "shape", "torch.broadcast
 _NO_IDS: Ids = np.empty(0, dtype=np.int64)
 _NORMS = ("LayerNorm", "RMSNorm")
 
+AXES = ("in", "out", "features")
+"""The channel axes that a layer may have."""
+
 
 @dataclass(frozen=True)
 class Rewritten:
@@ -39,6 +42,27 @@ class Rewritten:
 def rewrite(graph: LayerGraph, plan: KeepPlan) -> Rewritten:
     """Leave out the channels that a plan does not keep."""
     return _Rewriter(graph, plan).run()
+
+
+def resized(layer: Layer, sizes: Mapping[str, int]) -> Layer:
+    """A layer with other numbers of channels.
+
+    Args:
+        layer: the layer.
+        sizes: how many positions each of its channel axes is left with, by the axis: "in", "out", "features".
+    """
+    if not sizes or layer.kind in _NORMS:
+        return layer
+    groups = layer.conv_groups
+    changes: dict[str, Any] = {layer.signature.sizes[axis]: size for axis, size in sizes.items()}
+    if layer.passes_groups:
+        changes["groups"] = sizes["out"] * groups // layer["out_channels"]
+        changes["in_channels"] = changes["groups"] * layer["in_channels"] // groups
+    elif groups > 1 and "in" in sizes:
+        changes["in_channels"] = sizes["in"] * groups
+    if layer.kind == "GroupNorm":
+        changes["num_groups"] = layer["num_groups"] * sizes["features"] // layer["num_channels"]
+    return layer.with_arguments(**changes)
 
 
 class _Rewriter:
@@ -60,7 +84,7 @@ class _Rewriter:
         for value, step in self._graph.results():
             self._block = block_of(step.layer).replace(".", "_") if step.layer else self._block
             self._new[value] = self._step(value, step)
-        layers = tuple(self._resized(layer, rows) for layer in self._graph.layers)
+        layers = tuple(resized(layer, self._sizes(layer, rows)) for layer in self._graph.layers)
         outputs = [self._new[value] for value in self._graph.outputs]
         smaller = edited(self._graph, self._steps, outputs, layers, self._declared.values())
         return Rewritten(smaller, rows)
@@ -85,20 +109,9 @@ class _Rewriter:
             return np.concatenate([np.flatnonzero(keep), np.flatnonzero(~keep)])
         return np.flatnonzero(keep)
 
-    def _resized(self, layer: Layer, rows: Mapping[Axis, Ids]) -> Layer:
-        sizes = {axis: len(rows[layer.name, axis]) for axis in ("in", "out", "features") if (layer.name, axis) in rows}
-        if not sizes or layer.kind in _NORMS:
-            return layer
-        groups = layer.conv_groups
-        changes: dict[str, Any] = {layer.signature.sizes[axis]: size for axis, size in sizes.items()}
-        if layer.passes_groups:
-            changes["groups"] = sizes["out"] * groups // layer["out_channels"]
-            changes["in_channels"] = changes["groups"] * layer["in_channels"] // groups
-        elif groups > 1 and "in" in sizes:
-            changes["in_channels"] = sizes["in"] * groups
-        if layer.kind == "GroupNorm":
-            changes["num_groups"] = layer["num_groups"] * sizes["features"] // layer["num_channels"]
-        return layer.with_arguments(**changes)
+    @staticmethod
+    def _sizes(layer: Layer, rows: Mapping[Axis, Ids]) -> dict[str, int]:
+        return {axis: len(rows[layer.name, axis]) for axis in AXES if (layer.name, axis) in rows}
 
     def _resized_tensor(self, tensor: Declared) -> Declared:
         dim = self._plan.spaces.dims.get(tensor.name)

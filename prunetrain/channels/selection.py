@@ -4,8 +4,10 @@
 the channel, because its slice is dead or because what arrives is a constant it can absorb (`constants.py`).
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,20 @@ from prunetrain.channels.slices import LayerSlices
 from prunetrain.channels.spaces import Axis, ChannelSpaces, Ids, Role
 
 Bools = npt.NDArray[np.bool_]
+
+Granularity: TypeAlias = int | Mapping[str, int]
+"""What the number of channels of every space is a multiple of: one number, or one by the space's name, 1 where a name is not there."""
+
+KEEP_ALL = 1_000_000
+"""A granularity at which nothing is cut: a space never keeps more than it has."""
+
+
+def commonest(granularity: Granularity) -> int:
+    """The number that most spaces are rounded to, where only one number will do; 1 where they keep all."""
+    if not isinstance(granularity, int):
+        counts = Counter(granularity.values())
+        granularity = max(counts, key=lambda multiple: (counts[multiple], multiple), default=1)
+    return granularity if granularity < KEEP_ALL else 1
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,7 @@ def _derived_channels(spaces: ChannelSpaces, constants: Constants) -> Ids:
     return np.concatenate(pairs)
 
 
-def make_plan(candidates: Candidates, granularity: int = 1) -> KeepPlan:
+def make_plan(candidates: Candidates, granularity: Granularity = 1) -> KeepPlan:
     """Keep what must stay, and of the rest the strongest channels of each space until its count is a multiple of `granularity`.
 
     A space keeps at least one channel, and so does every result; none keeps more than it has.
@@ -114,12 +130,13 @@ def make_plan(candidates: Candidates, granularity: int = 1) -> KeepPlan:
             return KeepPlan(candidates.spaces, keep, tuple(dict.fromkeys(rescued)))
 
 
-def _round_up_(keep: Bools, candidates: Candidates, granularity: int) -> list[str]:
+def _round_up_(keep: Bools, candidates: Candidates, granularity: Granularity) -> list[str]:
     """Add each space's strongest channels to those kept; returns the names of the spaces of which none was kept."""
     empty = []
     for space in candidates.spaces.spaces:
         alive = int(keep[space.channels].sum())
-        wanted = min(len(space.channels), -(-max(alive, 1) // granularity) * granularity)
+        multiple = granularity if isinstance(granularity, int) else granularity.get(space.name, 1)
+        wanted = min(len(space.channels), -(-max(alive, 1) // multiple) * multiple)
         if alive == 0:
             empty.append(space.name)
         if wanted > alive:

@@ -21,7 +21,7 @@ from prunetrain.channels.branches import remove_branches
 from prunetrain.channels.constants import Constants, find_constants
 from prunetrain.channels.gating import gate_streams
 from prunetrain.channels.rewriting import rewrite
-from prunetrain.channels.selection import Candidates, KeepPlan, find_candidates, make_plan
+from prunetrain.channels.selection import Candidates, Granularity, KeepPlan, find_candidates, make_plan
 from prunetrain.channels.slices import measure_slices
 from prunetrain.channels.sources import Source, chain
 from prunetrain.channels.spaces import Axis, Ids, find_spaces
@@ -53,8 +53,8 @@ class Proposal:
     constants: Constants
     candidates: Candidates
 
-    def plan(self, granularity: int = 1) -> KeepPlan:
-        """What stays when every space keeps a multiple of `granularity` channels."""
+    def plan(self, granularity: Granularity = 1) -> KeepPlan:
+        """What stays when every space keeps a multiple of `granularity` channels, or of its own number in it."""
         return make_plan(self.candidates, granularity)
 
     def graph_for(self, plan: KeepPlan) -> LayerGraph:

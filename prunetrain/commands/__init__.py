@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": "Show a network's layers, what changed, or a run's history.",
     "flatten": "Write any network as one flat Python file.",
     "evaluate": "Measure a checkpoint's loss and accuracy.",
+    "bench": "Time a network on this machine, or two in turn.",
     "export": "Write a trained network as ONNX, pt2 or safetensors.",
 }
 

@@ -41,25 +41,35 @@ class Costs:
 
 def costs(graph: LayerGraph) -> Costs:
     """Costs of a graph, layer by layer in forward order, and in total."""
-    shapes = infer_shapes(graph)
+    shapes, every_macs = infer_shapes(graph), step_macs(graph)
     layers = {layer.name: layer for layer in graph.layers}
     seen: set[str] = set()
     rows, macs = [], 0
     for value, step in graph.results():
-        counts = value.index - 1 not in graph.in_training_only
+        number = value.index - 1
+        counted = 0 if number in graph.in_training_only else every_macs[number]
+        macs += counted
         if step.layer is None:
-            macs += counts * _function_macs(step, graph, shapes, shapes[value.index])
             continue
         layer, shape = layers[step.layer], shapes[value.index]
         params = 0 if layer.name in seen else parameters(layer)
-        rows.append(LayerCost(layer, shape[1:] if shape[0] == 1 else shape, counts * _macs(layer, shape), params))
+        rows.append(LayerCost(layer, shape[1:] if shape[0] == 1 else shape, counted, params))
         seen.add(layer.name)
     return Costs(
         tuple(rows),
-        macs=macs + sum(row.macs for row in rows),
+        macs=macs,
         params=sum(row.params for row in rows) + sum(prod(tensor.shape) for tensor in graph.declared if tensor.role == "parameter"),
         channels=sum(out_channels(layer) or 0 for layer in graph.layers),
         activation_elements=sum(prod(shape) for shape in shapes[1:]),
+    )
+
+
+def step_macs(graph: LayerGraph) -> tuple[int, ...]:
+    """For every step the MACs of one image's forward pass in train mode, that is with those of auxiliary heads."""
+    shapes, layers = infer_shapes(graph), {layer.name: layer for layer in graph.layers}
+    return tuple(
+        _macs(layers[step.layer], shapes[value.index]) if step.layer else _function_macs(step, graph, shapes, shapes[value.index])
+        for value, step in graph.results()
     )
 
 

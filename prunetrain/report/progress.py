@@ -5,6 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from prunetrain.channels.selection import KEEP_ALL, Granularity
 from prunetrain.report.tables import count, listed, share
 from prunetrain.training.events import BatchChange, Metrics, Reconfiguration
 
@@ -70,8 +71,7 @@ class TrainingProgress:
             drop = (event.val_top1[1] - event.val_top1[0]) * 100
             macs = " -> ".join(map(count, change.macs))
             text = f"  cut {before - after:,} of {before:,} channels: {macs} MACs, top-1 {drop:+.2f} points"
-        if change.granularity > 1:
-            text += f", counts in multiples of {change.granularity}"
+        text += _multiples(change.granularity)
         if change.removed_layers:
             text += f", {len(change.removed_layers)} layers gone"
         self._console.print(f"{text} -> {event.network}", style="cyan", highlight=False, soft_wrap=True)
@@ -109,3 +109,14 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+
+
+def _multiples(granularity: Granularity) -> str:
+    """What channel counts were rounded to, if they were."""
+    chosen = {granularity} if isinstance(granularity, int) else set(granularity.values())
+    if chosen == {KEEP_ALL}:
+        return ", no cut is faster here"
+    rounded = sorted(chosen - {1, KEEP_ALL})
+    if not rounded:
+        return ""
+    return f", counts in multiples of {rounded[0]}" if len(chosen) == 1 else f", counts in multiples of up to {rounded[-1]}"

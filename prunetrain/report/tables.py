@@ -13,7 +13,7 @@ MOST_NAMES = 3  # of spaces in a line
 def print_network(console: Console, described: dict[str, Any]) -> None:
     """A network's layers and totals, and what of it can be cut."""
     shape = "x".join(map(str, described["input_shape"]))
-    table = _table(f"{described['network']}, input {shape}", "layer", "output", "channels", "", "MACs", "params")
+    table = new_table(f"{described['network']}, input {shape}", "layer", "output", "channels", "", "MACs", "params")
     for row in described["layers"]:
         kept = f"{row['channels']}" if row["channels"] == row["was"] else f"{row['channels']} of {row['was']}"
         output = "x".join(map(str, row["output_shape"]))
@@ -51,7 +51,7 @@ def print_change(console: Console, described: dict[str, Any]) -> None:
     if not described["layers"]:
         console.print("no layer differs")
         return
-    table = _table("", "layer", "channels", "", "MACs saved", "params saved")
+    table = new_table("", "layer", "channels", "", "MACs saved", "params saved")
     for row in described["layers"]:
         (old, new), macs, params = row["channels"], row["macs"], row["params"]
         label = f"{old} -> {new}" if new else f"{old} -> gone"
@@ -66,7 +66,7 @@ def print_change(console: Console, described: dict[str, Any]) -> None:
 def print_run(console: Console, described: dict[str, Any]) -> None:
     """A run's history: its networks, then its epochs."""
     networks = described["networks"]
-    table = _table(f"run {described['run']}", "file", "channels", "", "MACs", "", "params", "")
+    table = new_table(f"run {described['run']}", "file", "channels", "", "MACs", "", "params", "")
     for row in networks:
         table.add_row(
             Path(row["file"]).name,
@@ -81,7 +81,7 @@ def print_run(console: Console, described: dict[str, Any]) -> None:
     if not described["metrics"]:
         return
     console.print()
-    epochs = _table("", "epoch", "loss", "lasso", "train", "val top-1", "lr", "MACs", "seconds", "images/s")
+    epochs = new_table("", "epoch", "loss", "lasso", "train", "val top-1", "lr", "MACs", "seconds", "images/s")
     for line in described["metrics"]:
         epochs.add_row(
             str(line["epoch"]),
@@ -116,9 +116,10 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """A table without lines; columns of words are flush left, those of numbers flush right."""
     table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
-    words = {"layer", "output", "file"}
+    words = {"layer", "output", "file", "of a network"}
     for column in columns:
         table.add_column(column, justify="left" if column in words else "right", no_wrap=True)
     return table

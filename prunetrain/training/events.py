@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from prunetrain.channels.selection import Granularity
 from prunetrain.channels.slicing import Cut
 from prunetrain.graph.costs import Costs, costs
 
@@ -19,13 +20,13 @@ class Change:
     channels: tuple[int, int]
     macs: tuple[int, int]
     params: tuple[int, int]
-    granularity: int
+    granularity: Granularity
     removed_layers: tuple[str, ...]
     rescued_spaces: tuple[str, ...]
     seconds: Mapping[str, float]
 
     @classmethod
-    def of(cls, before: Costs, cut: Cut, granularity: int, seconds: Mapping[str, float]) -> "Change":
+    def of(cls, before: Costs, cut: Cut, granularity: Granularity, seconds: Mapping[str, float]) -> "Change":
         """The change from a network of these costs to the one that a cut left."""
         after = costs(cut.graph)
         return cls(

@@ -1,18 +1,28 @@
-"""`--round-to auto`: which multiple to keep channel counts to, found by timing the networks that each would lead to, on this machine.
+"""`--round-to auto`: how many channels each space keeps, found by timing this network's layers and steps on this machine.
 
-The fastest training step wins; among steps that are within a few percent of it, the network with the fewest MACs. Timings are kept
-beside the run's checkpoints, so that a network is timed once a run and a resumed run decides as it did before.
+In: a run, and what can be cut. Out: a `Granularity`. Two stages:
+
+1. the times of single layers, forward and backward, at the counts in question give every channel space a multiple of its own
+   (`layer_choice.py`);
+2. whole training steps of the network that this leads to, of networks rounded alike throughout, and of the network without the cut take
+   turns. The fastest wins; among those within a few percent of it, the one with the fewest MACs. So a cut never makes a run slower.
+
+All of this takes at most 1% of the time that the run trains. Where that is too little for the layers, only whole steps are timed, on
+smaller batches if need be; where it is too little for these, the last choice of the run holds, and before any, nothing is rounded.
+Choices are kept beside the run's checkpoints before the network that they lead to is written, so that a resumed run cuts as it did.
 """
 
 import hashlib
 import json
+import math
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import torch
-
+from prunetrain.channels.selection import KEEP_ALL, Granularity
 from prunetrain.channels.slicing import Proposal
 from prunetrain.errors import OutputError
 from prunetrain.files import write_text
@@ -22,103 +32,166 @@ from prunetrain.foreign.texts import read_json
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.render import render
+from prunetrain.training.benchmarking.conditions import Conditions
+from prunetrain.training.benchmarking.layer_times import LayerTimer
+from prunetrain.training.benchmarking.rounds import time_in_turn
+from prunetrain.training.benchmarking.steps import TrainingStep
+from prunetrain.training.layer_choice import choose_by_layer
 from prunetrain.training.state import TrainState
-from prunetrain.training.trial import TrialStep
 
-CHOICES = (1, 2, 4, 8, 16, 32, 64)
+_SHARE = 0.01  # of the run's training time may go to timing
+_AT_ONCE = 0.5  # of what is left of that may go to one reconfiguration
 _TOLERANCE = 1.03  # steps this close count as equally fast
-_ROUNDS = 5
-_MOST_BYTES = 2**20  # of the file of timings, which has 40 for each network
+_ROUNDS = 3
+_WARMUP = 1
+_UNIFORM = (1, 16, 8, 32)  # what is tried throughout a network, the most promising first
+_STEPS_FOR_LAYERS = 24  # about what timing the layers takes, in training steps
+_SMALLEST_PART = 0.25  # of a batch; less would not be like the run
+_SMALLEST_BATCH = 16
+_MOST_BYTES = 2**20  # of the file of timings
 
 
 @dataclass(frozen=True)
 class Timing:
     """A granularity, what a training step takes with it (seconds, median), and the MACs of the network it leads to."""
 
-    granularity: int
+    granularity: Granularity
     seconds: float
     macs: int
 
 
-def choose_granularity(state: TrainState, proposal: Proposal, budget_seconds: float) -> int:
+@dataclass(frozen=True)
+class Effort:
+    """What there is time for: whether to time single layers, how many networks to time whole, at which batch size."""
+
+    layers: bool
+    networks: int
+    batch_size: int
+
+
+@dataclass
+class Notes:
+    """What a run remembers: seconds that timing has taken, and its choices by what they were made for, the last one last."""
+
+    spent_seconds: float = 0.0
+    choices: dict[str, Granularity] = field(default_factory=dict)
+
+
+def choose_granularity(state: TrainState, proposal: Proposal) -> Granularity:
     """The granularity for a cut.
 
     Args:
-        state: the run, for its settings and device.
+        state: the run; its settings decide if anything is to be chosen, its history how much time there is.
         proposal: what can be cut.
-        budget_seconds: about how long the timing may take; the batch is made smaller to keep to it.
     """
     if state.config.granularity is not None:
         return state.config.granularity
-    graphs: dict[LayerGraph, int] = {}
-    for granularity in CHOICES:
-        graphs.setdefault(proposal.graph_for(proposal.plan(granularity)), granularity)
-    if len(graphs) == 1:
+    if not (proposal.plan(KEEP_ALL).keep != proposal.plan(1).keep).any():
         return 1
-    timings = _time_all(state, graphs, budget_seconds)
-    return pick(timings)
+    path = state.run.checkpoints / "timings.json"
+    notes, key = _read(path), _key(state, proposal)
+    if key not in notes.choices:
+        start = time.perf_counter()
+        last = next(reversed(notes.choices.values()), 1)
+        seconds = _AT_ONCE * (_SHARE * _run_seconds(state) - notes.spent_seconds)
+        effort = _effort(seconds / _step_seconds(state), state.environment.images_each(state.batch_size))
+        conditions = Conditions.of(state.config, state.device)
+        choice = last if effort is None else measured_choice(proposal, conditions, effort, layers_until=start + seconds / 2)
+        notes.choices[key] = choice
+        notes.spent_seconds += time.perf_counter() - start
+        _write(path, notes)
+    return notes.choices[key]
 
 
-def pick(timings: list[Timing]) -> int:
+def pick(timings: list[Timing]) -> Granularity:
     """The granularity of the fastest step; of those about as fast, the one with the fewest MACs."""
     fastest = min(timing.seconds for timing in timings)
     return min((t for t in timings if t.seconds <= fastest * _TOLERANCE), key=lambda t: t.macs).granularity
 
 
-def _time_all(state: TrainState, graphs: dict[LayerGraph, int], budget_seconds: float) -> list[Timing]:
-    cache_path = state.run.checkpoints / "timings.json"
-    cache = _read(cache_path)
-    keys = {graph: _key(state, graph) for graph in graphs}
-    if not all(key in cache for key in keys.values()):
-        with torch.random.fork_rng([state.device] if state.device.type == "cuda" else []):  # drawn from or not, a run is the same
-            measured = _measure(state, list(graphs), budget_seconds)
-        cache |= dict(zip(keys.values(), measured, strict=True))
-        try:
-            write_text(cache_path, json.dumps(cache, indent=0))
-        except OutputError:
-            pass  # a cache that cannot be written costs time, nothing else
-    return [Timing(granularity, cache[keys[graph]], costs(graph).macs) for graph, granularity in graphs.items()]
+def _run_seconds(state: TrainState) -> float:
+    """What the run trains altogether, going by its epochs so far."""
+    seconds = [float(line["epoch_seconds"]) for line in state.progress.history]
+    return sum(seconds) + (state.config.epochs - len(seconds)) * seconds[-1] if seconds else 0.0
 
 
-def _measure(state: TrainState, graphs: list[LayerGraph], budget_seconds: float) -> list[float]:
-    """Median seconds of a training step of each network, all of them measured in turn so that a busy machine slows all alike."""
-    batch_size = state.environment.images_each(state.batch_size)
-    steps = [TrialStep(state, graph) for graph in graphs]
-    probe = _seconds(steps[0], min(8, batch_size), state.device)
-    affordable = int(min(8, batch_size) * budget_seconds / (probe * len(graphs) * (_ROUNDS + 1)))
-    batch_size = max(min(batch_size, affordable), min(batch_size, 16))
-    seconds: list[list[float]] = [[] for _ in graphs]
-    for round_number in range(_ROUNDS + 1):
-        for step, times in zip(steps, seconds, strict=True):
-            elapsed = _seconds(step, batch_size, state.device)
-            if round_number:  # the first round warms up
-                times.append(elapsed)
-    return [statistics.median(times) for times in seconds]
+def _step_seconds(state: TrainState) -> float:
+    """What a training step takes at present; of a run without history, anything."""
+    return state.batch_size / float(state.progress.history[-1]["images_per_second"]) if state.progress.history else 1.0
 
 
-def _seconds(step: TrialStep, batch_size: int, device: torch.device) -> float:
-    """Seconds of one step."""
-    _wait(device)
-    start = time.perf_counter()
-    step.run(batch_size)
-    _wait(device)
-    return time.perf_counter() - start
+def _effort(steps: float, batch_size: int) -> Effort | None:
+    """What can be timed in the time of so many training steps; None if nothing.
+
+    The networks without and with the whole cut are always among those timed, and one more that is rounded.
+    """
+    smallest = max(_SMALLEST_PART, min(1.0, _SMALLEST_BATCH / batch_size))
+    for layers, networks in ((True, 2 + len(_UNIFORM)), (True, 4), (False, 4), (False, 3)):
+        wanted = networks * (_ROUNDS + _WARMUP) + layers * _STEPS_FOR_LAYERS
+        if steps >= wanted * smallest:
+            return Effort(layers, networks, int(batch_size * min(1.0, steps / wanted)))
+    return None
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def measured_choice(proposal: Proposal, conditions: Conditions, effort: Effort, *, layers_until: float = math.inf) -> Granularity:
+    """Time layers and networks, and pick.
+
+    Args:
+        proposal: what can be cut.
+        conditions: how the network runs; the batch size is that of `effort`, and nothing is compiled.
+        effort: how much to time.
+        layers_until: when to stop timing layers, on the clock of `time.perf_counter`.
+    """
+    conditions = replace(conditions, batch_size=effort.batch_size, compile=False)
+    candidates: list[Granularity] = []
+    if effort.layers:
+        timer = LayerTimer(conditions)
+        candidates.append(choose_by_layer(proposal, timer, enough=lambda: time.perf_counter() > layers_until))
+    candidates += [_UNIFORM[0], KEEP_ALL, *_UNIFORM[1:]]
+    graphs: dict[LayerGraph, Granularity] = {}
+    for granularity in candidates:
+        graphs.setdefault(proposal.graph_for(proposal.plan(granularity)), granularity)
+    chosen = list(graphs)[: effort.networks]
+    seconds = _time_steps(chosen, conditions)
+    return pick([Timing(graphs[graph], time, costs(graph).macs) for graph, time in zip(chosen, seconds, strict=True)])
 
 
-def _key(state: TrainState, graph: LayerGraph) -> str:
-    config = state.config
-    machine = (state.device.type, torch.get_num_threads(), config.amp, config.channels_last, state.batch_size)
-    return hashlib.sha256(f"{render(graph)}{machine}".encode()).hexdigest()[:16]
+def _time_steps(graphs: list[LayerGraph], conditions: Conditions) -> list[float]:
+    """Median seconds of a training step of each network, all of them in turn so that a busy machine slows all alike."""
+    steps: list[Callable[[], None]] = [TrainingStep(graph, conditions) for graph in graphs]
+    return [statistics.median(times) for times in time_in_turn(steps, rounds=_ROUNDS, wait=conditions.wait, warmup=_WARMUP)]
 
 
-def _read(path: Path) -> dict[str, float]:
+def _key(state: TrainState, proposal: Proposal) -> str:
+    """What a choice is made for: the network, what of it is dead, and how it runs."""
+    conditions = Conditions.of(state.config, state.device).with_batch(state.batch_size)
+    parts = [render(proposal.graph), proposal.candidates.removable.tobytes().hex(), repr(conditions)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> Notes:
+    """What is in the file; nothing if it is absent or damaged, which costs time and nothing else."""
     try:
-        content = read_json(read_text(path, _MOST_BYTES))
-    except (OSError, ValueError, RefusedFileError):
-        return {}
-    return {key: value for key, value in content.items() if isinstance(value, float) and value > 0} if isinstance(content, dict) else {}
+        content: Any = read_json(read_text(path, _MOST_BYTES))
+        return Notes(float(content["spent_seconds"]), {str(key): _checked(choice) for key, choice in content["choices"].items()})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RefusedFileError):
+        return Notes()
+
+
+def _checked(choice: Any) -> Granularity:
+    """A choice as it stands in the file.
+
+    Raises:
+        TypeError, ValueError: if it is none.
+    """
+    multiples = list(choice.values()) if isinstance(choice, Mapping) else [choice]
+    if not all(type(multiple) is int and multiple >= 1 for multiple in multiples):
+        raise ValueError("not a granularity")
+    return dict(choice) if isinstance(choice, Mapping) else int(choice)
+
+
+def _write(path: Path, notes: Notes) -> None:
+    try:
+        write_text(path, json.dumps(vars(notes), indent=1) + "\n")
+    except OutputError:
+        pass  # notes that cannot be kept cost time, nothing else

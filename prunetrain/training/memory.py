@@ -6,22 +6,18 @@ whatever the batch, and needs no table of operations. What an operation uses ins
 lasso's temporaries and DistributedDataParallel's buckets are not in it.
 """
 
-import weakref
-from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.training.benchmarking.conditions import Conditions
+from prunetrain.training.benchmarking.memory import peak_memory
+from prunetrain.training.benchmarking.steps import TrainingStep
 from prunetrain.training.state import TrainState
-from prunetrain.training.trial import TrialStep
 
 OUT_OF_MEMORY = float("inf")
-_STEPS = 2  # optimizers make their state in the first
 _RESERVE = 0.05  # of a GPU's memory stays free: libraries and fragments want some
 
 
@@ -41,7 +37,8 @@ def step_memory(state: TrainState, graph: LayerGraph, images: int) -> float:
     Returns:
         Bytes; `OUT_OF_MEMORY` if the device has too few of them.
     """
-    return _measured(state, graph, images) if is_measured(state) else _estimated(state, graph, images)
+    conditions = replace(Conditions.of(state.config, state.device), batch_size=images, compile=False)
+    return _measured(graph, conditions) if is_measured(state) else _estimated(graph, conditions)
 
 
 def available_memory(state: TrainState) -> float:
@@ -59,64 +56,19 @@ def restart_peak(state: TrainState) -> None:
         torch.cuda.reset_peak_memory_stats(state.device)
 
 
-def _measured(state: TrainState, graph: LayerGraph, images: int) -> float:
+def _measured(graph: LayerGraph, conditions: Conditions) -> float:
     """The allocator's peak over real steps, over what was there before."""
-    before = torch.cuda.memory_allocated(state.device)
-    torch.cuda.reset_peak_memory_stats(state.device)
     try:
-        _run_steps(state, graph, images)
-        return torch.cuda.max_memory_allocated(state.device) - before
+        return peak_memory(lambda: TrainingStep(graph, conditions), conditions.device)
     except torch.OutOfMemoryError:
         return OUT_OF_MEMORY
     finally:
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(state.device)
+        torch.cuda.reset_peak_memory_stats(conditions.device)
 
 
-def _estimated(state: TrainState, graph: LayerGraph, images: int) -> float:
-    live = LiveBytes()
-    with FakeTensorMode(), live:
-        _run_steps(state, graph, images)
-    return live.peak
-
-
-def _run_steps(state: TrainState, graph: LayerGraph, images: int) -> None:
-    step = TrialStep(state, graph)
-    for _ in range(_STEPS):
-        step.run(images)
-
-
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While entered, counts the bytes of all memory that operations return, until it is freed; tensors that share memory count once.
-
-    `peak` is the most at any time.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = 0
-        self._now = 0
-        self._alive: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """What torch calls in place of every operation, those of the backward pass among them."""
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self._count(value.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = id(storage)  # torch keeps the object for as long as the memory lives
-        if key in self._alive:
-            return
-        self._alive.add(key)
-        self._now += storage.nbytes()
-        self.peak = max(self.peak, self._now)
-        weakref.finalize(storage, self._forget, key, storage.nbytes())
-
-    def _forget(self, key: int, size: int) -> None:
-        self._alive.remove(key)
-        self._now -= size
+def _estimated(graph: LayerGraph, conditions: Conditions) -> float:
+    """The peak over steps on tensors without memory; in bfloat16 for float16, which is as large and needs no look at values to scale."""
+    conditions = replace(conditions, amp="bfloat16") if conditions.amp == "float16" else conditions
+    with FakeTensorMode():
+        return peak_memory(lambda: TrainingStep(graph, conditions), conditions.device)

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from prunetrain.channels.selection import commonest
 from prunetrain.channels.slicing import Cut, gate, propose_cut, slice_optimizer_state
 from prunetrain.training.batch_size import choose_batch_size
 from prunetrain.training.checkpoints import Checkpoint
@@ -16,9 +17,6 @@ from prunetrain.training.granularity import choose_granularity
 from prunetrain.training.loop import evaluate
 from prunetrain.training.memory import restart_peak
 from prunetrain.training.state import TrainState, load_state, write_pair
-
-_TIMING_SHARE = 0.01  # of an interval's time may go to timing candidates
-_TIMING_LEAST = 0.5  # seconds
 
 
 class Watch:
@@ -63,11 +61,11 @@ def _cut_and_write(state: TrainState, data: DataSource, checkpoint: Checkpoint, 
     config = state.config
     proposal = propose_cut(state.graph, state.model.state_dict(), threshold=config.threshold, criterion=config.criterion)
     watch.lap("select")
-    granularity = choose_granularity(state, proposal, _timing_budget(state))
+    granularity = choose_granularity(state, proposal)
     watch.lap("time")
     cut = proposal.apply(proposal.plan(granularity))
     if config.residual == "gating":
-        cut = gate(cut, threshold=config.threshold, granularity=granularity)
+        cut = gate(cut, threshold=config.threshold, granularity=commonest(granularity))
     smaller = cut_checkpoint(checkpoint, cut)
     watch.lap("slice")
     batch = choose_batch_size(state, cut.graph, data) if config.dynamic_batch else None
@@ -95,8 +93,3 @@ def _parameter_order(cut: Cut) -> list[str]:
     declared = [tensor.name for tensor in cut.graph.declared]
     layered = [f"{layer.name}.{tensor}" for layer in cut.graph.layers for tensor in layer.signature.axes]
     return [name for name in (*declared, *layered) if name in cut.state]
-
-
-def _timing_budget(state: TrainState) -> float:
-    seconds: float = sum(line["epoch_seconds"] for line in state.progress.history[-state.config.prune_interval :])
-    return max(_TIMING_LEAST, _TIMING_SHARE * seconds)

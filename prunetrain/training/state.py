@@ -41,9 +41,9 @@ from prunetrain.training.fingerprint import fingerprint
 from prunetrain.training.optimizer_state import load_optimizer
 from prunetrain.training.optimizers import build_optimizer, build_scheduler
 from prunetrain.training.outputs import Outputs
+from prunetrain.training.precision import autocast
 
 _OF_A_MACHINE = ("data_dir", "download", "workers", "device", "output_dir")  # settings that may differ from machine to machine
-_AMP_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -86,7 +86,7 @@ class TrainState:
 
         Raises:
             ConfigError: if it is not.
-        NetworkFileError: if it does not fit into memory with them.
+            NetworkFileError: if it does not fit into memory with them.
         """
         classes = infer_shapes(self.graph)[self.graph.output.index][1]
         if self.graph.input_shape != data.input_shape or classes != data.num_classes:
@@ -97,8 +97,7 @@ class TrainState:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision as the settings say."""
-        enabled = self.config.amp != "off"
-        return torch.autocast(self.device.type, dtype=_AMP_TYPES.get(self.config.amp, torch.bfloat16), enabled=enabled)
+        return autocast(self.device, self.config.amp)
 
     def to_memory_format(self, images: Tensor) -> Tensor:
         """A batch in the memory format of the settings."""
@@ -197,17 +196,29 @@ def _check_outputs(graph: LayerGraph, config: TrainConfig, data: DataSource) -> 
 
 
 def _check_batch(graph: LayerGraph, config: TrainConfig, environment: Environment) -> None:
-    """Refuse batches of one image where BatchNorm would see one value a channel, which has no variance."""
     together = config.batch_size if config.sync_batch_norm else environment.images_each(config.batch_size)
-    workers = "" if together == config.batch_size else f" of {environment.ranks.world_size} workers"
+    check_batch(graph, together, config.model, workers=config.batch_size // together)
+
+
+def check_batch(graph: LayerGraph, images: int, name: str, *, workers: int = 1) -> None:
+    """Refuse batches of one image where BatchNorm would see one value a channel, which has no variance.
+
+    Args:
+        graph: the network.
+        images: a step, that each BatchNorm sees together.
+        name: how the message calls the network.
+        workers: among which a batch is shared.
+
+    Raises:
+        ConfigError: if it would.
+    """
     shapes = infer_shapes(graph)
     kinds = {f"self.{layer.name}": layer.kind for layer in graph.layers}
     for value, step in graph.results():
-        if together == 1 and "BatchNorm" in kinds.get(step.target, "") and prod(shapes[value.index][2:]) == 1:
-            raise ConfigError(
-                f"--batch-size {config.batch_size}{workers} is too small for {config.model}, whose BatchNorm sees one value a channel: "
-                f"use {2 * config.batch_size} or more"
-            )
+        if images == 1 and "BatchNorm" in kinds.get(step.target, "") and prod(shapes[value.index][2:]) == 1:
+            shared = f" of {workers} workers" if workers > 1 else ""
+            advice = f"use {2 * workers} or more"
+            raise ConfigError(f"--batch-size {workers}{shared} is too small for {name}, whose BatchNorm sees one value a channel: {advice}")
 
 
 def write_pair(run: RunPaths, graph: LayerGraph, dense: LayerGraph, checkpoint: Checkpoint) -> Path:

@@ -1,0 +1,89 @@
+"""`prunetrain bench`: how long a network takes on this machine, layer by layer if asked, or how two compare."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prunetrain.commands.inspect import find_run, network_of
+from prunetrain.commands.options import config_option, given
+from prunetrain.config import build_config
+from prunetrain.graph.load import read_graph
+
+
+@click.command("bench")
+@click.argument("what", metavar="NET|CKPT|RUN")
+@click.argument("other", required=False, metavar="[OTHER]")
+@config_option("batch_size")
+@config_option("amp")
+@config_option("channels_last")
+@config_option("compile")
+@config_option("optimizer")
+@config_option("device")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: torch's own]")
+@click.option("--rounds", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How often everything has its turn.")
+@click.option("--layers", is_flag=True, help="Time every step of the forward pass as well, alone, forward and backward.")
+@click.option(
+    "--output-dir", default=".", show_default=True, help="Folder that holds generated_nets/ and checkpoints/, to find a run by its name."
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of tables; units are in the names.")
+def command(
+    what: str, other: str | None, *, threads: int | None, rounds: int, layers: bool, output_dir: str, as_json: bool, **params: Any
+) -> None:
+    """Time training steps and inference of a network, with its peak memory and the group lasso's share of a step.
+
+    With OTHER, or with a RUN (its dense and its newest network), both take turns round after round and are compared: how much of the MACs
+    that the second saves it saves in time. Weights and images are random, and nothing is written.
+    """
+    paths = _networks(what, other, Path(output_dir))
+    graphs = [read_graph(path) for path in paths]
+
+    from prunetrain.report import benchmarks
+    from prunetrain.training.benchmarking import conditions, measuring, peaks, profiling
+    from prunetrain.training.environment import choose_device
+    from prunetrain.training.state import check_batch
+
+    config = build_config(given(params))
+    setting = conditions.Conditions.of(config, choose_device(config))
+    for path, graph in zip(paths, graphs, strict=True):
+        check_batch(graph, setting.batch_size, str(path))
+    with conditions.threads(threads), setting.enough_memory():
+        measured = measuring.measure(graphs, setting, rounds=rounds)
+        described: dict[str, Any] = {
+            "machine": benchmarks.machine(setting, rounds),
+            "networks": [benchmarks.network(str(p), g, m) for p, g, m in zip(paths, graphs, measured, strict=True)],
+        }
+        if len(graphs) > 1:
+            described["comparison"] = benchmarks.comparison(graphs, measured)
+        if layers:
+            best = peaks.measure_peaks(setting)
+            profiled = [benchmarks.layers(profile, best) for profile in profiling.profile_steps(graphs, setting, rounds=rounds)]
+            described["peaks"] = asdict(best)
+            described["profiles"] = [
+                {"network": str(path), "layers": rows, "kinds": benchmarks.kinds(rows, best)}
+                for path, rows in zip(paths, profiled, strict=True)
+            ]
+    if as_json:
+        click.echo(json.dumps(described, indent=2))
+        return
+    from prunetrain.report.benchmark_tables import print_benchmark, print_layers
+    from prunetrain.report.terminal import console
+
+    print_benchmark(console(), described)
+    if layers:
+        print_layers(console(), described)
+
+
+def _networks(what: str, other: str | None, output_dir: Path) -> list[Path]:
+    """The network files: of a run the dense and the newest, unless it is compared with another."""
+    run = find_run(what, output_dir)
+    if run is not None and other is None:
+        return list(dict.fromkeys([run.network(0), run.newest_network()]))
+    return [_network(name, output_dir) for name in (what, other) if name is not None]
+
+
+def _network(what: str, output_dir: Path) -> Path:
+    run = find_run(what, output_dir)
+    return run.newest_network() if run else network_of(Path(what))

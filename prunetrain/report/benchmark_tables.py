@@ -1,0 +1,95 @@
+"""Measurements as tables for the terminal: what `benchmarks` made of them."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from prunetrain.report.tables import count, new_table
+
+_ROWS = (  # key of a network, key of a comparison, what a person reads
+    ("train_step_seconds", "train_step_ratio", "training step"),
+    ("inference_seconds", "inference_ratio", "inference, a batch"),
+    ("inference_one_image_seconds", "inference_one_image_ratio", "inference, one image"),
+)
+
+
+def print_benchmark(console: Console, described: dict[str, Any]) -> None:
+    """What was measured of one or two networks: times with quartiles, memory, and how the two compare."""
+    machine, networks, compared = described["machine"], described["networks"], described.get("comparison")
+    console.print(machine_line(machine), soft_wrap=True)
+    console.print()
+    ratio = ["ratio"] if compared else []
+    grid = new_table("", "of a network", *(_short(network["network"]) for network in networks), *ratio)
+    for key, ratio_key, label in _ROWS:
+        grid.add_row(label, *(_seconds(network[key]) for network in networks), *([_ratio(compared[ratio_key])] if compared else []))
+    lasso = [f"{network['lasso_share_of_train_step']['median']:.2%}" for network in networks]
+    grid.add_row("group lasso, share of a step", *lasso, *[""] * len(ratio))
+    for key, unit, label in (
+        ("train_peak_memory_bytes", "B", "peak memory of training"),
+        ("macs", "", "MACs"),
+        ("params", "", "parameters"),
+    ):
+        ratio_key = key.removesuffix("_bytes") + "_ratio"
+        grid.add_row(label, *(count(network[key]) + unit for network in networks), *([f"{compared[ratio_key]:.3f}"] if compared else []))
+    console.print(grid)
+    if compared and compared["time_saved_of_macs_saved"]:
+        console.print()
+        console.print(f"time saved / MACs saved in a training step: {_ratio(compared['time_saved_of_macs_saved'])}")
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """The conditions on one line."""
+    precision = "float32" if machine["amp"] == "off" else machine["amp"]
+    parts = [f"{machine['device']}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, {precision}"]
+    parts += ["channels-last"] if machine["channels_last"] else []
+    parts += ["compiled"] if machine["compile"] else []
+    parts.append(f"batch {machine['batch_size']}; torch {machine['torch']}, Python {machine['python']}")
+    return f"{', '.join(parts)}; median of {machine['rounds']} rounds (quartiles)"
+
+
+def print_layers(console: Console, described: dict[str, Any]) -> None:
+    """A network's steps in the order of the forward pass, then added up by kind."""
+    peaks = described["peaks"]
+    console.print()
+    best = f"{count(peaks['macs_per_second'])}MAC/s in a matrix product, {count(peaks['bytes_per_second'])}B/s in a copy"
+    console.print(f"peaks of this machine: {best}", soft_wrap=True)
+    for profile in described["profiles"]:
+        console.print()
+        grid = new_table(_short(profile["network"]), "layer", "output", "MACs", "bytes", "forward", "backward", "share", "of roofline")
+        for row in profile["layers"]:
+            shape = "x".join(map(str, row["output_shape"]))
+            times = [_duration(row[f"{way}_seconds"]["median"]) for way in ("forward", "backward")]
+            grid.add_row(row["layer"], shape, count(row["train_macs"]), count(row["moved_bytes"]), *times, *_shares(row))
+        console.print(grid)
+        console.print()
+        totals = new_table("by kind", "layer", "calls", "MACs", "bytes", "time", "share", "of roofline")
+        for row in profile["kinds"]:
+            figures = [count(row["train_macs"]), count(row["moved_bytes"]), _duration(row["seconds"])]
+            totals.add_row(row["kind"], str(row["calls"]), *figures, *_shares(row))
+        console.print(totals)
+
+
+def _short(network: str) -> str:
+    """A network file's name with the folder that it is in, which is its run."""
+    return "/".join(Path(network).parts[-2:])
+
+
+def _shares(row: dict[str, Any]) -> list[str]:
+    return [f"{row['share_of_time']:.1%}", f"{row['share_of_roofline']:.0%}"]
+
+
+def _duration(seconds: float) -> str:
+    """A time for reading: 1.24 s, 37.5 ms, 8.1 µs."""
+    for size, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= 0.9995 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def _seconds(spread: dict[str, float]) -> str:
+    return f"{_duration(spread['median'])} ({_duration(spread['low'])} to {_duration(spread['high'])})"
+
+
+def _ratio(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})"

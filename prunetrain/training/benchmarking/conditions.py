@@ -1,0 +1,113 @@
+"""How a network runs while it is timed: device, batch, precision, memory format, compiled or not."""
+
+import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunetrain.config import TrainConfig
+from prunetrain.errors import ConfigError
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.load import instantiate
+from prunetrain.graph.render import render
+from prunetrain.training.precision import autocast
+
+_NO_MEMORY = ("not enough memory", "can't allocate")  # what torch says on a CPU
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How a network runs; `amp` is a word of the settings, `optimizer` too."""
+
+    device: torch.device
+    batch_size: int
+    amp: str = "off"
+    channels_last: bool = False
+    compile: bool = False
+    optimizer: str = "sgd"
+
+    @classmethod
+    def of(cls, config: TrainConfig, device: torch.device) -> "Conditions":
+        """The conditions that a run's settings ask for."""
+        return cls(device, config.batch_size, config.amp, config.channels_last, config.compile, config.optimizer)
+
+    def with_batch(self, batch_size: int) -> "Conditions":
+        """The same with another batch size."""
+        return replace(self, batch_size=batch_size)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision of a forward pass."""
+        return autocast(self.device, self.amp)
+
+    def build(self, graph: LayerGraph) -> nn.Module:
+        """A network with random weights, on the device; torch's generators stay as they are."""
+        with unchanged_generators(self.device), torch.device(self.device):
+            model = instantiate(render(graph), "<benchmark>")
+        if self.channels_last:
+            _to_channels_last_(model)
+        return model
+
+    def images(self, shape: tuple[int, ...]) -> Tensor:
+        """A batch of random images; torch's generators stay as they are."""
+        images = torch.randn(self.batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last and images.dim() == 4 else images
+
+    @contextmanager
+    def enough_memory(self) -> Iterator[None]:
+        """Inside, what does not fit into memory is a `ConfigError`."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if (
+                isinstance(error, torch.OutOfMemoryError | MemoryError)
+                or "not enough memory" in str(error)
+                or "can't allocate" in str(error)
+            ):
+                raise ConfigError(f"batches of {self.batch_size} images do not fit into memory: use a smaller --batch-size") from None
+            raise
+
+    def wait(self) -> None:
+        """Return when the device has done everything that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _to_channels_last_(model: nn.Module) -> None:
+    """What `Module.to` does, which refuses tensors without memory that were initialised in place."""
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    for tensor in tensors:
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def unchanged_generators(device: torch.device) -> Iterator[None]:
+    """Inside, random numbers come from a fixed seed; afterwards torch's generators go on as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Inside, torch computes with so many CPU threads; None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def hardware(device: torch.device) -> str:
+    """The name of a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} cores of {names[0]}" if names else platform.processor() or platform.machine()

@@ -1,0 +1,66 @@
+"""What single layers take, forward and backward, at the sizes in question: each is timed once."""
+
+import time
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prunetrain.graph.expressions import PLAIN_CALL
+from prunetrain.graph.layergraph import Layer
+from prunetrain.graph.windows import Shape
+from prunetrain.training.benchmarking.conditions import Conditions, unchanged_generators
+from prunetrain.training.precision import compute_type
+
+_TRIES = 3
+_MOST_ELEMENTS = 2**20  # of an activation that stands for all others
+
+
+class LayerTimer:
+    """Seconds of layers on this machine, for a batch; the fastest of some tries, as whatever else the machine does only adds to it."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        self._conditions = conditions
+        self._known: dict[tuple[object, Shape], float] = {}
+        self._per_element: float | None = None
+
+    def __call__(self, layer: Layer | None, shape: Shape) -> float:
+        """Seconds of a layer on an input of a shape (that of one image, batch dimension included); None is an activation function."""
+        shape = (shape[0] * self._conditions.batch_size, *shape[1:])
+        if layer is None:
+            return self._activation(shape)
+        if layer.signature.call != PLAIN_CALL:
+            return 0.0  # attention: no cut changes it
+        key = ((layer.kind, layer.arguments), shape)
+        if key not in self._known:
+            with unchanged_generators(self._conditions.device):
+                module: nn.Module = getattr(nn, layer.kind)(**dict(layer.arguments)).to(self._conditions.device)
+            if self._conditions.channels_last:
+                module = module.to(memory_format=torch.channels_last)
+            self._known[key] = self._fastest(module, shape)
+        return self._known[key]
+
+    def _activation(self, shape: Shape) -> float:
+        """Activation functions, additions and pooling take time in proportion to their elements; one ReLU stands for them."""
+        elements = torch.Size(shape).numel()
+        if self._per_element is None:
+            sample = min(elements, _MOST_ELEMENTS)
+            self._per_element = self._fastest(F.relu, (sample,)) / sample
+        return self._per_element * elements
+
+    def _fastest(self, function: nn.Module | object, shape: Shape) -> float:
+        conditions = self._conditions
+        images = torch.ones(shape, device=conditions.device, dtype=compute_type(conditions.amp))
+        if conditions.channels_last and images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        images.requires_grad_()
+        seconds = []
+        for _ in range(_TRIES + 1):
+            conditions.wait()
+            start = time.perf_counter()
+            with conditions.autocast():
+                output = function(images)  # type: ignore[operator]
+            torch.autograd.backward(output, torch.ones_like(output))
+            conditions.wait()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds[1:])

@@ -1,0 +1,44 @@
+"""What `prunetrain bench` measures of one network, or of several that take turns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.training.benchmarking.conditions import Conditions
+from prunetrain.training.benchmarking.memory import peak_memory
+from prunetrain.training.benchmarking.rounds import time_in_turn
+from prunetrain.training.benchmarking.steps import Inference, LassoStep, TrainingStep
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of one network, round by round, and bytes.
+
+    `train_step`: forward, backward and optimizer, without the lasso, whose proximal step is `lasso_step`. `inference`: a forward pass
+    of a batch, `inference_one` of one image. `peak_memory`: of training.
+    """
+
+    peak_memory: int
+    train_step: list[float]
+    inference: list[float]
+    inference_one: list[float]
+    lasso_step: list[float]
+
+
+def measure(graphs: Sequence[LayerGraph], conditions: Conditions, *, rounds: int) -> list[Measured]:
+    """Measure networks; everything of all of them takes turns.
+
+    Args:
+        graphs: the networks.
+        conditions: how they run.
+        rounds: how often everything has its turn, after two rounds that do not count.
+    """
+    eager = replace(conditions, compile=False)  # what a compiled network allocates cannot be seen from outside
+    peaks = [peak_memory(lambda graph=graph: TrainingStep(graph, eager), conditions.device) for graph in graphs]  # type: ignore[misc]
+    actions: list[Callable[[], None]] = []
+    for graph in graphs:
+        step = TrainingStep(graph, conditions)
+        actions += [step, Inference(graph, conditions), Inference(graph, conditions.with_batch(1)), LassoStep(graph, step.model)]
+    seconds = time_in_turn(actions, rounds=rounds, wait=conditions.wait)
+    each = len(actions) // len(graphs)
+    return [Measured(peak, *seconds[number * each : (number + 1) * each]) for number, peak in enumerate(peaks)]

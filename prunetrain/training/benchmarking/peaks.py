@@ -1,0 +1,53 @@
+"""What this machine can do at best: multiply-accumulates and bytes a second, measured by a large matrix product and a large copy.
+
+The two lines of a roofline (Williams, Waterman and Patterson 2009, doi 10.1145/1498765.1498785).
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from prunetrain.training.benchmarking.conditions import Conditions
+from prunetrain.training.precision import compute_type
+
+_SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices
+_COPIED = {"cpu": 2**28, "cuda": 2**31}  # bytes
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Multiply-accumulates a second in the precision of the run, and bytes read or written a second."""
+
+    macs_per_second: float
+    bytes_per_second: float
+
+    def least_seconds(self, macs: float, moved: float) -> float:
+        """What so many multiply-accumulates and so many bytes take at least, if both go on at once."""
+        return max(macs / self.macs_per_second, moved / self.bytes_per_second)
+
+
+def measure_peaks(conditions: Conditions) -> Peaks:
+    """The best of a few tries each."""
+    kind = conditions.device.type
+    side = _SIDES[kind]
+    left, right = (torch.rand(side, side, device=conditions.device, dtype=compute_type(conditions.amp)) for _ in range(2))
+    product = _fastest(lambda: left @ right, conditions.wait)
+    source = torch.empty(_COPIED[kind] // 4, device=conditions.device).zero_()
+    target = torch.empty_like(source)
+    copy = _fastest(lambda: target.copy_(source), conditions.wait)
+    return Peaks(side**3 / product, 2 * _COPIED[kind] / copy)
+
+
+def _fastest(action: Callable[[], object], wait: Callable[[], None]) -> float:
+    """Seconds of the fastest of some tries, after one that does not count."""
+    seconds = []
+    for _ in range(_TRIES + 1):
+        wait()
+        start = time.perf_counter()
+        action()
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])

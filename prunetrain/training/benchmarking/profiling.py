@@ -1,0 +1,165 @@
+"""A network's forward pass taken apart: every step timed alone, forward and backward, on the images that really reach it.
+
+In: graphs. Out: for each step its MACs, the bytes it must move, and seconds. Steps are named after the layer that they call, or, for
+functions, after the function and the layer before it, so that steps of a network and of its cut form can be told to be the same.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from types import CodeType
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prunetrain.graph.costs import TRAIN_TO_FORWARD, step_macs
+from prunetrain.graph.expressions import expression
+from prunetrain.graph.layergraph import LayerGraph, Step, Value
+from prunetrain.training.benchmarking.conditions import Conditions
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """One step of a forward pass, in training, for a whole batch.
+
+    `kind` is the layer's class or the function; `macs` and `moved` (bytes) are of forward and backward together; `forward` and
+    `backward` have the seconds of every round.
+
+    Of the bytes, forward reads the inputs and weights and writes the output; backward reads the output's gradient and what autograd kept
+    for it, and writes the gradients of inputs and weights. Each counts once; a view moves nothing, nor does a gradient that is passed on.
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    macs: int
+    moved: int
+    forward: tuple[float, ...] = ()
+    backward: tuple[float, ...] = ()
+
+    @property
+    def seconds(self) -> list[float]:
+        """Forward and backward, round by round."""
+        return [there + back for there, back in zip(self.forward, self.backward, strict=True)]
+
+
+def profile_steps(graphs: list[LayerGraph], conditions: Conditions, *, rounds: int) -> list[list[StepProfile]]:
+    """Time all steps of some networks, which take turns round after round; a round before these does not count."""
+    walks = [_Walk(graph, conditions) for graph in graphs]
+    passes: list[list[list[StepProfile]]] = [[list(walk.run()) for walk in walks] for _ in range(rounds + 1)]
+    return [[_joined(step) for step in zip(*(done[number] for done in passes[1:]), strict=True)] for number in range(len(graphs))]
+
+
+def _joined(rounds: tuple[StepProfile, ...]) -> StepProfile:
+    forward, backward = (tuple(seconds for step in rounds for seconds in getattr(step, way)) for way in ("forward", "backward"))
+    return replace(rounds[0], forward=forward, backward=backward)
+
+
+def step_names(graph: LayerGraph) -> list[str]:
+    """A name for every step: `conv1`, `F.relu after bn1`, `F.relu after bn1 (2)`."""
+    names, before, taken = [], "input", Counter[str]()
+    for step in graph.steps:
+        before = step.layer or before
+        name = step.layer or f"{step.target} after {before}"
+        taken[name] += 1
+        names.append(f"{name} ({taken[name]})" if taken[name] > 1 else name)
+    return names
+
+
+class _Walk:
+    """Runs a network step by step in train mode."""
+
+    def __init__(self, graph: LayerGraph, conditions: Conditions) -> None:
+        self._graph = graph
+        self._conditions = conditions
+        self._model = conditions.build(graph).train()
+        self._kinds = {layer.name: layer.kind for layer in graph.layers}
+        self._codes = [self._compile(step) for step in graph.steps]
+        self._last_use = {value: numbers[-1] for value, numbers in graph.uses().items() if numbers}
+        self._names = step_names(graph)
+        self._macs = step_macs(graph)
+        self._declared = dict(self._model.named_parameters(recurse=False))
+
+    def _compile(self, step: Step) -> CodeType:
+        kind = self._kinds[step.layer] if step.layer else None
+        return compile(expression([step], [kind], _name), f"<{step.target}>", "eval")
+
+    def run(self) -> Iterator[StepProfile]:
+        """One pass; yields each step with the seconds of this pass."""
+        values: dict[Value, Tensor] = {Value(0): self._conditions.images(self._graph.input_shape)}
+        for value, step in self._graph.results():
+            profile, values[value] = self._time(value.index - 1, step, values)
+            for read in set(step.inputs()):
+                if self._last_use[read] == value.index - 1 and read not in self._graph.outputs:
+                    del values[read]
+            yield profile
+
+    def _time(self, number: int, step: Step, values: dict[Value, Tensor]) -> tuple[StepProfile, Tensor]:
+        """A step's profile, and its result."""
+        inputs = {value: values[value].detach() for value in step.inputs()}
+        for value, tensor in inputs.items():  # nobody needs the gradient of the images
+            tensor.requires_grad_(value != Value(0) and tensor.is_floating_point())
+        tensors = [*inputs.values(), *self._weights(step)]
+        learning = [tensor for tensor in tensors if tensor.requires_grad]
+        scope = {"torch": torch, "F": functional, "self": self._model, **{_name(value): tensor for value, tensor in inputs.items()}}
+        code, output = self._codes[number], torch.empty(0)
+
+        def forward() -> None:
+            nonlocal output
+            output = eval(code, scope)
+
+        saved: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            saved.append(tensor)
+            return tensor
+
+        with self._conditions.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+            seconds = self._seconds(forward)
+        result, gradient = output.detach(), torch.ones_like(output)
+        gradients: list[Tensor] = []
+
+        def backward() -> None:
+            found = torch.autograd.grad(output, learning, gradient, allow_unused=True)
+            gradients.extend(tensor for tensor in found if tensor is not None and not _shares(tensor, [gradient]))
+
+        back = self._seconds(backward) if output.requires_grad else 0.0
+        moved = 0 if _shares(result, inputs.values()) else _size([*tensors, result])
+        moved += _size([result, *saved, *gradients]) if gradients else 0
+        profile = StepProfile(
+            self._names[number],
+            self._kinds[step.layer] if step.layer else step.target,
+            tuple(result.shape[1:]),
+            (TRAIN_TO_FORWARD - (Value(0) in inputs)) * self._macs[number] * self._conditions.batch_size,
+            moved,
+            (seconds,),
+            (back,),
+        )
+        return profile, result
+
+    def _weights(self, step: Step) -> list[Tensor]:
+        layer = self._model.get_submodule(step.layer).parameters() if step.layer else ()
+        return [*layer, *(self._declared[name] for name in step.attributes() if name in self._declared)]
+
+    def _seconds(self, action: Callable[[], object]) -> float:
+        self._conditions.wait()
+        start = time.perf_counter()
+        action()
+        self._conditions.wait()
+        return time.perf_counter() - start
+
+
+def _name(value: Value) -> str:
+    return f"v{value.index}"
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    """Bytes of some tensors together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _shares(tensor: Tensor, others: Iterable[Tensor]) -> bool:
+    """Whether a tensor lies in the memory of another, so that nothing was moved to make it."""
+    return any(tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in others)

@@ -1,0 +1,71 @@
+"""What is timed: a training step, inference, and the group lasso's part of a step, of a network with random weights on random images.
+
+The times do not depend on the numbers, so neither weights nor data are needed. The learning rate is so small that nothing runs away.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+
+from prunetrain.channels.spaces import find_spaces
+from prunetrain.config import TrainConfig
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.regularizers.group_lasso import GroupLasso
+from prunetrain.training.benchmarking.conditions import Conditions
+from prunetrain.training.optimizers import build_optimizer
+from prunetrain.training.outputs import Outputs, loss_of
+
+_LR = 1e-6
+
+
+class TrainingStep:
+    """Forward, backward and the fused optimizer, as the training loop does them, without the lasso."""
+
+    def __init__(self, graph: LayerGraph, conditions: Conditions) -> None:
+        config = TrainConfig(optimizer=conditions.optimizer, lr=_LR)
+        self._conditions = conditions
+        self.model: nn.Module = conditions.build(graph).train()
+        self._forward: Callable[[Tensor], Outputs] = torch.compile(self.model) if conditions.compile else self.model
+        self._optimizer = build_optimizer(self.model.parameters(), config)
+        self._scaler = GradScaler(conditions.device.type, enabled=conditions.amp == "float16")
+        self._aux_weight = config.aux_weight
+        self._images = conditions.images(graph.input_shape)
+        self._labels = torch.zeros(conditions.batch_size, dtype=torch.int64, device=conditions.device)
+
+    def __call__(self) -> None:
+        """One step."""
+        with self._conditions.autocast():
+            loss = loss_of(self._forward(self._images), self._labels, aux_weight=self._aux_weight)
+        torch.autograd.backward(self._scaler.scale(loss))
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+
+
+class Inference:
+    """A forward pass in eval mode."""
+
+    def __init__(self, graph: LayerGraph, conditions: Conditions) -> None:
+        self._conditions = conditions
+        model = conditions.build(graph).eval()
+        self._forward: Callable[[Tensor], Outputs] = torch.compile(model) if conditions.compile else model
+        self._images = conditions.images(graph.input_shape)
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        """One batch."""
+        with self._conditions.autocast():
+            self._forward(self._images)
+
+
+class LassoStep:
+    """What the group lasso (coupled, proximal) adds to a training step of a model, which it shrinks by next to nothing."""
+
+    def __init__(self, graph: LayerGraph, model: nn.Module) -> None:
+        self._lasso = GroupLasso(graph, find_spaces(graph), dict(model.named_parameters()), groups=TrainConfig.lasso_groups)
+
+    def __call__(self) -> None:
+        """One proximal step."""
+        self._lasso.shrink_(1e-12)

@@ -1,0 +1,173 @@
+"""What `prunetrain bench` measures with: rounds, memory, and profiles of steps with their MACs and bytes, by hand."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from graphs import attention, auxiliary, chain, concat, depthwise, gate, gating, layer_norm, residual, shuffle, windows
+from sketch import Sketch
+
+from prunetrain.graph.costs import costs, step_macs
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.training.benchmarking import rounds
+from prunetrain.training.benchmarking.conditions import Conditions, hardware, threads
+from prunetrain.training.benchmarking.measuring import measure
+from prunetrain.training.benchmarking.memory import peak_memory
+from prunetrain.training.benchmarking.peaks import Peaks
+from prunetrain.training.benchmarking.profiling import profile_steps, step_names
+from prunetrain.training.benchmarking.rounds import Spread, ratios, time_in_turn
+from prunetrain.training.benchmarking.steps import Inference, LassoStep, TrainingStep
+
+CPU = torch.device("cpu")
+FLOAT32 = Conditions(CPU, 2)
+BFLOAT16 = Conditions(CPU, 2, "bfloat16", channels_last=True)
+
+
+def test_spread() -> None:
+    assert Spread.of([3.0]) == Spread(3.0, 3.0, 3.0)
+    assert Spread.of([5.0, 1.0, 2.0, 4.0, 3.0]) == Spread(3.0, 2.0, 4.0)
+    assert ratios([1.0, 3.0], [2.0, 2.0]) == [0.5, 1.5]
+
+
+def test_actions_take_turns_and_short_ones_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock by hand: a takes 30 ms, b 6 ms, so that b is done four times a round."""
+    now, order = [0.0], []
+
+    def action(name: str, seconds: float) -> None:
+        order.append(name)
+        now[0] += seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    seconds = time_in_turn([lambda: action("a", 0.03), lambda: action("b", 0.006)], rounds=2, wait=lambda: None, warmup=1)
+    assert "".join(order) == "ab" + 2 * "abbbb"
+    assert seconds[0] == pytest.approx([0.03, 0.03])
+    assert seconds[1] == pytest.approx([0.006, 0.006])
+
+
+def test_an_action_without_duration_is_not_repeated_for_ever() -> None:
+    assert rounds._repeats(0.0) == rounds._repeats(1e-7) == 50
+    assert rounds._repeats(1.0) == 1
+
+
+def test_peak_memory_by_hand() -> None:
+    """A weight of 4,000 bytes; then, twice, 800 bytes and 1,600 bytes at once, and 400 after these are gone."""
+
+    def prepare() -> object:
+        weight = torch.zeros(1000)
+
+        def action() -> None:
+            small = torch.zeros(200)
+            large = small.repeat(2)
+            view = large.view(2, -1)
+            del small, large, view
+            torch.zeros(100)
+            assert weight.numel() == 1000
+
+        return action
+
+    assert peak_memory(prepare, CPU) == 4000 + 800 + 1600  # type: ignore[arg-type]
+
+
+def test_memory_of_training_grows_with_weights_and_images() -> None:
+    graph = residual()
+    narrow = residual(stem=4, inner=(4, 8), wide=8)
+    peaks = [peak_memory(lambda: TrainingStep(graph, FLOAT32.with_batch(size)), CPU) for size in (2, 4)]  # noqa: B023
+    assert peaks[0] > 3 * 4 * costs(graph).params  # weights, gradients, momentum
+    assert peaks[0] < peaks[1] < 2 * peaks[0]
+    assert peak_memory(lambda: TrainingStep(narrow, FLOAT32), CPU) < peaks[0]
+    assert peak_memory(lambda: TrainingStep(graph, FLOAT32), CPU) == peaks[0]
+
+
+def test_a_profile_by_hand() -> None:
+    """conv1 (2 -> 4, 1x1) on 3x3 images, ReLU, x + x, flatten, fc (36 -> 5); two images, float32."""
+    net = Sketch("Toy", (2, 3, 3))
+    x = net.call("F.relu", net.conv("conv1", net.x, 4, kernel_size=1, bias=False))
+    x = net.call("+", x, x)
+    graph = net.graph(net.linear("fc", net.call("torch.flatten", x, start_dim=1), 5))
+    (profiles,) = profile_steps([graph], FLOAT32, rounds=3)
+    assert [profile.name for profile in profiles] == [
+        "conv1",
+        "F.relu after conv1",
+        "+ after conv1",
+        "torch.flatten after conv1",
+        "fc",
+    ]
+    assert [profile.kind for profile in profiles] == ["Conv2d", "F.relu", "+", "torch.flatten", "Linear"]
+    assert [profile.output_shape for profile in profiles] == [(4, 3, 3)] * 3 + [(36,), (5,)]
+    # nobody needs the gradient of the images: forward and the weight's gradient for conv1, one pass more for fc
+    assert [profile.macs for profile in profiles] == [2 * 2 * 72, 0, 0, 0, 2 * 3 * 180]
+    image, small, weight, linear = 4 * 2 * 18, 4 * 2 * 36, 4 * 8, 4 * 180
+    assert profiles[0].moved == (image + weight + small) + (small + (image + weight) + weight)
+    assert profiles[1].moved == (small + small) + (small + small + small)  # relu keeps its output
+    assert profiles[3].moved == 0
+    bias, logits = 4 * 5, 4 * 2 * 5
+    assert profiles[4].moved == (small + linear + bias + logits) + (logits + (small + linear) + (small + linear + bias))
+    assert all(len(profile.seconds) == 3 for profile in profiles)
+    assert all(profile.forward[0] > 0 for profile in profiles)
+
+
+def test_bfloat16_moves_half_the_bytes_of_an_activation() -> None:
+    (exact,), (mixed,) = (profile_steps([residual()], setting, rounds=1) for setting in (FLOAT32, BFLOAT16))
+    relu = next(number for number, profile in enumerate(exact) if profile.kind == "F.relu")
+    assert 2 * mixed[relu].moved == exact[relu].moved
+
+
+def test_names_of_steps_are_unique() -> None:
+    net = Sketch("Toy", (2, 3, 3))
+    x = net.call("F.relu", net.call("F.relu", net.conv("conv1", net.call("F.relu", net.x), 4, kernel_size=1)))
+    graph = net.graph(net.classifier("fc", x, 5))
+    assert step_names(graph)[:4] == ["F.relu after input", "conv1", "F.relu after conv1", "F.relu after conv1 (2)"]
+
+
+@pytest.mark.parametrize("make", [attention, auxiliary, chain, concat, depthwise, gate, gating, layer_norm, shuffle, windows])
+def test_any_network_can_be_profiled(make: object) -> None:
+    graph: LayerGraph = make()  # type: ignore[operator]
+    (profiles,) = profile_steps([graph], FLOAT32, rounds=1)
+    assert [profile.name for profile in profiles] == step_names(graph)
+    assert len(step_macs(graph)) == len(graph.steps)
+    assert sum(step_macs(graph)) >= costs(graph).macs  # auxiliary heads count in training
+
+
+def test_measuring_leaves_torch_as_it_is() -> None:
+    state = torch.get_rng_state()
+    measured = measure([chain(), residual()], FLOAT32, rounds=2)
+    assert [len(m.train_step) for m in measured] == [2, 2]
+    assert all(min(m.train_step + m.inference + m.inference_one + m.lasso_step) > 0 for m in measured)
+    profile_steps([chain()], BFLOAT16, rounds=1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_step_trains_and_inference_and_lasso_do_not() -> None:
+    step = TrainingStep(residual(), FLOAT32)
+    before = {name: tensor.clone() for name, tensor in step.model.state_dict().items()}
+    step()
+    after = {name: tensor.clone() for name, tensor in step.model.state_dict().items()}
+    assert not torch.equal(before["conv1.weight"], after["conv1.weight"])
+    assert not torch.equal(before["bn1.running_mean"], after["bn1.running_mean"])
+    assert all(parameter.grad is None for parameter in step.model.parameters())
+    Inference(residual(), BFLOAT16)()
+    LassoStep(residual(), step.model)()
+    for name, tensor in step.model.state_dict().items():
+        torch.testing.assert_close(tensor, after[name])
+
+
+def test_threads_are_put_back() -> None:
+    before = torch.get_num_threads()
+    with threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    with threads(None):
+        assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == before
+
+
+def test_the_roofline_is_the_slower_of_two() -> None:
+    peaks = Peaks(macs_per_second=100.0, bytes_per_second=10.0)
+    assert peaks.least_seconds(200, 10) == 2.0
+    assert peaks.least_seconds(200, 50) == 5.0
+
+
+def test_the_machine_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hardware(CPU)
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert isinstance(hardware(CPU), str)
