@@ -21,6 +21,7 @@ from prunetrain.paths import RunPaths
 from prunetrain.training import granularity, reconfiguration, run, state
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import worker_signals
+from prunetrain.training.environment import Environment
 from prunetrain.training.run import Outcome, resume_run, start_run
 from prunetrain.training.stopping import SIGNALS, Action, Pacer, Requests, StopRequested, exit_code, stopping_on_signals
 
@@ -216,7 +217,7 @@ def test_a_signal_at_an_epochs_end(
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(run, "load_data"), (state, "build"), (state, "trace_with_state"), (state, "save_checkpoint"), (state, "load_state")],
+    [(Environment, "load_data"), (state, "build"), (state, "trace_with_state"), (state, "save_checkpoint"), (state, "load_state")],
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_training_leaves_nothing(
