@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import SGD, AdamW
 
 from prunetrain.config import TrainConfig
