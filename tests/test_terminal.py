@@ -23,14 +23,15 @@ class Stream(io.StringIO):
         return super().write(text)
 
 
-@pytest.fixture
-def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Stream:
+    """In place of standard output; called by tests themselves, since pytest puts its own back when a test begins."""
     stream = Stream()
     monkeypatch.setattr(sys, "stdout", stream)
     return stream
 
 
-def test_what_is_printed_after_a_terminal_closed_goes_nowhere(stream: Stream) -> None:
+def test_what_is_printed_after_a_terminal_closed_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
     output = console()
     assert output.is_terminal
     output.print("before")
@@ -39,7 +40,8 @@ def test_what_is_printed_after_a_terminal_closed_goes_nowhere(stream: Stream) ->
     assert "before" in stream.getvalue() and "after" not in stream.getvalue()
 
 
-def test_other_errors_of_printing_are_errors(stream: Stream) -> None:
+def test_other_errors_of_printing_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
     stream.error = errno.ENOSPC
     with pytest.raises(OSError, match="no"):
         console().print("text")
