@@ -28,14 +28,16 @@ class Progress:
     """Where a run stands, as literals.
 
     `epoch` epochs and `step` steps of the next one are done. `running` holds the sums over these steps. `lasso_strength` is lambda,
-    None before the first batch. `batch_size` is the present one, None as long as it is that of the settings. `history` has a line of
-    metrics an epoch, `train_macs` and `train_images` what was trained so far.
+    None before the first batch; `fading` names the channels on their way out, by their ids in the present network. `batch_size` is the
+    present one, None as long as it is that of the settings. `history` has a line of metrics an epoch, `train_macs` and `train_images`
+    what was trained so far.
     """
 
     epoch: int = 0
     step: int = 0
     running: dict[str, float] = field(default_factory=dict)
     lasso_strength: float | None = None
+    fading: list[int] = field(default_factory=list)
     batch_size: int | None = None
     train_macs: int = 0
     train_images: int = 0

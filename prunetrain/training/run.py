@@ -20,6 +20,7 @@ from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.events import Metrics, Observer
 from prunetrain.training.loop import EpochResult, evaluate, train_one_epoch
+from prunetrain.training.penalty import penalised_epochs
 from prunetrain.training.reconfiguration import reconfigure
 from prunetrain.training.state import TrainState, load_state, new_state
 from prunetrain.training.stopping import stopping_on_signals
@@ -132,13 +133,13 @@ def _outcome(state: TrainState, *, finished: bool) -> Outcome:
 
 def _end_epoch(state: TrainState, data: DataSource, result: EpochResult, observer: Observer) -> TrainState:
     """Validate, reconfigure when it is time, write everything, tell the observer."""
-    config = state.config
     evaluation = evaluate(state, data)
     metrics = _metrics(state, result, evaluation.loss, evaluation.top1)
     epoch = state.progress.epoch + 1
     state.progress = replace(state.progress, epoch=epoch, step=0, running={}, history=[*state.progress.history, metrics])
     event = None
-    if config.penalty_ratio > 0 and (epoch % config.prune_interval == 0 or epoch == config.epochs):
+    if _time_to_cut(state):
+        state.progress = replace(state.progress, fading=[])
         state, event = reconfigure(state, data, evaluation.top1)
     save_checkpoint(state.run.last, state.checkpoint())
     append_line(state.run.metrics, json.dumps(metrics))
@@ -146,6 +147,16 @@ def _end_epoch(state: TrainState, data: DataSource, result: EpochResult, observe
     if event is not None:
         observer.reconfigured(event)
     return state
+
+
+def _time_to_cut(state: TrainState) -> bool:
+    """Whether a reconfiguration follows the epoch just done: every interval as long as there is a lasso, at its end and at the run's."""
+    config, epoch = state.config, state.progress.epoch
+    if config.penalty_ratio == 0:
+        return False
+    if epoch == config.epochs or (epoch == penalised_epochs(config) and not config.target_macs):
+        return True
+    return epoch % config.prune_interval == 0 and bool(state.progress.lasso_strength)
 
 
 def _metrics(state: TrainState, result: EpochResult, val_loss: float, val_top1: float) -> Metrics:
