@@ -22,8 +22,8 @@ from prunetrain.training import recipes
 FLAGS = """
 --amp --augment --aux-weight --batch-size --channels-last --compile --config --criterion --data-dir --dataset --device --download --epochs
 --image-size --label-smoothing --lasso-groups --lasso-step --lr --lr-gamma --milestones --model --model-arg --momentum --name --nesterov
---no-augment --no-channels-last --no-compile --no-download --no-nesterov --optimizer --output-dir --penalty-ramp --penalty-ratio
---penalty-until --prune-interval --recipe --residual --round-to --schedule --seed --target-macs --threshold --warmup-epochs --weight-decay
+--no-augment --no-channels-last --no-compile --no-download --no-nesterov --optimizer --output-dir --penalty-ratio
+--prune-interval --recipe --residual --round-to --schedule --seed --target-by --target-macs --threshold --warmup-epochs --weight-decay
 --weights --workers -b -j
 """.split()
 TOP = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.training.checkpoints import load_checkpoint
-from prunetrain.training.penalty import next_macs, next_strength, penalised_epochs
+from prunetrain.training.penalty import course_epochs, next_macs, next_strength
 from prunetrain.training.run import Outcome, resume_run, start_run
 
 
@@ -19,34 +19,32 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("data") / "images.npz")
 
 
-def course(config: TrainConfig, macs_left: float = 1.0) -> list[float]:
-    """Lambda in every epoch, from 1 on, with the MACs standing still."""
-    strengths = [1.0]
-    for epoch in range(1, config.epochs):
-        strengths.append(next_strength(config, epoch, strengths[-1], macs_left))
-    return strengths
+def test_without_a_target_lambda_stays() -> None:
+    config = TrainConfig(epochs=8, target_macs=0.0)
+    assert [next_strength(config, epoch, 0.5, 0.1) for epoch in range(1, 8)] == [0.5] * 7
 
 
-@pytest.mark.parametrize(("until", "epochs"), [(1.0, 8), (0.5, 4), (0.3, 2), (0.01, 1)])
-def test_the_lasso_is_released(until: float, epochs: int) -> None:
-    config = TrainConfig(epochs=8, penalty_until=until)
-    assert penalised_epochs(config) == epochs
-    assert course(config) == [1.0] * epochs + [0.0] * (8 - epochs)
+def test_the_lasso_is_released_at_the_target_or_when_its_time_is_over() -> None:
+    config = TrainConfig(epochs=8, target_macs=0.5, target_by=0.5)
+    assert [next_strength(config, epoch, 0.5, 0.51) for epoch in range(1, 8)] == [0.5] * 3 + [0.0] * 4
+    assert next_strength(config, 2, 0.5, 0.5) == 0.0
 
 
-def test_the_lasso_is_released_at_the_target() -> None:
-    config = TrainConfig(epochs=8, target_macs=0.5, penalty_until=0.25)
-    assert course(config, macs_left=0.51) == [1.0] * 8
-    assert course(config, macs_left=0.5) == [1.0] + [0.0] * 7
+@pytest.mark.parametrize(
+    ("interval", "by", "epochs"),
+    [(1, 0.25, 5), (1, 0.26, 6), (1, 0.0, 2), (2, 0.25, 6), (5, 0.25, 10), (10, 0.25, 20), (1, 1.0, 20), (3, 1.0, 21), (1, 0.15, 3)],
+)
+def test_the_course_takes_whole_intervals_and_two_at_least(interval: int, by: float, epochs: int) -> None:
+    assert course_epochs(TrainConfig(epochs=20, target_by=by, prune_interval=interval)) == epochs
 
 
 @pytest.mark.parametrize(
     ("interval", "course"),
-    [(1, {1: 0.8, 2: 0.6, 3: 0.4, 4: 0.2, 5: 0.2, 19: 0.2}), (2, {2: 1 - 0.8 * 2 / 3, 4: 0.2}), (5, {5: 0.2, 10: 0.2})],
+    [(1, {1: 0.8, 2: 0.6, 3: 0.4, 4: 0.2, 5: 0.2, 19: 0.2}), (2, {2: 0.6, 4: 0.2, 6: 0.2}), (5, {5: 0.2, 10: 0.2})],
 )
 def test_course_of_the_macs_by_hand(interval: int, course: dict[int, float]) -> None:
     """From 1 to 0.2 in the first 5 of 20 epochs, of which the first interval cuts nothing."""
-    config = TrainConfig(epochs=20, penalty_until=0.25, target_macs=0.2, prune_interval=interval)
+    config = TrainConfig(epochs=20, target_by=0.25, target_macs=0.2, prune_interval=interval)
     assert {epoch: next_macs(config, epoch) for epoch in course} == pytest.approx(course)
 
 
@@ -55,19 +53,11 @@ def zero_strengths(outcome: Outcome) -> list[bool]:
     return [line["lasso"] == 0 for line in outcome.history]
 
 
-def test_a_released_run_cuts_at_the_release_and_then_only_trains(images: Path, tmp_path: Path) -> None:
-    recorder = Recorder()
-    outcome = start_run(settings(images, tmp_path, epochs=6, prune_interval=2, penalty_until=0.5, penalty_ratio=0.94), recorder)
-    assert [event.epoch for event in recorder.reconfigurations] == [2, 3, 6]
-    assert zero_strengths(outcome) == [False] * 3 + [True] * 3
-    assert outcome.history[3]["macs"] < outcome.history[2]["macs"]
-
-
 @pytest.mark.parametrize("changes", [{}, {"model": "resnet20"}, {"lasso_groups": "slices", "lasso_step": "subgradient"}], ids=str)
 def test_a_target_is_met_on_time_and_every_cut_is_free(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     """A quarter of the MACs by the end of epoch 4 of 6, with a lasso that alone would cut nothing."""
     recorder = Recorder()
-    config = settings(images, tmp_path, epochs=6, prune_interval=1, penalty_ratio=0.1, penalty_until=0.67, target_macs=0.25, **changes)
+    config = settings(images, tmp_path, epochs=6, prune_interval=1, penalty_ratio=0.1, target_by=0.6, target_macs=0.25, **changes)
     outcome = start_run(config, recorder)
     left = [line["macs"] / outcome.history[0]["macs"] for line in outcome.history]
     assert left == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0.25], abs=0.02)
@@ -79,7 +69,7 @@ def test_a_target_is_met_on_time_and_every_cut_is_free(images: Path, tmp_path: P
 
 @pytest.mark.parametrize("stop", [(2, 10), (3, 1), (3, 6), (4, 10), (5, 4)], ids=str)
 def test_the_course_resumes(images: Path, tmp_path: Path, stop: tuple[int, int]) -> None:
-    changes: dict[str, Any] = {"epochs": 6, "penalty_ratio": 0.1, "target_macs": 0.5, "penalty_until": 0.67}
+    changes: dict[str, Any] = {"epochs": 6, "penalty_ratio": 0.1, "target_macs": 0.5, "target_by": 0.67}
     whole = start_run(settings(images, tmp_path / "whole", **changes), Recorder())
     parts = start_run(settings(images, tmp_path / "parts", **changes), Recorder(stop))
     resumed = resume_run(parts.run.last, {}, Recorder())
@@ -87,9 +77,9 @@ def test_the_course_resumes(images: Path, tmp_path: Path, stop: tuple[int, int])
     assert repeatable(resumed.history) == repeatable(whole.history)
 
 
-@pytest.mark.parametrize("changes", [{"penalty_ratio": 0.94}, {"penalty_ratio": 0.1, "target_macs": 0.5}], ids=str)
-def test_the_course_goes_on_from_the_checkpoint_of_a_cut(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    outcome = start_run(settings(images, tmp_path, epochs=6, prune_interval=1, penalty_until=0.5, **changes), Recorder())
+def test_the_course_goes_on_from_the_checkpoint_of_a_cut(images: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"epochs": 6, "prune_interval": 1, "penalty_ratio": 0.1, "target_macs": 0.5, "target_by": 0.5}
+    outcome = start_run(settings(images, tmp_path, **changes), Recorder())
     last = load_checkpoint(outcome.run.last)
     again = resume_run(outcome.run.checkpoint(2), {}, Recorder())
     assert_same_state(load_checkpoint(again.run.last), last)
@@ -98,7 +88,7 @@ def test_the_course_goes_on_from_the_checkpoint_of_a_cut(images: Path, tmp_path:
 
 def test_a_resumed_run_may_have_another_interval(images: Path, tmp_path: Path) -> None:
     """The channels that were fading are of the network before the cut."""
-    changes: dict[str, Any] = {"epochs": 6, "prune_interval": 1, "penalty_ratio": 0.1, "target_macs": 0.5, "penalty_until": 0.67}
+    changes: dict[str, Any] = {"epochs": 6, "prune_interval": 1, "penalty_ratio": 0.1, "target_macs": 0.5, "target_by": 0.67}
     outcome = start_run(settings(images, tmp_path, **changes), Recorder((3, 10)))
     assert load_checkpoint(outcome.run.last).progress.fading == []
     resumed = resume_run(outcome.run.last, {"prune_interval": 2}, Recorder())

@@ -54,7 +54,7 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
     watch.lap("write")
     after = load_state(path, config, data, state.environment)
     watch.lap("load")
-    top1 = evaluate(after, data).top1
+    top1 = val_top1 if cut.graph == state.graph else evaluate(after, data).top1
     watch.lap("validate")
     change = Change.of(state.costs, cut, granularity, watch.seconds)
     return after, Reconfiguration(state.progress.epoch, change, after.network, (val_top1, top1))

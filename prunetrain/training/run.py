@@ -20,7 +20,6 @@ from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.events import Metrics, Observer
 from prunetrain.training.loop import EpochResult, evaluate, train_one_epoch
-from prunetrain.training.penalty import penalised_epochs
 from prunetrain.training.reconfiguration import reconfigure
 from prunetrain.training.state import TrainState, load_state, new_state
 from prunetrain.training.stopping import stopping_on_signals
@@ -150,13 +149,11 @@ def _end_epoch(state: TrainState, data: DataSource, result: EpochResult, observe
 
 
 def _time_to_cut(state: TrainState) -> bool:
-    """Whether a reconfiguration follows the epoch just done: every interval as long as there is a lasso, at its end and at the run's."""
+    """Whether a reconfiguration follows the epoch just done: every interval as long as there is a lasso, and at the end."""
     config, epoch = state.config, state.progress.epoch
     if config.penalty_ratio == 0:
         return False
-    if epoch == config.epochs or (epoch == penalised_epochs(config) and not config.target_macs):
-        return True
-    return epoch % config.prune_interval == 0 and bool(state.progress.lasso_strength)
+    return epoch == config.epochs or (epoch % config.prune_interval == 0 and bool(state.progress.lasso_strength))
 
 
 def _metrics(state: TrainState, result: EpochResult, val_loss: float, val_top1: float) -> Metrics:
