@@ -32,20 +32,20 @@ class Fading:
     def __init__(self, graph: LayerGraph, spaces: ChannelSpaces, weights: Mapping[str, Tensor], channels: Sequence[int]) -> None:
         chosen = np.zeros(spaces.num_channels, dtype=bool)
         chosen[list(channels)] = True
-        self._parts: list[tuple[Tensor, int, Tensor]] = []  # a weight, a dimension of it, and which positions along it
+        self._parts: list[tuple[Tensor, Tensor]] = []  # a weight, and which of it goes; the mask broadcasts over the weight
         for layer in sliced_layers(graph):
             weight = weights.get(f"{layer.name}.weight")
             for dim, axis in enumerate(("out", "in")):
                 ids = spaces.ids.get((layer.name, axis))
                 if weight is not None and ids is not None and chosen[ids].any():
-                    self._parts.append((weight, dim, torch.from_numpy(chosen[ids]).to(weight.device)))
+                    shape = [-1 if d == dim else 1 for d in range(weight.dim())]
+                    self._parts.append((weight, torch.from_numpy(chosen[ids]).view(shape).to(weight.device)))
 
     @torch.no_grad()
     def scale_(self, factor: float) -> None:
         """Multiply every filter and input slice of the channels."""
-        for weight, dim, positions in self._parts:
-            shape = [-1 if d == dim else 1 for d in range(weight.dim())]
-            weight.mul_(torch.where(positions, factor, 1.0).to(weight.dtype).view(shape))
+        for weight, mask in self._parts:
+            weight.mul_(torch.where(mask, factor, 1.0).to(weight.dtype))
 
 
 def choose_channels(graph: LayerGraph, state: Mapping[str, Tensor], macs: float, *, criterion: str, granularity: int = 1) -> list[int]:

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunetrain.channels.spaces import find_spaces
-from prunetrain.graph.costs import TRAIN_TO_FORWARD, costs
-from prunetrain.regularizers.fading import Fading, choose_channels
+from prunetrain.graph.costs import TRAIN_TO_FORWARD
 from prunetrain.training.data import DataSource
 from prunetrain.training.events import Observer
 from prunetrain.training.optimizers import lasso_pull
 from prunetrain.training.outputs import logits_of, loss_of
-from prunetrain.training.penalty import next_macs, next_strength
+from prunetrain.training.penalty import fading_of, follow_course, steps_to_cut
 from prunetrain.training.state import TrainState
 
 
@@ -54,10 +52,10 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, sto
     start = time.perf_counter()
     step = progress.step
     if step == 0:
-        _follow_course(state)
+        follow_course(state)
         torch.manual_seed(_mixed_seed(config.seed, progress.epoch))
     stopped = False
-    fading, steps_left = _fading(state), _steps_to_cut(state, data)
+    fading, steps_left = fading_of(state), steps_to_cut(state, data)
     for images, labels in data.train_batches(progress.epoch, state.batch_size, start=step):
         loss, correct = _train_step(state, images, labels)
         if fading:
@@ -79,38 +77,6 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, sto
     )
     count = max(1, int(sums["images"]))
     return EpochResult(sums["loss"] / count, sums["correct"] / count, sums["seconds"], int(sums["images"]), stopped)
-
-
-def _follow_course(state: TrainState) -> None:
-    """For an epoch that begins, set lambda, and at the start of an interval the channels to fade. The first batch sets the first lambda."""
-    config, progress = state.config, state.progress
-    strength, dense = progress.lasso_strength, costs(state.dense).macs
-    if not strength:
-        return
-    strength = next_strength(config, progress.epoch, strength, state.costs.macs / dense)
-    fading = progress.fading
-    if not strength:
-        fading = []
-    elif config.target_macs and progress.epoch % config.prune_interval == 0:
-        macs = next_macs(config, progress.epoch) * dense
-        fading = choose_channels(
-            state.graph, state.model.state_dict(), macs, criterion=config.criterion, granularity=config.granularity or 1
-        )
-    state.progress = replace(progress, lasso_strength=strength, fading=fading)
-
-
-def _fading(state: TrainState) -> Fading | None:
-    """The channels on their way out, if there are any."""
-    if not state.progress.fading:
-        return None
-    return Fading(state.graph, find_spaces(state.graph), dict(state.model.named_parameters()), state.progress.fading)
-
-
-def _steps_to_cut(state: TrainState, data: DataSource) -> int:
-    """Steps from the start of this epoch to the next reconfiguration."""
-    epoch, interval = state.progress.epoch, state.config.prune_interval
-    end = min(state.config.epochs, epoch - epoch % interval + interval)
-    return (end - epoch) * data.steps_per_epoch(state.batch_size)
 
 
 def _mixed_seed(seed: int, epoch: int) -> int:
