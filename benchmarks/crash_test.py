@@ -25,7 +25,7 @@ from prunetrain.paths import RunPaths
 
 # A small network, six cuts that each find something to cut, and a checkpoint about every 0.1 seconds.
 FLAGS = (
-    "--model resnet20 --dataset digits --epochs 6 --milestones 4 --penalty-ratio 0.94 --prune-interval 1 --round-to 1 "
+    "--model resnet20 --dataset digits --epochs 6 --milestones 4 --penalty-ratio 0.94 --target-macs 0 --round-to 1 "
     "--checkpoint-minutes 0.002 --device cpu --name x"
 ).split()
 AIMED = (Phase.CHECKPOINT, Phase.NETWORK_FILE, Phase.BETWEEN, Phase.RECONFIGURATION, Phase.VALIDATION, Phase.METRICS)

@@ -7,11 +7,10 @@ Out: a Markdown table. Runs are kept in the folder, so that an interrupted grid 
 
 import argparse
 import itertools
-import statistics
 import sys
 from pathlib import Path
 
-from runs import Result, machine, train
+from runs import Result, machine, removed, top1_spread, train
 
 OPTIONS = "slices-subgradient,slices-proximal,coupled-subgradient,coupled-proximal"
 
@@ -41,16 +40,7 @@ def main() -> None:
     print("| groups, step | ratio | top-1, mean (lowest to highest) | MACs removed | training MACs removed |")
     print("| --- | --- | --- | --- | --- |")
     for (option, ratio), found in results.items():
-        print(f"| {option} | {ratio} | {_top1(found)} | {_removed(found, 'macs_left')} | {_removed(found, 'train_macs_left')} |")
-
-
-def _top1(results: list[Result]) -> str:
-    values = [result.top1 for result in results]
-    return f"{statistics.mean(values):.2%} ({min(values):.2%} to {max(values):.2%})"
-
-
-def _removed(results: list[Result], what: str) -> str:
-    return f"{1 - statistics.mean(getattr(result, what) for result in results):.1%}"
+        print(f"| {option} | {ratio} | {top1_spread(found)} | {removed(found, 'macs_left')} | {removed(found, 'train_macs_left')} |")
 
 
 if __name__ == "__main__":

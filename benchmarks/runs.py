@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -86,6 +87,17 @@ def read_result(run: RunPaths) -> Result:
         seconds=sum(line["epoch_seconds"] for line in lines),
         last_batch=last["batch_size"],
     )
+
+
+def top1_spread(results: list[Result]) -> str:
+    """Mean top-1 of runs that differ in their seed, and the lowest to the highest."""
+    values = [result.top1 for result in results]
+    return f"{statistics.mean(values):.2%} ({min(values):.2%} to {max(values):.2%})"
+
+
+def removed(results: list[Result], what: str) -> str:
+    """What is missing to the dense network, on average; `what` names one of the shares that are left."""
+    return f"{1 - statistics.mean(getattr(result, what) for result in results):.1%}"
 
 
 def machine() -> str:

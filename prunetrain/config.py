@@ -61,7 +61,11 @@ class TrainConfig:
     aux_weight: float = setting(0.3, "Weight in the loss of each auxiliary head (GoogLeNet, Inception).")
     augment: bool = setting(True, "Random crops, and flips where they make sense.")
     penalty_ratio: float = setting(0.25, "Share of the group lasso in the loss at the first batch, in [0, 1); 0 trains without pruning.")
-    prune_interval: int = setting(10, "Epochs between two reconfigurations.")
+    target_macs: float = setting(
+        0.5, "Share of the dense network's MACs to get down to, in [0, 1): the weakest channels are faded out; 0: what the lasso brings."
+    )
+    target_by: float = setting(0.25, "Share of the epochs after which --target-macs is reached; then the lasso is released.")
+    prune_interval: int = setting(1, "Epochs between two reconfigurations.")
     threshold: float = setting(1e-4, "A slice is dead when all its absolute weights are under this.")
     criterion: str = setting("either", "Which channels go: `union` the paper's, `either` every lossless one.", choices=("union", "either"))
     residual: str = setting(
@@ -180,6 +184,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # from, up to and including
     "batch_size": (1, 10_000_000),
     "max_batch_size": (0, 10_000_000),
     "lr_gamma": (0, 1),
+    "target_by": (0, 1),
     "warmup_epochs": (0, 1_000_000),
     "prune_interval": (1, 1_000_000),
     "workers": (0, 1024),
@@ -194,6 +199,7 @@ _OPEN_RANGES: dict[str, tuple[float, float]] = {  # from, under
     "label_smoothing": (0, 1),
     "aux_weight": (0, float("inf")),
     "penalty_ratio": (0, 1),
+    "target_macs": (0, 1),
     "threshold": (0, float("inf")),
     "checkpoint_minutes": (0, float("inf")),
 }

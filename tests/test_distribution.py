@@ -38,7 +38,15 @@ from prunetrain.training.state import TrainState, new_state
 
 TOP = Path(__file__).parent.parent
 CPU = torch.device("cpu")
-DIGITS = {"dataset": "digits", "device": "cpu", "epochs": 4, "prune_interval": 2, "round_to": "1", "schedule": "constant"}
+DIGITS = {
+    "dataset": "digits",
+    "device": "cpu",
+    "epochs": 4,
+    "prune_interval": 2,
+    "round_to": "1",
+    "target_macs": 0.0,
+    "schedule": "constant",
+}
 LENET = DIGITS | {"model": "lenet-300-100", "batch_size": 64, "penalty_ratio": 0.8}
 linux = pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 

@@ -24,7 +24,7 @@ FLAGS = """
 --download --dynamic-batch --epochs --image-size --keep --label-smoothing --lasso-groups --lasso-step --lr --lr-gamma --max-batch-size
 --milestones --model --model-arg --momentum --name --nesterov --no-augment --no-channels-last --no-compile --no-download --no-dynamic-batch
 --no-nesterov --no-sync-batch-norm --optimizer --output-dir --penalty-ratio --prune-interval --recipe --residual --round-to --schedule
---seed --sync-batch-norm --threshold --warmup-epochs --weight-decay --weights --workers -b -j
+--seed --sync-batch-norm --target-by --target-macs --threshold --warmup-epochs --weight-decay --weights --workers -b -j
 """.split()
 TOP = Path(__file__).parent.parent
 FIELDS = dataclasses.fields(TrainConfig)

@@ -43,6 +43,7 @@ def test_paper_recipes_have_the_published_settings(name: str) -> None:
     assert (config.model, config.dataset) == PAPER[name]
     assert (config.penalty_ratio, config.threshold, config.lr, config.lr_gamma, config.momentum) == (0.2, 1e-4, 0.1, 0.1, 0.9)
     assert (config.criterion, config.lasso_groups, config.lasso_step, config.round_to) == ("union", "slices", "subgradient", "1")
+    assert config.target_macs == 0
     schedule = (config.epochs, config.milestones, config.batch_size, config.weight_decay, config.prune_interval)
     if name.startswith("imagenet"):
         assert schedule == (90, (41, 61, 81), 256, 1e-4, 5)

@@ -29,15 +29,16 @@ class Progress:
     """Where a run stands, as literals.
 
     `epoch` epochs and `step` steps of the next one are done. `running` holds the sums over these steps; that of the losses is worker 0's in
-    `loss`, worker 1's in `loss_1` and so on. `lasso_strength` is lambda, None before the first batch. `batch_size` is what
-    `--dynamic-batch` has decided, None where that of the settings holds. `history` has a line of metrics an epoch, `train_macs` and
-    `train_images` count what was trained.
+    `loss`, worker 1's in `loss_1` and so on. `lasso_strength` is lambda, None before the first batch. `fading` names the channels on their
+    way out, by their ids in the present network. `batch_size` is what `--dynamic-batch` has decided, None where that of the settings holds.
+    `history` has a line of metrics an epoch, `train_macs` and `train_images` count what was trained.
     """
 
     epoch: int = 0
     step: int = 0
     running: dict[str, float] = field(default_factory=dict)
     lasso_strength: float | None = None
+    fading: list[int] = field(default_factory=list)
     batch_size: int | None = None
     train_macs: int = 0
     train_images: int = 0

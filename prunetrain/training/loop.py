@@ -19,6 +19,7 @@ from prunetrain.training.distribution import Agreement, Ranks
 from prunetrain.training.events import Observer
 from prunetrain.training.optimizers import lasso_pull
 from prunetrain.training.outputs import logits_of, loss_of
+from prunetrain.training.penalty import fading_of, follow_course, steps_to_cut
 from prunetrain.training.state import TrainState, mixed_seed
 from prunetrain.training.stopping import Action
 
@@ -59,10 +60,14 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, wis
     start = time.perf_counter()
     step = progress.step
     if step == 0:
+        follow_course(state)
         torch.manual_seed(mixed_seed(config.seed, progress.epoch, ranks.rank))
     agreement, action = Agreement(ranks), Action.GO_ON
+    fading, steps_left = fading_of(state), steps_to_cut(state, data)
     for images, labels in data.train_batches(progress.epoch, state.batch_size, start=step, share=state.environment.share):
         loss, correct = _train_step(state, images, labels)
+        if fading:
+            fading.scale_(1 - 1 / (steps_left - step))  # norms fall in a straight line, to zero with the last step
         running.add(loss, correct, len(labels))
         step += 1
         observer.stepped(progress.epoch + 1, step)

@@ -50,7 +50,7 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
     after = load_state(path, state.config, data, state.environment)
     restart_peak(after)
     watch.lap("load")
-    top1 = evaluate(after, data).top1
+    top1 = val_top1 if after.graph == state.graph else evaluate(after, data).top1
     watch.lap("validate")
     change = replace(change, seconds={**change.seconds, **watch.seconds})
     return after, Reconfiguration(state.progress.epoch, change, after.network, (val_top1, top1), batch)

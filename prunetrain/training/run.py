@@ -268,11 +268,19 @@ def _end_epoch(state: TrainState, data: DataSource, result: EpochResult, observe
 
 def _validate_and_cut(state: TrainState, data: DataSource, result: EpochResult) -> tuple[TrainState, Reconfiguration | None]:
     """The run with the epoch in its history; and cut, if it is time. What is computed here comes out the same another time."""
-    config = state.config
     evaluation = evaluate(state, data)
     metrics = metrics_of(state, result, evaluation)
     epoch = state.progress.epoch + 1
     state.progress = replace(state.progress, epoch=epoch, step=0, running={}, history=[*state.progress.history, metrics])
-    if config.penalty_ratio > 0 and (epoch % config.prune_interval == 0 or epoch == config.epochs):
+    if _time_to_cut(state):
+        state.progress = replace(state.progress, fading=[])
         return reconfigure(state, data, evaluation.top1)
     return state, None
+
+
+def _time_to_cut(state: TrainState) -> bool:
+    """Whether a reconfiguration follows the epoch just done: every interval as long as there is a lasso, and at the end."""
+    config, epoch = state.config, state.progress.epoch
+    if config.penalty_ratio == 0:
+        return False
+    return epoch == config.epochs or (epoch % config.prune_interval == 0 and bool(state.progress.lasso_strength))

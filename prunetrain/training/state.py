@@ -283,9 +283,11 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its optimizer state does not fit its network ({str(error).splitlines()[0]})") from None
     _check_same(environment.ranks, checkpoint, model, config)
-    lasso = None
+    spaces, lasso = find_spaces(graph), None
+    if any(channel >= spaces.num_channels for channel in progress.fading):
+        raise CheckpointError(f"{path}: damaged, it fades channels that {network} does not have")
     if config.penalty_ratio > 0:
-        lasso = GroupLasso(graph, find_spaces(graph), dict(model.named_parameters()), groups=config.lasso_groups)
+        lasso = GroupLasso(graph, spaces, dict(model.named_parameters()), groups=config.lasso_groups)
     return TrainState(
         config=config,
         run=run,

@@ -1,0 +1,83 @@
+"""The course of a run's pruning: what lambda is in the next epoch, and how many MACs the next cut is to leave.
+
+In: a run between two epochs. Out: its progress with the next lambda and the channels to fade. They hang on the settings, the epochs done
+and the weights alone and are part of every checkpoint, so that a resumed run takes the same course.
+
+Without a target, lambda stays what it was at the first batch. With one, the weakest channels are faded out interval by interval
+(`regularizers/fading.py`), and the lasso is released when that is done: then it would only hold back the weights that stay.
+"""
+
+from dataclasses import replace
+from math import ceil
+
+from prunetrain.channels.spaces import find_spaces
+from prunetrain.config import TrainConfig
+from prunetrain.graph.costs import costs
+from prunetrain.regularizers.fading import Fading, choose_channels
+from prunetrain.training.data import DataSource
+from prunetrain.training.state import TrainState
+
+
+def next_strength(config: TrainConfig, epoch: int, strength: float, macs_left: float) -> float:
+    """Lambda for the epoch that follows.
+
+    Args:
+        config: the settings.
+        epoch: number of epochs done, from 1.
+        strength: lambda in the epoch just done.
+        macs_left: MACs of the network as it goes on, as a share of the dense network's.
+    """
+    if config.target_macs and (macs_left <= config.target_macs or epoch >= course_epochs(config)):
+        return 0.0
+    return strength
+
+
+def next_macs(config: TrainConfig, epoch: int) -> float:
+    """The share of the dense network's MACs that the cut at the end of the interval is to leave.
+
+    It falls in a straight line from 1, after the first interval, to `target_macs`, at the end of the course. The first interval is for
+    the channels to become unequal.
+
+    Args:
+        config: the settings, with a target.
+        epoch: number of epochs done when the interval begins.
+    """
+    done = epoch / (course_epochs(config) - config.prune_interval)
+    return 1 - (1 - config.target_macs) * min(1.0, done)
+
+
+def course_epochs(config: TrainConfig) -> int:
+    """Epochs until the target is reached: `target_by` of them all, in whole intervals, of which there are at least two."""
+    return config.prune_interval * max(2, ceil(round(config.target_by * config.epochs, 6) / config.prune_interval))
+
+
+def follow_course(state: TrainState) -> None:
+    """For an epoch that begins, set lambda, and at the start of an interval the channels to fade. The first batch sets the first lambda."""
+    config, progress = state.config, state.progress
+    if not progress.lasso_strength:
+        return
+    dense = costs(state.dense).macs
+    strength = next_strength(config, progress.epoch, progress.lasso_strength, state.costs.macs / dense)
+    fading = progress.fading if strength else []
+    if strength and config.target_macs and progress.epoch % config.prune_interval == 0:
+        macs = next_macs(config, progress.epoch) * dense
+        granularity = config.granularity or 1
+        weights = state.model.state_dict()
+        fading = state.environment.ranks.on_first(
+            lambda: choose_channels(state.graph, weights, macs, criterion=config.criterion, granularity=granularity)
+        )
+    state.progress = replace(progress, lasso_strength=strength, fading=fading)
+
+
+def fading_of(state: TrainState) -> Fading | None:
+    """The channels on their way out, if there are any."""
+    if not state.progress.fading:
+        return None
+    return Fading(state.graph, find_spaces(state.graph), dict(state.model.named_parameters()), state.progress.fading)
+
+
+def steps_to_cut(state: TrainState, data: DataSource) -> int:
+    """Steps from the start of this epoch to the next reconfiguration."""
+    epoch, interval = state.progress.epoch, state.config.prune_interval
+    end = min(state.config.epochs, epoch - epoch % interval + interval)
+    return (end - epoch) * data.steps_per_epoch(state.batch_size)

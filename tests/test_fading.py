@@ -1,0 +1,69 @@
+"""Channels chosen to go and faded to zero: by hand on a small chain, and on residual networks."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunetrain import zoo
+from prunetrain.channels.slicing import propose_cut
+from prunetrain.channels.spaces import find_spaces
+from prunetrain.graph.costs import costs
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.trace import trace_with_state
+from prunetrain.regularizers.fading import Fading, choose_channels
+
+
+def chain() -> tuple[LayerGraph, dict[str, Tensor]]:
+    """Linear 2 -> 4 -> 3 -> 2 on 1x1x2 images; every unit is a channel."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    traced = trace_with_state(model, torch.zeros(2, 1, 1, 2))
+    state = {name: torch.ones_like(tensor) for name, tensor in traced.state.items()}
+    return traced.graph, state
+
+
+def test_weakest_go_first_relative_to_their_space() -> None:
+    """Unit 2 of the first layer at a tenth, unit 0 of the second at a half though all of the second is a thousandth."""
+    graph, state = chain()
+    first, second, third = (layer.name for layer in graph.layers)
+    state[f"{first}.weight"][2] *= 0.1
+    state[f"{second}.weight"][:, 2] *= 0.1
+    state[f"{second}.weight"][0] *= 0.5
+    state[f"{third}.weight"][:, 0] *= 0.5
+    state[f"{third}.weight"] *= 1e-3
+    ids = find_spaces(graph).ids
+    chosen = choose_channels(graph, state, 19, criterion="either")  # 8 + 12 + 6 MACs; 6 + 9 + 6 without the first, 6 + 6 + 4 without both
+    assert chosen == [ids[first, "out"][2], ids[second, "out"][0]]
+    assert choose_channels(graph, state, 21, criterion="either") == chosen[:1]
+    assert choose_channels(graph, state, 26, criterion="either") == []
+
+
+def test_a_channel_of_each_space_stays() -> None:
+    graph, state = chain()
+    chosen = choose_channels(graph, state, 0, criterion="either")
+    assert len(chosen) == (4 - 1) + (3 - 1)
+
+
+def test_fading_by_hand() -> None:
+    graph, state = chain()
+    first, second, _ = (layer.name for layer in graph.layers)
+    ids = find_spaces(graph).ids
+    Fading(graph, find_spaces(graph), state, [int(ids[first, "out"][1]), int(ids[second, "out"][0])]).scale_(0.5)
+    assert state[f"{first}.weight"][:, 0].tolist() == [1, 0.5, 1, 1]
+    assert state[f"{second}.weight"].tolist() == [[0.5, 0.25, 0.5, 0.5], [1, 0.5, 1, 1], [1, 0.5, 1, 1]]
+    assert all(bool((state[f"{name}.bias"] == 1).all()) for name in (first, second)), "biases stay"
+
+
+@pytest.mark.parametrize("model", ["resnet20", "vgg8", "mobilenet-v1-cifar"])
+@pytest.mark.parametrize("share", [0.7, 0.3])
+def test_what_is_chosen_and_faded_can_be_cut_for_free(model: str, share: float) -> None:
+    torch.manual_seed(0)
+    traced = trace_with_state(zoo.build(model, input_shape=(3, 32, 32), num_classes=10), torch.zeros(2, 3, 32, 32))
+    dense = costs(traced.graph).macs
+    spaces = find_spaces(traced.graph)
+    chosen = choose_channels(traced.graph, traced.state, share * dense, criterion="either")
+    assert not np.isin(chosen, np.flatnonzero(spaces.frozen_channels())).any()
+    Fading(traced.graph, spaces, traced.state, chosen).scale_(0.0)
+    proposal = propose_cut(traced.graph, traced.state, threshold=1e-4, criterion="either")
+    left = costs(proposal.apply(proposal.plan()).graph).macs / dense
+    assert share - 0.05 < left <= share

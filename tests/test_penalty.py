@@ -1,0 +1,95 @@
+"""The course of lambda over a run: released, steered to a target, and the same after a resume."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import Recorder, assert_same_state, repeatable, settings, write_images
+
+from prunetrain.config import TrainConfig
+from prunetrain.graph.costs import costs
+from prunetrain.graph.load import read_graph
+from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.penalty import course_epochs, next_macs, next_strength
+from prunetrain.training.run import Outcome, resume_run, start_run
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data") / "images.npz")
+
+
+def test_without_a_target_lambda_stays() -> None:
+    config = TrainConfig(epochs=8, target_macs=0.0)
+    assert [next_strength(config, epoch, 0.5, 0.1) for epoch in range(1, 8)] == [0.5] * 7
+
+
+def test_the_lasso_is_released_at_the_target_or_when_its_time_is_over() -> None:
+    config = TrainConfig(epochs=8, target_macs=0.5, target_by=0.5)
+    assert [next_strength(config, epoch, 0.5, 0.51) for epoch in range(1, 8)] == [0.5] * 3 + [0.0] * 4
+    assert next_strength(config, 2, 0.5, 0.5) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("interval", "by", "epochs"),
+    [(1, 0.25, 5), (1, 0.26, 6), (1, 0.0, 2), (2, 0.25, 6), (5, 0.25, 10), (10, 0.25, 20), (1, 1.0, 20), (3, 1.0, 21), (1, 0.15, 3)],
+)
+def test_the_course_takes_whole_intervals_and_two_at_least(interval: int, by: float, epochs: int) -> None:
+    assert course_epochs(TrainConfig(epochs=20, target_by=by, prune_interval=interval)) == epochs
+
+
+@pytest.mark.parametrize(
+    ("interval", "course"),
+    [(1, {1: 0.8, 2: 0.6, 3: 0.4, 4: 0.2, 5: 0.2, 19: 0.2}), (2, {2: 0.6, 4: 0.2, 6: 0.2}), (5, {5: 0.2, 10: 0.2})],
+)
+def test_course_of_the_macs_by_hand(interval: int, course: dict[int, float]) -> None:
+    """From 1 to 0.2 in the first 5 of 20 epochs, of which the first interval cuts nothing."""
+    config = TrainConfig(epochs=20, target_by=0.25, target_macs=0.2, prune_interval=interval)
+    assert {epoch: next_macs(config, epoch) for epoch in course} == pytest.approx(course)
+
+
+def zero_strengths(outcome: Outcome) -> list[bool]:
+    """For every epoch, whether it had no lasso."""
+    return [line["lasso"] == 0 for line in outcome.history]
+
+
+@pytest.mark.parametrize("changes", [{}, {"model": "resnet20"}, {"lasso_groups": "slices", "lasso_step": "subgradient"}], ids=str)
+def test_a_target_is_met_on_time_and_every_cut_is_free(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """A quarter of the MACs by the end of epoch 4 of 6, with a lasso that alone would cut nothing."""
+    recorder = Recorder()
+    config = settings(images, tmp_path, epochs=6, prune_interval=1, penalty_ratio=0.1, target_by=0.6, target_macs=0.25, **changes)
+    outcome = start_run(config, recorder)
+    left = [line["macs"] / outcome.history[0]["macs"] for line in outcome.history]
+    assert left == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0.25], abs=0.02)
+    assert left[4] <= 0.25
+    assert zero_strengths(outcome) == [False] * 4 + [True] * 2
+    assert [event.epoch for event in recorder.reconfigurations] == [1, 2, 3, 4, 6]
+    assert all(before == after for before, after in (event.val_top1 for event in recorder.reconfigurations))
+
+
+@pytest.mark.parametrize("stop", [(2, 10), (3, 1), (3, 6), (4, 10), (5, 4)], ids=str)
+def test_the_course_resumes(images: Path, tmp_path: Path, stop: tuple[int, int]) -> None:
+    changes: dict[str, Any] = {"epochs": 6, "penalty_ratio": 0.1, "target_macs": 0.5, "target_by": 0.67}
+    whole = start_run(settings(images, tmp_path / "whole", **changes), Recorder())
+    parts = start_run(settings(images, tmp_path / "parts", **changes), Recorder(stop))
+    resumed = resume_run(parts.run.last, {}, Recorder())
+    assert_same_state(load_checkpoint(resumed.run.last), load_checkpoint(whole.run.last))
+    assert repeatable(resumed.history) == repeatable(whole.history)
+
+
+def test_the_course_goes_on_from_the_checkpoint_of_a_cut(images: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"epochs": 6, "prune_interval": 1, "penalty_ratio": 0.1, "target_macs": 0.5, "target_by": 0.5}
+    outcome = start_run(settings(images, tmp_path, **changes), Recorder())
+    last = load_checkpoint(outcome.run.last)
+    again = resume_run(outcome.run.checkpoint(2), {}, Recorder())
+    assert_same_state(load_checkpoint(again.run.last), last)
+    assert repeatable(again.history) == repeatable(outcome.history)
+
+
+def test_a_resumed_run_may_have_another_interval(images: Path, tmp_path: Path) -> None:
+    """The channels that were fading are of the network before the cut."""
+    changes: dict[str, Any] = {"epochs": 6, "prune_interval": 1, "penalty_ratio": 0.1, "target_macs": 0.5, "target_by": 0.67}
+    outcome = start_run(settings(images, tmp_path, **changes), Recorder((3, 10)))
+    assert load_checkpoint(outcome.run.last).progress.fading == []
+    resumed = resume_run(outcome.run.last, {"prune_interval": 2}, Recorder())
+    assert costs(read_graph(resumed.network)).macs <= 0.5 * resumed.history[0]["macs"]
