@@ -1,4 +1,4 @@
-"""What moves the cuts to where they save training? Options x seeds, each a whole run of `prunetrain train`.
+"""What moves the cuts to where they save training? Options times seeds, each a whole run of `prunetrain train`.
 
     python benchmarks/small_cifar10.py cifar10.npz cifar10-small.npz
     python benchmarks/early.py runs/early cifar10-small.npz --csv early.csv
@@ -34,12 +34,10 @@ class Option:
 OPTIONS = (
     Option("dense", "dense", "--penalty-ratio 0"),
     Option("paper-r0.65", "lasso as in the paper, ratio 0.65", f"{PAPER} --penalty-ratio 0.65 --target-macs 0"),
-    Option("lasso-r0.5", "lasso, ratio 0.5", "--penalty-ratio 0.5 --penalty-until 1 --target-macs 0"),
-    Option("lasso-r0.65", "lasso, ratio 0.65", "--penalty-ratio 0.65 --penalty-until 1 --target-macs 0"),
-    Option("release-u0.5-r0.65", "lasso, ratio 0.65, released at 1/2", "--penalty-ratio 0.65 --penalty-until 0.5 --target-macs 0"),
-    Option("release-u0.25-r0.8", "lasso, ratio 0.8, released at 1/4", "--penalty-ratio 0.8 --penalty-until 0.25 --target-macs 0"),
-    Option("fade-0.5", "fading to 0.5 by 1/4", "--penalty-ratio 0.25 --penalty-until 0.25 --target-macs 0.5"),
-    Option("fade-0.3", "fading to 0.3 by 1/4", "--penalty-ratio 0.25 --penalty-until 0.25 --target-macs 0.3"),
+    Option("lasso-r0.5", "lasso, ratio 0.5", "--penalty-ratio 0.5 --target-macs 0"),
+    Option("lasso-r0.65", "lasso, ratio 0.65", "--penalty-ratio 0.65 --target-macs 0"),
+    Option("fade-0.5", "fading to half the MACs by 1/4 (the default)", "--target-macs 0.5"),
+    Option("fade-0.3", "fading to 0.3 of the MACs by 1/4", "--target-macs 0.3"),
 )
 
 
