@@ -77,6 +77,7 @@ def run(folder: Path, seed: str, cases: list[str], workers: int) -> Results:
         ready = selector.select(timeout=_WAIT)
         for key, _ in ready or [(key, 0) for key in selector.get_map().values()]:
             _read(selector, key, seed, results, silent=not ready)
+    selector.close()
     return results
 
 
@@ -115,6 +116,7 @@ def _read(selector: selectors.BaseSelector, key: selectors.SelectorKey, seed: st
     worker.process.kill()
     code = worker.process.wait()
     selector.unregister(stream)
+    stream.close()
     if worker.begun:
         problem = "hangs" if silent else f"ended the process with {code}"
         results.add({"case": worker.cases.pop(0), "problems": [problem], "lines": [], "refused": False, "seconds": 0.0})

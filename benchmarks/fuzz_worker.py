@@ -116,7 +116,7 @@ def run_case(work: Path, originals: dict[str, Path], seed: str, case: str, watch
         before = _contents(folder)
         code, stdout, stderr = _run(command, work, watch)
         lines.append(f"{' '.join(command)} -> {code}: {stderr.strip()[-300:]}")
-        problems += _problems(code, stdout, stderr, before, _contents(folder))
+        problems += problems_of(code, stdout, stderr, before, _contents(folder))
         problems += [f"did {seen}" for seen in watch.seen]
         watch.seen.clear()
     if canary.exists():
@@ -155,7 +155,7 @@ def _run(command: list[str], work: Path, watch: Watch) -> tuple[object, str, str
 
 
 def _too_long(number: int, frame: object) -> None:
-    raise TimeoutError(f"longer than {LIMIT} seconds")  # an OSError: seen as an error line, so `_problems` looks for it
+    raise TimeoutError(f"longer than {LIMIT} seconds")  # an OSError: seen as an error line, so `problems_of` looks for it
 
 
 @contextlib.contextmanager
@@ -187,7 +187,8 @@ def _contents(folder: Path) -> dict[str, object]:
     return found
 
 
-def _problems(code: object, stdout: str, stderr: str, before: dict[str, object], after: dict[str, object]) -> list[str]:
+def problems_of(code: object, stdout: str, stderr: str, before: dict[str, object], after: dict[str, object]) -> list[str]:
+    """What a command did that it should not: by its exit code, what it said, and the folder before and after."""
     problems = []
     if code not in (0, 2):
         problems.append(f"exit code {code}: {stderr.strip()[-1500:]}")
