@@ -1,7 +1,7 @@
 """FPGM: the filters nearest to the geometric median of their layer go, as what they say is said by others.
 
 He, Liu, Wang, Hu and Yang, "Filter pruning via geometric median", 2019, arXiv 1811.00250. Of the filters of a layer those with the smallest
-sum of distances to all others are nearest to the median (equations 5 to 8):
+sum of distances to all others are nearest to the median:
 
     score(c) = sum over j of ||W[c] - W[j]||_2
 
