@@ -1,5 +1,8 @@
 """Methods that remove channels: which ones, by hand and to the digit; and cuts that equal the masked network."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -181,6 +184,16 @@ def test_depthwise_and_shuffled_channels_go_with_their_producers() -> None:
         plan = plan_of("filter-l1", graph, new_state(graph, 0), 0.5)
         for name in names:
             assert 2 * len(gone(plan, name)) == graph.layer(name)["out_channels"]
+
+
+def test_the_example_of_the_documents_runs() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
+    example = text.partition("```python\n")[2].partition("```")[0]
+    graph = zoo_graph("lenet5", width=10)
+    names: dict[str, Any] = {"graph": graph, "state": new_state(graph, 0)}
+    exec(example, names)
+    assert names["masks"].removed == removed_count(names["masks"].total, 0.9)
+    assert names["cut"].graph.layer("conv1")["out_channels"] == 6
 
 
 # Bad input.
