@@ -17,8 +17,9 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.methods.bridges import filter_masks, plan_of_masks
 from prunetrain.methods.counting import rate_after, rates_of_rounds, removed_count, smallest
 from prunetrain.methods.masks import Masks
-from prunetrain.methods.options import Options, maskable_weights
+from prunetrain.methods.options import Options
 from prunetrain.methods.registry import decide
+from prunetrain.methods.weights import maskable_weights
 
 
 def two_layers() -> tuple[LayerGraph, State]:
@@ -58,6 +59,11 @@ def test_of_equal_scores_the_first_go(numbers: list[int], data: st.DataObject) -
     count = data.draw(st.integers(0, len(numbers)))
     expected = sorted(sorted(range(len(numbers)), key=lambda i: numbers[i])[:count])
     assert smallest(torch.tensor(numbers, dtype=torch.float32), count).nonzero().flatten().tolist() == expected
+
+
+def test_what_is_no_number_goes_last() -> None:
+    scores = torch.tensor([float("nan"), 1, float("inf"), 0, float("nan")])
+    assert [smallest(scores, count).nonzero().flatten().tolist() for count in (2, 3, 4)] == [[1, 3], [0, 1, 3], [0, 1, 2, 3]]
 
 
 def test_rounds_remove_the_same_share_of_what_remains() -> None:

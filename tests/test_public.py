@@ -50,6 +50,7 @@ def test_version_is_that_of_the_project() -> None:
     "code",
     [
         "import prunetrain; prunetrain.parse; prunetrain.render; prunetrain.load_network; prunetrain.LayerGraph",
+        "from prunetrain.methods import names; names()",
         "from prunetrain.commands import main; main(['--help'], standalone_mode=False)",
         "from prunetrain.commands import main; main(['train', '--help'], standalone_mode=False)",
         "from prunetrain.commands import main; main(['flatten', '--help'], standalone_mode=False)",

@@ -34,7 +34,8 @@ def removed_count(total: int, rate: float) -> int:
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:
-    """Which `count` of some scores (n,) are smallest, as bool (n,); of equal ones the first."""
+    """Which `count` of some scores (n,) are smallest, as bool (n,); of equal ones the first, and what is no number last."""
+    scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     if count == 0:
         return chosen

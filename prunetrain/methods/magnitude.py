@@ -16,8 +16,9 @@ from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.methods.counting import removed_count, smallest
 from prunetrain.methods.masks import Masks
-from prunetrain.methods.options import Options, layer_of, maskable_weights
+from prunetrain.methods.options import Options
 from prunetrain.methods.structured import structured_masks
+from prunetrain.methods.weights import layer_of, maskable_weights
 
 _GONE = -1.0  # under every absolute value: what went in an earlier round goes first
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from torch import Tensor
 
 from prunetrain.channels.selection import KeepPlan
 from prunetrain.errors import ConfigError, unknown_name
-from prunetrain.graph.layergraph import Layer, LayerGraph
+from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.methods.counting import check_rate
 from prunetrain.methods.masks import Masks
 
@@ -75,21 +75,6 @@ class Options:
 class Method(Protocol):
     """A method: a pure function of a network and an amount."""
 
-    def __call__(self, graph: LayerGraph, state: Mapping[str, Tensor], amount: float, options: Options, /) -> Any:
-        """A `Decision`."""
+    def __call__(self, graph: LayerGraph, state: Mapping[str, Tensor], amount: float, options: Options, /) -> Decision:
+        """What goes and what stays."""
         ...
-
-
-def maskable_layers(graph: LayerGraph) -> list[Layer]:
-    """The layers whose weights masks are for: all linear layers and convs, depthwise and transposed ones included."""
-    return [layer for layer in graph.layers if layer.kind == "Linear" or layer.is_convolution]
-
-
-def maskable_weights(graph: LayerGraph, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of these layers by their names in the state dict."""
-    return {name: state[name].detach() for name in (f"{layer.name}.weight" for layer in maskable_layers(graph))}
-
-
-def layer_of(weight: str) -> str:
-    """The layer that a weight belongs to."""
-    return weight.rpartition(".")[0]

@@ -12,7 +12,8 @@ from torch import Tensor
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.methods.magnitude import masks_by_score
 from prunetrain.methods.masks import Masks
-from prunetrain.methods.options import Options, maskable_weights
+from prunetrain.methods.options import Options
+from prunetrain.methods.weights import maskable_weights
 
 
 def random_weights(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, options: Options) -> Masks:

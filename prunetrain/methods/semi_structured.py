@@ -12,7 +12,8 @@ from torch import Tensor
 from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.methods.masks import Masks
-from prunetrain.methods.options import Options, layer_of, maskable_weights
+from prunetrain.methods.options import Options
+from prunetrain.methods.weights import layer_of, maskable_weights
 
 _GROUP = 4
 

@@ -13,7 +13,8 @@ from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import Layer, LayerGraph
 from prunetrain.methods.counting import removed_count, smallest
 from prunetrain.methods.masks import Masks
-from prunetrain.methods.options import Options, maskable_layers
+from prunetrain.methods.options import Options
+from prunetrain.methods.weights import maskable_layers
 
 
 def structured_masks(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, options: Options) -> Masks:
