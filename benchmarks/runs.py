@@ -6,6 +6,7 @@ In: flags of `prunetrain train`. Out: a `Result`. A run that is finished is read
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from prunetrain.paths import RunPaths
 class Result:
     """What a finished run achieved.
 
-    Shares are fractions of the dense network's; `top1` is of the validation images; `seconds` of training alone.
+    Shares are fractions of the dense network's; `top1` is of the validation images; `seconds` of training alone; `last_batch` is images a
+    step of the last epoch.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Result:
     params_left: float
     train_macs_left: float
     seconds: float
+    last_batch: int
 
 
 def train(output_dir: Path, name: str, flags: list[str], threads: int) -> Result:
@@ -50,9 +53,21 @@ def train(output_dir: Path, name: str, flags: list[str], threads: int) -> Result
     if not (output_dir / f"{name}.done").exists():
         command = [sys.executable, "-m", "prunetrain", "train", "--output-dir", str(output_dir), "--name", name, "--resume", "auto", *flags]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        before = _child_seconds()
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-        (output_dir / f"{name}.done").touch()
+        (output_dir / f"{name}.done").write_text(f"{_child_seconds() - before:.1f}")
     return read_result(run)
+
+
+def cpu_seconds(output_dir: Path, name: str) -> float:
+    """CPU time of a run that `train` has brought to its end in one go: all of it, from start to exit. A busy machine hardly changes it."""
+    return float((output_dir / f"{name}.done").read_text())
+
+
+def _child_seconds() -> float:
+    """CPU time of all processes that this one started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def read_result(run: RunPaths) -> Result:
@@ -69,6 +84,7 @@ def read_result(run: RunPaths) -> Result:
         params_left=final.params / dense.params,
         train_macs_left=last["train_macs_total"] / trained_dense,
         seconds=sum(line["epoch_seconds"] for line in lines),
+        last_batch=last["batch_size"],
     )
 
 

@@ -45,7 +45,9 @@ class TrainConfig:
     download: bool = setting(False, "Download the data set when it is absent.")
     image_size: int = setting(224, "Side of the square crop that `folder` and `fake` feed to the network, pixels.")
     epochs: int = setting(40, "Passes over the training data.")
-    batch_size: int = setting(32, "Images a step.", flags=("-b",))
+    batch_size: int = setting(32, "Images a step, over all workers together.", flags=("-b",))
+    dynamic_batch: bool = setting(False, "After a cut, grow the batch into the memory that it freed, and the learning rate as much.")
+    max_batch_size: int = setting(0, "Upper limit of --dynamic-batch, images a step; 0: four times --batch-size.")
     optimizer: str = setting("sgd", "Optimizer.", choices=("sgd", "adamw"))
     lr: float = setting(0.1, "Learning rate after warm-up.")
     momentum: float = setting(0.9, "Momentum of SGD; the first beta of AdamW.")
@@ -69,13 +71,16 @@ class TrainConfig:
     )
     lasso_groups: str = setting("coupled", "Groups of the lasso: filters and input slices, or channels.", choices=("slices", "coupled"))
     lasso_step: str = setting("proximal", "How the lasso acts: in the gradient, or after each step.", choices=("subgradient", "proximal"))
+    sync_batch_norm: bool = setting(False, "With several workers: BatchNorm over the images of all of them.")
     round_to: str = setting("auto", "Channel counts are kept to multiples of this; `auto` times this network on this machine.")
     amp: str = setting("off", "Automatic mixed precision.", choices=("off", "bfloat16", "float16"), bare="bfloat16")
     channels_last: bool = setting(False, "Channels-last memory format.")
     compile: bool = setting(False, "Compile the network with torch.compile.")
     device: str = setting("auto", "Device: auto, cpu, cuda, cuda:1.")
-    workers: int = setting(2, "Worker processes that decode images of a folder.", flags=("-j",))
+    workers: int = setting(2, "Processes that decode images of a folder, for each process that trains.", flags=("-j",))
     seed: int = setting(0, "Seed of initialisation, order and augmentation.")
+    checkpoint_minutes: float = setting(10.0, "Minutes between two checkpoints in the middle of an epoch; 0: at the ends of epochs only.")
+    keep: int = setting(0, "Newest checkpoints of reconfigurations to keep, beside last.pt; 0 keeps all. Network files always stay.")
     name: str = setting("", "Name of the run; default: model and data set.")
     output_dir: str = setting(".", "Folder that holds generated_nets/ and checkpoints/.")
 
@@ -150,9 +155,16 @@ def argument_words(arguments: Mapping[str, Any]) -> tuple[str, ...]:
         ConfigError: for a value that a word cannot say, such as a date.
     """
     for name, value in arguments.items():
-        if _literal(repr(value)) != value:
+        if _literal(_spelled(name, value)) != value:
             raise ConfigError(f"model-args: {name} must be a number, string, list or table, not {value!r}")
     return tuple(f"{name}={value!r}" for name, value in arguments.items())
+
+
+def _spelled(name: str, value: Any) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # Python writes no number of more than 4,300 digits
+        raise ConfigError(f"model-args: {name} is too large") from None
 
 
 def _literal(text: str) -> Any:
@@ -166,10 +178,12 @@ _RANGES: dict[str, tuple[float, float]] = {  # from, up to and including
     "image_size": (1, 4096),
     "epochs": (1, 1_000_000),
     "batch_size": (1, 10_000_000),
+    "max_batch_size": (0, 10_000_000),
     "lr_gamma": (0, 1),
     "warmup_epochs": (0, 1_000_000),
     "prune_interval": (1, 1_000_000),
     "workers": (0, 1024),
+    "keep": (0, 1_000_000),
     "seed": (0, 2**32 - 1),
 }
 
@@ -181,6 +195,7 @@ _OPEN_RANGES: dict[str, tuple[float, float]] = {  # from, under
     "aux_weight": (0, float("inf")),
     "penalty_ratio": (0, 1),
     "threshold": (0, float("inf")),
+    "checkpoint_minutes": (0, float("inf")),
 }
 
 
@@ -194,6 +209,8 @@ def _check_ranges(config: TrainConfig) -> None:
             raise ConfigError(f"{_key(name)} must be a finite number from {low}{limit}, not {getattr(config, name)}")
     if not re.fullmatch(r"auto|[1-9][0-9]{0,5}", config.round_to):
         raise ConfigError(f"round-to must be auto or a whole number from 1, not {config.round_to!r}")
+    if 0 < config.max_batch_size < config.batch_size:
+        raise ConfigError(f"max-batch-size {config.max_batch_size} is under the batch size to start from, {config.batch_size}")
     if config.nesterov and (config.optimizer != "sgd" or config.momentum == 0):
         raise ConfigError("nesterov needs --optimizer sgd and a momentum over 0")
     if list(config.milestones) != sorted(set(config.milestones)) or any(epoch < 1 for epoch in config.milestones):

@@ -6,7 +6,10 @@ PruneTrainError
 ├── TraceError          a network that cannot be turned into a LayerGraph
 ├── NetworkFileError    a network file that is missing, changed, or holds anything but a network
 ├── CheckpointError     a checkpoint that is missing, damaged or foreign
-└── OutputError         a file that could not be written
+├── OutputError         a file that could not be written
+├── BusyError           a run that another process is working on
+├── DivergedError       a training whose loss or weights are no longer finite
+└── WorkerError         processes that train together and cannot go on together
 """
 
 import difflib
@@ -39,6 +42,18 @@ class CheckpointError(PruneTrainError):
 
 class OutputError(PruneTrainError):
     """A file that could not be written."""
+
+
+class BusyError(PruneTrainError):
+    """A run that another process is working on."""
+
+
+class DivergedError(PruneTrainError):
+    """A training whose loss or weights are no longer finite."""
+
+
+class WorkerError(PruneTrainError):
+    """Processes that train together and cannot go on together."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

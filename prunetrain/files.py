@@ -1,4 +1,7 @@
-"""Writing files so that a reader never sees half of one: temporary file beside the target, flush, fsync, rename."""
+"""Writing files so that a reader never sees half of one: temporary file beside the target, flush, fsync, rename.
+
+What a function here has written when it returns is on the disk, folder entries included, so that it survives a crash of the machine too.
+"""
 
 import errno
 import os
@@ -23,7 +26,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        ensure_folder(path.parent)
         try:
             with temporary.open("wb") as file:
                 write(file)
@@ -35,7 +38,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             raise
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        raise _output_error(path, error) from error
+        raise output_error(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,7 +53,8 @@ def append_line(path: Path, line: str) -> None:
         OutputError: if the file cannot be written; no part of the line stays.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        ensure_folder(path.parent)
+        new = not path.exists()
         with path.open("ab", buffering=0) as file:
             size = file.tell()
             try:
@@ -60,8 +64,41 @@ def append_line(path: Path, line: str) -> None:
                 with suppress(OSError):
                     file.truncate(size)
                 raise
+        if new:
+            _sync_folder(path.parent)
     except OSError as error:
-        raise _output_error(path, error) from error
+        raise output_error(path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it is to lie in.
+
+    Raises:
+        FileExistsError: if it is there.
+        OSError: if it cannot be made.
+    """
+    ensure_folder(path.parent)
+    path.mkdir()
+    try:
+        _sync_folder(path.parent)
+    except OSError:
+        path.rmdir()
+        raise
+
+
+def ensure_folder(path: Path) -> None:
+    """Make a folder unless it is there, and those that it is to lie in.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    if path.is_dir():
+        return
+    try:
+        make_folder(path)
+    except FileExistsError:
+        if not path.is_dir():  # another process may have been faster
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -76,7 +113,7 @@ def _write_whole(file: FileIO, content: bytes) -> None:
         content = content[file.write(content) :]
 
 
-def _output_error(path: Path, error: BaseException) -> OutputError:
+def output_error(path: Path, error: BaseException) -> OutputError:
     """What to tell a user; torch.save hides the system's word behind a RuntimeError of its own."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
@@ -93,5 +130,8 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
+            raise
     finally:
         os.close(descriptor)

@@ -1,14 +1,16 @@
-"""Every file name of the project and of a run, in one place."""
+"""Every file name of the project and of a run, in one place; finding and claiming runs by name."""
 
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
 
-from prunetrain.errors import ConfigError, OutputError
+from prunetrain.errors import BusyError, ConfigError
+from prunetrain.files import make_folder, output_error
+from prunetrain.locking import locked
 
 NETWORKS = "generated_nets"
 CHECKPOINTS = "checkpoints"
@@ -59,12 +61,9 @@ class RunPaths:
     def metrics(self) -> Path:
         return self.checkpoints / METRICS
 
-    def last_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from: last.pt, or before it exists the newest of the others."""
-        if self.last.exists():
-            return self.last
-        numbered = _by_epoch(self.checkpoints, _CHECKPOINT_NAME)
-        return numbered[max(numbered)] if numbered else None
+    def checkpoint_files(self) -> dict[int, Path]:
+        """The checkpoints of reconfigurations by epoch, in order."""
+        return _by_epoch(self.checkpoints, _CHECKPOINT_NAME)
 
     def network_files(self) -> dict[int, Path]:
         """The network files by epoch, in order. A person's own files beside them do not count."""
@@ -78,6 +77,17 @@ class RunPaths:
     def exists(self) -> bool:
         """Whether anything of a run of this name is there."""
         return self.networks.exists() or self.checkpoints.exists()
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Inside, no other process creates, trains or resumes this run.
+
+        The lock's file lies beside the run's folder, so that it can be taken before there is a run.
+
+        Raises:
+            BusyError: if another process does.
+            OutputError: if the folder of all checkpoints cannot be written.
+        """
+        return locked(self.output_dir / CHECKPOINTS / f".{self.name}.lock", f"run {self.name}")
 
 
 def run_of_checkpoint(checkpoint: Path) -> RunPaths:
@@ -93,13 +103,14 @@ def new_run(output_dir: Path, name: str) -> Iterator[RunPaths]:
     Raises:
         OutputError: if its folder cannot be made.
     """
-    run = next(run for run in _numbered(output_dir, name) if not run.exists() and _take(run))
-    try:
-        yield run
-    except BaseException:
-        for folder in (run.networks, run.checkpoints):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with ExitStack() as held:
+        run = next(run for run in _numbered(output_dir, name) if _claim(run, held))
+        try:
+            yield run
+        except BaseException:
+            for folder in (run.networks, run.checkpoints):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def existing_run(output_dir: Path, name: str) -> RunPaths | None:
@@ -109,10 +120,9 @@ def existing_run(output_dir: Path, name: str) -> RunPaths | None:
 
 
 def newest_run(output_dir: Path, name: str) -> RunPaths | None:
-    """The last of `name`, `name-2`, `name-3`, ... that has a checkpoint."""
-    taken = takewhile(RunPaths.exists, _numbered(output_dir, name))
-    startable = [run for run in taken if run.last_checkpoint()]
-    return startable[-1] if startable else None
+    """The last of `name`, `name-2`, `name-3`, ... of which anything is there."""
+    taken = list(takewhile(RunPaths.exists, _numbered(output_dir, name)))
+    return taken[-1] if taken else None
 
 
 def _numbered(output_dir: Path, name: str) -> Iterator[RunPaths]:
@@ -121,14 +131,17 @@ def _numbered(output_dir: Path, name: str) -> Iterator[RunPaths]:
         yield RunPaths(output_dir, f"{name}-{number}")
 
 
-def _take(run: RunPaths) -> bool:
-    """Make the folder of a run; False if another process was faster."""
+def _claim(run: RunPaths, held: ExitStack) -> bool:
+    """Lock a name and make the folder of its networks; False if it is taken, or another process is about to take it."""
+    if run.exists():
+        return False
     try:
-        run.networks.mkdir(parents=True)
+        held.enter_context(run.locked())
+        make_folder(run.networks)
+    except (BusyError, FileExistsError):
+        return False
     except OSError as error:
-        if run.exists():
-            return False
-        raise OutputError(f"cannot write {run.networks}: {(error.strerror or str(error)).lower()}") from error
+        raise output_error(run.networks, error) from error
     return True
 
 

@@ -1,5 +1,6 @@
 """Small real runs for tests: 8x8 images that can be learned, settings that cut channels within seconds, comparisons bit by bit."""
 
+import json
 import os
 import resource
 import signal
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from prunetrain.commands import main
 from prunetrain.config import TrainConfig
-from prunetrain.training.checkpoints import Checkpoint
+from prunetrain.paths import RunPaths
+from prunetrain.training.checkpoints import Checkpoint, load_checkpoint
 from prunetrain.training.events import Metrics, Reconfiguration, Silent
 
 UNREPEATABLE = ("epoch_seconds", "images_per_second", "peak_memory_bytes")  # the metrics that differ from run to run
@@ -89,6 +91,19 @@ def largest_file(size: int) -> Iterator[None]:
 def repeatable(history: list[Metrics]) -> list[Metrics]:
     """Lines of metrics without timings and memory."""
     return [{key: value for key, value in line.items() if key not in UNREPEATABLE} for line in history]
+
+
+def assert_same_run(run: RunPaths, reference: RunPaths) -> None:
+    """Same files, same networks, same bits, same metrics."""
+    assert [path.name for path in run.network_files().values()] == [path.name for path in reference.network_files().values()]
+    for epoch, path in reference.network_files().items():
+        assert run.network(epoch).read_bytes() == path.read_bytes()
+    for epoch, path in reference.checkpoint_files().items():
+        assert_same_state(load_checkpoint(run.checkpoint(epoch)), load_checkpoint(path))
+    assert_same_state(load_checkpoint(run.last), load_checkpoint(reference.last))
+    left, right = ([json.loads(line) for line in one.metrics.read_text().splitlines()] for one in (run, reference))
+    assert repeatable(left) == repeatable(right)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == sorted(path.name for path in reference.checkpoints.iterdir())
 
 
 def assert_same_state(left: Checkpoint, right: Checkpoint) -> None:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -212,19 +213,18 @@ def test_network_file_that_is_none_does_not_run(run: RunPaths, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "edit",
+    ("edit", "said"),
     [
-        lambda model: model.pop("fc1.weight"),
-        lambda model: model.update(extra=torch.zeros(1)),
-        lambda model: model.update({"fc1.weight": torch.zeros(3, 3)}),
-        lambda model: model.update({"fc1.weight": 3}),
+        (lambda model: model.pop("fc1.weight"), 'Missing key(s) in state_dict: "fc1.weight"'),
+        (lambda model: model.update(extra=torch.zeros(1)), 'Unexpected key(s) in state_dict: "extra"'),
+        (lambda model: model.update({"fc1.weight": torch.zeros(3, 3)}), "size mismatch for fc1.weight: copying a param with shape "),
+        (lambda model: model.update({"fc1.weight": model["fc1.weight"].double()}), "fc1.weight is torch.float64, and the network's "),
     ],
 )
-def test_weights_that_do_not_fit(run: RunPaths, edit: Callable[[dict[str, Any]], object]) -> None:
-    change(run, lambda content: edit(content["model"]))
+def test_weights_that_do_not_fit(run: RunPaths, edit: Callable[[dict[str, Any]], object], said: str) -> None:
+    change(run, lambda content: (edit(content["model"]), content.update(optimizer={}, parameters=[])))
     line = refusal(run)
-    assert line.startswith("checkpoints/x/last.pt: its weights do not fit ")
-    assert ("extra" if "extra" in line else "fc1.weight") in line
+    assert re.fullmatch(rf"checkpoints/x/last.pt: its weights do not fit generated_nets/x/epoch_001.py: {re.escape(said)}.*", line)
 
 
 def test_network_file_belongs_to_the_checkpoint(finished: RunPaths) -> None:

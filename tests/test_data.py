@@ -470,7 +470,10 @@ WRONG_ARRAYS = {
     ),
     "foreign label": (changed("y_test", np.full(10, 4)), "y_test holds the label 4, y_train only 0 to 3"),
     "two sizes": (changed("x_test", np.zeros((10, 6, 6, 3), U8)), "images of x_train are (6, 5, 3), of x_test (6, 6, 3)"),
-    "objects": (changed("y_test", np.array([None] * 10)), " cannot be read (Object arrays cannot be loaded when allow_pickle=False)"),
+    "objects": (
+        changed("y_test", np.array([None] * 10)),
+        " cannot be read as .npz (y_test holds Python objects, which are not read): write it with ",
+    ),
 }
 
 
@@ -487,17 +490,21 @@ def test_unreadable_npz_files(tmp_path: Path) -> None:
     assert error(dataset="npz", data_dir=str(path)) == f"{path} does not exist: name an .npz file with --data-dir"
     assert error(dataset="npz", data_dir=str(tmp_path)) == f"{tmp_path} is a folder: name the .npz file with --data-dir"
     path.write_bytes(b"")
-    assert error(dataset="npz", data_dir=str(path)).startswith(f"{path} is not an .npz file, or a damaged one: write it with numpy.savez(")
+    assert error(dataset="npz", data_dir=str(path)).startswith(
+        f"{path} cannot be read as .npz (it is no zip file): write it with numpy.savez("
+    )
     np.save(tmp_path / "a.npy", np.zeros(3))
-    assert "is not an .npz file" in error(dataset="npz", data_dir=str(tmp_path / "a.npy"))
+    assert "a.npy cannot be read as .npz (it is no zip file, or its end is missing)" in error(
+        dataset="npz", data_dir=str(tmp_path / "a.npy")
+    )
     write_npz(path, {"x_train": np.zeros(3), "y_test": np.zeros(3)})
     assert f"{path} lacks y_train, x_test: write it with" in error(dataset="npz", data_dir=str(path))
     write_npz(path, good_arrays(32, 32, 3))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "is not an .npz file, or a damaged one" in error(dataset="npz", data_dir=str(path))
+    assert "cannot be read as .npz (it is no zip file, or its end is missing)" in error(dataset="npz", data_dir=str(path))
     path.write_bytes(whole[:5000] + bytes(1000) + whole[6000:])
-    assert f"{path} cannot be read (Bad CRC-32" in error(dataset="npz", data_dir=str(path))
+    assert f"{path} cannot be read as .npz (x_train: Bad CRC-32" in error(dataset="npz", data_dir=str(path))
 
 
 # Folders

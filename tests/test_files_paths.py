@@ -151,7 +151,7 @@ def test_names_that_no_run_may_have(name: str) -> None:
 
 def test_files_of_a_run_count_by_epoch_and_other_files_do_not(tmp_path: Path) -> None:
     run = RunPaths(tmp_path, "run")
-    assert (run.last_checkpoint(), run.newest_network(), run.network_files()) == (None, run.network(0), {})
+    assert (run.checkpoint_files(), run.newest_network(), run.network_files()) == ({}, run.network(0), {})
     for epoch in (0, 999, 1000, 20):
         write_text(run.network(epoch), "")
         write_text(run.checkpoint(epoch), "")
@@ -160,9 +160,8 @@ def test_files_of_a_run_count_by_epoch_and_other_files_do_not(tmp_path: Path) ->
     write_text(run.checkpoints / "epoch_2000_copy.pt", "")
     assert list(run.network_files()) == [0, 20, 999, 1000]
     assert run.newest_network() == run.network(1000)
-    assert run.last_checkpoint() == run.checkpoint(1000)
-    write_text(run.last, "")
-    assert run.last_checkpoint() == run.last
+    assert list(run.checkpoint_files()) == [0, 20, 999, 1000]
+    assert run.checkpoint_files()[1000] == run.checkpoint(1000)
 
 
 def test_run_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,14 +226,13 @@ def test_output_dir_that_is_none(tmp_path: Path, kind: str) -> None:
         pytest.fail("there is no folder to write to")
 
 
-def test_newest_run_is_the_last_with_a_checkpoint(tmp_path: Path) -> None:
+def test_newest_run_is_the_last_of_which_anything_is_there(tmp_path: Path) -> None:
     assert newest_run(tmp_path, "x") is None
     for name in ("x", "x-2", "x-4"):
         write_text(RunPaths(tmp_path, name).last, "")
-    write_text(RunPaths(tmp_path, "x-3").network(0), "")
-    assert newest_run(tmp_path, "x") == RunPaths(tmp_path, "x-4")
-    RunPaths(tmp_path, "x-4").last.unlink()
     assert newest_run(tmp_path, "x") == RunPaths(tmp_path, "x-2")
+    RunPaths(tmp_path, "x-3").networks.mkdir(parents=True)
+    assert newest_run(tmp_path, "x") == RunPaths(tmp_path, "x-4")
 
 
 def test_existing_run(tmp_path: Path) -> None:

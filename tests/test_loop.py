@@ -1,7 +1,5 @@
 """The training loop against loops written out by hand: same batches, same seed, same bits."""
 
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,7 @@ from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.loop import evaluate, evaluate_batches, train_one_epoch
 from prunetrain.training.state import TrainState, new_state
-from prunetrain.training.stopping import stopping_on_signals
+from prunetrain.training.stopping import Action
 
 CPU = torch.device("cpu")
 
@@ -45,7 +43,7 @@ class Start:
 
     def train(self) -> None:
         """One epoch of the run."""
-        train_one_epoch(self.state, self.data, Recorder(), lambda: False)
+        train_one_epoch(self.state, self.data, Recorder(), lambda: Action.GO_ON)
 
     def batches(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch, for the loop by hand."""
@@ -70,7 +68,7 @@ def test_without_lasso_it_is_a_plain_loop(images: Path, tmp_path: Path, changes:
             losses.append(loss.detach())
     start.train()
     start.state.progress = replace(start.state.progress, epoch=1, step=0, running={})
-    result = train_one_epoch(start.state, start.data, Recorder(), lambda: False)
+    result = train_one_epoch(start.state, start.data, Recorder(), lambda: Action.GO_ON)
     assert result.loss == float(torch.stack(losses[5:]).double().mean())
     for name, tensor in start.state.model.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
@@ -151,7 +149,7 @@ def test_label_smoothing(images: Path, tmp_path: Path) -> None:
     start = Start(images, tmp_path, label_smoothing=0.2, penalty_ratio=0.0, batch_size=160)
     batch, labels = next(start.batches())
     logits = start.model.train()(batch)
-    result = train_one_epoch(start.state, start.data, Recorder(), lambda: False)
+    result = train_one_epoch(start.state, start.data, Recorder(), lambda: Action.GO_ON)
     logits = logits.detach()
     wanted = 0.8 * F.cross_entropy(logits, labels) - 0.2 * logits.log_softmax(1).mean()
     assert result.loss == pytest.approx(float(wanted), rel=1e-6)
@@ -176,12 +174,12 @@ def test_epoch_can_be_stopped_and_taken_up(images: Path, tmp_path: Path) -> None
     whole, parts = (Start(images, tmp_path / name, penalty_ratio=0.94) for name in ("whole", "parts"))
     whole.train()
     recorder = Recorder()
-    first = train_one_epoch(parts.state, parts.data, recorder, lambda: len(recorder.steps) == 2)
-    assert (first.stopped, first.images, parts.state.progress.step) == (True, 64, 2)
+    first = train_one_epoch(parts.state, parts.data, recorder, lambda: Action.STOP if len(recorder.steps) == 2 else Action.GO_ON)
+    assert (first.action, first.images, parts.state.progress.step) == (Action.STOP, 64, 2)
     assert parts.state.progress.train_images == 64
     assert parts.state.progress.train_macs == 3 * costs(parts.state.graph).macs * 64
-    second = train_one_epoch(parts.state, parts.data, recorder, lambda: False)
-    assert (second.stopped, second.images, parts.state.progress.step) == (False, 160, 5)
+    second = train_one_epoch(parts.state, parts.data, recorder, lambda: Action.GO_ON)
+    assert (second.action, second.images, parts.state.progress.step) == (Action.GO_ON, 160, 5)
     assert recorder.steps == [(1, step) for step in range(1, 6)]
     left, right = whole.state.progress, parts.state.progress
     assert {**left.running, "seconds": 0} == {**right.running, "seconds": 0}
@@ -209,33 +207,9 @@ def test_evaluate_counts_every_image_once(images: Path, tmp_path: Path) -> None:
 
 def test_top_5(images: Path, tmp_path: Path) -> None:
     state = Start(images, tmp_path).state
-    state.forward = lambda x: x  # the images are the logits
+    state.predict = lambda x: x  # the images are the logits
     logits = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3]] * 4)
     labels = torch.tensor([0, 4, 5, 6])
     found = evaluate_batches(state, iter([(logits[:3], labels[:3]), (logits[3:], labels[3:])]))
     assert (found.top1, found.top5) == (0.25, 0.5)
     assert found.loss == pytest.approx(float(F.cross_entropy(logits, labels)))
-
-
-def test_signals_ask_once_and_stop_at_the_second() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with stopping_on_signals() as stop:
-        assert not stop()
-        signal.raise_signal(signal.SIGTERM)
-        assert stop()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-
-
-def test_threads_leave_signals_alone() -> None:
-    seen = []
-
-    def work() -> None:
-        with stopping_on_signals() as stop:
-            seen.append(stop())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [False]

@@ -454,7 +454,10 @@ def test_what_does_not_fit_is_told_and_left_alone(tmp_path: Path) -> None:
         ),
         ({"epoch": 3}, "holds no state dict: write one with torch.save(model.state_dict(), FILE)"),
         ([torch.zeros(1)], "holds no state dict: write one with "),
-        (nn.Linear(1, 1), "damaged, or holds more than tensors, such as a pickled network: write torch.save(model.state_dict(), FILE)"),
+        (
+            nn.Linear(1, 1),
+            "damaged, or no file of weights (it holds more than tensors and plain values: 'torch.nn.modules.linear.Linear'): ",
+        ),
     ],
 )
 def test_file_without_weights_of_the_network(tmp_path: Path, content: object, message: str) -> None:

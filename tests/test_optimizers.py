@@ -39,13 +39,33 @@ def test_factors(settings: dict[str, Any], factors: list[float]) -> None:
 def test_scheduler_sets_the_rate_of_the_next_step() -> None:
     config = TrainConfig(epochs=2, lr=0.4, warmup_epochs=1, schedule="constant")
     optimizer = build_optimizer([nn.Parameter(torch.ones(1))], config)
-    scheduler = build_scheduler(optimizer, config, steps_per_epoch=4)
+    scheduler = build_scheduler(optimizer, config, steps_per_epoch=4, batch_size=config.batch_size)
     rates = []
     for _ in range(6):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+
+
+@pytest.mark.parametrize("changes", [{}, {"schedule": "cosine", "warmup_epochs": 1}, {"schedule": "constant"}], ids=str)
+def test_learning_rate_grows_with_the_batch(changes: dict[str, Any]) -> None:
+    config = TrainConfig(epochs=4, lr=0.1, batch_size=32, momentum=0.9, **changes)
+    rates, pulls = {}, {}
+    for batch_size, steps_per_epoch in ((32, 12), (96, 4)):
+        optimizer = build_optimizer([nn.Parameter(torch.ones(1))], config)
+        scheduler = build_scheduler(optimizer, config, steps_per_epoch, batch_size)
+        rates[batch_size], pulls[batch_size] = [], 0.0
+        for _ in range(4 * steps_per_epoch):
+            rates[batch_size].append(optimizer.param_groups[0]["lr"])
+            pulls[batch_size] += lasso_pull(optimizer, 0.02)
+            optimizer.step()
+            scheduler.step()
+    if changes.get("warmup_epochs"):  # the first step after it, and the same place later
+        assert rates[96][4::4] == pytest.approx([3 * rate for rate in rates[32][12::12]])
+    else:
+        assert rates[96] == pytest.approx([3 * rate for rate in rates[32][::3]])
+        assert pulls[96] == pytest.approx(pulls[32])  # the lasso shrinks as much in an epoch
 
 
 def test_optimizers_follow_the_settings() -> None:

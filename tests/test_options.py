@@ -20,10 +20,11 @@ from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.training import recipes
 
 FLAGS = """
---amp --augment --aux-weight --batch-size --channels-last --compile --config --criterion --data-dir --dataset --device --download --epochs
---image-size --label-smoothing --lasso-groups --lasso-step --lr --lr-gamma --milestones --model --model-arg --momentum --name --nesterov
---no-augment --no-channels-last --no-compile --no-download --no-nesterov --optimizer --output-dir --penalty-ratio --prune-interval
---recipe --residual --round-to --schedule --seed --threshold --warmup-epochs --weight-decay --weights --workers -b -j
+--amp --augment --aux-weight --batch-size --channels-last --checkpoint-minutes --compile --config --criterion --data-dir --dataset --device
+--download --dynamic-batch --epochs --image-size --keep --label-smoothing --lasso-groups --lasso-step --lr --lr-gamma --max-batch-size
+--milestones --model --model-arg --momentum --name --nesterov --no-augment --no-channels-last --no-compile --no-download --no-dynamic-batch
+--no-nesterov --no-sync-batch-norm --optimizer --output-dir --penalty-ratio --prune-interval --recipe --residual --round-to --schedule
+--seed --sync-batch-norm --threshold --warmup-epochs --weight-decay --weights --workers -b -j
 """.split()
 TOP = Path(__file__).parent.parent
 FIELDS = dataclasses.fields(TrainConfig)
@@ -72,7 +73,7 @@ def test_only_what_was_given_counts() -> None:
 @pytest.mark.parametrize("item", FIELDS, ids=lambda item: item.name)
 def test_flag_and_config_key_mean_the_same(item: "dataclasses.Field[Any]", tmp_path: Path) -> None:
     kind = type(item.default)
-    value = {bool: not item.default, int: 7, float: 0.25, tuple: (5, 6), str: "3"}[kind]
+    value = {bool: not item.default, int: 70, float: 0.25, tuple: (5, 6), str: "3"}[kind]
     if item.metadata["choices"]:
         value = next(word for word in item.metadata["choices"] if word != item.default)
     flag, key = flag_of(item.name), item.name.replace("_", "-")

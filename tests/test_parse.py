@@ -569,7 +569,7 @@ def deep(expression: str) -> str:
         (NETWORK + "if x\n", 20, "not Python"),
         (NETWORK + "  x\n", 20, "not Python"),
         (NETWORK.replace("    x = torch", "   x = torch"), 18, "not Python"),
-        ('"""Input 3x8x8."""\n' + "#" * 10_000_001, 1, "too long for a network file"),
+        ('"""Input 3x8x8."""\n' + "#" * 2_000_001, 1, "too long for a network file"),
         (deep("(" * 1000 + "x" + ")" * 1000), None, "not Python"),
         (deep("F.relu(" * 1000 + "x" + ")" * 1000), None, "not Python"),
         (deep("x" + " + x" * 2000), None, ""),
@@ -655,11 +655,17 @@ def test_files_that_cannot_be_read(content: bytes | str | None, message: str, tm
 
 def test_a_network_too_large_for_this_machine(tmp_path: Path) -> None:
     path = tmp_path / "net.py"
-    huge = "self.huge = nn.Linear(2_000_000_000, 2_000_000_000)"
-    source = NETWORK.replace("self.fc = nn.Linear(4, 2)", f"{huge}\n        self.fc = nn.Linear(4, 2_000_000_000)")
+    huge = "self.huge = nn.Linear(8_000_000, 8_000_000)"
+    source = NETWORK.replace("self.fc = nn.Linear(4, 2)", f"{huge}\n        self.fc = nn.Linear(4, 8_000_000)")
     path.write_text(source.replace("return self.fc(x)", "return self.huge(self.fc(x))"))
-    with pytest.raises(NetworkFileError, match=r"^[^\n]*: torch cannot build this network: [^\n]+$"):
+    with pytest.raises(NetworkFileError, match=r"net.py: its weights take 256 TB, and [^\n]+ of memory are free$"):
         load_network(path)
+
+
+def test_a_network_with_too_many_channels_to_follow() -> None:
+    source = NETWORK.replace("self.fc = nn.Linear(4, 2)", "self.fc = nn.Linear(4, 2_000_000_000)")
+    with pytest.raises(NetworkFileError, match=r"^net.py:20: the network has more than 67,108,864 channels in all of its results$"):
+        parse(source, "net.py")
 
 
 def test_the_fingerprint_is_that_of_the_text() -> None:

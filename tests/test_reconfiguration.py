@@ -23,6 +23,7 @@ from prunetrain.training.offline import reconfigure_checkpoint
 from prunetrain.training.reconfiguration import reconfigure
 from prunetrain.training.run import resume_run
 from prunetrain.training.state import TrainState, new_state
+from prunetrain.training.stopping import Action
 
 CPU = torch.device("cpu")
 Trained = tuple[TrainState, DataSource]
@@ -38,9 +39,9 @@ def trained(images: Path, folder: Path, **changes: Any) -> Trained:
     config = settings(images, folder, **{"name": "x", "penalty_ratio": 0.2, **changes})
     data = load_data(config, CPU)
     state = new_state(config, RunPaths(folder, "x"), data, Environment(CPU))
-    train_one_epoch(state, data, Recorder(), lambda: False)
+    train_one_epoch(state, data, Recorder(), lambda: Action.GO_ON)
     kill_a_third_(state)
-    metrics = {"epoch": 1, "epoch_seconds": 0.1}
+    metrics = {"epoch": 1, "epoch_seconds": 0.1, "val_top1": 0.5, "train_macs_total": 1, "train_images_total": 1}
     state.progress = replace(state.progress, epoch=1, step=0, running={}, history=[metrics])
     return state, data
 
@@ -82,7 +83,7 @@ def test_cut_changes_nothing_but_size(images: Path, tmp_path: Path, changes: dic
     ):
         assert found == (old, new)
     assert event.change.params[1] == sum(parameter.numel() for parameter in after.model.parameters())
-    assert list(event.change.seconds) == ["select", "time", "slice", "write", "load", "validate"]
+    assert list(event.change.seconds) == ["select", "time", "slice", "batch", "write", "load", "validate"]
     assert_identical(dict(state.model.state_dict()), before)  # the old state is as it was
 
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,10 @@ from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
 from prunetrain.paths import RunPaths
 from prunetrain.report import describe
-from prunetrain.report.progress import TrainingProgress, duration
+from prunetrain.report.progress import TrainingProgress, batch_line, duration
 from prunetrain.report.tables import BAR_WIDTH, bar, count, print_change, print_network, print_run
 from prunetrain.report.terminal import print_outcome
-from prunetrain.training.events import Change, Metrics, Reconfiguration
+from prunetrain.training.events import BatchChange, Change, Metrics, Reconfiguration
 from prunetrain.training.run import Outcome
 
 TINY = '''"""Input 3x4x4."""
@@ -226,6 +228,38 @@ def test_progress_prints_plain_lines() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("batch", "line"),
+    [
+        (
+            BatchChange((128, 192), (420e6, 410e6), 420e6, measured=False, steps_per_epoch=10),
+            "batch 128 -> 192, learning rate x1.5 (estimated 410 M of 420 M bytes a step)",
+        ),
+        (
+            BatchChange((128, 128), (2.5e9, 2.25e9), 2.5e9, measured=True, steps_per_epoch=10),
+            "batch stays at 128 (measured 2.25 G of 2.5 G bytes a step)",
+        ),
+    ],
+)
+def test_batch_line(batch: BatchChange, line: str) -> None:
+    assert batch_line(batch) == line
+    output = console()
+    TrainingProgress(output).reconfigured(replace(event((1200, 1100)), batch=batch))
+    assert text(output).splitlines()[1] == f"  {line}"
+
+
+def test_bar_follows_the_steps_of_a_larger_batch() -> None:
+    output = console(force_terminal=True)
+    progress = TrainingProgress(output)
+    progress.started(total_epochs=4, epoch=0, steps_per_epoch=10, dense_macs=8000)
+    progress.stepped(2, 10)
+    batch = BatchChange((32, 64), (1.0, 1.0), 1.0, measured=False, steps_per_epoch=5)
+    progress.reconfigured(replace(event((1200, 1100)), batch=batch))
+    progress.stepped(3, 5)
+    progress.close()
+    assert "75%" in text(output)
+
+
 def test_time_left_counts_from_where_the_run_went_on(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("prunetrain.report.progress.time.monotonic", lambda: now[0])
@@ -254,7 +288,7 @@ def test_outcome(tmp_path: Path) -> None:
     write_text(run.network(2), render(tiny(6)))
     history = [metrics(1, macs=3712), {**metrics(2), "train_macs_total": 3 * 100 * (3712 + 2784)}]
     output = console()
-    print_outcome(output, Outcome(run, history, run.network(2), finished=True))
+    print_outcome(output, Outcome(run, history, run.network(2)))
     lines = [line.split(maxsplit=1) for line in text(output).splitlines()]
     assert lines == [
         ["validation", "top-1 68.75%"],
@@ -265,8 +299,8 @@ def test_outcome(tmp_path: Path) -> None:
         ["checkpoint", str(run.last)],
     ]
     output = console()
-    print_outcome(output, Outcome(run, history, run.network(2), finished=False))
+    print_outcome(output, Outcome(run, history, run.network(2), stopped_by=signal.SIGTERM))
     assert text(output) == f"stopped; go on with: prunetrain train --resume {run.last}\n"
     output = console()
-    print_outcome(output, Outcome(run, [], run.network(0), finished=True))
+    print_outcome(output, Outcome(run, [], run.network(0)))
     assert text(output) == ""

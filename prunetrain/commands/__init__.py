@@ -1,7 +1,7 @@
 """The command line: one file a command, imported when that command runs.
 
-In: arguments. Out: an exit code; 0, or 2 with one line on stderr for what a user can do wrong, or 130 after Ctrl-C. `prunetrain --help`
-imports click and nothing heavier.
+In: arguments. Out: an exit code; 0, or 2 with one line on stderr for what a user can do wrong, or 128 and the number of the signal that
+asked to stop: 130 after Ctrl-C, 143 after SIGTERM. `prunetrain --help` imports click and nothing heavier.
 """
 
 import difflib
@@ -15,7 +15,12 @@ from typing import Any
 import click
 
 from prunetrain.errors import PruneTrainError, unknown_name
+from prunetrain.foreign.refusal import printable
+from prunetrain.training.stopping import StopRequested, exit_code, stopping_on_signals
 
+_LONGEST_LINE = 2000  # characters of an error
+
+ARGUMENTS = "prunetrain.arguments"  # in `Context.meta`: the whole command line, without the program
 COMMANDS = {
     "train": "Train a network and make it smaller while it trains.",
     "reconfigure": "Cut the dead channels of a checkpoint once, offline.",
@@ -54,11 +59,14 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:
+        given = tuple(args)  # click takes them out of the list
         with _one_line_errors():
-            return super().make_context(info_name, args, parent, **extra)
+            context = super().make_context(info_name, args, parent, **extra)
+        context.meta[ARGUMENTS] = given
+        return context
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _one_line_errors():
+        with _one_line_errors(), stopping_on_signals():
             return super().invoke(ctx)
 
 
@@ -68,12 +76,13 @@ class OneLineError(click.ClickException):
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"error: {' '.join(self.message.split())}", file=file, err=True)
+        line = printable(self.message)
+        click.echo(f"error: {line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + '...'}", file=file, err=True)
 
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Turn what a user can do wrong into a `OneLineError`, and Ctrl-C into exit code 130."""
+    """Turn what a user can do wrong into a `OneLineError`, and requests to stop into exit codes."""
     try:
         yield
     except (OneLineError, BrokenPipeError):  # click ends quietly when what reads the output has gone
@@ -84,9 +93,20 @@ def _one_line_errors() -> Iterator[None]:
         raise OneLineError(_usage_line(error)) from error
     except OSError as error:
         raise OneLineError(_system_line(error)) from error
+    except StopRequested as error:
+        raise click.exceptions.Exit(exit_code(error.number)) from error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OneLineError("out of memory: use a smaller --batch-size or a smaller network") from error
     except KeyboardInterrupt as error:
         click.echo(err=True)
         raise click.exceptions.Exit(130) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of the GPU; torch has an error of its own for the GPU's alone."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _usage_line(error: click.ClickException) -> str:

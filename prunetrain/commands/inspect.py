@@ -7,9 +7,14 @@ from typing import Any
 import click
 
 from prunetrain.errors import ConfigError
+from prunetrain.foreign.opening import read_bytes
+from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import CHECKPOINTS, NETWORKS, RunPaths, existing_run
+
+METRICS = ("epoch", "train_loss", "lasso", "train_top1", "val_top1", "lr", "macs", "epoch_seconds", "images_per_second")
+MOST_METRICS = 2**28  # bytes, of half a million epochs
 
 
 @click.command("inspect")
@@ -86,17 +91,32 @@ def read_metrics(run: RunPaths) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; none if there is no such file.
 
     Raises:
-        ConfigError: for a line that is no table in JSON.
+        ConfigError: for a line that is no table in JSON with such numbers.
     """
     if not run.metrics.exists():
         return []
     lines = []
-    for number, line in enumerate(run.metrics.read_bytes().splitlines(), start=1):
+    try:
+        content = read_bytes(run.metrics, MOST_METRICS)
+    except RefusedFileError as refused:
+        raise ConfigError(f"{run.metrics}: not a file of metrics: {refused}") from None
+    for number, line in enumerate(content.splitlines(), start=1):
         try:
             values = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
-        if not isinstance(values, dict):
+        if not _is_metrics(values):
             raise ConfigError(f"{run.metrics}:{number}: not a line of metrics")
         lines.append(values)
     return lines
+
+
+def _is_metrics(values: object) -> bool:
+    """Whether a line has all that the table shows, and nothing but plain values."""
+    if not isinstance(values, dict) or not all(isinstance(value, float | str | None) or _is_count(value) for value in values.values()):
+        return False
+    return all(isinstance(values.get(name), float) or _is_count(values.get(name)) for name in METRICS)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and abs(value) < 2**63

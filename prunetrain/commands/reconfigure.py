@@ -25,14 +25,14 @@ def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> Non
     if not (round_to.isdecimal() and int(round_to) >= 1):
         raise ConfigError(f"round-to must be a whole number from 1 here, not {round_to!r}")
 
-    from prunetrain.report.tables import count, listed
+    from prunetrain.report.tables import count, listed, share
     from prunetrain.training.offline import reconfigure_checkpoint
 
     done = reconfigure_checkpoint(checkpoint, given(params), int(round_to))
     change = done.change
     click.echo(f"channels    {change.channels[0]:,} -> {change.channels[1]:,}")
-    click.echo(f"MACs        {count(change.macs[0])} -> {count(change.macs[1])} ({change.macs[1] / change.macs[0]:.1%})")
-    click.echo(f"parameters  {count(change.params[0])} -> {count(change.params[1])} ({change.params[1] / change.params[0]:.1%})")
+    click.echo(f"MACs        {count(change.macs[0])} -> {count(change.macs[1])} ({share(change.macs[1], change.macs[0]):.1%})")
+    click.echo(f"parameters  {count(change.params[0])} -> {count(change.params[1])} ({share(change.params[1], change.params[0]):.1%})")
     if change.removed_layers:
         click.echo(f"gone whole  {', '.join(change.removed_layers)}")
     if change.rescued_spaces:

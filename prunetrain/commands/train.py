@@ -1,19 +1,47 @@
 """`prunetrain train`: the main job."""
 
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import click
 
+from prunetrain.commands import ARGUMENTS
 from prunetrain.commands.options import chosen, config_options, resolve
+from prunetrain.config import TrainConfig
+from prunetrain.errors import ConfigError
+from prunetrain.paths import LAST, RunPaths, newest_run, run_of_checkpoint
+from prunetrain.training.stopping import exit_code
 
 
 @click.command("train")
 @config_options
-@click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint; auto: from this run's last one, or start it.")
+@click.option(
+    "--resume",
+    metavar="auto|PATH",
+    help="Go on from a checkpoint, or from the newest whole one in a run's folder; auto: from this run's, or start it.",
+)
+@click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Train on N GPUs of this machine, one worker each.  [default: one]")
+@click.option("--nproc", type=click.IntRange(min=1), metavar="N", help="Train with N workers on this machine.  [default: one process]")
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="With --gpus or --nproc: how often all go on from the last checkpoint after a worker died.  [default: 3]",
+)
 @click.option("--list-models", is_flag=True, help="Name the networks of the zoo, and the ways to others, and exit.")
 @click.pass_context
-def command(ctx: click.Context, /, resume: str | None, list_models: bool, **params: Any) -> None:
+def command(
+    ctx: click.Context,
+    /,
+    *,
+    resume: str | None,
+    gpus: int | None,
+    nproc: int | None,
+    max_restarts: int | None,
+    list_models: bool,
+    **params: Any,
+) -> None:
     """Train a network; cut its dead channels every few epochs; write each smaller network as a Python file with a checkpoint beside it.
 
     Without any flag: ResNet-20 on the digits that ship with prunetrain, about a minute on two CPU cores.
@@ -26,29 +54,78 @@ def command(ctx: click.Context, /, resume: str | None, list_models: bool, **para
         for spelling, meaning in models.SPELLINGS.items():
             click.echo(f"{spelling:{width}}  {meaning}")
         return
+    from prunetrain.training.joining import FAILED, PEER_LOST, PeerFailed, PeerLost, launched, one_voice
+
+    if (gpus is not None or nproc is not None or max_restarts is not None) and not launched():
+        ctx.exit(_launch(ctx, gpus, nproc, max_restarts, resolve(params | _device(gpus))))
+    try:
+        with one_voice():
+            stopped_by = _train(resume, params | _device(gpus), gpus or nproc)
+    except PeerFailed:
+        ctx.exit(FAILED)
+    except PeerLost:
+        ctx.exit(PEER_LOST)
+    if stopped_by is not None:
+        ctx.exit(exit_code(stopped_by))
+
+
+def _device(gpus: int | None) -> dict[str, str]:
+    """What `--gpus` says of the device."""
+    return {} if gpus is None else {"device": "cuda"}
+
+
+def _launch(ctx: click.Context, gpus: int | None, nproc: int | None, max_restarts: int | None, config: TrainConfig) -> int:
+    """Start the workers and wait for them; their exit code."""
+    if gpus is not None and nproc is not None:
+        raise ConfigError("--gpus and --nproc both say how many workers there are: give one of them")
+    workers = gpus or nproc
+    if workers is None:
+        raise ConfigError("--max-restarts is for several workers: give --gpus or --nproc as well")
+
+    from prunetrain.training.environment import check_devices
+    from prunetrain.training.launching import launch
+
+    check_devices(config, workers)
+    return launch(ctx.meta[ARGUMENTS], workers, 3 if max_restarts is None else max_restarts)
+
+
+def _train(resume: str | None, params: dict[str, Any], workers: int | None) -> Signals | None:
+    """Start a run or go on with one, alone or as one of several workers; the signal that stopped it before its end."""
     config = resolve(params)
 
-    from prunetrain.paths import newest_run
     from prunetrain.report.progress import TrainingProgress
     from prunetrain.report.terminal import console, print_outcome
-    from prunetrain.training.run import resume_run, run_name, start_run
+    from prunetrain.training.environment import choose_device
+    from prunetrain.training.events import Silent
+    from prunetrain.training.joining import join
+    from prunetrain.training.run import continue_run, resume_run, start_run
 
-    checkpoint = None
-    if resume == "auto":
-        newest = newest_run(Path(config.output_dir), run_name(config))
-        checkpoint = newest.last_checkpoint() if newest else None
-    elif resume is not None:
-        checkpoint = Path(resume)
-    output = console()
-    progress = TrainingProgress(output)
-    try:
-        if checkpoint is None:
-            outcome = start_run(config, progress)
-        else:
-            output.print(f"resuming from {checkpoint}", highlight=False, soft_wrap=True)
-            outcome = resume_run(checkpoint, chosen(params), progress)
-    finally:
-        progress.close()
-    print_outcome(output, outcome)
-    if not outcome.finished:
-        ctx.exit(130)
+    with join(choose_device(config)) as ranks:
+        if workers not in (None, ranks.world_size):
+            raise ConfigError(f"the launcher started {ranks.world_size} workers, not {workers}: leave out --gpus and --nproc")
+        run = ranks.on_first(lambda: _present_run(resume, config))
+        output = console()
+        progress = TrainingProgress(output)
+        observer = progress if ranks.rank == 0 else Silent()
+        try:
+            if run is not None:
+                outcome = continue_run(run, config, chosen(params), observer)
+            elif resume is not None and resume != "auto":
+                outcome = resume_run(Path(resume), chosen(params), observer)
+            else:
+                outcome = start_run(config, observer)
+        finally:
+            progress.close()
+        if ranks.rank == 0:
+            print_outcome(output, outcome)
+    return outcome.stopped_by
+
+
+def _present_run(resume: str | None, config: TrainConfig) -> RunPaths | None:
+    """The run whose newest checkpoint to go on from: with `--resume auto`, and that of the workers in whose place these were started."""
+    from prunetrain.training.joining import noted_run
+    from prunetrain.training.run import run_name
+
+    if folder := noted_run():
+        return run_of_checkpoint(folder / LAST)
+    return newest_run(Path(config.output_dir), run_name(config)) if resume == "auto" else None

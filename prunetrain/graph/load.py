@@ -6,8 +6,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from prunetrain.errors import NetworkFileError
+from prunetrain.foreign.opening import read_text
+from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.graph.parse import parse
+from prunetrain.graph.memory import check_state_fits
+from prunetrain.graph.parse import MAX_BYTES, parse
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,16 +20,18 @@ def read_source(path: Path) -> str:
     """The text of a network file.
 
     Raises:
-        NetworkFileError: if there is no such file, or it is not text.
+        NetworkFileError: if there is no such file, or it is not text, or too long.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path, MAX_BYTES).replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise NetworkFileError(f"{path}: no such network file") from None
     except UnicodeDecodeError:
         raise NetworkFileError(f"{path}: not a network file: not UTF-8 text") from None
     except OSError as error:
         raise NetworkFileError(f"{path}: not a network file: {error.strerror}") from None
+    except RefusedFileError as refused:
+        raise NetworkFileError(f"{path}: not a network file: {refused}") from None
 
 
 def read_graph(path: Path) -> LayerGraph:
@@ -43,13 +48,20 @@ def sha256_of(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()
 
 
-def instantiate(source: str, filename: str) -> "nn.Module":
+def instantiate(source: str, filename: str, *, allocates: bool = True) -> "nn.Module":
     """The network of a file's text, with newly initialised weights.
+
+    Args:
+        source: the text, which is parsed and then executed, this very text.
+        filename: how error messages call it.
+        allocates: False on torch's meta device, where weights take no memory.
 
     Raises:
         NetworkFileError: if the text is anything but a network (it is not executed then), or one that is too large for this machine.
     """
     graph = parse(source, filename)
+    if allocates:
+        check_state_fits(graph, filename)
     module = ModuleType(f"prunetrain_network_{graph.class_name}")
     exec(compile(source, filename, "exec"), module.__dict__)
     try:

@@ -17,7 +17,7 @@ from prunetrain.graph.parse_forward import INPUT_NAME, Forward
 from prunetrain.graph.parse_source import IMPORTS, Source
 from prunetrain.graph.shapes import check_shapes
 
-MAX_BYTES: Final = 10_000_000
+MAX_BYTES: Final = 2_000_000  # a syntax tree takes a thousand times as much; the largest of a real network has 100,000
 _INPUT: Final = re.compile(r"Input (\d{1,6}(?:x\d{1,6})*)\.")
 
 

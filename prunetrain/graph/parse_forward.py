@@ -5,6 +5,7 @@ which nothing else reads.
 """
 
 import ast
+from collections import ChainMap
 from itertools import pairwise
 from typing import NoReturn
 
@@ -87,7 +88,7 @@ class Forward:
         self._source.fail(statement, f"forward may only call layers and functions, line by line, so not: {shown(statement)}")
 
     def _value(self, expression: ast.expr, *, in_training: bool) -> Value:
-        self._expressions.names = {**self._names, **self._in_training} if in_training else self._names
+        self._expressions.names = ChainMap(self._in_training, self._names) if in_training else self._names
         return self._expressions.value(expression)
 
     def _returned(self, expression: ast.expr, *, in_training: bool = False) -> tuple[Value, ...]:

@@ -10,6 +10,9 @@ from prunetrain.graph.function_shapes import FUNCTION_SHAPES, ShapeOf
 from prunetrain.graph.layergraph import Attribute, GraphError, Layer, LayerGraph, Step, Value
 from prunetrain.graph.windows import Shape, check_padding, pair, shape_text, window_count
 
+MOST_DIMENSIONS = 64  # torch's own limit
+MOST_CHANNELS = 2**26  # of all results together, in the largest dimension of each; a ResNet-50 has 100,000
+
 
 class ShapeError(GraphError):
     """A step whose inputs do not fit; `part` is its number."""
@@ -64,10 +67,16 @@ def check_shapes(graph: LayerGraph) -> None:
     """Check that everything fits whatever the batch, and that each output has a row an image.
 
     Raises:
-        ShapeError: at the first step that does not fit.
+        ShapeError: at the first step that does not fit, or with which the network has too many channels to follow them one by one.
         GraphError: for an output that mixes the images of a batch.
     """
     one, two = infer_shapes(graph, 1), infer_shapes(graph, 2)
+    total = 0
+    for index, shape in enumerate(one):
+        total += max(shape, default=1)
+        if total > MOST_CHANNELS or len(shape) > MOST_DIMENSIONS:
+            what = f"{MOST_DIMENSIONS} dimensions" if len(shape) > MOST_DIMENSIONS else f"{MOST_CHANNELS:,} channels in all of its results"
+            raise ShapeError(f"the network has more than {what}", max(0, index - 1))
     for value in graph.outputs:
         if two[value.index] != (2, *one[value.index][1:]) or one[value.index][0] != 1:
             number = value.index - 1 if value.index else None

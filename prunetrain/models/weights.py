@@ -5,8 +5,6 @@ Tensors are matched by the network's own names, then by names with `_` for `.`, 
 is `layer1_0_conv1.weight`.
 """
 
-import pickle
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from prunetrain.errors import ConfigError
+from prunetrain.foreign.refusal import RefusedFileError, printable
+from prunetrain.foreign.safetensors_files import check_safetensors
 from prunetrain.models.constructing import require
+from prunetrain.models.torch_files import load_torch_file
 
 _SAFETENSORS = ".safetensors"
 _INNER = ("state_dict", "model", "model_state_dict")  # under which a training script's checkpoint has the weights
@@ -117,23 +118,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _torch_file(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of some foreign files before it refuses them
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
+        return load_torch_file(path)
+    except OSError as error:
         raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    except pickle.UnpicklingError:
-        raise ConfigError(
-            f"{path}: damaged, or holds more than tensors, such as a pickled network: write torch.save(model.state_dict(), FILE)"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise ConfigError(f"{path}: damaged, or no file of weights ({type(error).__name__})") from None
+    except RefusedFileError as refused:
+        raise ConfigError(f"{path}: damaged, or no file of weights ({refused}): write torch.save(model.state_dict(), FILE)") from None
 
 
 def _safetensors(path: Path) -> Any:
     load_file = require("safetensors.torch", str(path), "pip install safetensors").load_file
     try:
+        check_safetensors(path)
         return load_file(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except RefusedFileError as refused:
+        raise ConfigError(f"{path}: damaged, or no file of weights ({refused})") from None
     except Exception as error:  # its error class is its own
         raise ConfigError(f"{path}: damaged, or no file of weights ({type(error).__name__})") from None
 
@@ -180,4 +180,4 @@ def _difference(report: Report) -> str:
 
 def _listed(names: tuple[str, ...]) -> str:
     more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more ({len(names)})" if more > 0 else "")
+    return ", ".join(map(printable, names[:_SHOWN])) + (f" and {more} more ({len(names)})" if more > 0 else "")

@@ -5,8 +5,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from prunetrain.report.tables import count, listed
-from prunetrain.training.events import Metrics, Reconfiguration
+from prunetrain.report.tables import count, listed, share
+from prunetrain.training.events import BatchChange, Metrics, Reconfiguration
 
 
 class TrainingProgress:
@@ -42,13 +42,13 @@ class TrainingProgress:
                 console=self._console,
                 transient=True,
             )
-            self._task = self._bar.add_task("", total=total_epochs * self._steps, completed=epoch * self._steps, epoch=epoch + 1)
+            self._task = self._bar.add_task("", total=total_epochs, completed=epoch, epoch=epoch + 1)
             self._bar.start()
 
     def stepped(self, epoch: int, step: int) -> None:
         """Move the bar."""
         if self._bar:
-            self._bar.update(self._task, completed=(epoch - 1) * self._steps + step, epoch=epoch)
+            self._bar.update(self._task, completed=epoch - 1 + step / self._steps, epoch=epoch)
 
     def epoch_ended(self, metrics: Metrics) -> None:
         """Print the epoch's line."""
@@ -57,7 +57,7 @@ class TrainingProgress:
         left = elapsed / max(1, done - self._first_epoch) * (self._total_epochs - done)
         self._console.print(
             f"{done:>4}/{self._total_epochs:<4}  {metrics['train_loss']:7.4f}  {metrics['train_top1']:6.1%}  {metrics['val_top1']:9.2%}  "
-            f"{metrics['macs'] / self._dense_macs:9.1%}  {metrics['images_per_second']:8,.0f}  {duration(left):>9}",
+            f"{share(metrics['macs'], self._dense_macs):9.1%}  {metrics['images_per_second']:8,.0f}  {duration(left):>9}",
             highlight=False,
         )
 
@@ -79,6 +79,9 @@ class TrainingProgress:
             names = listed(list(change.rescued_spaces))
             text = f"  every channel of {names} was dead; the strongest stays"
             self._console.print(text, style="yellow", highlight=False, soft_wrap=True)
+        if event.batch is not None:
+            self._steps = max(1, event.batch.steps_per_epoch)
+            self._console.print(f"  {batch_line(event.batch)}", style="cyan", highlight=False, soft_wrap=True)
 
     def message(self, text: str) -> None:
         """Print a line."""
@@ -88,6 +91,14 @@ class TrainingProgress:
         """Take the bar away."""
         if self._bar:
             self._bar.stop()
+
+
+def batch_line(change: BatchChange) -> str:
+    """What became of the batch, for reading: "batch 128 -> 192, learning rate x1.5 (estimated 410 M of 420 M bytes a step)"."""
+    old, new = change.batch_size
+    how = "measured" if change.measured else "estimated"
+    memory = f"({how} {count(change.memory[1])} of {count(change.budget)} bytes a step)"
+    return f"batch {old} -> {new}, learning rate x{new / old:.3g} {memory}" if new > old else f"batch stays at {old} {memory}"
 
 
 def duration(seconds: float) -> str:

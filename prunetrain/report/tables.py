@@ -22,7 +22,7 @@ def print_network(console: Console, described: dict[str, Any]) -> None:
     table.add_section()
     table.add_row("total", "", f"{total['channels']:,}", "", count(total["macs"]), count(total["params"]))
     if dense:
-        shares = [f"{total[key] / dense[key]:.1%}" for key in ("channels", "macs", "params")]
+        shares = [f"{share(total[key], dense[key]):.1%}" for key in ("channels", "macs", "params")]
         table.add_row("of the dense network", "", shares[0], "", shares[1], shares[2])
     console.print(table)
     console.print()
@@ -58,7 +58,7 @@ def print_change(console: Console, described: dict[str, Any]) -> None:
         table.add_row(row["layer"], label, bar(new, max(old, new)), count(macs[0] - macs[1]), count(params[0] - params[1]))
     total = described["totals"]
     table.add_section()
-    saved = [f"{count(total[key][0] - total[key][1])} ({1 - total[key][1] / total[key][0]:.1%})" for key in ("macs", "params")]
+    saved = [f"{count(total[key][0] - total[key][1])} ({1 - share(total[key][1], total[key][0]):.1%})" for key in ("macs", "params")]
     table.add_row("total", f"{total['channels'][0]:,} -> {total['channels'][1]:,}", "", *saved)
     console.print(table)
 
@@ -73,9 +73,9 @@ def print_run(console: Console, described: dict[str, Any]) -> None:
             f"{row['channels']:,}",
             bar(row["channels"], networks[0]["channels"]),
             count(row["macs"]),
-            f"{row['macs'] / networks[0]['macs']:.1%}",
+            f"{share(row['macs'], networks[0]['macs']):.1%}",
             count(row["params"]),
-            f"{row['params'] / networks[0]['params']:.1%}",
+            f"{share(row['params'], networks[0]['params']):.1%}",
         )
     console.print(table)
     if not described["metrics"]:
@@ -95,6 +95,11 @@ def print_run(console: Console, described: dict[str, Any]) -> None:
             f"{line['images_per_second']:,.0f}",
         )
     console.print(epochs)
+
+
+def share(part: float, whole: float) -> float:
+    """Part over whole; of nothing, everything is there."""
+    return part / whole if whole else 1.0
 
 
 def bar(part: float, whole: float) -> str:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from prunetrain.graph.costs import TRAIN_TO_FORWARD, costs
 from prunetrain.graph.load import read_graph
-from prunetrain.report.tables import count
+from prunetrain.report.tables import count, share
 
 if TYPE_CHECKING:
     from prunetrain.training.run import Outcome
@@ -35,10 +35,10 @@ def print_outcome(output: Console, outcome: "Outcome") -> None:
     network = outcome.network
     dense, final = costs(read_graph(run.network(0))), costs(read_graph(network))
     trained = history[-1]
-    removed = 1 - trained["train_macs_total"] / (TRAIN_TO_FORWARD * dense.macs * trained["train_images_total"])
+    removed = 1 - share(trained["train_macs_total"], TRAIN_TO_FORWARD * dense.macs * trained["train_images_total"])
     say(f"validation top-1 {trained['val_top1']:.2%}")
-    say(f"MACs             {count(final.macs)} of {count(dense.macs)}: {1 - final.macs / dense.macs:.1%} removed")
-    say(f"parameters       {count(final.params)} of {count(dense.params)}: {1 - final.params / dense.params:.1%} removed")
+    say(f"MACs             {count(final.macs)} of {count(dense.macs)}: {1 - share(final.macs, dense.macs):.1%} removed")
+    say(f"parameters       {count(final.params)} of {count(dense.params)}: {1 - share(final.params, dense.params):.1%} removed")
     say(f"training MACs    {removed:.1%} removed")
     say(f"network          {network}")
     say(f"checkpoint       {run.last}")

@@ -4,8 +4,6 @@ A checkpoint is a plain dictionary of tensors and literals, loaded with `weights
 names (file name only, in the run's own folder) and whose sha256 it holds; the two are always read together.
 """
 
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,8 +14,11 @@ from torch import Tensor
 
 from prunetrain.errors import CheckpointError, NetworkFileError
 from prunetrain.files import write_atomically
+from prunetrain.foreign.refusal import RefusedFileError, shown
 from prunetrain.graph.load import read_source, sha256_of
-from prunetrain.paths import NETWORK_NAME, run_of_checkpoint
+from prunetrain.models.torch_files import load_torch_file
+from prunetrain.paths import CHECKPOINTS, NETWORK_NAME, run_of_checkpoint
+from prunetrain.training.checkpoint_content import check_content
 
 FORMAT = 2
 _MARK = "prunetrain checkpoint"
@@ -27,9 +28,10 @@ _MARK = "prunetrain checkpoint"
 class Progress:
     """Where a run stands, as literals.
 
-    `epoch` epochs and `step` steps of the next one are done. `running` holds the sums over these steps. `lasso_strength` is lambda,
-    None before the first batch. `batch_size` is the present one, None as long as it is that of the settings. `history` has a line of
-    metrics an epoch, `train_macs` and `train_images` what was trained so far.
+    `epoch` epochs and `step` steps of the next one are done. `running` holds the sums over these steps; that of the losses is worker 0's in
+    `loss`, worker 1's in `loss_1` and so on. `lasso_strength` is lambda, None before the first batch. `batch_size` is what
+    `--dynamic-batch` has decided, None where that of the settings holds. `history` has a line of metrics an epoch, `train_macs` and
+    `train_images` count what was trained.
     """
 
     epoch: int = 0
@@ -47,7 +49,7 @@ class Checkpoint:
     """Everything a run needs to go on, beside its network file.
 
     `model` is a state dict; `optimizer` and `scaler` are theirs; `parameters` names the optimizer's parameters in order;
-    `rng` holds the generators' states; `config` the run's settings.
+    `rng` holds the generators' states, those of the workers after the first under `others`; `config` the run's settings.
     """
 
     network: str
@@ -79,25 +81,32 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: if there is none, or it is damaged, or not prunetrain's.
     """
     if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint")
+        raise _absent(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name a checkpoint in it, such as {path / 'last.pt'}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of some foreign files before it refuses them
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
+        content = load_torch_file(path)
+    except OSError as error:
         raise CheckpointError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint of prunetrain ({type(error).__name__})") from None
+    except RefusedFileError as refused:
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint of prunetrain ({refused})") from None
     return _checked(path, content)
+
+
+def _absent(path: Path) -> CheckpointError:
+    network = run_of_checkpoint(path).networks / path.with_suffix(".py").name
+    if path.parent.is_dir() and NETWORK_NAME.fullmatch(network.name) and network.exists():
+        return CheckpointError(f"{path}: removed, as --keep says; only its network file {network} is left")
+    return CheckpointError(f"{path}: no such checkpoint")
 
 
 def _checked(path: Path, content: object) -> Checkpoint:
     if not isinstance(content, Mapping) or content.get("mark") != _MARK:
         raise CheckpointError(f"{path}: not a checkpoint of prunetrain")
     if content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format {content.get('format')}, and this version reads {FORMAT}; use the version that wrote it")
+        raise CheckpointError(
+            f"{path}: format {shown(content.get('format'))}, and this version reads {FORMAT}; use the version that wrote it"
+        )
     wanted = {item.name: item.type for item in fields(Checkpoint)}
     missing = sorted(wanted.keys() - content.keys())
     if missing:
@@ -107,7 +116,11 @@ def _checked(path: Path, content: object) -> Checkpoint:
     if not isinstance(progress, dict) or set(progress) != known or not isinstance(content["model"], Mapping):
         raise CheckpointError(f"{path}: damaged, its progress or weights are not readable")
     if not isinstance(content["network"], str) or not NETWORK_NAME.fullmatch(content["network"]):
-        raise CheckpointError(f"{path}: names {content['network']!r} as its network file; it should be like epoch_010.py")
+        raise CheckpointError(f"{path}: names {shown(content['network'])} as its network file; it should be like epoch_010.py")
+    try:
+        check_content(content, Progress)
+    except RefusedFileError as refused:
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint of prunetrain ({refused})") from None
     return Checkpoint(**{name: content[name] for name in wanted if name != "progress"}, progress=Progress(**progress))
 
 
@@ -115,8 +128,10 @@ def read_network_of(path: Path, checkpoint: Checkpoint) -> tuple[Path, str]:
     """The network file of a checkpoint: its path and text.
 
     Raises:
+        CheckpointError: if the run's folders are links to elsewhere, where a run would write.
         NetworkFileError: if it is missing, or not the file that the checkpoint was written with.
     """
+    _check_links(path)
     network = run_of_checkpoint(path).networks / checkpoint.network
     source = read_source(network)
     if sha256_of(source) != checkpoint.network_sha256:
@@ -126,13 +141,30 @@ def read_network_of(path: Path, checkpoint: Checkpoint) -> tuple[Path, str]:
     return network, source
 
 
-def rng_state() -> dict[str, Any]:
-    """The states of torch's generators, on the CPU and on every GPU in use."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+def _check_links(path: Path) -> None:
+    """Refuse links that lead from one run into another place: a run is what lies in its own two folders.
+
+    A link to a checkpoint from anywhere else is fine, and stands for that checkpoint.
+    """
+    run = run_of_checkpoint(path)
+    here = path.absolute()
+    folders = [run.checkpoints, run.networks]
+    if here.parent.parent.name == CHECKPOINTS:
+        folders.append(here.parent)
+        if here.parent.resolve() != here.resolve().parent:
+            raise CheckpointError(f"{path} is a link into another folder: name the checkpoint that it links to")
+    for folder in folders:
+        if folder.is_symlink():
+            raise CheckpointError(f"{folder} is a link to another folder: a run's two folders must be its own")
 
 
-def restore_rng(state: Mapping[str, Any]) -> None:
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """The states of torch's generators, on the CPU and, where that is one, on the GPU that this process uses."""
+    return {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []}
+
+
+def restore_rng(state: Mapping[str, Any], device: torch.device) -> None:
     """Put back what `rng_state` returned."""
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if device.type == "cuda" and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0], device)

@@ -1,13 +1,22 @@
-"""The processes that train one model together, or the only one. All must decide the same, so rank 0 has the last word."""
+"""The processes that train one model together, or the only one: what they say to each other.
 
+In: each process's own value. Out: the same value on all of them. Every method is collective: all ranks call it, in the same order. With
+one process alone nothing is sent. All must decide the same, so rank 0 has the last word.
+"""
+
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, distributed
-from torch.distributed import ProcessGroup
+from torch import Tensor, distributed, nn
+from torch.distributed import ProcessGroup, Work
+from torch.nn.parallel import DistributedDataParallel
 
-from prunetrain.errors import OutputError, PruneTrainError
+from prunetrain.errors import PruneTrainError, WorkerError
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -16,13 +25,48 @@ class Ranks:
 
     group: ProcessGroup | None = None
 
+    @classmethod
+    def joined(cls) -> "Ranks":
+        """The processes that this one has joined (`joining.join`), or itself alone."""
+        return cls(distributed.group.WORLD) if distributed.is_available() and distributed.is_initialized() else cls()
+
+    @property
+    def rank(self) -> int:
+        """This process's number, from 0."""
+        return 0 if self.group is None else self.group.rank()
+
+    @property
+    def world_size(self) -> int:
+        """How many processes there are."""
+        return 1 if self.group is None else self.group.size()
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Replace a tensor that each rank has its own of by the sum, and return it."""
+        if self.group is not None:
+            distributed.all_reduce(tensor, group=self.group)
+        return tensor
+
     def mean(self, number: float, device: torch.device) -> float:
         """The mean of a number that each rank has its own of."""
         if self.group is None:
             return number
-        total = torch.tensor(number, dtype=torch.float32, device=device)
-        distributed.all_reduce(total, group=self.group)
-        return float(total) / self.group.size()
+        return float(self.sum_(torch.tensor(number, dtype=torch.float64, device=device))) / self.world_size
+
+    def gather(self, value: _Value) -> list[_Value]:
+        """Every rank's value, by rank. For what is small: it is pickled."""
+        if self.group is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value, group=self.group)
+        return values
+
+    def share(self, value: _Value) -> _Value:
+        """The value of rank 0. For what is small: it is pickled."""
+        if self.group is None:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, group=self.group, group_src=0)
+        return values[0]
 
     def share_(self, tensors: Iterable[Tensor]) -> None:
         """Give every rank the values of rank 0. BatchNorm's statistics are those of each rank's own batches, and rounding may differ."""
@@ -33,22 +77,110 @@ class Ranks:
             distributed.broadcast(values, group=self.group, group_src=0)
             tensor.detach().copy_(values)
 
-    def on_first(self, action: Callable[[], None]) -> None:
-        """Do something on rank 0 only; the others wait for it, and fail as it does.
+    def on_first(self, action: Callable[[], _Value]) -> _Value:
+        """Do something on rank 0 only; the others wait for it, and fail as it does. Its result is pickled.
 
         Raises:
-            PruneTrainError: what the action raised on rank 0; on the others an OutputError that says the same.
+            PruneTrainError: what the action raised on rank 0.
         """
         if self.group is None:
-            action()
-            return
-        failure: PruneTrainError | None = None
-        if self.group.rank() == 0:
+            return action()
+        done: tuple[_Value | None, PruneTrainError | None] = (None, None)
+        if self.rank == 0:
             try:
-                action()
+                done = (action(), None)
             except PruneTrainError as error:
-                failure = error
-        message = [str(failure) if failure else None]
-        distributed.broadcast_object_list(message, group=self.group, group_src=0)
-        if message[0] is not None:
-            raise failure or OutputError(message[0])
+                done = (None, error)
+        value, failure = self.share(done)
+        if failure is not None:
+            raise failure
+        return value  # type: ignore[return-value]  # only a failure leaves it None
+
+    def check_same(self, what: str, value: str) -> None:
+        """Check that all ranks have the same of something.
+
+        Raises:
+            WorkerError: if they have not; the message says which rank differs.
+        """
+        values = self.gather(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise WorkerError(f"worker {rank} has another {what} than worker 0: give all machines the same files, settings and version")
+
+    def parallel(self, model: nn.Module, *, static_graph: bool) -> nn.Module:
+        """The model in DistributedDataParallel, which makes every gradient the mean over the ranks; alone, the model itself.
+
+        BatchNorm's statistics stay each rank's own.
+
+        Args:
+            model: on its device, with the same weights on every rank.
+            static_graph: whether torch may lay out its buckets anew, in the order in which gradients come. That is faster. Without it the
+                layout is a function of the network alone, so that a resumed run adds gradients in the same order as any other.
+        """
+        if self.world_size == 1:
+            return model
+        device = next(model.parameters()).device
+        newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        unsynced: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+        return DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            process_group=self.group,
+            gradient_as_bucket_view=True,
+            static_graph=static_graph,
+            find_unused_parameters=not static_graph,
+            **unsynced,
+        )
+
+    def sum_with_gradient(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over the ranks, for autograd: its gradient is the sum of all ranks' gradients."""
+        return tensor if self.group is None else _Sum.apply(tensor, self.group)
+
+
+class _Sum(torch.autograd.Function):
+    """All-reduce in both directions. L = L_0(s) + L_1(s) + ... with s = x_0 + x_1 + ..., so dL/dx_r = the sum of all dL_q/ds."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = tensor.clone()
+        distributed.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.clone()
+        distributed.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+class Agreement:
+    """What all ranks do after a step: the largest of what each of them wishes, known one step later.
+
+    A whole number from each rank, on the CPU, so that no GPU is waited for; and since the answer is taken a step later, no rank waits for
+    another here longer than it does in the exchange of gradients. Alone, a process gets its own wish at once.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._group = ranks.group
+        self._pending: tuple[Work, Tensor] | None = None
+
+    def after_step(self, wish: int) -> int:
+        """Say this rank's wish; get what all wished for after the step before. 0 before that."""
+        if self._group is None:
+            return wish
+        agreed = self.settle()
+        number = torch.tensor(wish)
+        work = distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self._group, async_op=True)
+        assert work is not None
+        self._pending = (work, number)
+        return agreed
+
+    def settle(self) -> int:
+        """What all wished for after the last step; 0 if that was asked for already."""
+        if self._pending is None:
+            return 0
+        work, number = self._pending
+        work.wait()
+        self._pending = None
+        return int(number)

@@ -6,7 +6,10 @@ import torch
 
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError
+from prunetrain.training.data import DataSource, load_data
+from prunetrain.training.data.base import Share
 from prunetrain.training.distribution import Ranks
+from prunetrain.training.joining import launched, local_rank
 
 
 @dataclass(frozen=True)
@@ -18,21 +21,56 @@ class Environment:
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Environment":
-        """What the settings ask for and this machine has.
+        """What the settings ask for and this machine has, with the processes that this one has joined.
 
         Raises:
             ConfigError: if the settings name a device that this machine does not have.
         """
-        return cls(choose_device(config))
+        return cls(choose_device(config), Ranks.joined())
+
+    @property
+    def share(self) -> Share:
+        """This process's part of every batch."""
+        return Share(self.ranks.rank, self.ranks.world_size)
+
+    def images_each(self, batch_size: int) -> int:
+        """Images a step in each process.
+
+        Raises:
+            ConfigError: if the batch cannot be divided evenly: each process's mean loss would not count by its images.
+        """
+        workers = self.ranks.world_size
+        if batch_size % workers:
+            sizes = [size for size in (batch_size // workers * workers, (batch_size // workers + 1) * workers) if size]
+            raise ConfigError(
+                f"a batch of {batch_size} images cannot be shared evenly by {workers} workers: "
+                f"use --batch-size {' or '.join(map(str, sizes))}, or another number of workers"
+            )
+        return batch_size // workers
+
+    def load_data(self, config: TrainConfig) -> DataSource:
+        """The data set of the settings; if it is to be downloaded, by rank 0 first.
+
+        Raises:
+            DataError: if it cannot be read.
+            WorkerError: if it is not the same everywhere.
+        """
+        if config.download and self.ranks.world_size > 1:
+            self.ranks.on_first(lambda: load_data(config, self.device).num_train)
+        data = load_data(config, self.device)
+        self.ranks.check_same("data set", f"{data.num_train} {data.num_val} {data.input_shape} {data.class_names}")
+        return data
 
 
 def choose_device(config: TrainConfig) -> torch.device:
-    """The device of a run.
+    """The device of a run; of several workers each has the GPU of its number.
 
     Raises:
         ConfigError: if the settings name none that this machine has.
     """
     name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if launched() and name == "cuda":
+        name = f"cuda:{local_rank()}"
     absent = ConfigError(f"device {config.device!r} is not on this machine: use auto, cpu, or cuda where there is a GPU")
     try:
         device = torch.device(name)
@@ -44,3 +82,17 @@ def choose_device(config: TrainConfig) -> torch.device:
     if config.amp == "float16" and device.type == "cpu":
         raise ConfigError("--amp float16 needs a GPU: use --amp bfloat16 on a CPU")
     return device
+
+
+def check_devices(config: TrainConfig, workers: int) -> None:
+    """Check, before any worker is started, that there is a device for each on this machine.
+
+    Raises:
+        ConfigError: if there is not.
+    """
+    device = choose_device(config)
+    gpus = torch.cuda.device_count()
+    if device.type == "cuda" and gpus < workers:
+        raise ConfigError(f"{workers} workers need a GPU each, and this machine has {gpus}: use --gpus {gpus}, or --device cpu")
+    if device.index is not None:
+        raise ConfigError(f"device {config.device!r} is one GPU, and several workers need one each: use --device cuda")

@@ -22,7 +22,8 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Evaluation:
     Raises:
         PruneTrainError: for a checkpoint or data set that does not work, or images that the network cannot take.
     """
-    config = build_config(stored_config(path, load_checkpoint(path)).to_dict(), given)
+    unlimited = {"max_batch_size": 0}  # a limit on training, which a batch for evaluation may pass
+    config = build_config(stored_config(path, load_checkpoint(path)).to_dict(), unlimited, given)
     environment = Environment.of(config)
     data = load_data(config, environment.device)
     state = load_state(path, config, data, environment)

@@ -40,13 +40,32 @@ class Change:
 
 
 @dataclass(frozen=True)
+class BatchChange:
+    """What `--dynamic-batch` decided after a cut: images a step, over all workers, before and after, which may be the same.
+
+    `memory` is bytes at the peak of a training step on a device, of the old network with the old batch and of the new with the new;
+    `budget` the bytes that it may come to; `measured` says whether these were measured or estimated. `steps_per_epoch` are the new ones.
+    """
+
+    batch_size: tuple[int, int]
+    memory: tuple[float, float]
+    budget: float
+    measured: bool
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
 class Reconfiguration:
-    """A change during training, after an epoch: the new network file, and validation top-1 (fractions) right before and after."""
+    """A change during training, after an epoch: the new network file, and validation top-1 (fractions) right before and after.
+
+    `batch` is there with `--dynamic-batch`.
+    """
 
     epoch: int
     change: Change
     network: Path
     val_top1: tuple[float, float]
+    batch: BatchChange | None = None
 
 
 class Observer(Protocol):

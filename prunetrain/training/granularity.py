@@ -12,21 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from prunetrain.channels.slicing import Proposal
 from prunetrain.errors import OutputError
 from prunetrain.files import write_text
+from prunetrain.foreign.opening import read_text
+from prunetrain.foreign.refusal import RefusedFileError
+from prunetrain.foreign.texts import read_json
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
-from prunetrain.training.outputs import loss_of
 from prunetrain.training.state import TrainState
+from prunetrain.training.trial import TrialStep
 
 CHOICES = (1, 2, 4, 8, 16, 32, 64)
 _TOLERANCE = 1.03  # steps this close count as equally fast
 _ROUNDS = 5
+_MOST_BYTES = 2**20  # of the file of timings, which has 40 for each network
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def _time_all(state: TrainState, graphs: dict[LayerGraph, int], budget_seconds: 
     cache = _read(cache_path)
     keys = {graph: _key(state, graph) for graph in graphs}
     if not all(key in cache for key in keys.values()):
-        cache |= dict(zip(keys.values(), _measure(state, list(graphs), budget_seconds), strict=True))
+        with torch.random.fork_rng([state.device] if state.device.type == "cuda" else []):  # drawn from or not, a run is the same
+            measured = _measure(state, list(graphs), budget_seconds)
+        cache |= dict(zip(keys.values(), measured, strict=True))
         try:
             write_text(cache_path, json.dumps(cache, indent=0))
         except OutputError:
@@ -78,48 +82,32 @@ def _time_all(state: TrainState, graphs: dict[LayerGraph, int], budget_seconds: 
 
 def _measure(state: TrainState, graphs: list[LayerGraph], budget_seconds: float) -> list[float]:
     """Median seconds of a training step of each network, all of them measured in turn so that a busy machine slows all alike."""
-    batch_size = state.batch_size
-    steps = [_Step(state, graph) for graph in graphs]
-    probe = steps[0].run(min(8, batch_size))
+    batch_size = state.environment.images_each(state.batch_size)
+    steps = [TrialStep(state, graph) for graph in graphs]
+    probe = _seconds(steps[0], min(8, batch_size), state.device)
     affordable = int(min(8, batch_size) * budget_seconds / (probe * len(graphs) * (_ROUNDS + 1)))
     batch_size = max(min(batch_size, affordable), min(batch_size, 16))
     seconds: list[list[float]] = [[] for _ in graphs]
     for round_number in range(_ROUNDS + 1):
         for step, times in zip(steps, seconds, strict=True):
-            elapsed = step.run(batch_size)
+            elapsed = _seconds(step, batch_size, state.device)
             if round_number:  # the first round warms up
                 times.append(elapsed)
     return [statistics.median(times) for times in seconds]
 
 
-class _Step:
-    """A training step of a network with random weights, in the run's precision and memory format."""
+def _seconds(step: TrialStep, batch_size: int, device: torch.device) -> float:
+    """Seconds of one step."""
+    _wait(device)
+    start = time.perf_counter()
+    step.run(batch_size)
+    _wait(device)
+    return time.perf_counter() - start
 
-    def __init__(self, state: TrainState, graph: LayerGraph) -> None:
-        self._state = state
-        self._shape = graph.input_shape
-        self._model: nn.Module = instantiate(render(graph), "<candidate>").to(state.device).train()
-        if state.config.channels_last:
-            self._model = self._model.to(memory_format=torch.channels_last)
-        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=1e-6, momentum=0.9, fused=True)
 
-    def run(self, batch_size: int) -> float:
-        """Seconds of one step."""
-        images = self._state.to_memory_format(torch.zeros(batch_size, *self._shape, device=self._state.device))
-        labels = torch.zeros(batch_size, dtype=torch.int64, device=self._state.device)
-        self._wait()
-        start = time.perf_counter()
-        with self._state.autocast():
-            loss = loss_of(self._model(images), labels, aux_weight=self._state.config.aux_weight)
-        torch.autograd.backward(loss)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._wait()
-        return time.perf_counter() - start
-
-    def _wait(self) -> None:
-        if self._state.device.type == "cuda":
-            torch.cuda.synchronize(self._state.device)
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _key(state: TrainState, graph: LayerGraph) -> str:
@@ -130,7 +118,7 @@ def _key(state: TrainState, graph: LayerGraph) -> str:
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = read_json(read_text(path, _MOST_BYTES))
+    except (OSError, ValueError, RefusedFileError):
         return {}
-    return {key: value for key, value in content.items() if isinstance(value, float)} if isinstance(content, dict) else {}
+    return {key: value for key, value in content.items() if isinstance(value, float) and value > 0} if isinstance(content, dict) else {}

@@ -1,8 +1,12 @@
-"""One epoch of training, and validation. No value leaves the device during an epoch except at its ends."""
+"""One epoch of training, and validation; each of several processes with its share of every batch.
+
+No value leaves the device during an epoch except at its ends.
+"""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, count, takewhile
 
 import torch
 from torch import Tensor
@@ -10,21 +14,23 @@ from torch.nn import functional as F
 
 from prunetrain.graph.costs import TRAIN_TO_FORWARD
 from prunetrain.training.data import DataSource
+from prunetrain.training.distribution import Agreement, Ranks
 from prunetrain.training.events import Observer
 from prunetrain.training.optimizers import lasso_pull
 from prunetrain.training.outputs import logits_of, loss_of
-from prunetrain.training.state import TrainState
+from prunetrain.training.state import TrainState, mixed_seed
+from prunetrain.training.stopping import Action
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means over an epoch: cross-entropy and top-1 (a fraction); seconds and images of it; whether a request to stop cut it short."""
+    """Means over an epoch: cross-entropy and top-1 (a fraction); seconds and images of it; what all processes agreed to do after it."""
 
     loss: float
     top1: float
     seconds: float
     images: int
-    stopped: bool
+    action: Action
 
 
 @dataclass(frozen=True)
@@ -36,32 +42,34 @@ class Evaluation:
     top5: float
 
 
-def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, stop: Callable[[], bool]) -> EpochResult:
+def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, wish: Callable[[], Action]) -> EpochResult:
     """Train the epoch that `state.progress` stands in, from its next step on.
 
     Args:
         state: updated in place, `progress` included.
         data: the data set.
         observer: told after every step.
-        stop: asked after every step; when it says so, the epoch ends early and can be taken up again.
+        wish: asked after every step, on every rank; when one wants anything but to go on, the epoch ends early on all and can be taken up
+            again.
     """
-    config, progress = state.config, state.progress
+    config, progress, ranks = state.config, state.progress, state.environment.ranks
     state.model.train()
-    running = _Running.of(progress.running, state.device)
+    running = _Running.of(progress.running, ranks, state.device)
     start = time.perf_counter()
     step = progress.step
     if step == 0:
-        torch.manual_seed(_mixed_seed(config.seed, progress.epoch))
-    stopped = False
-    for images, labels in data.train_batches(progress.epoch, state.batch_size, start=step):
+        torch.manual_seed(mixed_seed(config.seed, progress.epoch, ranks.rank))
+    agreement, action = Agreement(ranks), Action.GO_ON
+    for images, labels in data.train_batches(progress.epoch, state.batch_size, start=step, share=state.environment.share):
         loss, correct = _train_step(state, images, labels)
         running.add(loss, correct, len(labels))
         step += 1
         observer.stepped(progress.epoch + 1, step)
-        if stop():
-            stopped = True
+        action = Action(agreement.after_step(wish()))
+        if action is not Action.GO_ON:
             break
-    sums = running.sums(time.perf_counter() - start)
+    action = max(action, Action(agreement.settle()))
+    sums = running.sums(time.perf_counter() - start, ranks)
     images_now = (step - progress.step) * state.batch_size
     state.progress = replace(
         state.progress,
@@ -70,18 +78,13 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, sto
         train_macs=progress.train_macs + TRAIN_TO_FORWARD * state.costs.macs * images_now,
         train_images=progress.train_images + images_now,
     )
-    count = max(1, int(sums["images"]))
-    return EpochResult(sums["loss"] / count, sums["correct"] / count, sums["seconds"], int(sums["images"]), stopped)
-
-
-def _mixed_seed(seed: int, epoch: int) -> int:
-    """A seed for what draws from torch's global generator (dropout), different for every epoch."""
-    return (seed * 1_000_003 + epoch * 7_919 + 1) % 2**63
+    total = max(1, int(sums["images"]))
+    return EpochResult(sum(_losses(sums)) / total, sums["correct"] / total, sums["seconds"], int(sums["images"]), action)
 
 
 @dataclass
 class _Running:
-    """Sums over an epoch, kept on the device."""
+    """Sums over an epoch, kept on the device. Each rank adds up its own, so that a run that was resumed adds in the same order."""
 
     loss: Tensor
     correct: Tensor
@@ -89,17 +92,36 @@ class _Running:
     seconds: float
 
     @classmethod
-    def of(cls, sums: dict[str, float], device: torch.device) -> "_Running":
-        loss, correct = (torch.tensor(sums.get(name, 0.0), dtype=torch.float64, device=device) for name in ("loss", "correct"))
-        return cls(loss, correct, int(sums.get("images", 0)), sums.get("seconds", 0.0))
+    def of(cls, sums: dict[str, float], ranks: Ranks, device: torch.device) -> "_Running":
+        """This rank's part of what `sums` returned. What the ranks of another number of processes had goes to rank 0."""
+        losses = _losses(sums)
+        if len(losses) != ranks.world_size:
+            losses = [sum(losses)] + [0.0] * (ranks.world_size - 1)
+        whole = sums if ranks.rank == 0 else {}
+        numbers = (losses[ranks.rank], whole.get("correct", 0.0))
+        loss, correct = (torch.tensor(number, dtype=torch.float64, device=device) for number in numbers)
+        return cls(loss, correct, int(whole.get("images", 0)), whole.get("seconds", 0.0))
 
     def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
         self.loss += loss.double() * images
         self.correct += correct
         self.images += images
 
-    def sums(self, seconds: float) -> dict[str, float]:
-        return {"loss": float(self.loss), "correct": float(self.correct), "images": self.images, "seconds": self.seconds + seconds}
+    def sums(self, seconds: float, ranks: Ranks) -> dict[str, float]:
+        """Sums over the ranks, but for the losses, whose order of adding is kept; seconds are rank 0's."""
+        parts = ranks.gather((float(self.loss), float(self.correct), self.images, self.seconds + seconds))
+        losses, correct, images, times = zip(*parts, strict=True)
+        return dict(zip(_loss_keys(), losses, strict=False)) | {"correct": sum(correct), "images": sum(images), "seconds": times[0]}
+
+
+def _loss_keys() -> Iterator[str]:
+    """The key of each rank's sum of losses."""
+    return chain(["loss"], (f"loss_{rank}" for rank in count(1)))
+
+
+def _losses(sums: dict[str, float]) -> list[float]:
+    """Each rank's sum of losses."""
+    return [sums[key] for key in takewhile(sums.__contains__, _loss_keys())]
 
 
 def _train_step(state: TrainState, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +147,8 @@ def _regularize(state: TrainState, loss: Tensor) -> float:
     if state.lasso is None:
         return 0.0
     if state.progress.lasso_strength is None:
-        strength = state.lasso.strength_for(state.config.penalty_ratio, loss.detach())
+        mean = state.environment.ranks.mean(float(loss.detach()), state.device)
+        strength = state.lasso.strength_for(state.config.penalty_ratio, mean)
         state.progress = replace(state.progress, lasso_strength=strength)
     strength = state.progress.lasso_strength or 0.0
     if state.config.lasso_step == "subgradient":
@@ -136,22 +159,22 @@ def _regularize(state: TrainState, loss: Tensor) -> float:
 
 @torch.inference_mode()
 def evaluate(state: TrainState, data: DataSource) -> Evaluation:
-    """Loss and accuracy over the validation images."""
-    return evaluate_batches(state, data.val_batches(max(state.batch_size, 256)))
+    """Loss and accuracy over the validation images, with rank 0's BatchNorm statistics, which are those that checkpoints hold."""
+    state.environment.ranks.share_(state.model.buffers())
+    return evaluate_batches(state, data.val_batches(max(state.batch_size, 256), share=state.environment.share))
 
 
-def evaluate_batches(state: TrainState, batches: Iterator[tuple[Tensor, Tensor]]) -> Evaluation:
-    """Loss and accuracy over batches of images and labels."""
+def evaluate_batches(state: TrainState, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+    """Loss and accuracy over batches of images and labels, those of all ranks together."""
     state.model.eval()
-    loss, first, five = (torch.zeros((), dtype=torch.float64, device=state.device) for _ in range(3))
-    count = 0
-    for images, labels in batches:
+    sums = torch.zeros(4, dtype=torch.float64, device=state.device)  # loss, first guess right, among the first five, images
+    for pixels, labels in batches:
         with state.autocast():
-            logits = logits_of(state.forward(state.to_memory_format(images)))
-        loss += F.cross_entropy(logits.float(), labels, reduction="sum").double()
-        guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = guesses == labels[:, None]
-        first += hits[:, 0].sum()
-        five += hits.any(1).sum()
-        count += len(labels)
-    return Evaluation(float(loss) / count, float(first) / count, float(five) / count)
+            logits = logits_of(state.predict(state.to_memory_format(pixels)))
+        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        sums[0] += F.cross_entropy(logits.float(), labels, reduction="sum")
+        sums[1] += hits[:, 0].sum()
+        sums[2] += hits.any(1).sum()
+        sums[3] += len(labels)
+    loss, first, five, images = state.environment.ranks.sum_(sums).tolist()
+    return Evaluation(loss / images, first / images, five / images)

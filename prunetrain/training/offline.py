@@ -44,6 +44,7 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
     network, source = read_network_of(path, checkpoint)
     config: TrainConfig = build_config(stored_config(path, checkpoint).to_dict(), given)
     graph = parse(source, str(network))
+    load_weights(source, graph, network, checkpoint, path)  # to see that they fit
     watch.lap("read")
     proposal = propose_cut(graph, checkpoint.model, threshold=config.threshold, criterion=config.criterion)
     plan = proposal.plan(granularity)

@@ -18,13 +18,15 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> 
     return SGD(parameters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay, fused=True)
 
 
-def build_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int) -> LambdaLR:
-    """A scheduler that is stepped after every optimizer step."""
-    return LambdaLR(optimizer, lr_factor(config, steps_per_epoch))
+def build_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, batch_size: int) -> LambdaLR:
+    """A scheduler that is stepped after every optimizer step. A batch that has grown takes a learning rate that has grown as much."""
+    return LambdaLR(optimizer, lr_factor(config, steps_per_epoch, batch_size / config.batch_size))
 
 
-def lr_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
+def lr_factor(config: TrainConfig, steps_per_epoch: int, growth: float = 1.0) -> Callable[[int], float]:
     """The learning rate at a step as a share of `config.lr`.
+
+    All of it is multiplied by the growth of the batch (arXiv 1706.02677, the linear scaling rule).
 
     Warm-up rises linearly over its epochs. `step` multiplies by gamma at every milestone, by default after half and three quarters of the
     epochs; `cosine` falls to zero over the epochs after
@@ -36,14 +38,14 @@ def lr_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], floa
 
     def factor(step: int) -> float:
         if step < warmup:
-            return (step + 1) / warmup
+            return growth * (step + 1) / warmup
         if config.schedule == "step":
             epoch = step // steps_per_epoch
             drops: int = sum(epoch >= milestone for milestone in milestones)
-            return math.pow(config.lr_gamma, drops)
+            return growth * math.pow(config.lr_gamma, drops)
         if config.schedule == "cosine":
-            return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
-        return 1.0
+            return growth * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
+        return growth
 
     return factor
 

@@ -1,14 +1,20 @@
-"""One reconfiguration of a run: select, cut, write, load. What comes back is the state that `--resume` would give."""
+"""One reconfiguration of a run: select, cut, write, load. What comes back is the state that `--resume` would give.
+
+Of several processes the first selects, cuts and writes; then all load the same files, and compare what they loaded.
+"""
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from prunetrain.channels.slicing import Cut, gate, propose_cut, slice_optimizer_state
+from prunetrain.training.batch_size import choose_batch_size
 from prunetrain.training.checkpoints import Checkpoint
 from prunetrain.training.data import DataSource
-from prunetrain.training.events import Change, Reconfiguration
+from prunetrain.training.events import BatchChange, Change, Reconfiguration
 from prunetrain.training.granularity import choose_granularity
 from prunetrain.training.loop import evaluate
+from prunetrain.training.memory import restart_peak
 from prunetrain.training.state import TrainState, load_state, write_pair
 
 _TIMING_SHARE = 0.01  # of an interval's time may go to timing candidates
@@ -40,7 +46,21 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
     Returns:
         The run as it goes on, and what was done.
     """
-    config, watch = state.config, Watch()
+    watch = Watch()
+    checkpoint = state.checkpoint()
+    path, change, batch = state.environment.ranks.on_first(lambda: _cut_and_write(state, data, checkpoint, watch))
+    after = load_state(path, state.config, data, state.environment)
+    restart_peak(after)
+    watch.lap("load")
+    top1 = evaluate(after, data).top1
+    watch.lap("validate")
+    change = replace(change, seconds={**change.seconds, **watch.seconds})
+    return after, Reconfiguration(state.progress.epoch, change, after.network, (val_top1, top1), batch)
+
+
+def _cut_and_write(state: TrainState, data: DataSource, checkpoint: Checkpoint, watch: Watch) -> tuple[Path, Change, BatchChange | None]:
+    """The path of the smaller checkpoint, what was cut, and how the batch grows."""
+    config = state.config
     proposal = propose_cut(state.graph, state.model.state_dict(), threshold=config.threshold, criterion=config.criterion)
     watch.lap("select")
     granularity = choose_granularity(state, proposal, _timing_budget(state))
@@ -48,16 +68,15 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
     cut = proposal.apply(proposal.plan(granularity))
     if config.residual == "gating":
         cut = gate(cut, threshold=config.threshold, granularity=granularity)
-    smaller = cut_checkpoint(state.checkpoint(), cut)
+    smaller = cut_checkpoint(checkpoint, cut)
     watch.lap("slice")
+    batch = choose_batch_size(state, cut.graph, data) if config.dynamic_batch else None
+    if batch is not None:
+        smaller = replace(smaller, progress=replace(smaller.progress, batch_size=batch.batch_size[1]))
+    watch.lap("batch")
     path = write_pair(state.run, cut.graph, state.dense, smaller)
     watch.lap("write")
-    after = load_state(path, config, data, state.environment)
-    watch.lap("load")
-    top1 = evaluate(after, data).top1
-    watch.lap("validate")
-    change = Change.of(state.costs, cut, granularity, watch.seconds)
-    return after, Reconfiguration(state.progress.epoch, change, after.network, (val_top1, top1))
+    return path, Change.of(state.costs, cut, granularity, dict(watch.seconds)), batch
 
 
 def cut_checkpoint(checkpoint: Checkpoint, cut: Cut) -> Checkpoint:

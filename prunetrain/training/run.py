@@ -1,43 +1,56 @@
-"""A whole training run: epochs, validation, reconfigurations, files. What `prunetrain train` does, without the terminal."""
+"""A whole training run: epochs, validation, reconfigurations, files. What `prunetrain train` does, without the terminal.
 
-import json
-import resource
-import sys
+Of several processes all run this, in step. The first one finds, locks and writes files; `Ranks.on_first` lets the others know.
+"""
+
+import signal
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prunetrain.config import TrainConfig, build_config, flag_of
-from prunetrain.errors import CheckpointError, ConfigError
-from prunetrain.files import append_line, remove_leftovers, write_text
+from prunetrain.errors import CheckpointError, ConfigError, NetworkFileError, OutputError
+from prunetrain.files import append_line
 from prunetrain.graph.costs import costs
 from prunetrain.models import short_name
-from prunetrain.paths import RunPaths
-from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from prunetrain.training.data import DataSource, load_data
+from prunetrain.paths import LAST, RunPaths, run_of_checkpoint
+from prunetrain.training.checkpoints import Checkpoint, load_checkpoint
+from prunetrain.training.data import DataSource
+from prunetrain.training.distribution import Ranks
+from prunetrain.training.divergence import check_finite
 from prunetrain.training.environment import Environment
-from prunetrain.training.events import Metrics, Observer
+from prunetrain.training.events import Metrics, Observer, Reconfiguration
+from prunetrain.training.joining import note_run
 from prunetrain.training.loop import EpochResult, evaluate, train_one_epoch
+from prunetrain.training.metrics import line_of, metrics_of, rewrite_metrics
 from prunetrain.training.reconfiguration import reconfigure
+from prunetrain.training.recovery import discard_unborn, keep_newest, make_newest, newest_whole
 from prunetrain.training.state import TrainState, load_state, new_state
-from prunetrain.training.stopping import stopping_on_signals
+from prunetrain.training.stopping import Action, Pacer, Requests, StopRequested, stopping_on_signals
 
 # What may change between a run and its continuation; everything else decides what the run computes.
 CHANGEABLE = frozenset(
-    "epochs prune_interval threshold criterion round_to data_dir download workers device compile milestones schedule".split()
+    """
+    epochs prune_interval threshold criterion round_to dynamic_batch max_batch_size data_dir download workers device compile milestones
+    schedule checkpoint_minutes keep
+    """.split()
 )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its files, its metrics (a line an epoch), its present network, and whether it was stopped before its last epoch."""
+    """How a run ended: its files, its metrics (a line an epoch), its present network, and the signal that stopped it before its end."""
 
     run: RunPaths
     history: list[Metrics]
     network: Path
-    finished: bool
+    stopped_by: signal.Signals | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its last epoch's end."""
+        return self.stopped_by is None
 
 
 def start_run(config: TrainConfig, observer: Observer) -> Outcome:
@@ -45,11 +58,10 @@ def start_run(config: TrainConfig, observer: Observer) -> Outcome:
 
     Raises:
         PruneTrainError: for settings, data or files that do not work; nothing is written before they were checked.
+        StopRequested: if a signal came before training began, and left nothing of the run; or came twice.
     """
-    environment = Environment.of(config)
-    data = load_data(config, environment.device)
-    state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, environment, observer.message)
-    return _train(state, data, observer)
+    with stopping_on_signals() as requests, ExitStack() as held:
+        return _start(config, observer, requests, held)
 
 
 def run_name(config: TrainConfig) -> str:
@@ -58,25 +70,103 @@ def run_name(config: TrainConfig) -> str:
 
 
 def resume_run(path: Path, given: dict[str, Any], observer: Observer) -> Outcome:
-    """Go on from a checkpoint with the settings inside it.
+    """Go on from a checkpoint with the settings inside it. What the run wrote after it goes.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint; or a run's folder of checkpoints, for the newest whole one in it.
         given: settings that are to differ; only some may (`CHANGEABLE`).
         observer: is told what happens.
 
     Raises:
         PruneTrainError: for a checkpoint, network file or setting that does not work.
+        StopRequested: if a signal came before training began, or came twice.
     """
-    config = config_of(path, given)
+    with stopping_on_signals() as requests, ExitStack() as held:
+        checkpoint = Ranks.joined().on_first(lambda: _find_and_lock(path, given, observer, held))
+        return _go_on(checkpoint, given, observer, requests)
+
+
+def _find_and_lock(path: Path, given: dict[str, Any], observer: Observer, held: ExitStack) -> Path:
+    """The checkpoint that a path means; its run stays locked until `held` is left."""
+    if not path.is_dir():
+        config_of(path, given)  # refuse what cannot be resumed before anything is locked
+    run = run_of_checkpoint(path / LAST if path.is_dir() else path)
+    if not run.networks.is_dir():
+        raise NetworkFileError(f"{path} is not a run's: it belongs to network files in {run.networks}, which is not there")
+    held.enter_context(run.locked())
+    checkpoint = newest_whole(run, observer.message) if path.is_dir() else path
+    if checkpoint is None:
+        raise CheckpointError(f"{path} has no checkpoint: start the run again without --resume")
+    return checkpoint
+
+
+def continue_run(run: RunPaths, config: TrainConfig, given: dict[str, Any], observer: Observer) -> Outcome:
+    """Go on from the newest whole checkpoint of a run; start it if it was killed before it had one.
+
+    Args:
+        run: one of which something is there.
+        config: settings of a start.
+        given: settings that are to differ from those of the run.
+        observer: is told what happens.
+
+    Raises:
+        PruneTrainError: if no checkpoint is whole, or another process is working on the run; and as `resume_run` and `start_run`.
+        StopRequested: as there.
+    """
+    with stopping_on_signals() as requests, ExitStack() as held:
+        path = Ranks.joined().on_first(lambda: _lock_and_find(run, observer, held))
+        if path is not None:
+            return _go_on(path, given, observer, requests)
+        return _start(replace(config, name=run.name), observer, requests, held)
+
+
+def _lock_and_find(run: RunPaths, observer: Observer, held: ExitStack) -> Path | None:
+    """The checkpoint to go on from, with the run locked until `held` is left; None, with nothing locked or left, if there is none."""
+    held.enter_context(run.locked())
+    path = newest_whole(run, observer.message)
+    if path is None:
+        discard_unborn(run)
+        held.close()
+    return path
+
+
+def _start(config: TrainConfig, observer: Observer, requests: Requests, held: ExitStack) -> Outcome:
     environment = Environment.of(config)
-    data = load_data(config, environment.device)
+    data = environment.load_data(config)
+    requests.check()
+    state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, environment, observer.message)
+    environment.ranks.on_first(lambda: held.enter_context(state.run.locked()))
+    return _train(state, data, observer, requests)
+
+
+def _go_on(path: Path, given: dict[str, Any], observer: Observer, requests: Requests) -> Outcome:
+    config = config_of(path, given)
+    observer.message(f"resuming from {path}")
+    environment = Environment.of(config)
+    data = environment.load_data(config)
     state = load_state(path, config, data, environment)
     state.check_fits(data)
-    for folder in (state.run.networks, state.run.checkpoints):
-        remove_leftovers(folder)
-    _rewrite_metrics(state)
-    return _train(state, data, observer)
+    _check_place(path, state, data)
+    requests.check()
+    environment.ranks.on_first(lambda: _tidy(state, path, observer))
+    return _train(state, data, observer, requests)
+
+
+def _check_place(path: Path, state: TrainState, data: DataSource) -> None:
+    """Refuse a place in an epoch that the data does not have, as of a checkpoint that was edited, or another data set of the same name."""
+    steps = data.steps_per_epoch(state.batch_size)
+    if steps == 0 or state.progress.step > steps:
+        raise CheckpointError(
+            f"{path} is at step {state.progress.step} of an epoch in batches of {state.batch_size:,}, and the data has {steps} such "
+            "batches: resume it with the data that it was trained on"
+        )
+
+
+def _tidy(state: TrainState, path: Path, observer: Observer) -> None:
+    """Let the run's files say what the checkpoint says that it goes on from."""
+    make_newest(state.run, path, state.progress.epoch, observer.message)
+    keep_newest(state.run, state.config.keep)
+    rewrite_metrics(state)
 
 
 def config_of(path: Path, given: dict[str, Any]) -> TrainConfig:
@@ -95,88 +185,94 @@ def config_of(path: Path, given: dict[str, Any]) -> TrainConfig:
 
 
 def stored_config(path: Path, checkpoint: Checkpoint) -> TrainConfig:
-    """The settings inside a checkpoint.
+    """The settings inside a checkpoint, but for `download`: whoever wants data downloaded to the folder that it names says so again.
 
     Raises:
         CheckpointError: if they cannot be read.
     """
     try:
-        return build_config(checkpoint.config)
+        return replace(build_config(checkpoint.config), download=False)
     except ConfigError as error:
         raise CheckpointError(f"{path}: its settings are not readable: {error}") from None
 
 
-def _train(state: TrainState, data: DataSource, observer: Observer) -> Outcome:
-    config = state.config
+def _train(state: TrainState, data: DataSource, observer: Observer, requests: Requests) -> Outcome:
+    config, ranks = state.config, state.environment.ranks
+    note_run(state.run.checkpoints)
+    if ranks.world_size > 1:
+        each = state.environment.images_each(state.batch_size)
+        observer.message(f"{ranks.world_size} workers: {each} images a step each, {state.batch_size} in all")
     observer.started(
         total_epochs=config.epochs,
         epoch=state.progress.epoch,
         steps_per_epoch=data.steps_per_epoch(state.batch_size),
         dense_macs=costs(state.dense).macs,
     )
-    with stopping_on_signals() as stop:
+    pacer = Pacer(requests, config.checkpoint_minutes if ranks.rank == 0 else 0)
+    with requests.deferred():
         while state.progress.epoch < config.epochs:
-            result = train_one_epoch(state, data, observer, stop)
-            if result.stopped and state.progress.step < data.steps_per_epoch(state.batch_size):
-                save_checkpoint(state.run.last, state.checkpoint())
-                return _outcome(state, finished=False)
-            state = _end_epoch(state, data, result, observer)
-            if stop() and state.progress.epoch < config.epochs:
-                return _outcome(state, finished=False)
-    return _outcome(state, finished=True)
+            result = train_one_epoch(state, data, observer, pacer.action)
+            check_finite(state, result)
+            if result.action is Action.STOP or state.progress.step < data.steps_per_epoch(state.batch_size):
+                _save(state)
+            else:
+                state = _end_epoch(state, data, result, observer, requests)
+            pacer.saved()
+            asked = next(filter(None, ranks.gather(requests.asked)), None)
+            if asked is not None and state.progress.epoch < config.epochs:
+                return _outcome(state, asked)
+    return _outcome(state)
 
 
-def _outcome(state: TrainState, *, finished: bool) -> Outcome:
-    return Outcome(state.run, state.progress.history, state.network, finished)
+def _outcome(state: TrainState, stopped_by: signal.Signals | None = None) -> Outcome:
+    return Outcome(state.run, state.progress.history, state.network, stopped_by)
 
 
-def _end_epoch(state: TrainState, data: DataSource, result: EpochResult, observer: Observer) -> TrainState:
-    """Validate, reconfigure when it is time, write everything, tell the observer."""
-    config = state.config
-    evaluation = evaluate(state, data)
-    metrics = _metrics(state, result, evaluation.loss, evaluation.top1)
-    epoch = state.progress.epoch + 1
-    state.progress = replace(state.progress, epoch=epoch, step=0, running={}, history=[*state.progress.history, metrics])
-    event = None
-    if config.penalty_ratio > 0 and (epoch % config.prune_interval == 0 or epoch == config.epochs):
-        state, event = reconfigure(state, data, evaluation.top1)
-    save_checkpoint(state.run.last, state.checkpoint())
-    append_line(state.run.metrics, json.dumps(metrics))
+def _save(state: TrainState) -> None:
+    """Write last.pt.
+
+    Raises:
+        OutputError: if it cannot be written, or the network file is gone without which it is worth nothing.
+    """
+    state.environment.ranks.on_first(lambda: _check_files(state))
+    state.save(state.run.last)
+
+
+def _check_files(state: TrainState) -> None:
+    for path in (state.network, state.run.checkpoints):
+        if not path.exists():
+            raise OutputError(f"{path} was removed while the run trained: put it back, or start a new run")
+
+
+def _end_epoch(state: TrainState, data: DataSource, result: EpochResult, observer: Observer, requests: Requests) -> TrainState:
+    """Validate, reconfigure when it is time, write everything, tell the observer; or, at a request to stop, save the epoch as it is."""
+    trained, ranks = state.progress, state.environment.ranks
+    try:
+        # Of several processes each would stop at another place; so these finish the epoch's end first.
+        with requests.at_once() if ranks.world_size == 1 else nullcontext():
+            after, event = _validate_and_cut(state, data, result)
+    except StopRequested:
+        state.progress = trained
+        _save(state)
+        return state
+    metrics = after.progress.history[-1]
+    _save(after)
+    ranks.on_first(lambda: append_line(after.run.metrics, line_of(metrics)))
+    if event is not None:
+        ranks.on_first(lambda: keep_newest(after.run, after.config.keep))
     observer.epoch_ended(metrics)
     if event is not None:
         observer.reconfigured(event)
-    return state
+    return after
 
 
-def _metrics(state: TrainState, result: EpochResult, val_loss: float, val_top1: float) -> Metrics:
-    strength = state.progress.lasso_strength or 0.0
-    return {
-        "epoch": state.progress.epoch + 1,
-        "train_loss": result.loss,
-        "lasso": strength * float(state.lasso.penalty()) if state.lasso else 0.0,
-        "train_top1": result.top1,
-        "val_loss": val_loss,
-        "val_top1": val_top1,
-        "lr": state.optimizer.param_groups[0]["lr"],
-        "batch_size": state.batch_size,
-        "macs": state.costs.macs,
-        "params": state.costs.params,
-        "channels": state.costs.channels,
-        "train_macs_total": state.progress.train_macs,
-        "train_images_total": state.progress.train_images,
-        "epoch_seconds": result.seconds,
-        "images_per_second": result.images / result.seconds,
-        "peak_memory_bytes": _peak_memory(state.device),
-    }
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _rewrite_metrics(state: TrainState) -> None:
-    """Make metrics.jsonl say what the checkpoint says: a crash may have left a line too many or too few."""
-    write_text(state.run.metrics, "".join(json.dumps(line) + "\n" for line in state.progress.history))
+def _validate_and_cut(state: TrainState, data: DataSource, result: EpochResult) -> tuple[TrainState, Reconfiguration | None]:
+    """The run with the epoch in its history; and cut, if it is time. What is computed here comes out the same another time."""
+    config = state.config
+    evaluation = evaluate(state, data)
+    metrics = metrics_of(state, result, evaluation)
+    epoch = state.progress.epoch + 1
+    state.progress = replace(state.progress, epoch=epoch, step=0, running={}, history=[*state.progress.history, metrics])
+    if config.penalty_ratio > 0 and (epoch % config.prune_interval == 0 or epoch == config.epochs):
+        return reconfigure(state, data, evaluation.top1)
+    return state, None

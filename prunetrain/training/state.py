@@ -3,11 +3,12 @@
 `load_state` is the one way back from disk: `--resume` and every reconfiguration go through it.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,26 +23,36 @@ from prunetrain.files import write_text
 from prunetrain.graph.costs import Costs, costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph, sha256_of
+from prunetrain.graph.memory import check_results_fit
 from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.trace import trace_with_state
 from prunetrain.models import build, weights
 from prunetrain.models.assembling import assemble
-from prunetrain.paths import RunPaths, new_run
+from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
 from prunetrain.regularizers.group_lasso import GroupLasso
+from prunetrain.training.batch_norm import synchronise
 from prunetrain.training.checkpoints import Checkpoint, Progress, load_checkpoint, read_network_of, restore_rng, rng_state, save_checkpoint
 from prunetrain.training.data import DataSource
+from prunetrain.training.distribution import Ranks
 from prunetrain.training.environment import Environment
+from prunetrain.training.fingerprint import fingerprint
+from prunetrain.training.optimizer_state import load_optimizer
 from prunetrain.training.optimizers import build_optimizer, build_scheduler
 from prunetrain.training.outputs import Outputs
 
+_OF_A_MACHINE = ("data_dir", "download", "workers", "device", "output_dir")  # settings that may differ from machine to machine
 _AMP_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
 class TrainState:
-    """What training works on. `forward` is the network as it is called: the module itself, or its compiled form."""
+    """What training works on.
+
+    `forward` is the network as a training step calls it: the module itself, compiled, in DistributedDataParallel, or both; `predict` as
+    validation does, without exchange between processes.
+    """
 
     config: TrainConfig
     run: RunPaths
@@ -52,6 +63,7 @@ class TrainState:
     network_sha256: str
     model: nn.Module
     forward: Callable[[Tensor], Outputs]
+    predict: Callable[[Tensor], Outputs]
     optimizer: Optimizer
     scheduler: LambdaLR
     scaler: GradScaler
@@ -74,11 +86,14 @@ class TrainState:
 
         Raises:
             ConfigError: if it is not.
+        NetworkFileError: if it does not fit into memory with them.
         """
         classes = infer_shapes(self.graph)[self.graph.output.index][1]
         if self.graph.input_shape != data.input_shape or classes != data.num_classes:
             wanted, got = ("x".join(map(str, shape)) for shape in (self.graph.input_shape, data.input_shape))
             raise ConfigError(f"{self.network} takes {wanted} images of {classes} classes, and the data has {got} of {data.num_classes}")
+        if self.device.type == "cpu":
+            check_results_fit(self.graph, str(self.network), min(self.config.batch_size, data.num_train))
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision as the settings say."""
@@ -89,8 +104,16 @@ class TrainState:
         """A batch in the memory format of the settings."""
         return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
 
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of gradients that each process puts into the exchange of a step; 0 for one process alone."""
+        if self.environment.ranks.world_size == 1:
+            return 0
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.model.parameters() if tensor.requires_grad)
+
     def checkpoint(self) -> Checkpoint:
-        """The state as it is written to disk."""
+        """The state as it is written to disk; all processes call this, since it has the state of the generators of each."""
+        first, *others = self.environment.ranks.gather(rng_state(self.device))
         return Checkpoint(
             network=self.network.name,
             network_sha256=self.network_sha256,
@@ -98,16 +121,25 @@ class TrainState:
             optimizer=self.optimizer.state_dict(),
             parameters=[name for name, _ in self.model.named_parameters()],
             scaler=self.scaler.state_dict(),
-            rng=rng_state(),
+            rng=first | {"others": others},
             config=self.config.to_dict(),
             progress=self.progress,
         )
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint: called by all processes, written by the first.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        checkpoint = self.checkpoint()
+        self.environment.ranks.on_first(lambda: save_checkpoint(path, checkpoint))
 
 
 def new_state(
     config: TrainConfig, run: RunPaths, data: DataSource, environment: Environment, say: Callable[[str], object] = lambda line: None
 ) -> TrainState:
-    """A run at its start: the network built and flattened, its file and first checkpoint written, and read back.
+    """A run at its start: the network built and flattened, its file and first checkpoint written, by rank 0; and read back, by all.
 
     Args:
         config: the settings; the run's name goes into them.
@@ -120,6 +152,16 @@ def new_state(
         ConfigError: for a network that cannot be built or does not fit the data, and weights that do not fit it.
         OutputError: if the files cannot be written.
     """
+    environment.images_each(config.batch_size)
+    with ExitStack() as files:
+        path = environment.ranks.on_first(lambda: _create(config, run, data, environment, say=say, files=files))
+        return load_state(path, replace(config, name=run_of_checkpoint(path).name), data, environment)
+
+
+def _create(
+    config: TrainConfig, run: RunPaths, data: DataSource, environment: Environment, *, say: Callable[[str], object], files: ExitStack
+) -> Path:
+    """Build the network and write the first pair of files; the checkpoint's path. When `files` is left by an error, they go again."""
     torch.manual_seed(config.seed)
     arguments = parse_arguments(config.model_args)
     model = build(config.model, input_shape=data.input_shape, num_classes=data.num_classes, model_args=arguments)
@@ -128,22 +170,20 @@ def new_state(
             say(line)
     traced = trace_with_state(model, torch.zeros(2, *data.input_shape))
     _check_outputs(traced.graph, config, data)
-    _check_batch(traced.graph, config)
-    with new_run(run.output_dir, run.name) as free:
-        config = replace(config, name=free.name)
-        first = Checkpoint(
-            network="",
-            network_sha256="",
-            model=traced.state,
-            optimizer={},
-            parameters=[],
-            scaler={},
-            rng=rng_state(),
-            config=config.to_dict(),
-            progress=Progress(),
-        )
-        path = write_pair(free, traced.graph, traced.graph, first)
-        return load_state(path, config, data, environment)
+    _check_batch(traced.graph, config, environment)
+    free = files.enter_context(new_run(run.output_dir, run.name))
+    first = Checkpoint(
+        network="",
+        network_sha256="",
+        model=traced.state,
+        optimizer={},
+        parameters=[],
+        scaler={},
+        rng=rng_state(environment.device),
+        config=replace(config, name=free.name).to_dict(),
+        progress=Progress(),
+    )
+    return write_pair(free, traced.graph, traced.graph, first)
 
 
 def _check_outputs(graph: LayerGraph, config: TrainConfig, data: DataSource) -> None:
@@ -156,13 +196,18 @@ def _check_outputs(graph: LayerGraph, config: TrainConfig, data: DataSource) -> 
         )
 
 
-def _check_batch(graph: LayerGraph, config: TrainConfig) -> None:
+def _check_batch(graph: LayerGraph, config: TrainConfig, environment: Environment) -> None:
     """Refuse batches of one image where BatchNorm would see one value a channel, which has no variance."""
+    together = config.batch_size if config.sync_batch_norm else environment.images_each(config.batch_size)
+    workers = "" if together == config.batch_size else f" of {environment.ranks.world_size} workers"
     shapes = infer_shapes(graph)
     kinds = {f"self.{layer.name}": layer.kind for layer in graph.layers}
     for value, step in graph.results():
-        if config.batch_size == 1 and "BatchNorm" in kinds.get(step.target, "") and prod(shapes[value.index][2:]) == 1:
-            raise ConfigError(f"--batch-size 1 is too small for {config.model}, whose BatchNorm sees one value a channel: use 2 or more")
+        if together == 1 and "BatchNorm" in kinds.get(step.target, "") and prod(shapes[value.index][2:]) == 1:
+            raise ConfigError(
+                f"--batch-size {config.batch_size}{workers} is too small for {config.model}, whose BatchNorm sees one value a channel: "
+                f"use {2 * config.batch_size} or more"
+            )
 
 
 def write_pair(run: RunPaths, graph: LayerGraph, dense: LayerGraph, checkpoint: Checkpoint) -> Path:
@@ -196,31 +241,37 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
     Raises:
         CheckpointError: if the checkpoint is damaged or does not fit its network.
         NetworkFileError: if its network file is missing or was changed.
+        ConfigError: if its batch cannot be shared by the processes.
+        WorkerError: if the processes did not load the same.
     """
     checkpoint, device = load_checkpoint(path), environment.device
     progress = checkpoint.progress
+    environment.images_each(progress.batch_size or config.batch_size)
     network, source = read_network_of(path, checkpoint)
     graph = parse(source, str(network))
     run = RunPaths(network.parent.parent.parent, network.parent.name)
     model = load_weights(source, graph, network, checkpoint, path).to(device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    if config.sync_batch_norm:
+        model = synchronise(model, environment.ranks)
     optimizer = build_optimizer(model.parameters(), config)
-    steps_per_epoch = data.steps_per_epoch(progress.batch_size or config.batch_size)
-    scheduler = build_scheduler(optimizer, config, steps_per_epoch)
+    batch_size = progress.batch_size or config.batch_size
+    steps_per_epoch = max(1, data.steps_per_epoch(batch_size))  # a run's batch may be too large for data to evaluate on
+    scheduler = build_scheduler(optimizer, config, steps_per_epoch, batch_size)
     scaler = GradScaler(device.type, enabled=config.amp == "float16")
     try:
         if checkpoint.optimizer:
-            optimizer.load_state_dict(checkpoint.optimizer)
-            _match_formats(optimizer)
+            load_optimizer(optimizer, checkpoint.optimizer)
         scheduler.last_epoch = progress.epoch * steps_per_epoch + progress.step
         for group, base in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = base * scheduler.lr_lambdas[0](scheduler.last_epoch)
         if checkpoint.scaler:
             scaler.load_state_dict(checkpoint.scaler)
-        restore_rng(checkpoint.rng)
+        _restore_rng(checkpoint.rng, config.seed, progress, environment)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its optimizer state does not fit its network ({str(error).splitlines()[0]})") from None
+    _check_same(environment.ranks, checkpoint, model, config)
     lasso = None
     if config.penalty_ratio > 0:
         lasso = GroupLasso(graph, find_spaces(graph), dict(model.named_parameters()), groups=config.lasso_groups)
@@ -233,7 +284,8 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
         network=network,
         network_sha256=checkpoint.network_sha256,
         model=model,
-        forward=torch.compile(model) if config.compile else model,
+        forward=_compiled(environment.ranks.parallel(model, static_graph=device.type == "cuda" and not config.compile), config),
+        predict=_compiled(model, config),
         optimizer=optimizer,
         scheduler=scheduler,
         scaler=scaler,
@@ -243,12 +295,37 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
     )
 
 
-def _match_formats(optimizer: Optimizer) -> None:
-    """Give what the optimizer keeps for a parameter the parameter's memory format, which fused optimizers count on."""
-    for parameter, entries in optimizer.state.items():
-        for key, entry in entries.items():
-            if isinstance(entry, Tensor) and entry.shape == parameter.shape and entry.stride() != parameter.stride():
-                entries[key] = torch.empty_like(parameter, dtype=entry.dtype).copy_(entry)
+def _compiled(model: nn.Module, config: TrainConfig) -> Callable[[Tensor], Outputs]:
+    return torch.compile(model) if config.compile else model
+
+
+def mixed_seed(seed: int, epoch: int, rank: int, step: int = 0) -> int:
+    """A seed for what draws from torch's global generator (dropout), different for every epoch and process."""
+    return (seed * 1_000_003 + epoch * 7_919 + rank * 15_485_863 + step * 32_452_843 + 1) % 2**63
+
+
+def _restore_rng(states: Mapping[str, Any], seed: int, progress: Progress, environment: Environment) -> None:
+    """Put back this process's generators. With another number of processes than before, those after the first draw anew."""
+    ranks, others = environment.ranks, states.get("others", [])
+    if ranks.rank == 0:
+        restore_rng(states, environment.device)
+    elif len(others) == ranks.world_size - 1:
+        restore_rng(others[ranks.rank - 1], environment.device)
+    else:
+        torch.manual_seed(mixed_seed(seed, progress.epoch, ranks.rank, progress.step))
+
+
+def _check_same(ranks: Ranks, checkpoint: Checkpoint, model: nn.Module, config: TrainConfig) -> None:
+    """Check that all processes go on with the same network file, weights, optimizer state and settings.
+
+    Raises:
+        WorkerError: if they do not.
+    """
+    if ranks.world_size == 1:
+        return
+    ranks.check_same("network file", checkpoint.network_sha256)
+    ranks.check_same("checkpoint", fingerprint([model.state_dict(), checkpoint.optimizer, vars(checkpoint.progress)]))
+    ranks.check_same("settings", fingerprint({key: value for key, value in config.to_dict().items() if key not in _OF_A_MACHINE}))
 
 
 def load_weights(source: str, graph: LayerGraph, network: Path, checkpoint: Checkpoint, path: Path) -> nn.Module:
@@ -258,7 +335,7 @@ def load_weights(source: str, graph: LayerGraph, network: Path, checkpoint: Chec
         CheckpointError: if the weights do not fit the network.
     """
     try:
-        return assemble(source, str(network), graph, checkpoint.model)
+        return assemble(source, str(network), graph, checkpoint.model, same_types=True)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise CheckpointError(f"{path}: its weights do not fit {network}: {lines[min(1, len(lines) - 1)]}") from None

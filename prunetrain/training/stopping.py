@@ -1,30 +1,164 @@
-"""Requests to stop: Ctrl-C, and the SIGTERM of a cluster that wants its machine back."""
+"""Requests to stop, and what follows a training step.
 
+In: signals (Ctrl-C, SIGTERM and SIGUSR1 of a cluster that wants its machine back, SIGHUP of a terminal that closes) and the time.
+Out: after every step an `Action`; or a `StopRequested`, where there is nothing that would have to be finished first.
+"""
+
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import IntEnum
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+SECONDS_PER_MINUTE = 60
+
+
+class StopRequested(KeyboardInterrupt):
+    """A signal that asks this process to stop, raised where it arrived."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def exit_code(number: signal.Signals) -> int:
+    """The exit code that says which signal ended a process, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + number
+
+
+class Requests:
+    """The requests to stop that this process got.
+
+    A request raises `StopRequested` at once, except inside `deferred`: there it is noted in `asked`, and only the same signal once more
+    raises. Two different ones are no sign of impatience: a launcher passes on in its own way what the terminal sent to all.
+    """
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self._seen: set[int] = set()
+        self._deferring = False
+        self._process = os.getpid()
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+
+    def handle(self, number: int, frame: object) -> None:
+        """Take a signal; in a process forked from this one, such as a data loader's worker, leave it to the parent."""
+        if os.getpid() != self._process:
+            return
+        again = number in self._seen
+        self._seen.add(number)
+        self.asked = self.asked or signal.Signals(number)
+        if number == signal.SIGHUP:
+            self._leave_terminal()
+        if again or not self._deferring:
+            raise StopRequested(signal.Signals(number))
+
+    def _leave_terminal(self) -> None:
+        """Print into nothing where there was a terminal: it has gone, and an error of printing would lose the checkpoint."""
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self._terminals:
+            os.dup2(nothing, descriptor)
+        os.close(nothing)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, the first request waits to be asked for."""
+        before, self._deferring = self._deferring, True
+        try:
+            yield
+        finally:
+            self._deferring = before
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside `deferred`, around what can be done again without loss: a request raises at once, one that waits as well.
+
+        Raises:
+            StopRequested: then.
+        """
+        before, self._deferring = self._deferring, False
+        try:
+            self.check()
+            yield
+            self.check()
+        finally:
+            self._deferring = before
+
+    def check(self) -> None:
+        """Raise if a request has come: one that waits, or one whose exception got lost in code that catches everything, as imports may.
+
+        Raises:
+            StopRequested: then.
+        """
+        if self.asked is not None:
+            raise StopRequested(self.asked)
 
 
 @contextmanager
-def stopping_on_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once.
+def stopping_on_signals() -> Iterator[Requests]:
+    """Inside, signals that ask to stop become requests. One that was ignored (nohup) stays so, and so do all outside the main thread.
 
-    Yields whether a stop was asked for.
+    Inside another such context it gives the same requests.
+
+    Raises:
+        StopRequested: at the beginning, if there is one already.
     """
-    asked: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    around = next(filter(None, map(_requests_of, before.values())), None)
+    if around is not None or threading.current_thread() is not threading.main_thread():
+        requests = around or Requests()
+        requests.check()
+        yield requests
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    requests = Requests()
+    ours = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
     try:
-        yield lambda: bool(asked)
+        for number in ours:
+            signal.signal(number, requests.handle)
+        yield requests
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+def _requests_of(handler: object) -> Requests | None:
+    """The requests that a signal handler belongs to."""
+    owner = getattr(handler, "__self__", None)
+    return owner if isinstance(owner, Requests) else None
+
+
+class Action(IntEnum):
+    """What follows a step. Where processes decide differently, the largest counts."""
+
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2
+
+
+class Pacer:
+    """Decides what follows a step.
+
+    Args:
+        requests: to stop.
+        minutes: between two checkpoints; 0: none but those at the ends of epochs.
+        clock: seconds, never going back.
+    """
+
+    def __init__(self, requests: Requests, minutes: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._requests = requests
+        self._seconds = minutes * SECONDS_PER_MINUTE
+        self._clock = clock
+        self.saved()
+
+    def saved(self) -> None:
+        """A checkpoint is written; the next one is due so many minutes from now."""
+        self._last = self._clock()
+
+    def action(self) -> Action:
+        """What is to be done now; costs a look at the clock."""
+        if self._requests.asked is not None:
+            return Action.STOP
+        due = self._seconds > 0 and self._clock() - self._last >= self._seconds
+        return Action.SAVE if due else Action.GO_ON

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import instantiate, read_source
+from prunetrain.graph.memory import check_results_fit
 from prunetrain.graph.parse import parse
 from prunetrain.models.weights import read_weights
 from prunetrain.training.checkpoints import load_checkpoint, read_network_of
@@ -31,6 +32,7 @@ class Trained:
         Raises:
             CheckpointError: if the weights do not fit it, or are not float32.
         """
+        check_results_fit(self.graph, str(self.network), images=1)
         model = instantiate(self.source, str(self.network))
         try:
             model.load_state_dict(self.state)  # a copy: weights of a run in channels-last memory would keep that otherwise

@@ -14,11 +14,28 @@ from torch import Tensor
 Batch = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of every batch that one of several processes takes: neighbours, in the order of the ranks; by default all of it."""
+
+    rank: int = 0
+    count: int = 1
+
+    def of(self, first: int, last: int) -> slice:
+        """The part of the positions from `first` up to, without, `last`; as even as can be, and maybe empty."""
+        size = last - first
+        return slice(first + size * self.rank // self.count, first + size * (self.rank + 1) // self.count)
+
+
+WHOLE = Share()
+
+
 class DataSource(Protocol):
     """A data set ready for training.
 
     The batches of an epoch are a function of (seed, epoch, batch size) alone, the same on every device. No method touches torch's global
-    random state, so a run that resumes in the middle of an epoch needs the number of batches done and nothing else.
+    random state, so a run that resumes in the middle of an epoch needs the number of batches done and nothing else. Of several processes
+    each takes its share of the same batches.
     """
 
     input_shape: tuple[int, int, int]  # C, H, W
@@ -27,12 +44,12 @@ class DataSource(Protocol):
     num_train: int
     num_val: int
 
-    def train_batches(self, epoch: int, batch_size: int, *, start: int = 0) -> Iterator[Batch]:
+    def train_batches(self, epoch: int, batch_size: int, *, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Shuffled, augmented batches from number `start` on; the last, incomplete one is dropped. Skipped batches cost nothing."""
         ...
 
-    def val_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every validation image once, in order; the last batch may be smaller."""
+    def val_batches(self, batch_size: int, *, share: Share = WHOLE) -> Iterator[Batch]:
+        """Every validation image once, in order; the last batch may be smaller, and a share of it that is empty is left out."""
         ...
 
     def steps_per_epoch(self, batch_size: int) -> int:

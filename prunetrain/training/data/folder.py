@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from prunetrain.config import TrainConfig
 from prunetrain.errors import DataError
 from prunetrain.training.data.augmentation import Augmentation
-from prunetrain.training.data.base import Batch, Normalizer, Statistics, epoch_generator, one_line
+from prunetrain.training.data.base import WHOLE, Batch, Normalizer, Share, Statistics, epoch_generator, one_line
 from prunetrain.training.data.folder_scan import Samples, scan
+from prunetrain.training.data.worker_signals import held_back, leave_signals_to_parent
 
 IMAGENET = Statistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SMALL_SIDE = 64  # pixels; up to here images are treated as CIFAR's are
@@ -53,20 +54,21 @@ class FolderSource:
         self._workers = config.workers
         self._device = device
 
-    def train_batches(self, epoch: int, batch_size: int, *, start: int = 0) -> Iterator[Batch]:
+    def train_batches(self, epoch: int, batch_size: int, *, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Shuffled, augmented batches from number `start` on; images of skipped batches are not opened."""
         generator = epoch_generator(self._seed, epoch)
         order = torch.randperm(self.num_train, generator=generator).tolist()
         moves = self._augmentation.draw(self.num_train, generator).to(self._device) if self._augmentation else None
         seed = None if self._window_seed is None else (self._window_seed, epoch)
-        spans = [slice(step * batch_size, (step + 1) * batch_size) for step in range(start, self.steps_per_epoch(batch_size))]
+        spans = [share.of(step * batch_size, (step + 1) * batch_size) for step in range(start, self.steps_per_epoch(batch_size))]
         keys = ([(position, order[position]) for position in range(span.start, span.stop)] for span in spans)
         for span, (images, labels) in zip(spans, self._load(self._index.train, keys, seed), strict=True):
             yield self._normalize(images if moves is None else moves[span].apply(images)), labels
 
-    def val_batches(self, batch_size: int) -> Iterator[Batch]:
+    def val_batches(self, batch_size: int, *, share: Share = WHOLE) -> Iterator[Batch]:
         """Every validation image once, in order."""
-        keys = ([(i, i) for i in range(first, min(first + batch_size, self.num_val))] for first in range(0, self.num_val, batch_size))
+        spans = (share.of(first, min(first + batch_size, self.num_val)) for first in range(0, self.num_val, batch_size))
+        keys = ([(i, i) for i in range(span.start, span.stop)] for span in spans if span.start < span.stop)
         for images, labels in self._load(self._index.val, keys, None):
             yield self._normalize(images), labels
 
@@ -80,10 +82,13 @@ class FolderSource:
             batch_sampler=keys,
             num_workers=self._workers,
             collate_fn=_collate,
+            worker_init_fn=leave_signals_to_parent,
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator(),  # the loader would draw from torch's global state otherwise
         )
-        for batch in loader:
+        with held_back():
+            batches = iter(loader)
+        for batch in batches:
             if isinstance(batch, Unreadable):
                 raise DataError(batch.message)
             images, labels = batch

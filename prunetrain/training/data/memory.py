@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from prunetrain.training.data.augmentation import Augmentation
-from prunetrain.training.data.base import Batch, Normalizer, Split, Statistics, epoch_generator
+from prunetrain.training.data.base import WHOLE, Batch, Normalizer, Share, Split, Statistics, epoch_generator
 
 
 class InMemory:
@@ -39,23 +39,25 @@ class InMemory:
         self._seed = seed
         self._device = device
 
-    def train_batches(self, epoch: int, batch_size: int, *, start: int = 0) -> Iterator[Batch]:
+    def train_batches(self, epoch: int, batch_size: int, *, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Shuffled, augmented batches from number `start` on. Order and moves of the whole epoch are drawn first, images gathered later."""
         generator = epoch_generator(self._seed, epoch)
         order = torch.randperm(self.num_train, generator=generator).to(self._device)
         moves = self._augmentation.draw(self.num_train, generator).to(self._device) if self._augmentation else None
         for step in range(start, self.steps_per_epoch(batch_size)):
-            span = slice(step * batch_size, (step + 1) * batch_size)
+            span = share.of(step * batch_size, (step + 1) * batch_size)
             chosen = order[span]
             images = self._train.images[chosen]
             if moves is not None:
                 images = moves[span].apply(images)
             yield self._normalize(images), self._train.labels[chosen]
 
-    def val_batches(self, batch_size: int) -> Iterator[Batch]:
+    def val_batches(self, batch_size: int, *, share: Share = WHOLE) -> Iterator[Batch]:
         """Every validation image once, in order."""
-        for images, labels in zip(torch.split(self._val.images, batch_size), torch.split(self._val.labels, batch_size), strict=True):
-            yield self._normalize(images), labels
+        for first in range(0, self.num_val, batch_size):
+            span = share.of(first, min(first + batch_size, self.num_val))
+            if span.start < span.stop:
+                yield self._normalize(self._val.images[span]), self._val.labels[span]
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Number of complete batches in the training images."""

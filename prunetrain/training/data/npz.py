@@ -6,7 +6,6 @@ In: arrays x_train, y_train, x_test, y_test; x uint8 of shape (N, H, W) or (N, H
 Images move by up to an eighth of their side; those of three channels are taken for photographs and mirrored too.
 """
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,18 @@ import torch
 
 from prunetrain.config import TrainConfig
 from prunetrain.errors import DataError
+from prunetrain.foreign.arrays import ArrayFile, ArrayHeader
+from prunetrain.foreign.memory import available_memory, readable
+from prunetrain.foreign.opening import open_regular
+from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.training.data.augmentation import Augmentation
-from prunetrain.training.data.base import Split, Statistics, one_line
+from prunetrain.training.data.base import Split, Statistics
 from prunetrain.training.data.memory import InMemory
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 MAX_CHANNELS = 16
+_HOW = f"numpy.savez(path, {', '.join(f'{name}=...' for name in ARRAYS)})"
+_COPIES = 3  # of an array in memory at a time: as it is read, with its channels first, and for statistics and labels in 64 bits
 DIGITS = Path(__file__).with_name("digits.npz")
 DIGITS_STATISTICS = Statistics(mean=(0.3049,), std=(0.3757,))
 
@@ -56,65 +61,75 @@ def load_digits(config: TrainConfig, device: torch.device) -> InMemory:
 
 
 def read(path: Path) -> tuple[Split, Split]:
-    """Training and validation images of a file.
+    """Training and validation images of a file. Shapes, types and sizes are checked before an array is read.
 
     Raises:
-        DataError: when the file is absent, is no .npz file, or its arrays are not what this module's docstring says.
+        DataError: when the file is absent, is no .npz file, is too large for this machine's memory, or its arrays are not what this
+            module's docstring says.
     """
-    arrays = _read_arrays(path)
-    for split in ("train", "test"):
-        _check_images(path, f"x_{split}", arrays[f"x_{split}"])
-        _check_labels(path, f"y_{split}", arrays[f"y_{split}"], images=len(arrays[f"x_{split}"]))
-    _check_agreement(path, arrays)
-    return _split(arrays["x_train"], arrays["y_train"]), _split(arrays["x_test"], arrays["y_test"])
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     if path.is_dir():
         raise DataError(f"{path} is a folder: name the .npz file with --data-dir")
     if not path.exists():
         raise DataError(f"{path} does not exist: name an .npz file with --data-dir")
-    example = ", ".join(f"{name}=..." for name in ARRAYS)
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is not an .npz file, or a damaged one: write it with numpy.savez(path, {example})")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ARRAYS if name in file.files}
-    except Exception as error:  # numpy and zipfile raise anything on damaged files
-        raise DataError(f"{path} cannot be read ({one_line(error)}): write it again with numpy.savez(path, {example})") from error
-    missing = [name for name in ARRAYS if not isinstance(arrays.get(name), np.ndarray)]
+        with open_regular(path) as file:
+            arrays = _read_arrays(path, ArrayFile(file))
+    except OSError as error:
+        raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    except RefusedFileError as refused:
+        raise DataError(f"{path} cannot be read as .npz ({refused}): write it with {_HOW}") from refused
+    _check_values(path, arrays)
+    return _split(arrays["x_train"], arrays["y_train"]), _split(arrays["x_test"], arrays["y_test"])
+
+
+def _read_arrays(path: Path, file: ArrayFile) -> dict[str, np.ndarray[Any, Any]]:
+    headers = file.headers(ARRAYS)
+    missing = [name for name in ARRAYS if name not in headers]
     if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}: write it with numpy.savez(path, {example})")
-    return arrays
+        raise DataError(f"{path} lacks {', '.join(missing)}: write it with {_HOW}")
+    for split in ("train", "test"):
+        _check_images(path, f"x_{split}", headers[f"x_{split}"])
+        _check_labels(path, f"y_{split}", headers[f"y_{split}"], images=headers[f"x_{split}"].shape[0])
+    train, test = headers["x_train"].shape, headers["x_test"].shape
+    if train[1:] != test[1:]:
+        raise DataError(f"{path}: images of x_train are {train[1:]}, of x_test {test[1:]}: give both one shape")
+    needed = sum(_COPIES * header.nbytes for header in headers.values())
+    if needed > (available := available_memory()):
+        raise DataError(f"{path}: its arrays need {readable(needed)} of memory, and {readable(available)} are free: store fewer images")
+    return {name: file.read(name) for name in ARRAYS}
 
 
-def _check_images(path: Path, name: str, x: np.ndarray[Any, Any]) -> None:
+def _check_images(path: Path, name: str, x: ArrayHeader) -> None:
     if x.dtype != np.uint8:
-        raise DataError(f"{path}: {name} is {x.dtype}: store pixels as uint8, 0 to 255")
+        raise DataError(f"{path}: {name} is {_named(x)}: store pixels as uint8, 0 to 255")
     layout = f"give it the shape (N, H, W) or (N, H, W, C) with 1 to {MAX_CHANNELS} channels last"
-    if x.ndim not in (3, 4) or (x.ndim == 4 and not 1 <= x.shape[3] <= MAX_CHANNELS):
+    if len(x.shape) not in (3, 4) or (len(x.shape) == 4 and not 1 <= x.shape[3] <= MAX_CHANNELS):
         raise DataError(f"{path}: {name} has the shape {x.shape}: {layout}")
-    if x.size == 0:
+    if x.nbytes == 0:
         raise DataError(f"{path}: {name} holds no pixels, its shape is {x.shape}: {layout}")
-    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[2] == x.shape[3] != x.shape[1]:
+    if len(x.shape) == 4 and x.shape[1] in (1, 3) and x.shape[2] == x.shape[3] != x.shape[1]:
         raise DataError(f"{path}: {name} has its channels first, its shape is {x.shape}: {layout}")
 
 
-def _check_labels(path: Path, name: str, y: np.ndarray[Any, Any], *, images: int) -> None:
+def _check_labels(path: Path, name: str, y: ArrayHeader, *, images: int) -> None:
     if not np.issubdtype(y.dtype, np.integer):
-        raise DataError(f"{path}: {name} is {y.dtype}: store labels as whole numbers from 0")
-    if y.ndim != 1:
+        raise DataError(f"{path}: {name} is {_named(y)}: store labels as whole numbers from 0")
+    if len(y.shape) != 1:
         raise DataError(f"{path}: {name} has the shape {y.shape}: give it the shape (N,), one label an image")
-    if len(y) != images:
-        raise DataError(f"{path}: {name} has {len(y):,} labels for {images:,} images: give one label an image")
-    if y.min() < 0:
-        raise DataError(f"{path}: {name} holds the label {y.min()}: number the classes from 0")
+    if y.shape[0] != images:
+        raise DataError(f"{path}: {name} has {y.shape[0]:,} labels for {images:,} images: give one label an image")
 
 
-def _check_agreement(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
-    train, test = arrays["x_train"], arrays["x_test"]
-    if train.shape[1:] != test.shape[1:]:
-        raise DataError(f"{path}: images of x_train are {train.shape[1:]}, of x_test {test.shape[1:]}: give both one shape")
+def _named(header: ArrayHeader) -> str:
+    """The type of an array; one of many fields is long."""
+    text = str(header.dtype)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _check_values(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    for name in ("y_train", "y_test"):
+        if arrays[name].min() < 0:
+            raise DataError(f"{path}: {name} holds the label {arrays[name].min()}: number the classes from 0")
     classes = np.unique(arrays["y_train"])
     if len(classes) == 1:
         raise DataError(f"{path}: y_train holds the label {classes[0]} only: training needs two classes or more")

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from prunetrain.errors import ConfigError, unknown_name
+from prunetrain.foreign.opening import read_text
+from prunetrain.foreign.refusal import RefusedFileError
+from prunetrain.foreign.texts import MOST_BYTES, read_json, read_toml
 
 _SUFFIXES = (".toml", ".json")
 
@@ -48,8 +51,8 @@ def load_config_file(path: str | Path) -> dict[str, Any]:
     if path.suffix not in _SUFFIXES:
         raise ConfigError(f"{path}: a config file ends in {' or '.join(_SUFFIXES)}")
     try:
-        text = path.read_text(encoding="utf-8")
-        settings = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        text = read_text(path, MOST_BYTES)
+        settings = read_toml(text) if path.suffix == ".toml" else read_json(text)
     except OSError as error:
         raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     except UnicodeDecodeError as error:
@@ -58,8 +61,8 @@ def load_config_file(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid JSON: {error.msg} (at line {error.lineno}, column {error.colno})") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: a number or a nesting in it is too large to read") from error
+    except RefusedFileError as refused:
+        raise ConfigError(f"{path}: {refused}") from refused
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: must hold a table of settings, not a {type(settings).__name__}")
     return settings

@@ -1,0 +1,139 @@
+"""Whether strangers' files can do more than be refused: thousands of spoilt ones, each given to a real command.
+
+    python benchmarks/fuzz.py --count 5000 --seed 0                # prints a table; exits with 1 if anything is wrong
+    python benchmarks/fuzz.py --seed 0 --only checkpoint-pickle:17   # one case again, with all that it said
+
+Each case spoils one file of a small real run (checkpoint, network file, settings, data, weights, metrics) and runs a command on it. What
+may come of it: success, or exit code 2 with one line on stderr and nothing changed. Everything else is a violation: a traceback, a file
+that foreign code was to make, a program started, a write outside of the folder, half-written files, a minute of time, memory that ran out.
+"""
+
+import argparse
+import json
+import selectors
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fuzz_kinds import KINDS
+
+_WAIT = 150  # seconds without a word from a worker
+_WORKER = Path(__file__).with_name("fuzz_worker.py")
+
+
+@dataclass
+class Results:
+    """Counts by kind and outcome, and what went wrong."""
+
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+    slowest: tuple[float, str] = (0.0, "")
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Take in the outcome of a case."""
+        case = result["case"]
+        outcome = "violation" if result["problems"] else "refused" if result["refused"] else "success"
+        self.outcomes[case.partition(":")[0], outcome] += 1
+        self.violations += [f"{case}: {'; '.join(result['problems'])} | {' | '.join(result['lines'])}"] if result["problems"] else []
+        self.slowest = max(self.slowest, (result["seconds"], case))
+        self.lines += result["lines"]
+
+
+def main() -> int:
+    """Run the cases and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=5000, help="cases, shared out evenly over the kinds")
+    parser.add_argument("--seed", default="0", help="what the damage is drawn from")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="some kinds only")
+    parser.add_argument("--only", help="one case, KIND:NUMBER")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    arguments = parser.parse_args()
+    kinds = arguments.kinds.split(",")
+    cases = [arguments.only] if arguments.only else [f"{kinds[n % len(kinds)]}:{n // len(kinds)}" for n in range(arguments.count)]
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        results = run(Path(folder), arguments.seed, cases, arguments.workers)
+    if arguments.only:
+        print("\n".join(results.lines))
+    print(table(results, kinds))
+    print(f"slowest case: {results.slowest[1]}, {results.slowest[0]:.1f} s")
+    for line in results.violations:
+        print(f"violation, seed {arguments.seed}, {line}")
+    return 1 if results.violations else 0
+
+
+def run(folder: Path, seed: str, cases: list[str], workers: int) -> Results:
+    """Run cases in worker processes; one that dies or falls silent is replaced, and its case counts as a violation."""
+    results = Results()
+    waiting = [cases[number::workers] for number in range(workers)]
+    selector = selectors.DefaultSelector()
+    for number, share in enumerate(waiting):
+        _start(selector, folder / str(number), seed, share)
+    while selector.get_map():
+        ready = selector.select(timeout=_WAIT)
+        for key, _ in ready or [(key, 0) for key in selector.get_map().values()]:
+            _read(selector, key, seed, results, silent=not ready)
+    return results
+
+
+@dataclass
+class _Worker:
+    """A process, the folder that it works in, the cases that it has not finished, and whether it has begun with the first of them."""
+
+    process: "subprocess.Popen[str]"
+    folder: Path
+    cases: list[str]
+    begun: bool = False
+
+
+def _start(selector: selectors.BaseSelector, folder: Path, seed: str, cases: list[str]) -> None:
+    if cases:
+        command = [sys.executable, str(_WORKER), str(folder), seed, *cases[:500]]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        selector.register(process.stdout, selectors.EVENT_READ, _Worker(process, folder, cases))
+
+
+def _read(selector: selectors.BaseSelector, key: selectors.SelectorKey, seed: str, results: Results, *, silent: bool) -> None:
+    """Take in a line of a worker; where it has ended or said nothing for long, go on with another."""
+    worker: _Worker = key.data
+    stream = worker.process.stdout
+    assert stream is not None
+    line = "" if silent else stream.readline()
+    if line:
+        result = json.loads(line)
+        worker.begun = "problems" not in result
+        if not worker.begun:
+            results.add(result)
+            worker.cases.pop(0)
+        return
+    worker.process.kill()
+    code = worker.process.wait()
+    selector.unregister(stream)
+    if worker.begun:
+        problem = "hangs" if silent else f"ended the process with {code}"
+        results.add({"case": worker.cases.pop(0), "problems": [problem], "lines": [], "refused": False, "seconds": 0.0})
+    elif code not in (0, -9):
+        raise RuntimeError(f"the worker in {worker.folder} ended with {code}")
+    _start(selector, worker.folder, seed, worker.cases)
+
+
+def table(results: Results, kinds: list[str]) -> str:
+    """Counts by kind, as in docs/reliability.md."""
+    outcomes = ("success", "refused", "violation")
+    lines = ["| kind | cases | success | one-line error | violation |", "| --- | ---: | ---: | ---: | ---: |"]
+    totals: Counter[str] = Counter()
+    for kind in kinds:
+        counts = {outcome: results.outcomes[kind, outcome] for outcome in outcomes}
+        totals.update(counts)
+        lines.append(f"| {kind} | {sum(counts.values()):,} | " + " | ".join(f"{count:,}" for count in counts.values()) + " |")
+    lines.append(f"| all | {totals.total():,} | " + " | ".join(f"{totals[outcome]:,}" for outcome in outcomes) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

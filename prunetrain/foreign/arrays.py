@@ -1,0 +1,100 @@
+"""Arrays in an .npz file: what each declares of itself is read first, so that a caller can refuse it before its numbers are.
+
+In: an open file. Out: `ArrayHeader`s, then the arrays. Nothing is unpickled.
+"""
+
+import io
+import warnings
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.lib import format as npy
+
+from prunetrain.foreign.archives import ARCHIVE_ERRORS, open_archive
+from prunetrain.foreign.refusal import RefusedFileError
+
+_MOST_ENTRIES: Final = 10_000
+_MOST_HEADER: Final = 2**16  # bytes; numpy itself reads as many as the header asks for
+_READERS: Final = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+@dataclass(frozen=True)
+class ArrayHeader:
+    """Shape and type of an array that was not read yet."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """What the array takes in memory; whatever a file says, this is exact."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+class ArrayFile:
+    """The arrays of an .npz file; compressed ones too, as numpy.savez_compressed writes them.
+
+    Raises:
+        RefusedFileError: if the file is none, or a damaged one.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._archive = open_archive(file, most_entries=_MOST_ENTRIES, compressed=True)
+
+    def headers(self, names: Iterable[str]) -> dict[str, ArrayHeader]:
+        """The headers of those of the arrays that are there.
+
+        Raises:
+            RefusedFileError: for one that is damaged, holds objects, or declares other sizes than are stored.
+        """
+        present = set(self._archive.namelist())
+        return {name: self._header(name) for name in names if f"{name}.npy" in present}
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        """An array whose header was read.
+
+        Raises:
+            RefusedFileError: if its checksum is wrong, or there is no memory for it.
+        """
+        try:
+            with _quiet(), self._archive.open(f"{name}.npy") as stream:
+                array: np.ndarray[Any, Any] = npy.read_array(stream, allow_pickle=False)
+                stream.read(1)  # the checksum is compared at the end
+        except (*ARCHIVE_ERRORS, MemoryError) as error:
+            raise RefusedFileError(f"{name}: {_one_line(error)}") from None
+        return array
+
+    def _header(self, name: str) -> ArrayHeader:
+        entry: zipfile.ZipInfo = self._archive.getinfo(f"{name}.npy")
+        try:
+            with self._archive.open(entry) as stream:
+                start = io.BytesIO(stream.read(_MOST_HEADER))
+            version = npy.read_magic(start)
+            if version not in _READERS:
+                raise RefusedFileError(f"{name}: arrays of version {version} are not known")
+            with _quiet():
+                shape, _, dtype = _READERS[version](start)
+        except RefusedFileError:
+            raise
+        except Exception as error:  # numpy parses the header as Python, in several ways, and raises what each of them raises
+            raise RefusedFileError(f"{name}: {_one_line(error)}") from None
+        header = ArrayHeader(shape, dtype)
+        if dtype.hasobject:
+            raise RefusedFileError(f"{name} holds Python objects, which are not read")
+        if min(shape, default=0) < 0 or header.nbytes != entry.file_size - start.tell():
+            raise RefusedFileError(f"{name} should take {header.nbytes:,} bytes, and {entry.file_size - start.tell():,} are stored")
+        return header
+
+
+def _quiet() -> "warnings.catch_warnings[None]":
+    """Inside, numpy does not warn of headers that Python 2 wrote."""
+    return warnings.catch_warnings(action="ignore")
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,47 @@
+"""How much memory there is, so that sizes in a file can be compared with it before they are believed."""
+
+import os
+from pathlib import Path
+
+MEMINFO = Path("/proc/meminfo")
+_CONTAINERS = (  # limit and use, of the second and the first version of control groups
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+
+
+def available_memory() -> int:
+    """Bytes that this process could still take: of the machine, or of its container where that has a limit.
+
+    Where the system does not say what is available (as on a Mac), it is all that the machine has.
+    """
+    machine = _from_meminfo()
+    if machine is None:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(left for left in map(_left_in, _CONTAINERS) if left is not None)])
+
+
+def readable(size: int) -> str:
+    """A number of bytes for reading: 1.5 GB, 20 MB, 300 bytes."""
+    for power, unit in ((15, "PB"), (12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
+        if size >= 10**power:
+            return f"{size // 10 ** (power - 1) / 10:,.4g} {unit}" if size < 10**18 else "over 1,000 PB"
+    return f"{size} bytes"
+
+
+def _from_meminfo() -> int | None:
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
+
+
+def _left_in(container: tuple[Path, Path]) -> int | None:
+    """What a container may still take; its use counts files that the system keeps in memory too, so a quarter is left in any case."""
+    try:
+        limit, used = (int(path.read_text()) for path in container)
+    except (OSError, ValueError):  # no such container, or "max"
+        return None
+    return max(limit - used, limit // 4)

@@ -1,0 +1,25 @@
+"""Files by safetensors: the two sizes that its own reader believes. It compares everything else: offsets, shapes, types, overlaps."""
+
+from pathlib import Path
+from typing import Final
+
+from prunetrain.foreign.memory import available_memory, readable
+from prunetrain.foreign.opening import open_regular, size_of
+from prunetrain.foreign.refusal import RefusedFileError
+
+_MOST_HEADER: Final = 2**24  # bytes; the format's own limit is 100 MB, which take gigabytes to read
+
+
+def check_safetensors(path: Path) -> None:
+    """Check a file before the library reads it.
+
+    Raises:
+        OSError: if it cannot be opened.
+        RefusedFileError: if it is no regular file, its header is longer than the file or far too long, or it does not fit into memory.
+    """
+    with open_regular(path) as file:
+        size, header = size_of(file), int.from_bytes(file.read(8), "little")
+    if header > min(size, _MOST_HEADER):
+        raise RefusedFileError(f"its header should be {header:,} bytes long")
+    if size > (available := available_memory()):
+        raise RefusedFileError(f"its tensors take {readable(size)}, and {readable(available)} of memory are free")

@@ -1,0 +1,76 @@
+"""Settings in TOML and JSON: no numbers that are none, no key twice, nothing deep or huge.
+
+In: text. Out: plain values. A text that breaks the language's own rules raises the reader's error, which knows the line.
+"""
+
+import json
+import tomllib
+from math import isinf
+from typing import Any, Final
+
+from prunetrain.foreign.refusal import RefusedFileError, shown
+
+MOST_BYTES: Final = 2**16  # of a file of settings; Python's TOML reader takes quadratic time for hostile ones
+_MOST_DEPTH: Final = 20
+_LARGEST: Final = 2**63 - 1
+
+
+def read_toml(text: str) -> object:
+    """The values of a TOML file.
+
+    Raises:
+        tomllib.TOMLDecodeError: if it is none.
+        RefusedFileError: for values that are nested too deeply, or too large.
+    """
+    try:
+        return _checked(tomllib.loads(text))
+    except (RecursionError, OverflowError):
+        raise RefusedFileError("a number or a nesting in it is too large to read") from None
+
+
+def read_json(text: str | bytes) -> object:
+    """The values of a JSON file.
+
+    Raises:
+        json.JSONDecodeError: if it is none.
+        RefusedFileError: for a key that is there twice, Infinity and NaN, and values that are nested too deeply, or too large.
+    """
+    try:
+        return _checked(json.loads(text, object_pairs_hook=_table, parse_constant=_no_number, parse_float=_finite))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except (ValueError, RecursionError):
+        raise RefusedFileError("a number or a nesting in it is too large to read") from None
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise RefusedFileError(f"{shown(key)} is there twice")
+        table[key] = value
+    return table
+
+
+def _no_number(word: str) -> float:
+    raise RefusedFileError(f"{word} is no number")
+
+
+def _finite(word: str) -> float:
+    number = float(word)
+    if isinf(number):
+        raise RefusedFileError(f"{shown(word)} is too large a number")
+    return number
+
+
+def _checked(value: object) -> object:
+    waiting = [(value, 0)]
+    while waiting:
+        part, depth = waiting.pop()
+        if depth > _MOST_DEPTH:
+            raise RefusedFileError("its tables and lists are nested too deeply")
+        if isinstance(part, int) and abs(part) > _LARGEST:
+            raise RefusedFileError("a whole number in it is beyond 64 bits")
+        parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        waiting.extend((inner, depth + 1) for inner in parts)
+    return value

@@ -1,0 +1,62 @@
+"""Files by torch.save, checked as a whole: the archive, its checksums, the pickle in it, and the sizes and strides of its tensors."""
+
+import zipfile
+from typing import BinaryIO, Final
+
+from prunetrain.foreign.archives import ARCHIVE_ERRORS, check_contents, open_archive
+from prunetrain.foreign.memory import available_memory, readable
+from prunetrain.foreign.pickles import MOST_BYTES, read_pickle
+from prunetrain.foreign.refusal import RefusedFileError, shown
+
+MOST_TENSORS: Final = 1_000_000
+_OLD_FORMAT: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled number, by which torch knows it
+_PICKLE: Final = "data.pkl"
+_STORAGES: Final = "data/"
+_MOST_BESIDE: Final = 4096  # bytes of what torch notes beside the pickle: a version, the order of bytes
+
+
+def check_torch_file(file: BinaryIO) -> None:
+    """Check a file before `torch.load(file, weights_only=True)`. Nothing of it is built, and it is read a megabyte at a time.
+
+    Raises:
+        RefusedFileError: for what torch.save did not write, whatever does not fit together, and tensors that do not fit into memory.
+    """
+    if file.read(len(_OLD_FORMAT)) == _OLD_FORMAT:
+        raise RefusedFileError(
+            "its format is that of torch before 1.6: save it again, torch.save(torch.load(FILE, weights_only=True), FILE)"
+        )
+    archive = open_archive(file, most_entries=MOST_TENSORS, compressed=False)
+    parts = _parts(archive)
+    size = sum(length for name, length in parts.items() if name.startswith(_STORAGES))
+    if size > (available := available_memory()):
+        raise RefusedFileError(f"its tensors take {readable(size)}, and {readable(available)} of memory are free")
+    check_contents(archive)
+    try:
+        data = archive.read(f"{_folder(archive)}{_PICKLE}")
+    except ARCHIVE_ERRORS:
+        raise RefusedFileError(f"its {_PICKLE} is damaged") from None
+    read_pickle(data, {name.removeprefix(_STORAGES): length for name, length in parts.items() if name.startswith(_STORAGES)})
+    file.seek(0)
+
+
+def _folder(archive: zipfile.ZipFile) -> str:
+    """The folder that everything in the archive is in, with the slash."""
+    names = archive.namelist()
+    folder = names[0].partition("/")[0] + "/" if names else ""
+    if not folder or any(not name.startswith(folder) for name in names):
+        raise RefusedFileError("it is no file by torch.save")
+    return folder
+
+
+def _parts(archive: zipfile.ZipFile) -> dict[str, int]:
+    """The bytes of every part, by its name in the folder."""
+    folder = _folder(archive)
+    parts = {entry.filename.removeprefix(folder): entry.file_size for entry in archive.infolist()}
+    if _PICKLE not in parts or "constants.pkl" in parts:
+        raise RefusedFileError("it is no file by torch.save")
+    if parts[_PICKLE] > MOST_BYTES:
+        raise RefusedFileError(f"its {_PICKLE} is longer than {MOST_BYTES:,} bytes")
+    for name, length in parts.items():
+        if name != _PICKLE and not name.startswith(_STORAGES) and length > _MOST_BESIDE:
+            raise RefusedFileError(f"its part {shown(name)} is none that torch.save writes")
+    return parts

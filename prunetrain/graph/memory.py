@@ -1,0 +1,52 @@
+"""What a network takes in memory, from its graph alone, so that one that does not fit is refused before it is built. No torch."""
+
+from math import prod
+from typing import Final
+
+from prunetrain.errors import NetworkFileError
+from prunetrain.foreign.memory import available_memory, readable
+from prunetrain.graph.costs import costs
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.shapes import infer_shapes
+
+_BYTES: Final = {"float32": 4, "int64": 8, "bool": 1}
+_NUMBER: Final = 4  # bytes of a float32
+_STATISTICS: Final = ("BatchNorm1d", "BatchNorm2d", "InstanceNorm2d")
+
+
+def state_bytes(graph: LayerGraph) -> int:
+    """Bytes of a network's parameters and buffers."""
+    declared = sum(prod(tensor.shape) * _BYTES[tensor.dtype] for tensor in graph.declared if tensor.role != "parameter")
+    statistics = sum(
+        2 * layer["num_features"] * _NUMBER + 8 for layer in graph.layers if layer.kind in _STATISTICS and layer["track_running_stats"]
+    )
+    return costs(graph).params * _NUMBER + declared + int(statistics)
+
+
+def check_state_fits(graph: LayerGraph, filename: str) -> None:
+    """Refuse a network whose parameters and buffers are larger than the memory that is free.
+
+    Raises:
+        NetworkFileError: then.
+    """
+    if (needed := state_bytes(graph)) > (available := available_memory()):
+        raise NetworkFileError(f"{filename}: its weights take {readable(needed)}, and {readable(available)} of memory are free")
+
+
+def check_results_fit(graph: LayerGraph, filename: str, images: int) -> None:
+    """Refuse a network of which a single result is larger than the memory that is free.
+
+    Args:
+        graph: the network.
+        filename: how the error calls it.
+        images: how many it works on at a time.
+
+    Raises:
+        NetworkFileError: then.
+    """
+    needed = max(prod(shape) for shape in infer_shapes(graph, images)) * _NUMBER
+    if needed > (available := available_memory()):
+        where = f"for a batch of {images:,} images" if images > 1 else "for one image"
+        raise NetworkFileError(
+            f"{filename}: a layer's results take {readable(needed)} {where}, and {readable(available)} of memory are free"
+        )

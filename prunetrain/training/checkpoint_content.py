@@ -1,0 +1,168 @@
+"""What may stand in a checkpoint: every value of its type and range, so that nothing behind the reader meets anything else.
+
+In: the dictionary out of the file, all of its keys there. Out: nothing, or a `RefusedFileError` that names the value at fault.
+"""
+
+import types
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any, Final, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from prunetrain.foreign.refusal import RefusedFileError, shown
+
+_LARGEST: Final = 2**63 - 1  # of a count: MACs of all training, for one
+_MOST_EPOCHS: Final = 1_000_000
+_MOST_RNG_BYTES: Final = 65_536  # of one generator's state; the CPU's has 5,056
+_USED_METRICS: Final = ("epoch_seconds", "val_top1", "train_macs_total", "train_images_total")  # that a run reads again
+_COUNTED: Final = ("train_macs_total", "train_images_total")
+
+
+def check_content(content: Mapping[str, Any], progress: type) -> None:
+    """Check the values of a checkpoint.
+
+    Args:
+        content: the dictionary in the file.
+        progress: the class whose fields its `progress` has; their annotations say what each may be.
+
+    Raises:
+        RefusedFileError: for a value of another type or out of range, and parts that do not belong together.
+    """
+    for name in ("network", "network_sha256"):
+        _require(isinstance(content[name], str), f"its {name} is no word")
+    for name in ("config", "scaler"):
+        _require(_has_words_as_keys(content[name]), f"its {name} is no table")
+    _check_weights(content["model"])
+    _check_progress(content["progress"], get_type_hints(progress))
+    for name, value in content["scaler"].items():
+        _require(_is_number(value) and isfinite(value), f"its loss scale has {shown(name)} that is no number")
+    _check_generators(content["rng"])
+    _check_optimizer(content["optimizer"], content["parameters"], content["model"])
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RefusedFileError(message)
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a number; a run that diverged has infinite ones, and others that are none."""
+    return isinstance(value, float) or (type(value) is int and abs(value) <= _LARGEST)
+
+
+def _has_words_as_keys(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _check_count(value: object, what: str, most: int = _LARGEST) -> None:
+    _require(type(value) is int and 0 <= value <= most, f"{what} is no whole number from 0 to {most:,}")
+
+
+def _check_weights(model: object) -> None:
+    _require(isinstance(model, dict) and bool(model), "it has no weights")
+    assert isinstance(model, dict)
+    for name, tensor in model.items():
+        _require(isinstance(name, str), "it has a tensor without a name")
+        _require(type(tensor) is Tensor and not tensor.requires_grad, f"{shown(name)} of its weights is no plain tensor")
+
+
+def _check_progress(progress: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    for name, kind in kinds.items():
+        _require(_is(progress[name], kind), f"its progress has {name} of another kind than it should be")
+    _require(progress["epoch"] <= _MOST_EPOCHS, f"its epoch is over {_MOST_EPOCHS:,}")
+    strength, running = progress["lasso_strength"], progress["running"]
+    _require(strength is None or not strength < 0, "its lasso_strength is negative")
+    if progress["step"]:
+        _check_count(running.get("images"), "its images of the running epoch")
+        _require(all(name in running for name in ("loss", "correct", "seconds")), "its sums over the running epoch are incomplete")
+    _require(len(progress["history"]) <= progress["epoch"], "its history is longer than its epochs")
+    for line in progress["history"]:
+        _check_line(line)
+
+
+def _check_line(line: Mapping[str, Any]) -> None:
+    for name, value in line.items():
+        _require(isinstance(value, int | float | str | None), f"its history has {shown(name)} that is no plain value")
+    for name in _USED_METRICS:
+        _require(_is_number(line.get(name)) and isfinite(line[name]), f"its history has {name} missing, or no number")
+    for name in _COUNTED:
+        _require(1 <= line[name] <= _LARGEST, f"its history has {name} out of range")
+
+
+def _is(value: object, kind: Any) -> bool:
+    """Whether a value is of an annotated kind: whole numbers count from 0, keys are words, and Any is left to other checks."""
+    if kind is Any:
+        return True
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(_is(value, part) for part in get_args(kind))
+    if get_origin(kind) is dict:
+        return _has_words_as_keys(value) and all(_is(item, get_args(kind)[1]) for item in value.values())  # type: ignore[attr-defined]
+    if get_origin(kind) in (list, tuple):
+        return isinstance(value, get_origin(kind)) and all(_is(item, get_args(kind)[0]) for item in value)
+    if kind is int:
+        return type(value) is int and 0 <= value <= _LARGEST
+    if kind is float:
+        return _is_number(value)
+    return type(value) is kind
+
+
+def _check_generators(rng: object) -> None:
+    """States of random generators: tensors of bytes, in lists or tables of any shape."""
+    _require(_has_words_as_keys(rng), "its rng is no table")
+    assert isinstance(rng, dict)
+    wanted = torch.get_rng_state().shape
+    _require(isinstance(rng.get("cpu"), Tensor) and rng["cpu"].shape == wanted, f"its rng has no state of {wanted[0]:,} bytes for the CPU")
+    _require(isinstance(rng.get("cuda"), list), "its rng has no list of states for GPUs")
+    waiting: list[object] = list(rng.values())
+    while waiting:
+        state = waiting.pop()
+        if isinstance(state, dict):
+            waiting.extend(state.values())
+        elif isinstance(state, list | tuple):
+            waiting.extend(state)
+        elif isinstance(state, Tensor):
+            fits = state.dtype == torch.uint8 and state.dim() == 1 and 0 < state.numel() <= _MOST_RNG_BYTES and state.is_contiguous()
+            _require(fits, "its rng has a state that is none of a generator")
+        else:
+            _require(isinstance(state, int | str | None), "its rng has a state that is none of a generator")
+
+
+def _check_optimizer(optimizer: object, parameters: object, model: Mapping[str, Tensor]) -> None:
+    """Groups that share out the parameters between them, and for each parameter numbers, and tensors of its shape or of one number."""
+    _require(isinstance(parameters, list) and isinstance(optimizer, dict), "its optimizer is not readable")
+    assert isinstance(parameters, list)
+    assert isinstance(optimizer, dict)
+    if not optimizer:  # of a run before its first step
+        _require(not parameters, "its optimizer has parameters and no state")
+        return
+    _require(all(isinstance(name, str) and name in model for name in parameters), "its optimizer has a parameter that is no weight")
+    _require(len(set(parameters)) == len(parameters), "its optimizer has a parameter twice")
+    groups, state = optimizer.get("param_groups"), optimizer.get("state")
+    _require(set(optimizer) == {"state", "param_groups"} and isinstance(state, dict), "its optimizer is not readable")
+    _require(isinstance(groups, list) and all(_is_group(group) for group in groups), "its optimizer's groups are not readable")
+    assert isinstance(groups, list)
+    assert isinstance(state, dict)
+    _require([index for group in groups for index in group["params"]] == list(range(len(parameters))), "its optimizer has other parameters")
+    for index, entries in state.items():
+        _require(type(index) is int and 0 <= index < len(parameters), "its optimizer has state of no parameter")
+        _require(_has_words_as_keys(entries), "its optimizer's state is not readable")
+        for key, entry in entries.items():
+            fits = _is_state_of(entry, model[parameters[index]])
+            _require(fits, f"its optimizer's {shown(key)} of {shown(parameters[index])} does not fit it")
+
+
+def _is_group(group: object) -> bool:
+    if not _has_words_as_keys(group):
+        return False
+    assert isinstance(group, dict)
+    indices = group.get("params")
+    return isinstance(indices, list) and all(type(index) is int for index in indices)
+
+
+def _is_state_of(entry: object, parameter: Tensor) -> bool:
+    if isinstance(entry, Tensor):
+        same = entry.shape == parameter.shape and entry.dtype.is_floating_point
+        return (same or entry.dim() == 0) and not entry.requires_grad
+    return entry is None or isinstance(entry, bool) or _is_number(entry)

@@ -1,0 +1,41 @@
+"""Signals in the processes that decode images: what asks to stop is the parent's to decide, which finishes its step and then ends them.
+
+Terminals and clusters send a request to stop to every process of a job. A worker that died of it would fail the step that the parent is
+about to finish, and print a traceback.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prunetrain.training.stopping import SIGNALS
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Around the start of workers: requests to stop wait, here until the end, and in a worker until it has said what becomes of them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Ignore requests to stop, except a SIGTERM from the parent: so it ends a worker that is still there at its own end.
+
+    For `DataLoader(worker_init_fn=...)`, with `held_back` around the loader's start.
+    """
+    for number in set(SIGNALS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_parent_says, daemon=True).start()
+
+
+def _end_when_parent_says() -> None:
+    parent = os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,0 +1,211 @@
+"""Joining the other workers of a run, and leaving them.
+
+In: the environment variables that torch's launchers set (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), whether `prunetrain train
+--nproc` or `torchrun` started this process. Out: the `Ranks`.
+
+However many workers fail, one of them tells why: whoever is first to count up a number in the launcher's store. One that merely lost the
+others ends without a word, and the launcher starts all of them anew.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import distributed
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # documented, and not in __all__
+
+from prunetrain.errors import PruneTrainError, WorkerError
+from prunetrain.training.distribution import Ranks
+from prunetrain.training.stopping import SIGNALS
+
+FAILED = 2  # exit code after what a user can do wrong
+PEER_LOST = 75  # exit code of a worker that lost the others; EX_TEMPFAIL of sysexits.h
+PATIENCE = timedelta(minutes=30)  # for a worker that hangs, or a machine that vanished; one that died is noticed at once
+_STORE_PATIENCE = timedelta(seconds=10)
+STORE = "PRUNETRAIN_STORE"  # environment variable: host:port of the store of `launching.launch`
+_PARTS = "prunetrain/parts"  # how many parts of torchelastic's store have been opened
+_PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+
+class PeerFailed(WorkerError):
+    """Another worker failed, and has told why."""
+
+
+class PeerLost(WorkerError):
+    """Another worker is gone without a word: killed, or its machine is."""
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def local_rank() -> int:
+    """This process's number on its machine, which is the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Inside, whatever fails on however many workers is told by one of them. Alone, it does nothing.
+
+    Raises:
+        PruneTrainError: what was raised inside, if it is on this worker to tell it.
+        PeerFailed: if another worker tells, whatever happened to this one.
+        PeerLost: if this worker lost the others, and none of them told why.
+    """
+    if not launched():
+        yield
+        return
+    try:
+        yield
+    except PruneTrainError as error:
+        _ignore_signals()
+        if not _first_to_tell():
+            raise PeerFailed(str(error)) from error
+        raise
+    except RuntimeError as error:
+        if _told():
+            raise PeerFailed(str(error)) from error
+        if _is_lost_connection(error):
+            raise PeerLost(str(error)) from error
+        raise
+
+
+@contextmanager
+def join(device: torch.device) -> Iterator[Ranks]:
+    """Inside, this process is one of those that a launcher started; without a launcher it is alone. It leaves when all do.
+
+    Args:
+        device: where it computes. Tensors on GPUs go through NCCL, those on the CPU and everything small through gloo.
+
+    Raises:
+        WorkerError: if the others cannot be reached.
+    """
+    if not launched():
+        yield Ranks()
+        return
+    _stop_with_the_launcher()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        store, rank, world_size = _meet(_agent_store(PATIENCE)), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=world_size)
+    except (ValueError, KeyError) as error:  # a variable is missing or no number
+        raise WorkerError(f"cannot join the other workers ({error}): start all of them with --nproc, --gpus or torchrun") from None
+    ranks = Ranks.joined()
+    if ranks.rank > 0:
+        warnings.simplefilter("ignore")  # rank 0 shows them
+    yield ranks
+    _ignore_signals()
+    ranks.gather(None)
+    distributed.destroy_process_group()
+
+
+def _ignore_signals() -> None:
+    """Let nothing end this process any more, now that it is ending: the launcher does, as soon as the first of the workers has ended."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def note_run(checkpoints: Path) -> None:
+    """Let the launcher know which run this is: workers that it starts anew go on with it."""
+    if store := _store():
+        store.set("run", str(checkpoints.resolve()))
+
+
+def noted_run() -> Path | None:
+    """The folder of checkpoints of the run that workers before these were at; None for the first ones."""
+    store = _store()
+    return Path(store.get("run").decode()) if store and store.check(["run"]) else None
+
+
+def _meet(store: Store | None) -> Store | None:
+    """A part of torchelastic's store that is for the workers of now alone.
+
+    The store may be older than these workers, and what those before them left there, such as addresses, would mislead. So rank 0 opens a
+    part under a new number, and welcomes everyone who reports there; a part in which nobody does is an old one.
+
+    Raises:
+        PeerLost: if the others do not come.
+    """
+    if store is None:
+        return None
+    rank, world_size, me = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), uuid.uuid4().hex
+    if rank == 0:
+        part = PrefixStore(f"prunetrain/{store.add(_PARTS, 1)}", store)
+        for other in range(1, world_size):
+            part.set(f"welcome/{other}", part.get(f"here/{other}").decode())
+        return part
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    while time.monotonic() < deadline:
+        part = PrefixStore(f"prunetrain/{store.add(_PARTS, 0)}", store)
+        part.set(f"here/{rank}", me)
+        if part.check([f"welcome/{rank}"]) and part.get(f"welcome/{rank}") == me.encode():
+            return part
+        time.sleep(0.02)
+    raise PeerLost("worker 0 did not come")
+
+
+def _agent_store(patience: timedelta) -> Store | None:
+    """The store of torch's elastic launcher; None without that launcher."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return None
+    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience)
+
+
+def _store() -> Store | None:
+    """A store that outlives the workers, their launcher's; None without one, or if it is gone."""
+    with suppress(RuntimeError):
+        if address := os.environ.get(STORE):
+            host, port = address.split(":")
+            return TCPStore(host, int(port), is_master=False, timeout=_STORE_PATIENCE)
+        store = _agent_store(_STORE_PATIENCE)
+        return store and PrefixStore("prunetrain", store)
+    return None
+
+
+def _told_key() -> str:
+    return f"told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def _first_to_tell() -> bool:
+    """Whether it is on this worker to tell what went wrong."""
+    with suppress(RuntimeError):
+        if store := _store():
+            return bool(store.add(_told_key(), 1) == 1)
+    return os.environ["RANK"] == "0"
+
+
+def _told() -> bool:
+    """Whether another worker has told what went wrong."""
+    with suppress(RuntimeError):
+        if store := _store():
+            return bool(store.check([_told_key()]))
+    return False
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether an error of torch is that another worker is gone. Gloo has no class for it."""
+    if isinstance(error, distributed.DistError):
+        return True
+    text = str(error)
+    return any(words in text for words in ("gloo", "Gloo", "NCCL"))
+
+
+def _stop_with_the_launcher() -> None:
+    """Ask the system for a SIGTERM when the launcher dies, so that nothing trains on unseen. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGTERM)

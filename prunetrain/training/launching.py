@@ -1,0 +1,200 @@
+"""Starting the workers of a run on this machine with torch's elastic launcher, and starting them anew when one dies.
+
+In: the command line, and how many workers. Out: the exit code of all of them. Each worker is `python -m prunetrain` with the same command
+line; it finds in its environment which one it is (`joining.join`).
+
+A worker that was killed, or that crashed, ends all; they come back and go on from the newest checkpoint. When a user's mistake or a request
+to stop ended them, they stay away: exit codes 2, 130 and 143.
+"""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, and not in __all__
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
+
+import prunetrain
+from prunetrain.errors import WorkerError
+from prunetrain.training.joining import FAILED, PEER_LOST, STORE
+from prunetrain.training.stopping import SIGNALS
+
+STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes after a request to stop
+
+
+def launch(arguments: Sequence[str], workers: int, max_restarts: int) -> int:
+    """Run the workers to their end.
+
+    Args:
+        arguments: the command line of each, without the program.
+        workers: how many.
+        max_restarts: how many times all are started anew after one died.
+
+    Returns:
+        0, or the exit code of the workers: 2 after a mistake, which one of them told; 130 or 143 after a request to stop.
+
+    Raises:
+        WorkerError: when a worker died once more than that.
+    """
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    with tempfile.TemporaryDirectory(prefix="prunetrain-") as folder, _quiet(), _environment(workers, f"localhost:{store.port}"):
+        agent = _Agent(_spec(arguments, workers, max_restarts), DefaultLogsSpecs(log_dir=folder))
+        try:
+            with agent.forwarding():
+                agent.run()
+        except _Ended as end:
+            return end.code
+        except SignalException as stop:  # between torch's start of the workers and the moment when `forwarding` has the signals back
+            return 128 + int(stop.sigval)
+        return 0
+
+
+class _Ended(Exception):
+    """The workers have ended for good, with this exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class _Agent(LocalElasticAgent):
+    """Torch's agent, which passes requests to stop on to the workers and knows when not to start them anew."""
+
+    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs) -> None:
+        super().__init__(spec, logs)
+        self._spec = spec
+        self._pids: list[int] = []
+        self._asked: int | None = None
+        self._deaths = 0
+
+    @contextmanager
+    def forwarding(self) -> Iterator[None]:
+        """Inside, Ctrl-C and SIGTERM go to the workers, which are in sessions of their own. What they do then is their exit code."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        try:
+            self._take_signals()
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _take_signals(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._pass_on)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._asked = number
+        for pid in self._pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        started: dict[int, Any] = super()._start_workers(worker_group)
+        self._take_signals()  # torch has just put its own handlers there
+        self._pids = list(started.values())
+        return started
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.is_failed():
+            self._judge({rank: failure.exitcode for rank, failure in result.failures.items()})
+        return result
+
+    def _judge(self, codes: dict[int, int]) -> None:
+        """Return to let torch start the workers anew; end otherwise.
+
+        Args:
+            codes: of the workers that failed, by rank; the number of a signal, negative, of one that it killed.
+
+        Raises:
+            _Ended: if they ended as they should.
+            WorkerError: if they have died too often.
+        """
+        if FAILED in codes.values():
+            raise _Ended(FAILED)
+        if self._asked is not None:
+            raise _Ended(128 + self._asked)
+        if set(codes.values()) <= set(STOPPED):  # somebody asked the workers themselves
+            raise _Ended(max(codes.values()))
+        rank = min(codes, key=lambda rank: (_collateral(codes[rank]), rank))
+        what = f"worker {rank} {_death(codes[rank])}"
+        self._deaths += 1
+        limit = self._spec.max_restarts
+        if self._deaths > limit:
+            raise WorkerError(f"{what}, and --max-restarts {limit} does not allow another start: go on with --resume auto")
+        print(f"{what}; all go on from the last checkpoint (restart {self._deaths} of at most {limit})", file=sys.stderr, flush=True)
+
+
+def _collateral(code: int) -> bool:
+    """Whether a worker ended so because another one did."""
+    return code in (PEER_LOST, -signal.SIGTERM, *STOPPED)
+
+
+def _death(code: int) -> str:
+    """How a worker ended, in words."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _spec(arguments: Sequence[str], workers: int, max_restarts: int) -> WorkerSpec:
+    rendezvous = RendezvousParameters(
+        backend="c10d", endpoint="localhost:0", run_id=uuid.uuid4().hex, min_nodes=1, max_nodes=1, local_addr="localhost"
+    )
+    return WorkerSpec(
+        role="prunetrain",
+        local_world_size=workers,
+        entrypoint=sys.executable,
+        args=("-m", "prunetrain", *arguments),
+        rdzv_handler=registry.get_rendezvous_handler(rendezvous),
+        max_restarts=max_restarts,
+        monitor_interval=0.1,
+        local_addr="localhost",
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, torch's launcher logs nothing: what a user needs to know is told by the workers, and by `_judge`."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _environment(workers: int, store: str) -> Iterator[None]:
+    """Inside, child processes find this package, share the cores, and are silent about their connections."""
+    here = str(Path(prunetrain.__file__).parent.parent)
+    changes = {
+        STORE: store,
+        "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), here])),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // workers))),
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "FATAL"),
+    }
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

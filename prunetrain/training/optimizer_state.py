@@ -1,0 +1,50 @@
+"""An optimizer's state out of a checkpoint: momenta and step counts, and nothing else.
+
+In: an optimizer as the settings build it, and a saved state dict of one. Out: the optimizer with the saved tensors. Its settings stay those
+that it was built with: the run's own say them all, and a foreign file need not be believed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+
+def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Put saved state into an optimizer, in the memory formats of its parameters, which fused optimizers count on.
+
+    Raises:
+        ValueError: if it is for other parameters, or for another optimizer.
+    """
+    built = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in built]:
+        raise ValueError("it is for other parameters")
+    shaped, counts = ({"momentum_buffer"}, set()) if isinstance(optimizer, SGD) else ({"exp_avg", "exp_avg_sq"}, {"step"})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entries in saved["state"].items():
+        if set(entries) != shaped | counts:
+            raise ValueError(f"it should hold {', '.join(sorted(shaped | counts))} of each parameter")
+        for key, entry in entries.items():
+            wanted = parameters[index].shape if key in shaped else torch.Size()
+            if not isinstance(entry, Tensor) or entry.shape != wanted or entry.dtype != torch.float32:
+                raise ValueError(f"its {key} does not fit its parameter")
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": built})
+    _complete(optimizer)
+    _match_formats(optimizer)
+
+
+def _complete(optimizer: Optimizer) -> None:
+    """Start missing momenta at zero where others are there: SGD takes all or none, and zero is what it begins with."""
+    if isinstance(optimizer, SGD) and optimizer.state:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+
+
+def _match_formats(optimizer: Optimizer) -> None:
+    for parameter, entries in optimizer.state.items():
+        for key, entry in entries.items():
+            if isinstance(entry, Tensor) and entry.shape == parameter.shape and entry.stride() != parameter.stride():
+                entries[key] = torch.empty_like(parameter, dtype=entry.dtype).copy_(entry)

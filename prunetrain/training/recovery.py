@@ -1,0 +1,115 @@
+"""Where a run goes on after a crash: its newest checkpoint that is whole together with its network file.
+
+In: the folders of a run as a process left them that ended at any instant. Out: the checkpoint to go on from, and folders in which nothing
+is left that a run which was never interrupted would not have at that point.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from prunetrain.errors import CheckpointError, NetworkFileError, PruneTrainError
+from prunetrain.files import remove_leftovers, write_atomically
+from prunetrain.graph.load import read_graph
+from prunetrain.graph.parse import parse
+from prunetrain.paths import RunPaths
+from prunetrain.training.checkpoints import Progress, load_checkpoint, read_network_of
+from prunetrain.training.state import load_weights
+
+_OTHERWISE = "or start a new run with another --name"
+
+
+def newest_whole(run: RunPaths, say: Callable[[str], object]) -> Path | None:
+    """The checkpoint with the most progress of those that load, and whose network file is there, is theirs and takes their weights.
+
+    Args:
+        run: one of which something is there.
+        say: is told of every newer checkpoint why it was skipped.
+
+    Returns:
+        The checkpoint; None if the run ended before its first one was written, so that nothing is lost by starting it again.
+
+    Raises:
+        CheckpointError: if there were checkpoints, and none is whole.
+        NetworkFileError: if the dense network's file is damaged, without which none can be used.
+    """
+    numbered = run.checkpoint_files()
+    if not (numbered or run.last.exists() or run.metrics.exists() or any(run.network_files())):
+        return None
+    _check_dense(run)
+    newest, place = None, (-1, 0)
+    for epoch, path in ((None, run.last), *sorted(numbered.items(), reverse=True)):
+        if epoch is not None and epoch <= place[0]:
+            break
+        progress = _progress_of_whole(path, say) if path.exists() else None
+        if progress and (progress.epoch, progress.step) > place:
+            newest, place = path, (progress.epoch, progress.step)
+    if newest is None:
+        raise CheckpointError(f"{run.checkpoints} has no whole checkpoint to go on from: restore one, {_OTHERWISE}")
+    return newest
+
+
+def _progress_of_whole(path: Path, say: Callable[[str], object]) -> Progress | None:
+    """How far a checkpoint is, if it and its network file are whole."""
+    try:
+        checkpoint = load_checkpoint(path)
+        network, source = read_network_of(path, checkpoint)
+        load_weights(source, parse(source, str(network)), network, checkpoint, path)
+    except PruneTrainError as error:
+        say(f"skipped {path.name}: {str(error).removeprefix(f'{path}: ')}")
+        return None
+    return checkpoint.progress
+
+
+def _check_dense(run: RunPaths) -> None:
+    try:
+        read_graph(run.network(0))
+    except NetworkFileError as error:
+        raise NetworkFileError(
+            f"{error}; it is the dense network, and every checkpoint of the run needs it: restore it, {_OTHERWISE}"
+        ) from None
+
+
+def make_newest(run: RunPaths, checkpoint: Path, epoch: int, say: Callable[[str], object]) -> None:
+    """Make a checkpoint of a run its newest: what was written after it goes.
+
+    Args:
+        run: the run, locked.
+        checkpoint: one of its checkpoints, known to be whole.
+        epoch: of the checkpoint.
+        say: is told what went.
+
+    Raises:
+        OutputError: if last.pt cannot be written.
+    """
+    if checkpoint.name != run.last.name:
+        with checkpoint.open("rb") as source:
+            write_atomically(run.last, lambda target: shutil.copyfileobj(source, target))
+    for files in (run.checkpoint_files(), run.network_files()):
+        later = [path for number, path in files.items() if number > epoch]
+        for path in reversed(later):
+            path.unlink(missing_ok=True)
+            say(f"removed {path.name}, which came after {checkpoint.name}")
+    for folder in (run.networks, run.checkpoints):
+        remove_leftovers(folder)
+
+
+def keep_newest(run: RunPaths, count: int) -> None:
+    """Remove all but the newest so many checkpoints of reconfigurations; 0 keeps all. last.pt and the network files stay.
+
+    To be called when a newer checkpoint is on the disk.
+    """
+    files = list(run.checkpoint_files().values())
+    for path in files[:-count] if count else ():
+        path.unlink(missing_ok=True)
+
+
+def discard_unborn(run: RunPaths) -> None:
+    """Remove what a process left that was killed while it created a run, for which `newest_whole` found nothing. Other files stay."""
+    for folder in (run.networks, run.checkpoints):
+        if folder.is_dir():
+            remove_leftovers(folder)
+    run.network(0).unlink(missing_ok=True)
+    for folder in (run.networks, run.checkpoints):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
