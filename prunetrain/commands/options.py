@@ -65,7 +65,8 @@ class Word(click.Choice[str]):
 
 def _arguments(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...] | None:
     """The words of a repeated flag in one spelling; None if it was not given."""
-    return argument_words(parse_arguments(words)) or None
+    flag = param.opts[0].lstrip("-")
+    return argument_words(parse_arguments(words, flag), flag) or None
 
 
 def _whole_numbers(text: str) -> tuple[int, ...] | str:

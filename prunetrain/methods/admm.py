@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from prunetrain.errors import ConfigError
 from prunetrain.methods.admm_steps import AdmmState, Projection, Residuals, add_gradient_, rescaled, residuals, start, updated
-from prunetrain.methods.in_training import MethodState
+from prunetrain.methods.in_training import Idle, MethodState
 from prunetrain.methods.masks import Masks
 
 
@@ -38,7 +37,7 @@ class AdmmSettings:
             raise ConfigError(f"the interval of ADMM must be 1 epoch or more, not {self.interval}")
 
 
-class Admm:
+class Admm(Idle):
     """A `TrainingMethod`: adds the gradient of rho / 2 ||W - Z + U||^2, and updates Z and U every few epochs.
 
     Args:
@@ -70,9 +69,6 @@ class Admm:
     def after_backward_(self, loss: Tensor) -> None:
         """Pull the weights towards Z - U."""
         add_gradient_(self._weights, self._state, self._rho)
-
-    def after_step_(self, optimizer: Optimizer) -> None:
-        """Nothing."""
 
     def after_epoch_(self, epoch: int) -> None:
         """Update Z, U and then rho at the end of an interval."""

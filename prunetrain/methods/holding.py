@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunetrain.methods.in_training import MethodState
+from prunetrain.methods.in_training import Idle, MethodState
 from prunetrain.methods.masks import Masks
 
 
-class HeldMasks:
+class HeldMasks(Idle):
     """A `TrainingMethod`. The weights are masked at once.
 
     Args:
@@ -45,9 +45,6 @@ class HeldMasks:
     def after_step_(self, optimizer: Optimizer) -> None:
         """Zero what an optimizer's older state may have moved."""
         self._masks.apply_(self._weights)
-
-    def after_epoch_(self, epoch: int) -> None:
-        """Nothing."""
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:

@@ -22,6 +22,35 @@ class MethodState(TypedDict):
     numbers: dict[str, float]
 
 
+def nothing_kept() -> MethodState:
+    """The state of a method that keeps nothing."""
+    return {"tensors": {}, "numbers": {}}
+
+
+class Idle:
+    """A `TrainingMethod` that does nothing; others override what they act in."""
+
+    def after_backward_(self, loss: Tensor) -> None:
+        """Nothing."""
+
+    def after_step_(self, optimizer: Optimizer) -> None:
+        """Nothing."""
+
+    def after_epoch_(self, epoch: int) -> None:
+        """Nothing."""
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def state_dict(self) -> MethodState:
+        """Nothing."""
+        return nothing_kept()
+
+    def load_state_dict(self, state: MethodState) -> None:
+        """Nothing."""
+
+
 class TrainingMethod(Protocol):
     """A method that acts while a network trains, on the parameters that it was made with, in place."""
 

@@ -8,19 +8,18 @@ scale or bias at zero as well, no gradient would reach a filter behind a ReLU ag
 from collections.abc import Mapping
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from prunetrain.channels.selection import KeepPlan
 from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.methods import entry
 from prunetrain.methods.bridges import filter_masks
-from prunetrain.methods.in_training import MethodState
+from prunetrain.methods.in_training import Idle
 from prunetrain.methods.options import Options
 from prunetrain.methods.registry import decide
 
 
-class SoftFilters:
+class SoftFilters(Idle):
     """A `TrainingMethod`; it keeps nothing, as every epoch decides anew.
 
     Args:
@@ -56,25 +55,8 @@ class SoftFilters:
         assert isinstance(plan, KeepPlan)
         return plan
 
-    def after_backward_(self, loss: Tensor) -> None:
-        """Nothing: zeroed filters train on."""
-
-    def after_step_(self, optimizer: Optimizer) -> None:
-        """Nothing."""
-
     def after_epoch_(self, epoch: int) -> None:
         """Zero the filters of the channels that would go now, at the end of an interval."""
         if epoch % self._interval == 0:
             masks = filter_masks(self._graph, self._weights, self.plan())
             masks.apply_(self._weights)
-
-    def metrics(self) -> dict[str, float]:
-        """Nothing."""
-        return {}
-
-    def state_dict(self) -> MethodState:
-        """Nothing is kept."""
-        return {"tensors": {}, "numbers": {}}
-
-    def load_state_dict(self, state: MethodState) -> None:
-        """Nothing is kept."""

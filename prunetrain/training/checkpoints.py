@@ -16,6 +16,7 @@ from prunetrain.errors import CheckpointError, NetworkFileError
 from prunetrain.files import write_atomically
 from prunetrain.foreign.refusal import RefusedFileError, shown
 from prunetrain.graph.load import read_source, sha256_of
+from prunetrain.methods.in_training import MethodState, nothing_kept
 from prunetrain.models.torch_files import load_torch_file
 from prunetrain.paths import CHECKPOINTS, NETWORK_NAME, run_of_checkpoint
 from prunetrain.training.checkpoint_content import check_content
@@ -49,7 +50,8 @@ class Checkpoint:
     """Everything a run needs to go on, beside its network file.
 
     `model` is a state dict; `optimizer` and `scaler` are theirs; `parameters` names the optimizer's parameters in order;
-    `rng` holds the generators' states, those of the workers after the first under `others`; `config` the run's settings.
+    `rng` holds the generators' states, those of the workers after the first under `others`; `config` the run's settings; `method` what
+    the method that acts in training keeps (`training/acting.py`).
     """
 
     network: str
@@ -61,6 +63,7 @@ class Checkpoint:
     rng: dict[str, Any]
     config: dict[str, Any]
     progress: Progress
+    method: MethodState = field(default_factory=nothing_kept)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -108,6 +111,7 @@ def _checked(path: Path, content: object) -> Checkpoint:
             f"{path}: format {shown(content.get('format'))}, and this version reads {FORMAT}; use the version that wrote it"
         )
     wanted = {item.name: item.type for item in fields(Checkpoint)}
+    content = {"method": nothing_kept(), **content}  # files of before there were methods have none
     missing = sorted(wanted.keys() - content.keys())
     if missing:
         raise CheckpointError(f"{path}: damaged, without {', '.join(missing)}")
