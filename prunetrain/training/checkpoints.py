@@ -111,7 +111,6 @@ def _checked(path: Path, content: object) -> Checkpoint:
             f"{path}: format {shown(content.get('format'))}, and this version reads {FORMAT}; use the version that wrote it"
         )
     wanted = {item.name: item.type for item in fields(Checkpoint)}
-    content = {"method": nothing_kept(), **content}  # files of before there were methods have none
     missing = sorted(wanted.keys() - content.keys())
     if missing:
         raise CheckpointError(f"{path}: damaged, without {', '.join(missing)}")
