@@ -32,6 +32,16 @@ def setting(
 GROUP_LASSO = "group-lasso"
 ADMM = "admm"
 METHODS = (GROUP_LASSO, ADMM, "2:4", "filter-l1", "filter-l2", "fpgm", "magnitude", "magnitude-std", "random", "random-weights", "unit")
+WEIGHT_METHODS = (ADMM, "2:4", "magnitude", "magnitude-std", "random-weights")
+"""Methods that remove single weights; of which `STRUCTURED` remove filters or input channels if told to."""
+
+STRUCTURED = (ADMM, "magnitude")
+METHOD_SETTINGS = (
+    *("layer_rates", "scope", "structure", "streams", "norm_share", "slice", "rounds", "retrain", "rewind_epoch"),
+    *("method_interval", "rho", "rho_factor", "rho_max"),
+)
+"""What a method may be told beside its rate: fields of `TrainConfig`."""
+
 RETRAINING = ("finetune", "lr-rewind", "weight-rewind", "init-rewind")
 
 
@@ -301,6 +311,9 @@ def _check_method(config: TrainConfig) -> None:
     assert all(rate < 1 for rate in config.rates.values())
     if config.method != "magnitude-std":
         _share("rate", config.rate)
+    if config.slice and config.method in WEIGHT_METHODS and (config.structure == "weights" or config.method not in STRUCTURED):
+        hint = ", or give --structure filters" if config.method in STRUCTURED else ""
+        raise ConfigError(f"{config.method} removes single weights, which cannot be cut: leave out --slice{hint}")
     if config.dynamic_batch:
         raise ConfigError(f"--dynamic-batch goes with the group lasso: leave it out with --method {config.method}")
     left = config.epochs - config.prune_at

@@ -6,17 +6,16 @@ from typing import Any
 import click
 
 from prunetrain.commands.options import config_option, given
+from prunetrain.config import METHOD_SETTINGS
 from prunetrain.errors import ConfigError
 from prunetrain.training.stopping import exit_code
 
 _OWN = "as in the checkpoint"
-_METHOD = ("layer_rates", "scope", "structure", "streams", "norm_share", "slice", "rounds", "retrain", "rewind_epoch")
-_ADMM = ("method_interval", "rho", "rho_factor", "rho_max")
 _TRAINING = ("batch_size", "weight_decay", "penalty_ratio", "prune_interval", "data_dir", "workers", "device", "seed", "checkpoint_minutes")
 
 
 def _options(function: Any) -> Any:
-    for name in reversed((*_METHOD, *_ADMM)):
+    for name in reversed(METHOD_SETTINGS):
         function = config_option(name)(function)
     for name in _TRAINING:
         function = config_option(name, default=_OWN)(function)

@@ -14,7 +14,6 @@ from prunetrain.channels.removal import remove_channels
 from prunetrain.channels.selection import KeepPlan
 from prunetrain.channels.slicing import Cut
 from prunetrain.config import ADMM, GROUP_LASSO, TrainConfig
-from prunetrain.errors import ConfigError
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.methods.bridges import filter_masks, plan_of_masks
