@@ -102,13 +102,7 @@ def _decide(
         amount = _share_of_round(config.rate, config, rounds) if cuts else rates_of_rounds(config.rate, config.rounds)[rounds]
     decision: Decision = decide(name, graph, state, amount, options)
     if isinstance(decision, Masks):
-        if not config.slice:
-            return decision
-        if config.structure == "weights":
-            raise ConfigError(
-                f"{config.method} removes single weights, which cannot be cut: leave out --slice, or give --structure filters"
-            )
-        return decision, plan_of_masks(graph, decision)
+        return (decision, plan_of_masks(graph, decision)) if config.slice else decision
     return (None, decision) if cuts else filter_masks(graph, state, decision)
 
 
