@@ -314,6 +314,8 @@ def _check_method(config: TrainConfig) -> None:
     if config.slice and config.method in WEIGHT_METHODS and (config.structure == "weights" or config.method not in STRUCTURED):
         hint = ", or give --structure filters" if config.method in STRUCTURED else ""
         raise ConfigError(f"{config.method} removes single weights, which cannot be cut: leave out --slice{hint}")
+    if config.slice and config.method in STRUCTURED and config.rounds > 1:
+        raise ConfigError(f"--slice goes with one round of {config.method}: leave it out, or prune the pruned network again")
     if config.dynamic_batch:
         raise ConfigError(f"--dynamic-batch goes with the group lasso: leave it out with --method {config.method}")
     left = config.epochs - config.prune_at

@@ -1,7 +1,6 @@
 """Methods that act while a network trains: held masks, ADMM, soft filter pruning; and where retraining starts."""
 
 import io
-from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -25,7 +24,7 @@ from prunetrain.methods.in_training import TrainingMethod, cut_state
 from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Options
 from prunetrain.methods.registry import decide
-from prunetrain.methods.rewinding import Snapshot, check_rewind, restart
+from prunetrain.methods.rewinding import cut_start, masked_start
 from prunetrain.methods.soft_filters import SoftFilters
 
 LOSS = torch.zeros(())
@@ -252,67 +251,21 @@ def test_soft_pruning_needs_filters() -> None:
 # Where retraining starts.
 
 
-def snapshots() -> tuple[Snapshot, Callable[[int], Snapshot]]:
-    def at(epoch: int) -> Snapshot:
-        return Snapshot(epoch, {"fc.weight": torch.full((1, 2), float(epoch))}, {"state": {0: epoch}}, ("fc.weight",))
-
-    return at(10), at
-
-
-@pytest.mark.parametrize(
-    ("kind", "early", "weights", "optimizer", "schedule"),
-    [
-        ("finetune", 0, 10.0, False, (9, 9, 9)),
-        ("lr-rewind", 7, 10.0, False, (7, 8, 9)),
-        ("weight-rewind", 7, 7.0, True, (7, 8, 9)),
-        ("init-rewind", 0, 0.0, True, tuple(range(10))),
-    ],
-)
-def test_what_is_taken_back(kind: str, early: int, weights: float, optimizer: bool, schedule: tuple[int, ...]) -> None:
-    last, at = snapshots()
-    found = restart(kind, last=last, early=at(early), total=10, epochs=3)
-    assert found.snapshot.state["fc.weight"].tolist() == [[weights, weights]]
-    assert bool(found.snapshot.optimizer) == optimizer
-    assert found.schedule == schedule
-
-
-def test_a_snapshot_is_masked_and_cut_as_any_network() -> None:
+def test_weights_taken_back_are_masked_and_cut_as_any_others() -> None:
     graph, model = residual_in_training()
-    made = OPTIMIZERS["sgd"](model.parameters())
-    train_(model, made, images_for(graph))
-    early = Snapshot(1, deepcopy(model.state_dict()), deepcopy(made.state_dict()), [name for name, _ in model.named_parameters()])
+    early = deepcopy(model.state_dict())
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
     for seed in range(2):
-        train_(model, made, images_for(graph, seed=seed))
-    masks = decide("magnitude", graph, model.state_dict(), 0.5)
-    plan = decide("filter-l1", graph, model.state_dict(), 0.5)
+        train_(model, optimizer, images_for(graph, seed=seed))
+    last = model.state_dict()
+    masks, plan = (decide(method, graph, last, 0.5) for method in ("magnitude", "filter-l1"))
     assert isinstance(masks, Masks)
     assert isinstance(plan, KeepPlan)
-    ticket = early.masked(masks)
-    assert torch.equal(ticket.state["fc.weight"], early.state["fc.weight"] * masks.keep["fc.weight"])
-    cut = remove_channels(graph, model.state_dict(), plan).cut
-    smaller = network(cut.graph)
-    rewound = early.cut(cut.sources, [name for name, _ in smaller.named_parameters()])
-    smaller.load_state_dict(rewound.state)
-    going_on = OPTIMIZERS["sgd"](smaller.parameters())
-    going_on.load_state_dict(dict(rewound.optimizer))
+    assert torch.equal(masked_start(masks, last, None)["fc.weight"], last["fc.weight"] * masks.keep["fc.weight"])
+    assert torch.equal(masked_start(masks, last, early)["fc.weight"], early["fc.weight"] * masks.keep["fc.weight"])
+    cut = remove_channels(graph, last, plan).cut
+    assert cut_start(cut, None) == dict(cut.state)
+    rewound = cut_start(cut, early)
     kept = torch.from_numpy(plan.keep[plan.spaces.ids["layer1_0_conv1", "out"]])
-    assert torch.equal(smaller.state_dict()["layer1_0_conv1.weight"], early.state["layer1_0_conv1.weight"][kept])
-    train_(smaller, going_on, images_for(graph))
-
-
-@pytest.mark.parametrize(
-    ("kind", "epoch", "message"),
-    [
-        ("rewind", 0, "unknown retraining 'rewind': did you mean lr-rewind or init-rewind or weight-rewind"),
-        ("weight-rewind", 10, "weight-rewind needs a rewind-epoch from 0 to 9, as the run had 10 epochs, not 10"),
-        ("lr-rewind", -1, "lr-rewind needs a rewind-epoch from 0 to 9"),
-        ("init-rewind", 3, "init-rewind goes back to epoch 0, not 3: use weight-rewind"),
-    ],
-)
-def test_bad_rewinding_is_one_line(kind: str, epoch: int, message: str) -> None:
-    last, at = snapshots()
-    with pytest.raises(ConfigError, match=message):
-        restart(kind, last=last, early=at(epoch), total=10, epochs=3)
-    if kind != "init-rewind":
-        with pytest.raises(ConfigError, match=message):
-            check_rewind(kind, epoch, 10)
+    assert torch.equal(rewound["layer1_0_conv1.weight"], early["layer1_0_conv1.weight"][kept])
+    train_(network(cut.graph, rewound), OPTIMIZERS["sgd"](network(cut.graph, rewound).parameters()), images_for(graph))

@@ -29,19 +29,22 @@ if TYPE_CHECKING:
     from prunetrain.training.state import TrainState
 
 _ROUND, _SETTLED, _EARLY = "round", "settled", "early"
+_SIZE = "channels of "
 
 
 @dataclass
 class Acting:
     """A run's method.
 
-    `rounds` prunings are done; `settled` is the last epoch whose end the method has seen; `early` holds weights to go back to.
+    `rounds` prunings are done; `settled` is the last epoch whose end the method has seen; `early` holds weights to go back to; `sizes` the
+    channels that layers had before the first of several cuts.
     """
 
     method: TrainingMethod = field(default_factory=Idle)
     rounds: int = 0
     settled: int = 0
     early: Mapping[str, Tensor] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def settle_(self, epoch: int) -> None:
         """Let the method act at the end of an epoch, once: the end of an epoch that was interrupted comes again."""
@@ -53,18 +56,29 @@ class Acting:
         """All that `acting_in` needs to go on."""
         kept = self.method.state_dict()
         tensors = kept["tensors"] | ({_EARLY: dict(self.early)} if self.early else {})
-        return {"tensors": tensors, "numbers": kept["numbers"] | {_ROUND: self.rounds, _SETTLED: self.settled}}
+        own = {_ROUND: self.rounds, _SETTLED: self.settled, **{f"{_SIZE}{name}": size for name, size in self.sizes.items()}}
+        return {"tensors": tensors, "numbers": kept["numbers"] | own}
 
 
-def pruned_state(*, masks: Masks | None, early: Mapping[str, Tensor], rounds: int, epoch: int) -> MethodState:
+_NO_SIZES: Mapping[str, int] = {}
+
+
+def pruned_state(
+    *, masks: Masks | None, early: Mapping[str, Tensor], rounds: int, epoch: int, sizes: Mapping[str, int] = _NO_SIZES
+) -> MethodState:
     """The state of a run that has just pruned: what `acting_in` is to go on from."""
-    tensors = {"keep": dict(masks.keep)} if masks else {}
-    return {"tensors": tensors | ({_EARLY: dict(early)} if early else {}), "numbers": {_ROUND: rounds, _SETTLED: epoch}}
+    own = Acting(Idle(), rounds, epoch, early, sizes).state_dict()
+    return {"tensors": own["tensors"] | ({"keep": dict(masks.keep)} if masks else {}), "numbers": own["numbers"]}
 
 
 def rounds_done(state: MethodState) -> int:
     """How often a run has pruned."""
     return int(state["numbers"].get(_ROUND, 0))
+
+
+def first_sizes(state: MethodState) -> dict[str, int]:
+    """The channels that layers had before the first of several cuts."""
+    return {name.removeprefix(_SIZE): int(size) for name, size in state["numbers"].items() if name.startswith(_SIZE)}
 
 
 def early_weights(state: MethodState) -> Mapping[str, Tensor]:
@@ -108,10 +122,12 @@ def acting_in(config: TrainConfig, graph: LayerGraph, model: nn.Module, epoch: i
     early = {name: tensor.to(device) for name, tensor in early_weights(saved).items()}
     if epoch == config.rewind_epoch and rounds == 0 and not early and config.retrain in TAKES_WEIGHTS_BACK:
         early = copied(model)
-    acting = Acting(method, rounds, int(saved["numbers"].get(_SETTLED, epoch)), early)
+    acting = Acting(method, rounds, int(saved["numbers"].get(_SETTLED, epoch)), early, first_sizes(saved))
     own: MethodState = {
         "tensors": {kind: tensors for kind, tensors in saved["tensors"].items() if kind != _EARLY},
-        "numbers": {name: number for name, number in saved["numbers"].items() if name not in (_ROUND, _SETTLED)},
+        "numbers": {
+            name: number for name, number in saved["numbers"].items() if name not in (_ROUND, _SETTLED) and not name.startswith(_SIZE)
+        },
     }
     if own["tensors"] or own["numbers"]:
         method.load_state_dict(own)

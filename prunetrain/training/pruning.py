@@ -17,13 +17,14 @@ from prunetrain.config import ADMM, GROUP_LASSO, TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.methods.bridges import filter_masks, plan_of_masks
-from prunetrain.methods.counting import rates_of_rounds
+from prunetrain.methods.counting import rates_of_rounds, removed_count
 from prunetrain.methods.in_training import cut_state, nothing_kept
 from prunetrain.methods.masks import Masks
-from prunetrain.methods.options import Decision
+from prunetrain.methods.options import Decision, Options
 from prunetrain.methods.registry import decide
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK, cut_start, masked_start
-from prunetrain.training.acting import early_weights, options_of, pruned_state, rounds_done
+from prunetrain.methods.weights import maskable_layers
+from prunetrain.training.acting import early_weights, first_sizes, options_of, pruned_state, rounds_done
 from prunetrain.training.checkpoints import Checkpoint
 
 
@@ -68,8 +69,11 @@ def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainCon
     """
     rounds = rounds_done(checkpoint.method)
     kept = checkpoint.method["tensors"].get("keep")
-    earlier = Masks(kept) if kept and rounds else None
-    decision = _decide(graph, checkpoint.model, config, rounds, earlier)
+    options = options_of(config, Masks(kept) if kept and rounds else None)
+    sizes = first_sizes(checkpoint.method) if rounds else channels_of(graph)
+    if config.rounds > 1 and _cuts(config):
+        options = replace(options, layer_rates=_shares_of_round(graph, config, rounds, sizes))
+    decision = _decide(graph, checkpoint.model, config, rounds, options)
     early = early_weights(checkpoint.method) if config.retrain in TAKES_WEIGHTS_BACK else {}
     last = rounds + 1 == config.rounds
     fresh = replace(checkpoint, optimizer={}, parameters=[], progress=replace(checkpoint.progress, lasso_strength=None))
@@ -81,38 +85,47 @@ def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainCon
     masks, plan = decision
     cut = remove_channels(graph, masks.applied(checkpoint.model) if masks else checkpoint.model, plan).cut
     moved = Masks(_gathered(cut, masks.keep)) if masks else None
-    method = pruned_state(masks=moved, early={} if last else _gathered(cut, early), rounds=rounds + 1, epoch=epoch)
+    early_cut = {} if last else _gathered(cut, early)
+    method = pruned_state(masks=moved, early=early_cut, rounds=rounds + 1, epoch=epoch, sizes={} if last else sizes)
     state = cut_start(cut, early or None)
     state = moved.applied(state) if moved else state
     return Pruned(cut.graph, replace(fresh, model=state, method=method), moved, cut)
 
 
 def _decide(
-    graph: LayerGraph, state: Mapping[str, Tensor], config: TrainConfig, rounds: int, earlier: Masks | None
+    graph: LayerGraph, state: Mapping[str, Tensor], config: TrainConfig, rounds: int, options: Options
 ) -> Masks | tuple[Masks | None, KeepPlan]:
     """Masks that are to hold; or a plan of what to cut, with masks that hold in what is left."""
     name = "magnitude" if config.method == ADMM else config.method
-    decides_channels = methods.entry(name).decides == "channels"
-    cuts = decides_channels and (config.slice or name != "unit")
-    options = options_of(config, earlier)
-    if cuts and rounds and config.rates:
-        options = replace(options, layer_rates={layer: _share_of_round(rate, config, rounds) for layer, rate in config.rates.items()})
-    amount = config.rate
-    if methods.entry(name).amount == "rate" and name != "2:4":
-        amount = _share_of_round(config.rate, config, rounds) if cuts else rates_of_rounds(config.rate, config.rounds)[rounds]
+    by_rate = methods.entry(name).amount == "rate" and name != "2:4"
+    amount = rates_of_rounds(config.rate, config.rounds)[rounds] if by_rate else config.rate
     decision: Decision = decide(name, graph, state, amount, options)
     if isinstance(decision, Masks):
         return (decision, plan_of_masks(graph, decision)) if config.slice else decision
-    return (None, decision) if cuts else filter_masks(graph, state, decision)
+    return (None, decision) if _cuts(config) else filter_masks(graph, state, decision)
 
 
-def _share_of_round(rate: float, config: TrainConfig, rounds: int) -> float:
-    """The share of what an earlier round left that this one removes."""
-    if config.rounds == 1:
-        return rate
-    each = rates_of_rounds(rate, config.rounds)
-    before = each[rounds - 1] if rounds else 0.0
-    return (each[rounds] - before) / (1 - before)
+def _cuts(config: TrainConfig) -> bool:
+    """Whether the method cuts the channels that it chooses: all that choose channels do, but for units only if told to."""
+    return config.method != ADMM and methods.entry(config.method).decides == "channels" and (config.slice or config.method != "unit")
+
+
+def _shares_of_round(graph: LayerGraph, config: TrainConfig, rounds: int, sizes: Mapping[str, int]) -> dict[str, float]:
+    """By layer, the share of its present channels to cut, so that floor(rate * n) of the n that there were have gone after this round.
+
+    Half a channel more than that is asked for, so that binary fractions cannot round one away.
+    """
+    shares = {}
+    for name, now in channels_of(graph).items():
+        was, rate = sizes[name], rates_of_rounds(config.rates.get(name, config.rate), config.rounds)[rounds]
+        count = removed_count(was, rate) - (was - now)
+        shares[name] = min(count + 0.5, now - 0.5) / now if count > 0 else 0.0
+    return shares
+
+
+def channels_of(graph: LayerGraph) -> dict[str, int]:
+    """How many channels each layer makes that masks and cuts are for."""
+    return {layer.name: layer["out_features" if layer.kind == "Linear" else "out_channels"] for layer in maskable_layers(graph)}
 
 
 def _gathered(cut: Cut, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
