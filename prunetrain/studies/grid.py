@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prunetrain import methods
-from prunetrain.config import ADMM, STRUCTURED, TrainConfig
+from prunetrain.config import ADMM, GROUP_LASSO, STRUCTURED, TrainConfig, settings_from
 from prunetrain.errors import ConfigError
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
@@ -78,8 +78,9 @@ class Study:
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            if name != ADMM and (methods.entry(name).amount != "rate" or name == "2:4"):
+            if name == GROUP_LASSO or (name != ADMM and (methods.entry(name).amount != "rate" or name == "2:4")):
                 raise ConfigError(f"{name} has no rate to choose: leave it out of --methods")
+        settings_from(self.pruning)
         for rate in self.rates:
             check_rate(rate)
         for what in ("methods", "rates", "seeds"):
