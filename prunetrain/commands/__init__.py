@@ -30,7 +30,7 @@ COMMANDS = {
     "sweep": "Train by every config file in a folder.",
     "flatten": "Write any network as one flat Python file.",
     "evaluate": "Measure a checkpoint's loss and accuracy.",
-    "export": "Write a trained network as ONNX, pt2 or safetensors.",
+    "export": "Write a trained network as ONNX, pt2, safetensors or csr.",
 }
 
 

@@ -8,7 +8,6 @@ The file is one of torch.save, for `torch.load(path, weights_only=True)`: `mark`
 """
 
 import io
-import pickle
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from torch import Tensor
 
 from prunetrain.errors import CheckpointError
 from prunetrain.files import write_atomically
+from prunetrain.foreign.refusal import RefusedFileError
+from prunetrain.models.torch_files import load_torch_file
 from prunetrain.sparse.csr import csr_matrix, to_csr
 
 MARK: Final = "prunetrain sparse weights"
@@ -43,8 +44,8 @@ def save_sparse(path: Path, state: Mapping[str, Tensor]) -> None:
     Raises:
         OutputError: if the file cannot be written.
     """
-    content = packed(state)
-    write_atomically(path, lambda file: torch.save(content, file))
+    content = sparse_bytes(state)
+    write_atomically(path, lambda file: file.write(content))
 
 
 def load_sparse(path: Path) -> dict[str, Tensor]:
@@ -54,17 +55,22 @@ def load_sparse(path: Path) -> dict[str, Tensor]:
         CheckpointError: if the file is missing, damaged, or was not written by `save_sparse`.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_torch_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file of sparse weights") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: damaged, or no file of sparse weights ({type(error).__name__})") from None
+    except (OSError, RefusedFileError) as error:
+        raise CheckpointError(f"{path}: damaged, or no file of sparse weights ({error})") from None
     if not isinstance(content, dict) or content.get("mark") != MARK or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: no file of sparse weights of format {FORMAT}")
     try:
         return unpacked(content)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+
+
+def sparse_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """What `save_sparse` writes."""
+    return _saved(packed(state))
 
 
 def packed(state: Mapping[str, Tensor]) -> dict[str, Any]:
