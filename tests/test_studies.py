@@ -139,7 +139,7 @@ def test_a_stopped_study_goes_on(images: Path, tmp_path: Path, monkeypatch: pyte
         ({"rates": "0.5,1"}, "rate must be from 0 and under 1, the fraction to remove, not 1.0"),
         ({"rates": "0.5;0.6"}, "--rates must be numbers with commas between them, not '0.5;0.6'"),
         ({"seeds": "0,0"}, "--seeds must name at least one, and none twice, not 0,0"),
-        ({"rate": "0.5"}, "--rate is the study's own: use --methods, --rates, --seeds and FOLDER"),
+        ({"rate": "0.5"}, "unknown option '--rate': did you mean --rates"),
         ({"retrain": "rewind"}, "unknown retrain 'rewind'"),
     ],
     ids=str,

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
-from prunetrain.commands.options import config_options, given, resolve
+from prunetrain.commands.options import config_options_but, given, resolve
 from prunetrain.config import METHOD_SETTINGS
 from prunetrain.errors import ConfigError
 
@@ -32,7 +32,7 @@ _Value = TypeVar("_Value", int, float)
 @click.option(
     "--plot", "plot_format", type=click.Choice(["svg", "png", "none"]), default="svg", show_default=True, help="Format of the plots."
 )
-@config_options
+@config_options_but("method", "rate", "prune_at", "name", "output_dir", "seed")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -61,9 +61,6 @@ def command(
     from prunetrain.studies.tasks import Done
 
     flags = given(params)
-    unfit = [name for name in ("method", "rate", "prune_at", "name", "output_dir", "seed") if name in flags]
-    if unfit:
-        raise ConfigError(f"--{unfit[0].replace('_', '-')} is the study's own: use --methods, --rates, --seeds and FOLDER")
     pruning = {name: flags[name] for name in METHOD_SETTINGS if name in flags}
     if retrain_lr is not None:
         pruning["lr"] = retrain_lr

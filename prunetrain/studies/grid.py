@@ -81,6 +81,8 @@ class Study:
             if name == GROUP_LASSO or (name != ADMM and (methods.entry(name).amount != "rate" or name == "2:4")):
                 raise ConfigError(f"{name} has no rate to choose: leave it out of --methods")
         settings_from(self.pruning)
+        if self.training.method != GROUP_LASSO:
+            raise ConfigError(f"a study prunes dense networks, and its config trains with method {self.training.method}: leave that out")
         for rate in self.rates:
             check_rate(rate)
         for what in ("methods", "rates", "seeds"):
