@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Recorder
+from runs import Recorder, write_images
 from workers import NETWORK, in_float64, together
 
 from prunetrain.config import TrainConfig
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.run import start_run
 
-COMMON = {"dataset": "digits", "device": "cpu", "epochs": 3, "batch_size": 128, "schedule": "constant", "lr": 0.05}
+COMMON = {"dataset": "npz", "device": "cpu", "epochs": 3, "batch_size": 64, "schedule": "constant", "lr": 0.05}
 METHODS: dict[str, dict[str, Any]] = {
     "masks": {"method": "magnitude", "rate": 0.5, "prune_at": 1, "rounds": 2, "retrain": "weight-rewind", "rewind_epoch": 1},
     "admm": {"method": "admm", "rate": 0.5, "prune_at": 2, "rho": 0.05},
@@ -30,10 +30,11 @@ def train(rank: int, configs: list[TrainConfig]) -> list[list[float]]:
 def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
     """The workers compare network file, weights and the method's state after every pruning, and would refuse to go on."""
     (tmp_path / "net.py").write_text(NETWORK)
+    images = str(write_images(tmp_path / "images.npz"))
     model = f"{tmp_path / 'net.py'}:Net"
 
     def configs(folder: str) -> list[TrainConfig]:
-        changes = {"model": model, "sync_batch_norm": True, "output_dir": str(tmp_path / folder)}
+        changes = {"model": model, "data_dir": images, "sync_batch_norm": True, "output_dir": str(tmp_path / folder)}
         return [TrainConfig(**{**COMMON, **method, **changes, "name": name}) for name, method in METHODS.items()]
 
     left, right = together(2, train, tmp_path / "ranks", configs("two"))

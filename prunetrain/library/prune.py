@@ -3,7 +3,6 @@
 In: a checkpoint and what to remove. Out: the run that it became, with network files, checkpoints and metrics.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +47,5 @@ def prune(
     run = newest_run(Path(config.output_dir), config.name) if resume else None
     if run is None:
         return start_run(config, told, creation(path, config))
-    return continue_run(run, config, _same(config.to_dict()), told, creation(path, config))
-
-
-def _same(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the run: it must be what it was."""
-    return {key: value for key, value in values.items() if key not in CHANGEABLE or key in ("epochs", "schedule")}
+    decides = {key: value for key, value in config.to_dict().items() if key not in CHANGEABLE or key in given or key == "epochs"}
+    return continue_run(run, config, decides, told, creation(path, config))
