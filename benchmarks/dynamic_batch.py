@@ -32,8 +32,8 @@ from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.memory import step_memory
-from prunetrain.training.run import stored_config
 from prunetrain.training.state import TrainState, load_state
+from prunetrain.training.stored import stored_config
 
 VARIANTS = {"fixed": "--no-dynamic-batch", "dynamic": "--dynamic-batch"}
 MIB = 2**20

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from prunetrain.graph.parse import parse
     from prunetrain.graph.render import render
     from prunetrain.graph.trace import trace
+    from prunetrain.library.prune import prune
     from prunetrain.library.pruner import PruneTrain
 
 __version__ = "0.1.0"
 
-__all__ = ["LayerGraph", "PruneTrain", "PruneTrainError", "load_network", "parse", "render", "trace"]
+__all__ = ["LayerGraph", "PruneTrain", "PruneTrainError", "load_network", "parse", "prune", "render", "trace"]
 
 _HOMES = {
     "LayerGraph": "prunetrain.graph.layergraph",
@@ -25,6 +26,7 @@ _HOMES = {
     "PruneTrainError": "prunetrain.errors",
     "load_network": "prunetrain.graph.load",
     "parse": "prunetrain.graph.parse",
+    "prune": "prunetrain.library.prune",
     "render": "prunetrain.graph.render",
     "trace": "prunetrain.graph.trace",
 }

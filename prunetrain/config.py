@@ -29,6 +29,22 @@ def setting(
     return field(default=default, metadata={"help": help, "choices": choices, "flags": flags, "bare": bare, "repeated": repeated})
 
 
+GROUP_LASSO = "group-lasso"
+ADMM = "admm"
+METHODS = (GROUP_LASSO, ADMM, "2:4", "filter-l1", "filter-l2", "fpgm", "magnitude", "magnitude-std", "random", "random-weights", "unit")
+WEIGHT_METHODS = (ADMM, "2:4", "magnitude", "magnitude-std", "random-weights")
+"""Methods that remove single weights; of which `STRUCTURED` remove filters or input channels if told to."""
+
+STRUCTURED = (ADMM, "magnitude")
+METHOD_SETTINGS = (
+    *("layer_rates", "scope", "structure", "streams", "norm_share", "slice", "rounds", "retrain", "rewind_epoch"),
+    *("method_interval", "rho", "rho_factor", "rho_max"),
+)
+"""What a method may be told beside its rate: fields of `TrainConfig`."""
+
+RETRAINING = ("finetune", "lr-rewind", "weight-rewind", "init-rewind")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides what a run computes. Field names are the keys of config files and, with dashes, the flags."""
@@ -75,6 +91,29 @@ class TrainConfig:
     )
     lasso_groups: str = setting("coupled", "Groups of the lasso: filters and input slices, or channels.", choices=("slices", "coupled"))
     lasso_step: str = setting("proximal", "How the lasso acts: in the gradient, or after each step.", choices=("subgradient", "proximal"))
+    method: str = setting(
+        "group-lasso", "What makes the network smaller: the group lasso, or a method that it is compared with.", choices=METHODS
+    )
+    rate: float = setting(0.0, "Share that a method removes, in [0, 1); for magnitude-std the factor of the standard deviation.")
+    layer_rates: tuple[str, ...] = setting(
+        (), "Rate of one layer, LAYER=RATE, where 0 leaves it alone; may be repeated.", repeated="layer-rate"
+    )
+    scope: str = setting("layer", "Weights are ranked within their layer, or all together.", choices=("layer", "global"))
+    structure: str = setting(
+        "weights", "What magnitude and admm remove: weights, filters or input channels.", choices=("weights", "filters", "channels")
+    )
+    streams: str = setting("apart", "Residual streams stay, or filter methods prune them as well.", choices=("apart", "together"))
+    norm_share: float = setting(0.0, "For fpgm, the share of what goes that goes by norm; published: 0.25.")
+    slice: bool = setting(False, "Cut units, and the filters and channels that masks leave empty; filter methods always cut.")
+    prune_at: int = setting(0, "Epoch after which a method prunes for good; before it, admm pulls and filter methods prune softly.")
+    rounds: int = setting(1, "Rounds of pruning and retraining; each removes the same share of what remains.")
+    retrain: str = setting("finetune", "What a network goes back to after each pruning.", choices=RETRAINING)
+    rewind_epoch: int = setting(0, "Epoch that lr-rewind and weight-rewind go back to.")
+    save_epochs: tuple[int, ...] = setting((), "Epochs after which a checkpoint stays, to rewind to.")
+    method_interval: int = setting(1, "Epochs between two updates of admm, or two soft prunings.")
+    rho: float = setting(1e-3, "Strength of admm's pull, at first.")
+    rho_factor: float = setting(1.0, "Factor of rho at every update.")
+    rho_max: float = setting(1.0, "Upper limit of rho.")
     sync_batch_norm: bool = setting(False, "With several workers: BatchNorm over the images of all of them.")
     round_to: str = setting("auto", "Channel counts are kept to multiples of this; `auto` times this network on this machine.")
     amp: str = setting("off", "Automatic mixed precision.", choices=("off", "bfloat16", "float16"), bare="bfloat16")
@@ -92,6 +131,32 @@ class TrainConfig:
         for item in dataclasses.fields(self):
             _check_value(item, getattr(self, item.name))
         _check_ranges(self)
+        _check_method(self)
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the group lasso acts."""
+        return self.method == GROUP_LASSO and self.penalty_ratio > 0
+
+    @property
+    def retrain_epochs(self) -> int:
+        """Epochs after each pruning of a method."""
+        return (self.epochs - self.prune_at) // self.rounds
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether a method takes the learning-rate schedule back after each pruning."""
+        return self.method != GROUP_LASSO and self.retrain != "finetune"
+
+    @property
+    def schedule_epochs(self) -> int:
+        """Length of the learning-rate schedule: all epochs; where it is taken back, those before `rewind_epoch` and those of a round."""
+        return self.rewind_epoch + self.retrain_epochs if self.rewinds else self.epochs
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Layers with a rate of their own."""
+        return {name: _share(f"layer-rate {name}", rate) for name, rate in parse_arguments(self.layer_rates, "layer-rate").items()}
 
     @property
     def granularity(self) -> int | None:
@@ -118,7 +183,7 @@ def _check_value(item: dataclasses.Field[Any], value: Any) -> None:
     if not fits:
         raise ConfigError(f"{_key(item.name)} must be {_ARGUMENTS if repeated else _NOUNS[kind]}, not {value!r}")
     if repeated:
-        parse_arguments(value)
+        parse_arguments(value, repeated)
     choices = item.metadata["choices"]
     if choices and value not in choices:
         raise ConfigError(unknown_name(_key(item.name), value, choices))
@@ -135,8 +200,11 @@ def flag_of(name: str) -> str:
     return f"--{repeated or _key(name)}"
 
 
-def parse_arguments(words: Iterable[str]) -> dict[str, Any]:
-    """`("width=2", "act=relu")` as {"width": 2, "act": "relu"}: a value that is no literal of Python is a string.
+_EXAMPLES = {"model-arg": "width=2", "layer-rate": "fc=0.5"}
+
+
+def parse_arguments(words: Iterable[str], flag: str = "model-arg") -> dict[str, Any]:
+    """`("width=2", "act=relu")` as {"width": 2, "act": "relu"}: a value that is no literal of Python is a string; `flag` is for errors.
 
     Raises:
         ConfigError: for a word that is not name=value, and for a name that is there twice.
@@ -145,14 +213,14 @@ def parse_arguments(words: Iterable[str]) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name.isidentifier():
-            raise ConfigError(f"model-arg must be NAME=VALUE, such as width=2, not {word!r}")
+            raise ConfigError(f"{flag} must be NAME=VALUE, such as {_EXAMPLES[flag]}, not {word!r}")
         if name in arguments:
-            raise ConfigError(f"model-arg {name} is there twice")
+            raise ConfigError(f"{flag} {name} is there twice")
         arguments[name] = _literal(value)
     return arguments
 
 
-def argument_words(arguments: Mapping[str, Any]) -> tuple[str, ...]:
+def argument_words(arguments: Mapping[str, Any], flag: str = "model-arg") -> tuple[str, ...]:
     """What `parse_arguments` reads back: one spelling for each value, so that equal settings are equal words.
 
     Raises:
@@ -160,7 +228,7 @@ def argument_words(arguments: Mapping[str, Any]) -> tuple[str, ...]:
     """
     for name, value in arguments.items():
         if _literal(_spelled(name, value)) != value:
-            raise ConfigError(f"model-args: {name} must be a number, string, list or table, not {value!r}")
+            raise ConfigError(f"{flag}s: {name} must be a number, string, list or table, not {value!r}")
     return tuple(f"{name}={value!r}" for name, value in arguments.items())
 
 
@@ -189,6 +257,11 @@ _RANGES: dict[str, tuple[float, float]] = {  # from, up to and including
     "prune_interval": (1, 1_000_000),
     "workers": (0, 1024),
     "keep": (0, 1_000_000),
+    "norm_share": (0, 1),
+    "prune_at": (0, 1_000_000),
+    "rounds": (1, 1000),
+    "rewind_epoch": (0, 1_000_000),
+    "method_interval": (1, 1_000_000),
     "seed": (0, 2**32 - 1),
 }
 
@@ -201,6 +274,10 @@ _OPEN_RANGES: dict[str, tuple[float, float]] = {  # from, under
     "penalty_ratio": (0, 1),
     "target_macs": (0, 1),
     "threshold": (0, float("inf")),
+    "rate": (0, float("inf")),
+    "rho": (0, float("inf")),
+    "rho_factor": (1, float("inf")),
+    "rho_max": (0, float("inf")),
     "checkpoint_minutes": (0, float("inf")),
 }
 
@@ -221,6 +298,47 @@ def _check_ranges(config: TrainConfig) -> None:
         raise ConfigError("nesterov needs --optimizer sgd and a momentum over 0")
     if list(config.milestones) != sorted(set(config.milestones)) or any(epoch < 1 for epoch in config.milestones):
         raise ConfigError(f"milestones must be epochs from 1, each later than the one before, not {','.join(map(str, config.milestones))}")
+
+
+def _share(what: str, rate: Any) -> float:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise ConfigError(f"{what} must be from 0 and under 1, the fraction to remove, not {rate}")
+    return float(rate)
+
+
+def _check_method(config: TrainConfig) -> None:
+    """Check that what the settings say of a method goes together."""
+    if config.method == GROUP_LASSO:
+        if config.rate or config.prune_at or config.rounds > 1:
+            raise ConfigError(
+                "rate, prune-at and rounds are for the other methods: name one with --method; group-lasso has --penalty-ratio"
+            )
+        return
+    assert all(rate < 1 for rate in config.rates.values())
+    if config.method != "magnitude-std":
+        _share("rate", config.rate)
+    if config.slice and config.method in WEIGHT_METHODS and (config.structure == "weights" or config.method not in STRUCTURED):
+        hint = ", or give --structure filters" if config.method in STRUCTURED else ""
+        raise ConfigError(f"{config.method} removes single weights, which cannot be cut: leave out --slice{hint}")
+    if config.slice and config.method in STRUCTURED and config.rounds > 1:
+        raise ConfigError(f"--slice goes with one round of {config.method}: leave it out, or prune the pruned network again")
+    if config.dynamic_batch:
+        raise ConfigError(f"--dynamic-batch goes with the group lasso: leave it out with --method {config.method}")
+    left = config.epochs - config.prune_at
+    if left < 0 or left % config.rounds or (config.rounds > 1 and left == 0):
+        raise ConfigError(
+            f"of {config.epochs} epochs, {left} come after --prune-at {config.prune_at}: "
+            f"they must share out evenly among {config.rounds} rounds"
+        )
+    if config.method == ADMM and not 0 < config.rho <= config.rho_max:
+        raise ConfigError(f"rho must be over 0 and at most rho-max, {config.rho_max}, not {config.rho}")
+    if config.retrain == "init-rewind" and config.rewind_epoch:
+        raise ConfigError(f"init-rewind goes back to epoch 0, not {config.rewind_epoch}: use weight-rewind for that")
+    if config.retrain != "finetune" and (left == 0 or config.rewind_epoch > config.prune_at):
+        raise ConfigError(
+            f"{config.retrain} needs epochs after --prune-at, which is {config.prune_at} of {config.epochs}, "
+            f"and a rewind-epoch of at most that, not {config.rewind_epoch}"
+        )
 
 
 def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]:
@@ -245,11 +363,12 @@ def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]
             settings[name] = tuple(value) if isinstance(value, list) else value
             if name == "round_to" and isinstance(value, int) and not isinstance(value, bool):
                 settings[name] = str(value)
-            if name == "model_args" and isinstance(value, dict):
-                settings[name] = argument_words(value)
+            flag = fields[name].metadata["repeated"]
+            if flag and isinstance(value, dict):
+                settings[name] = argument_words(value, flag)
             _check_value(fields[name], settings[name])
-            if name == "model_args":
-                settings[name] = argument_words(parse_arguments(settings[name]))
+            if flag:
+                settings[name] = argument_words(parse_arguments(settings[name], flag), flag)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}" if source else str(error)) from error
     return settings

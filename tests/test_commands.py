@@ -48,6 +48,9 @@ def parsed(*args: str | Path) -> Any:
     return json.loads(printed(*args, "--json"))
 
 
+WITHOUT_DEFAULT = ("config", "resume", "milestones", "model_args", "weights", "layer_rates", "save_epochs", "threshold_std")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_defaults(name: str) -> None:
     text = printed(name, "--help")
@@ -58,7 +61,7 @@ def test_help_shows_defaults(name: str) -> None:
         if isinstance(option, click.Option) and not option.is_flag and not option.required:
             record = option.get_help_record(click.Context(command))
             assert record
-            without = option.name in ("config", "resume", "milestones", "model_args", "weights") or (name, option.name) == ("train", "name")
+            without = option.name in WITHOUT_DEFAULT or (name, option.name) == ("train", "name")
             assert ("[default: " in record[1]) != without, option.name
 
 

@@ -21,10 +21,12 @@ from prunetrain.training import recipes
 
 FLAGS = """
 --amp --augment --aux-weight --batch-size --channels-last --checkpoint-minutes --compile --config --criterion --data-dir --dataset --device
---download --dynamic-batch --epochs --image-size --keep --label-smoothing --lasso-groups --lasso-step --lr --lr-gamma --max-batch-size
---milestones --model --model-arg --momentum --name --nesterov --no-augment --no-channels-last --no-compile --no-download --no-dynamic-batch
---no-nesterov --no-sync-batch-norm --optimizer --output-dir --penalty-ratio --prune-interval --recipe --residual --round-to --schedule
---seed --sync-batch-norm --target-by --target-macs --threshold --warmup-epochs --weight-decay --weights --workers -b -j
+--download --dynamic-batch --epochs --image-size --keep --label-smoothing --lasso-groups --lasso-step --layer-rate --lr --lr-gamma
+--max-batch-size --method --method-interval --milestones --model --model-arg --momentum --name --nesterov --no-augment --no-channels-last
+--no-compile --no-download --no-dynamic-batch --no-nesterov --no-slice --no-sync-batch-norm --norm-share --optimizer --output-dir
+--penalty-ratio --prune-at --prune-interval --rate --recipe --residual --retrain --rewind-epoch --rho --rho-factor --rho-max --round-to
+--rounds --save-epochs --schedule --scope --seed --slice --streams --structure --sync-batch-norm --target-by
+--target-macs --threshold --warmup-epochs --weight-decay --weights --workers -b -j
 """.split()
 TOP = Path(__file__).parent.parent
 FIELDS = dataclasses.fields(TrainConfig)
@@ -74,11 +76,15 @@ def test_only_what_was_given_counts() -> None:
 def test_flag_and_config_key_mean_the_same(item: "dataclasses.Field[Any]", tmp_path: Path) -> None:
     kind = type(item.default)
     value = {bool: not item.default, int: 70, float: 0.25, tuple: (5, 6), str: "3"}[kind]
+    value = 2.0 if item.name == "rho_factor" else value
     if item.metadata["choices"]:
         value = next(word for word in item.metadata["choices"] if word != item.default)
     flag, key = flag_of(item.name), item.name.replace("_", "-")
     if kind is bool:
         args = [flag if value else f"--no-{flag[2:]}"]
+    elif item.name == "layer_rates":
+        value = ("fc=0.5",)
+        args = [flag, "fc=0.5"]
     elif item.metadata["repeated"]:
         value = ("width=2", "act='relu'")
         args = [flag, "width=2", flag, "act=relu"]
@@ -87,7 +93,8 @@ def test_flag_and_config_key_mean_the_same(item: "dataclasses.Field[Any]", tmp_p
     file = tmp_path / "mine.toml"
     written = list(value) if isinstance(value, tuple) else value
     file.write_text(f"{key} = {str(written).lower() if kind is bool else repr(written)}\n")
-    by_flag, by_file = resolve(read(*args)), resolve(read("--config", str(file)))
+    needed = ["--method", "magnitude", "--epochs", "70"] if item.name in ("rate", "prune_at", "rounds") else []
+    by_flag, by_file = resolve(read(*needed, *args)), resolve(read(*needed, "--config", str(file)))
     assert getattr(by_flag, item.name) == value
     assert by_flag == by_file
 

@@ -10,7 +10,7 @@ import pytest
 import prunetrain
 from prunetrain.errors import PruneTrainError
 from prunetrain.graph import layergraph, load, parse, render, trace
-from prunetrain.library import pruner
+from prunetrain.library import prune, pruner
 
 TOP = Path(__file__).parent.parent
 HOMES = {
@@ -19,6 +19,7 @@ HOMES = {
     "PruneTrainError": PruneTrainError,
     "load_network": load.load_network,
     "parse": parse.parse,
+    "prune": prune.prune,
     "render": render.render,
     "trace": trace.trace,
 }
@@ -50,6 +51,7 @@ def test_version_is_that_of_the_project() -> None:
     "code",
     [
         "import prunetrain; prunetrain.parse; prunetrain.render; prunetrain.load_network; prunetrain.LayerGraph",
+        "from prunetrain.methods import names; names()",
         "from prunetrain.commands import main; main(['--help'], standalone_mode=False)",
         "from prunetrain.commands import main; main(['train', '--help'], standalone_mode=False)",
         "from prunetrain.commands import main; main(['flatten', '--help'], standalone_mode=False)",

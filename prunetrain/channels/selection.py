@@ -47,6 +47,11 @@ class Candidates:
     derived: Ids
     rows: tuple[Ids, ...] = ()
 
+    @classmethod
+    def chosen(cls, spaces: ChannelSpaces, removable: Bools, strength: npt.NDArray[np.float64]) -> "Candidates":
+        """Channels that may go whatever they compute (`removal.py`); those of frozen spaces may not."""
+        return cls(spaces, removable & ~spaces.frozen_channels(), strength, np.empty((0, 2), dtype=np.int64), _rows(spaces))
+
 
 @dataclass(frozen=True)
 class KeepPlan:

@@ -25,10 +25,13 @@ COMMANDS = {
     "train": "Train a network and make it smaller while it trains.",
     "reconfigure": "Cut the dead channels of a checkpoint once, offline.",
     "inspect": "Show a network's layers, what changed, or a run's history.",
+    "prune": "Prune a checkpoint by another method, and retrain it.",
+    "study": "Compare methods at many rates on one network, with plots.",
+    "sweep": "Train by every config file in a folder.",
     "flatten": "Write any network as one flat Python file.",
     "evaluate": "Measure a checkpoint's loss and accuracy.",
     "bench": "Time a network on this machine, or two in turn.",
-    "export": "Write a trained network as ONNX, pt2 or safetensors.",
+    "export": "Write a trained network as ONNX, pt2, safetensors or csr.",
 }
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 @click.argument("what", metavar="CKPT|NET", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write, ending in the name of its format.")
 @click.option(
-    "--format", "form", default="", metavar="[onnx|pt2|safetensors]", help="Format of the file.  [default: what its name ends in]"
+    "--format", "form", default="", metavar="[onnx|pt2|safetensors|csr]", help="Format of the file.  [default: what its name ends in]"
 )
 @click.option("--fold-bn", is_flag=True, help="Fold BatchNorm into the conv or linear layer before it.")
 @click.option(
@@ -24,7 +24,7 @@ def command(*, what: Path, output: Path, form: str, fold_bn: bool, batch_size: i
     """Write a trained network for inference, load the file again and compare its outputs.
 
     CKPT is a checkpoint; NET is a network file with its weights beside it, as .pt or .safetensors. Formats: onnx; pt2, for
-    torch.export.load; safetensors, with the network file beside it.
+    torch.export.load; safetensors, with the network file beside it; csr, compressed sparse rows for weights that are mostly zero, likewise.
     """
     from prunetrain.training.export import export_network
 
@@ -47,6 +47,9 @@ def summary(done: "Exported") -> str:
         parts.append(f"{done.engine} differs from torch by {done.difference:.1e} of the largest output {batches}")
     else:
         parts.append(f"loaded again by {done.engine}, its outputs are bit for bit the same {batches}")
+    if done.sizes:
+        others = (("dense", done.sizes.dense), ("dense and compressed", done.sizes.dense_zlib), ("csr and compressed", done.sizes.csr_zlib))
+        parts.append(f"weights {_size(done.sizes.csr)}, " + ", ".join(f"{name} {_size(size)}" for name, size in others))
     if done.constant:
         parts.append("but every image has the same outputs, which says little")
     return "; ".join(parts)

@@ -5,7 +5,7 @@ config file: defaults < recipe < config file < flags.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -21,7 +21,16 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def config_options(function: _Function) -> _Function:
     """Add `--recipe`, `--config` and a flag for every field of `TrainConfig`; those not given arrive as None."""
-    for name in reversed(_FIELDS):  # decorators apply from the last to the first
+    return config_options_but()(function)
+
+
+def config_options_but(*left_out: str) -> Callable[[_Function], _Function]:
+    """`config_options` without some fields."""
+    return lambda function: _with_options(function, [name for name in _FIELDS if name not in left_out])
+
+
+def _with_options(function: _Function, names: Sequence[str]) -> _Function:
+    for name in reversed(names):  # decorators apply from the last to the first
         function = config_option(name)(function)
     function = click.option("--config", help="TOML or JSON file of settings; goes over the recipe, and flags go over it.")(function)
     named = ", ".join(recipes.names())
@@ -65,7 +74,8 @@ class Word(click.Choice[str]):
 
 def _arguments(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...] | None:
     """The words of a repeated flag in one spelling; None if it was not given."""
-    return argument_words(parse_arguments(words)) or None
+    flag = param.opts[0].lstrip("-")
+    return argument_words(parse_arguments(words, flag), flag) or None
 
 
 def _whole_numbers(text: str) -> tuple[int, ...] | str:

@@ -67,8 +67,10 @@ class TrainingProgress:
         change = event.change
         before, after = change.channels
         text = "  nothing to cut yet"
+        drop = (event.val_top1[1] - event.val_top1[0]) * 100
+        if event.nonzero is not None:
+            text = f"  pruned: {' -> '.join(map(count, event.nonzero))} parameters are not zero, top-1 {drop:+.2f} points"
         if after < before:
-            drop = (event.val_top1[1] - event.val_top1[0]) * 100
             macs = " -> ".join(map(count, change.macs))
             text = f"  cut {before - after:,} of {before:,} channels: {macs} MACs, top-1 {drop:+.2f} points"
         text += _multiples(change.granularity)

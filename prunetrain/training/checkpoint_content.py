@@ -40,6 +40,7 @@ def check_content(content: Mapping[str, Any], progress: type) -> None:
         _require(_is_number(value) and isfinite(value), f"its loss scale has {shown(name)} that is no number")
     _check_generators(content["rng"])
     _check_optimizer(content["optimizer"], content["parameters"], content["model"])
+    _check_method(content["method"], content["model"])
 
 
 def _require(condition: bool, message: str) -> None:
@@ -166,3 +167,17 @@ def _is_state_of(entry: object, parameter: Tensor) -> bool:
         same = entry.shape == parameter.shape and entry.dtype.is_floating_point
         return (same or entry.dim() == 0) and not entry.requires_grad
     return entry is None or isinstance(entry, bool) or _is_number(entry)
+
+
+def _check_method(method: object, model: Mapping[str, Tensor]) -> None:
+    """Tables of tensors shaped like the weights of their names, and numbers."""
+    _require(isinstance(method, dict) and set(method) == {"tensors", "numbers"}, "its method is not readable")
+    assert isinstance(method, dict)
+    _require(_has_words_as_keys(method["tensors"]), "its method's tensors are no table")
+    for kind, tensors in method["tensors"].items():
+        _require(_has_words_as_keys(tensors), f"its method's {shown(kind)} is no table")
+        for name, tensor in tensors.items():
+            fits = type(tensor) is Tensor and name in model and tensor.shape == model[name].shape and not tensor.requires_grad
+            _require(fits, f"its method's {shown(kind)} of {shown(name)} does not fit a weight")
+            _require(kind != "keep" or tensor.dtype == torch.bool, f"its mask of {shown(name)} is none")
+    _require(_has_words_as_keys(method["numbers"]) and all(map(_is_number, method["numbers"].values())), "its method's numbers are none")

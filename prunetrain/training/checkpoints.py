@@ -16,6 +16,7 @@ from prunetrain.errors import CheckpointError, NetworkFileError
 from prunetrain.files import write_atomically
 from prunetrain.foreign.refusal import RefusedFileError, shown
 from prunetrain.graph.load import read_source, sha256_of
+from prunetrain.methods.in_training import MethodState, nothing_kept
 from prunetrain.models.torch_files import load_torch_file
 from prunetrain.paths import CHECKPOINTS, NETWORK_NAME, run_of_checkpoint
 from prunetrain.training.checkpoint_content import check_content
@@ -50,7 +51,8 @@ class Checkpoint:
     """Everything a run needs to go on, beside its network file.
 
     `model` is a state dict; `optimizer` and `scaler` are theirs; `parameters` names the optimizer's parameters in order;
-    `rng` holds the generators' states, those of the workers after the first under `others`; `config` the run's settings.
+    `rng` holds the generators' states, those of the workers after the first under `others`; `config` the run's settings; `method` what
+    the method that acts in training keeps (`training/acting.py`).
     """
 
     network: str
@@ -62,6 +64,7 @@ class Checkpoint:
     rng: dict[str, Any]
     config: dict[str, Any]
     progress: Progress
+    method: MethodState = field(default_factory=nothing_kept)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -8,8 +8,8 @@ from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.loop import Evaluation, evaluate
-from prunetrain.training.run import stored_config
 from prunetrain.training.state import load_state
+from prunetrain.training.stored import stored_config
 
 
 def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Evaluation:

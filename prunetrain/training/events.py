@@ -59,7 +59,7 @@ class BatchChange:
 class Reconfiguration:
     """A change during training, after an epoch: the new network file, and validation top-1 (fractions) right before and after.
 
-    `batch` is there with `--dynamic-batch`.
+    `batch` is there with `--dynamic-batch`; `nonzero`, the parameters that are not zero before and after, where a method made masks.
     """
 
     epoch: int
@@ -67,6 +67,7 @@ class Reconfiguration:
     network: Path
     val_top1: tuple[float, float]
     batch: BatchChange | None = None
+    nonzero: tuple[int, int] | None = None
 
 
 class Observer(Protocol):

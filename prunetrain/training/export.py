@@ -12,6 +12,7 @@ from prunetrain.graph.costs import Costs, costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.render import render
 from prunetrain.models.constructing import require
+from prunetrain.sparse.storage import FileSizes, file_sizes
 from prunetrain.training.export_formats import FORMATS, INSTALL, TOLERANCE, Exportable, Sample, outputs_of, relative_difference
 from prunetrain.training.trained import Trained, read_trained
 
@@ -33,7 +34,7 @@ class Exported:
 
     `difference` is the largest one between its outputs and the network's, over the largest output, on batches of `batch_sizes` random
     images; it was `engine` that ran the file. `folding` is None where none was asked for. `constant` says that every image had the same
-    outputs, so that comparing them says little.
+    outputs, so that comparing them says little. `sizes` compares a file of sparse weights with other ways to store these.
     """
 
     files: tuple[Path, ...]
@@ -44,6 +45,7 @@ class Exported:
     engine: str
     folding: Folding | None
     constant: bool
+    sizes: FileSizes | None = None
 
 
 def export_network(
@@ -53,7 +55,7 @@ def export_network(
 
     Args:
         path: a checkpoint of a run, or a network file with weights of the same stem beside it.
-        output: the file to write; with safetensors a network file comes beside it.
+        output: the file to write; with safetensors and csr a network file comes beside it.
         form: one of `FORMATS`; from the file's name if empty.
         fold: fold every BatchNorm that can be.
         batch_size: the number of images at a time; any number if None.
@@ -71,7 +73,7 @@ def export_network(
         raise ConfigError(f"--batch-size is for onnx and pt2: a network file, as beside {output.name}, takes any number of images")
     for module in FORMATS[form].imports:
         require(module, f"--format {form}", INSTALL)
-    files = (output, output.with_suffix(".py")) if form == "safetensors" else (output,)
+    files = (output, output.with_suffix(".py")) if not FORMATS[form].compiled else (output,)
     for file in files:
         if file.exists() and not force:
             raise ConfigError(f"{file} is there already: choose another name, or --force")
@@ -95,6 +97,7 @@ def export_network(
         FORMATS[form].engine,
         folding,
         _same_for_all(network),
+        file_sizes(trained.state) if form == "csr" else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Networks in the formats of deployment: ONNX, torch.export and safetensors.
+"""Networks in the formats of deployment: ONNX, torch.export, safetensors and compressed sparse rows.
 
 In: a network in eval mode, images and what it makes of them. Out: a file that was loaded again and run on the images before it appeared
 under its name, and how far its outputs were from the network's. No file names a folder of this machine, and the same network gives the
@@ -23,6 +23,7 @@ from prunetrain.errors import ConfigError, OutputError
 from prunetrain.files import write_atomically, write_text
 from prunetrain.graph.load import instantiate
 from prunetrain.models.constructing import require
+from prunetrain.sparse.storage import load_sparse, sparse_bytes
 
 TOLERANCE: Final = 1e-4  # of the largest output, where another engine than torch computes
 ONNX_LIMIT: Final = 2**31 - 2**24  # bytes of weights; the file is one message of less than 2 GiB, and the graph needs its share
@@ -138,12 +139,25 @@ def write_safetensors(network: Exportable, path: Path) -> float:
         OutputError: if the files cannot be written, or compute something else.
     """
     library = require("safetensors.torch", "safetensors", INSTALL)
-    content = library.save(network.model.state_dict())
+    return _write_pair(network, path, library.save(network.model.state_dict()), library.load_file)
+
+
+def write_csr(network: Exportable, path: Path) -> float:
+    """Write the weights as compressed sparse rows where that is smaller, and the network file beside them, both or none.
+
+    Raises:
+        OutputError: if the files cannot be written, or compute something else.
+    """
+    return _write_pair(network, path, sparse_bytes(network.model.state_dict()), load_sparse)
+
+
+def _write_pair(network: Exportable, path: Path, content: bytes, read: Callable[[Path], dict[str, Tensor]]) -> float:
+    """Write weights with the network file beside them; `read` gives the state dict of the weights' file."""
     beside = path.with_suffix(".py")
 
     def load(path: Path) -> Callable[[Tensor], Outputs]:
         model = instantiate(network.source, str(beside)).eval()
-        model.load_state_dict(library.load_file(path))
+        model.load_state_dict(read(path))
         return lambda images: outputs_of(model, images)
 
     return _write_checked(network, path, content, load=load, tolerance=0, then=lambda: write_text(beside, network.source))
@@ -208,6 +222,7 @@ def _write_checked(
 
 
 FORMATS: Final = {
+    "csr": Format(write_csr, (), "torch", compiled=False),
     "onnx": Format(write_onnx, ("onnx", "onnxscript", "onnxruntime"), "onnxruntime"),
     "pt2": Format(write_pt2, (), "torch"),
     "safetensors": Format(write_safetensors, ("safetensors.torch",), "torch", compiled=False),

@@ -3,7 +3,6 @@
 No value leaves the device during an epoch except at its ends.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from prunetrain.graph.costs import TRAIN_TO_FORWARD
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Agreement, Ranks
 from prunetrain.training.events import Observer
-from prunetrain.training.optimizers import lasso_pull
 from prunetrain.training.outputs import logits_of, loss_of
 from prunetrain.training.penalty import fading_of, follow_course, steps_to_cut
 from prunetrain.training.state import TrainState, mixed_seed
@@ -136,33 +134,17 @@ def _train_step(state: TrainState, images: Tensor, labels: Tensor) -> tuple[Tens
         outputs = state.forward(state.to_memory_format(images))
         loss = loss_of(outputs, labels, aux_weight=state.config.aux_weight, label_smoothing=state.config.label_smoothing)
     torch.autograd.backward(state.scaler.scale(loss))
-    strength = _regularize(state, loss)
+    method = state.method
+    state.scaler.unscale_(state.optimizer)
+    method.after_backward_(loss.detach())
     scale = state.scaler.get_scale()
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    stepped = state.scaler.get_scale() >= scale  # a step with overflows is skipped, and the scale lowered
-    if state.lasso and state.config.lasso_step == "proximal" and stepped:
-        state.lasso.shrink_(lasso_pull(state.optimizer, strength))
+    if state.scaler.get_scale() >= scale:  # a step with overflows is skipped, and the scale lowered
+        method.after_step_(state.optimizer)
     state.scheduler.step()
     return loss.detach(), (logits_of(outputs).detach().argmax(1) == labels).sum()
-
-
-def _regularize(state: TrainState, loss: Tensor) -> float:
-    """Set lambda at the first batch whose loss is finite; add the lasso's gradient. Returns lambda."""
-    if state.lasso is None:
-        return 0.0
-    if state.progress.lasso_strength is None:
-        mean = state.environment.ranks.mean(float(loss.detach()), state.device)
-        if not math.isfinite(mean):  # an overflow of float16, whose step is skipped
-            return 0.0
-        strength = state.lasso.strength_for(state.config.penalty_ratio, mean)
-        state.progress = replace(state.progress, lasso_strength=strength)
-    strength = state.progress.lasso_strength or 0.0
-    if state.config.lasso_step == "subgradient":
-        state.scaler.unscale_(state.optimizer)
-        state.lasso.add_gradient_(strength)
-    return strength
 
 
 @torch.inference_mode()

@@ -6,8 +6,10 @@ import resource
 import sys
 
 import torch
+from torch import nn
 
 from prunetrain.files import write_text
+from prunetrain.training.acting import Lasso
 from prunetrain.training.events import Metrics
 from prunetrain.training.loop import EpochResult, Evaluation
 from prunetrain.training.state import TrainState
@@ -20,7 +22,7 @@ def metrics_of(state: TrainState, result: EpochResult, evaluation: Evaluation) -
         {
             "epoch": state.progress.epoch + 1,
             "train_loss": result.loss,
-            "lasso": lasso_term(state),
+            "lasso": Lasso(state).penalty() if state.lasso else 0.0,
             "train_top1": result.top1,
             "val_loss": evaluation.loss if math.isfinite(evaluation.loss) else None,
             "val_top1": evaluation.top1,
@@ -28,6 +30,7 @@ def metrics_of(state: TrainState, result: EpochResult, evaluation: Evaluation) -
             "batch_size": state.batch_size,
             "macs": state.costs.macs,
             "params": state.costs.params,
+            "nonzero_params": count_nonzero(state.model),
             "channels": state.costs.channels,
             "train_macs_total": state.progress.train_macs,
             "train_images_total": state.progress.train_images,
@@ -36,13 +39,15 @@ def metrics_of(state: TrainState, result: EpochResult, evaluation: Evaluation) -
             "peak_memory_bytes": max(ranks.gather(_peak_memory(state.device))),
             "workers": ranks.world_size,
             "gradient_bytes": state.gradient_bytes,
+            **state.acting.method.metrics(),
         }
     )
 
 
-def lasso_term(state: TrainState) -> float:
-    """What the lasso adds to the loss, lambda * R; infinite where squares of weights are."""
-    return (state.progress.lasso_strength or 0.0) * float(state.lasso.penalty()) if state.lasso else 0.0
+@torch.no_grad()
+def count_nonzero(model: nn.Module) -> int:
+    """How many parameters are not zero."""
+    return int(sum(parameter.count_nonzero() for parameter in model.parameters()))
 
 
 def line_of(metrics: Metrics) -> str:

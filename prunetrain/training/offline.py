@@ -15,8 +15,8 @@ from prunetrain.paths import new_run, run_of_checkpoint
 from prunetrain.training.checkpoints import load_checkpoint, read_network_of
 from prunetrain.training.events import Change
 from prunetrain.training.reconfiguration import Watch, cut_checkpoint
-from prunetrain.training.run import stored_config
 from prunetrain.training.state import load_weights, write_pair
+from prunetrain.training.stored import stored_config
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,19 @@ def lr_factor(config: TrainConfig, steps_per_epoch: int, growth: float = 1.0) ->
 
     Warm-up rises linearly over its epochs. `step` multiplies by gamma at every milestone, by default after half and three quarters of the
     epochs; `cosine` falls to zero over the epochs after
-    warm-up (SGDR without restarts, arXiv 1608.03983, equation 5).
+    warm-up (SGDR without restarts, arXiv 1608.03983, equation 5). Where `config.retrain` takes the schedule back, every round of
+    retraining has the learning rates from its epoch `rewind_epoch` on.
     """
-    milestones = config.milestones or {epoch for epoch in (config.epochs // 2, config.epochs * 3 // 4) if epoch}
+    epochs = config.schedule_epochs
+    milestones = config.milestones or {epoch for epoch in (epochs // 2, epochs * 3 // 4) if epoch}
     warmup = config.warmup_epochs * steps_per_epoch
-    total = config.epochs * steps_per_epoch
+    total = epochs * steps_per_epoch
+    again = config.retrain_epochs * steps_per_epoch if config.rewinds else 0
+    first, back_to = config.prune_at * steps_per_epoch, config.rewind_epoch * steps_per_epoch
 
     def factor(step: int) -> float:
+        if again and step >= first:
+            step = back_to + (step - first) % again
         if step < warmup:
             return growth * (step + 1) / warmup
         if config.schedule == "step":

@@ -15,7 +15,7 @@ from prunetrain.files import append_line
 from prunetrain.graph.costs import costs
 from prunetrain.models import short_name
 from prunetrain.paths import LAST, RunPaths, run_of_checkpoint
-from prunetrain.training.checkpoints import Checkpoint, load_checkpoint
+from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.divergence import check_finite
@@ -23,11 +23,14 @@ from prunetrain.training.environment import Environment
 from prunetrain.training.events import Metrics, Observer, Reconfiguration
 from prunetrain.training.joining import note_run
 from prunetrain.training.loop import EpochResult, evaluate, train_one_epoch
-from prunetrain.training.metrics import line_of, metrics_of, rewrite_metrics
+from prunetrain.training.metrics import count_nonzero, line_of, metrics_of, rewrite_metrics
+from prunetrain.training.pruned_run import prune_in_training
+from prunetrain.training.pruning import is_due
 from prunetrain.training.reconfiguration import reconfigure
 from prunetrain.training.recovery import discard_unborn, keep_newest, make_newest, newest_whole
-from prunetrain.training.state import TrainState, load_state, new_state
+from prunetrain.training.state import Creation, TrainState, create_network, load_state, new_state
 from prunetrain.training.stopping import Action, Pacer, Requests, StopRequested, stopping_on_signals
+from prunetrain.training.stored import stored_config
 
 # What may change between a run and its continuation; everything else decides what the run computes.
 CHANGEABLE = frozenset(
@@ -40,12 +43,17 @@ CHANGEABLE = frozenset(
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its files, its metrics (a line an epoch), its present network, and the signal that stopped it before its end."""
+    """How a run ended: its files, its metrics (a line an epoch), its present network, and the signal that stopped it before its end.
+
+    `val_top1` (a fraction) and `nonzero_params` are of the network as it is now: a pruning after the last epoch is in no line of metrics.
+    """
 
     run: RunPaths
     history: list[Metrics]
     network: Path
     stopped_by: signal.Signals | None = None
+    val_top1: float | None = None
+    nonzero_params: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -53,15 +61,20 @@ class Outcome:
         return self.stopped_by is None
 
 
-def start_run(config: TrainConfig, observer: Observer) -> Outcome:
+def start_run(config: TrainConfig, observer: Observer, create: Creation = create_network) -> Outcome:
     """Train from the beginning under the first free name.
+
+    Args:
+        config: the settings.
+        observer: is told what happens.
+        create: writes the first files; by default of a network with random weights.
 
     Raises:
         PruneTrainError: for settings, data or files that do not work; nothing is written before they were checked.
         StopRequested: if a signal came before training began, and left nothing of the run; or came twice.
     """
     with stopping_on_signals() as requests, ExitStack() as held:
-        return _start(config, observer, requests, held)
+        return _start(config, observer, requests, held, create)
 
 
 def run_name(config: TrainConfig) -> str:
@@ -100,7 +113,9 @@ def _find_and_lock(path: Path, given: dict[str, Any], observer: Observer, held: 
     return checkpoint
 
 
-def continue_run(run: RunPaths, config: TrainConfig, given: dict[str, Any], observer: Observer) -> Outcome:
+def continue_run(
+    run: RunPaths, config: TrainConfig, given: dict[str, Any], observer: Observer, create: Creation = create_network
+) -> Outcome:
     """Go on from the newest whole checkpoint of a run; start it if it was killed before it had one.
 
     Args:
@@ -108,6 +123,7 @@ def continue_run(run: RunPaths, config: TrainConfig, given: dict[str, Any], obse
         config: settings of a start.
         given: settings that are to differ from those of the run.
         observer: is told what happens.
+        create: writes the first files of a start.
 
     Raises:
         PruneTrainError: if no checkpoint is whole, or another process is working on the run; and as `resume_run` and `start_run`.
@@ -117,7 +133,7 @@ def continue_run(run: RunPaths, config: TrainConfig, given: dict[str, Any], obse
         path = Ranks.joined().on_first(lambda: _lock_and_find(run, observer, held))
         if path is not None:
             return _go_on(path, given, observer, requests)
-        return _start(replace(config, name=run.name), observer, requests, held)
+        return _start(replace(config, name=run.name), observer, requests, held, create)
 
 
 def _lock_and_find(run: RunPaths, observer: Observer, held: ExitStack) -> Path | None:
@@ -130,12 +146,15 @@ def _lock_and_find(run: RunPaths, observer: Observer, held: ExitStack) -> Path |
     return path
 
 
-def _start(config: TrainConfig, observer: Observer, requests: Requests, held: ExitStack) -> Outcome:
+def _start(config: TrainConfig, observer: Observer, requests: Requests, held: ExitStack, create: Creation) -> Outcome:
     environment = Environment.of(config)
     data = environment.load_data(config)
     requests.check()
-    state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, environment, observer.message)
+    state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, environment, say=observer.message, create=create)
     environment.ranks.on_first(lambda: held.enter_context(state.run.locked()))
+    if state.progress.history:  # of the run that it goes on from
+        state.check_fits(data)
+        environment.ranks.on_first(lambda: rewrite_metrics(state))
     return _train(state, data, observer, requests)
 
 
@@ -184,18 +203,6 @@ def config_of(path: Path, given: dict[str, Any]) -> TrainConfig:
     return build_config(config.to_dict(), {key: value for key, value in changed.items() if key in CHANGEABLE})
 
 
-def stored_config(path: Path, checkpoint: Checkpoint) -> TrainConfig:
-    """The settings inside a checkpoint, but for `download`: whoever wants data downloaded to the folder that it names says so again.
-
-    Raises:
-        CheckpointError: if they cannot be read.
-    """
-    try:
-        return replace(build_config(checkpoint.config), download=False)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: its settings are not readable: {error}") from None
-
-
 def _train(state: TrainState, data: DataSource, observer: Observer, requests: Requests) -> Outcome:
     config, ranks = state.config, state.environment.ranks
     note_run(state.run.checkpoints)
@@ -209,6 +216,7 @@ def _train(state: TrainState, data: DataSource, observer: Observer, requests: Re
         dense_macs=costs(state.dense).macs,
     )
     pacer = Pacer(requests, config.checkpoint_minutes if ranks.rank == 0 else 0)
+    top1 = None
     with requests.deferred():
         while state.progress.epoch < config.epochs:
             result = train_one_epoch(state, data, observer, pacer.action)
@@ -216,16 +224,20 @@ def _train(state: TrainState, data: DataSource, observer: Observer, requests: Re
             if result.action is Action.STOP or state.progress.step < data.steps_per_epoch(state.batch_size):
                 _save(state)
             else:
-                state = _end_epoch(state, data, result, observer, requests)
+                state, top1 = _end_epoch(state, data, result, observer, requests)
             pacer.saved()
             asked = next(filter(None, ranks.gather(requests.asked)), None)
             if asked is not None and state.progress.epoch < config.epochs:
-                return _outcome(state, asked)
-    return _outcome(state)
+                return _outcome(state, top1, asked)
+        if top1 is None:  # there was nothing to train
+            top1 = evaluate(state, data).top1
+            if not ranks.on_first(state.run.last.exists):
+                _save(state)
+    return _outcome(state, top1)
 
 
-def _outcome(state: TrainState, stopped_by: signal.Signals | None = None) -> Outcome:
-    return Outcome(state.run, state.progress.history, state.network, stopped_by)
+def _outcome(state: TrainState, top1: float | None, stopped_by: signal.Signals | None = None) -> Outcome:
+    return Outcome(state.run, state.progress.history, state.network, stopped_by, top1, count_nonzero(state.model))
 
 
 def _save(state: TrainState) -> None:
@@ -244,9 +256,17 @@ def _check_files(state: TrainState) -> None:
             raise OutputError(f"{path} was removed while the run trained: put it back, or start a new run")
 
 
-def _end_epoch(state: TrainState, data: DataSource, result: EpochResult, observer: Observer, requests: Requests) -> TrainState:
-    """Validate, reconfigure when it is time, write everything, tell the observer; or, at a request to stop, save the epoch as it is."""
+def _end_epoch(
+    state: TrainState, data: DataSource, result: EpochResult, observer: Observer, requests: Requests
+) -> tuple[TrainState, float | None]:
+    """Let the method act, validate, cut or prune when it is time, write everything, tell the observer.
+
+    Or, at a request to stop, save the epoch as it is. Returns the run, and its validation top-1 as it is now.
+    """
     trained, ranks = state.progress, state.environment.ranks
+    state.acting.settle_(trained.epoch + 1)
+    if trained.epoch + 1 == state.config.rewind_epoch:
+        state.keep_early()
     try:
         # Of several processes each would stop at another place; so these finish the epoch's end first.
         with requests.at_once() if ranks.world_size == 1 else nullcontext():
@@ -254,8 +274,10 @@ def _end_epoch(state: TrainState, data: DataSource, result: EpochResult, observe
     except StopRequested:
         state.progress = trained
         _save(state)
-        return state
+        return state, None
     metrics = after.progress.history[-1]
+    if event is None and after.progress.epoch in after.config.save_epochs:
+        after.save(after.run.checkpoint(after.progress.epoch))
     _save(after)
     ranks.on_first(lambda: append_line(after.run.metrics, line_of(metrics)))
     if event is not None:
@@ -263,7 +285,7 @@ def _end_epoch(state: TrainState, data: DataSource, result: EpochResult, observe
     observer.epoch_ended(metrics)
     if event is not None:
         observer.reconfigured(event)
-    return after
+    return after, event.val_top1[1] if event else metrics["val_top1"]
 
 
 def _validate_and_cut(state: TrainState, data: DataSource, result: EpochResult) -> tuple[TrainState, Reconfiguration | None]:
@@ -272,6 +294,8 @@ def _validate_and_cut(state: TrainState, data: DataSource, result: EpochResult) 
     metrics = metrics_of(state, result, evaluation)
     epoch = state.progress.epoch + 1
     state.progress = replace(state.progress, epoch=epoch, step=0, running={}, history=[*state.progress.history, metrics])
+    if is_due(state.config, state.acting.rounds, epoch):
+        return prune_in_training(state, data, evaluation.top1)
     if _time_to_cut(state):
         state.progress = replace(state.progress, fading=[])
         return reconfigure(state, data, evaluation.top1)
@@ -281,6 +305,6 @@ def _validate_and_cut(state: TrainState, data: DataSource, result: EpochResult) 
 def _time_to_cut(state: TrainState) -> bool:
     """Whether a reconfiguration follows the epoch just done: every interval as long as there is a lasso, and at the end."""
     config, epoch = state.config, state.progress.epoch
-    if config.penalty_ratio == 0:
+    if not config.penalised:
         return False
     return epoch == config.epochs or (epoch % config.prune_interval == 0 and bool(state.progress.lasso_strength))

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,13 @@ from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.trace import trace_with_state
+from prunetrain.methods.in_training import TrainingMethod
+from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
 from prunetrain.models import build, weights
 from prunetrain.models.assembling import assemble
 from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
 from prunetrain.regularizers.group_lasso import GroupLasso
+from prunetrain.training.acting import Acting, Lasso, acting_in, copied
 from prunetrain.training.batch_norm import synchronise
 from prunetrain.training.checkpoints import Checkpoint, Progress, load_checkpoint, read_network_of, restore_rng, rng_state, save_checkpoint
 from prunetrain.training.data import DataSource
@@ -42,6 +45,7 @@ from prunetrain.training.optimizer_state import load_optimizer
 from prunetrain.training.optimizers import build_optimizer, build_scheduler
 from prunetrain.training.outputs import Outputs
 from prunetrain.training.precision import autocast
+from prunetrain.training.pruning import start_of
 
 _OF_A_MACHINE = ("data_dir", "download", "workers", "device", "output_dir")  # settings that may differ from machine to machine
 
@@ -68,6 +72,7 @@ class TrainState:
     scheduler: LambdaLR
     scaler: GradScaler
     lasso: GroupLasso | None
+    acting: Acting
     progress: Progress
     costs: Costs
 
@@ -75,6 +80,11 @@ class TrainState:
     def device(self) -> torch.device:
         """Where this process computes."""
         return self.environment.device
+
+    @property
+    def method(self) -> TrainingMethod:
+        """What acts in a training step."""
+        return Lasso(self) if self.lasso else self.acting.method
 
     @property
     def batch_size(self) -> int:
@@ -123,7 +133,13 @@ class TrainState:
             rng=first | {"others": others},
             config=self.config.to_dict(),
             progress=self.progress,
+            method=self.acting.state_dict(),
         )
+
+    def keep_early(self) -> None:
+        """Keep the weights to go back to, if these are they."""
+        if self.acting.rounds == 0 and self.config.rewinds and self.config.retrain in TAKES_WEIGHTS_BACK:
+            self.acting.early = copied(self.model)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint: called by all processes, written by the first.
@@ -135,32 +151,27 @@ class TrainState:
         self.environment.ranks.on_first(lambda: save_checkpoint(path, checkpoint))
 
 
-def new_state(
-    config: TrainConfig, run: RunPaths, data: DataSource, environment: Environment, say: Callable[[str], object] = lambda line: None
-) -> TrainState:
-    """A run at its start: the network built and flattened, its file and first checkpoint written, by rank 0; and read back, by all.
+class Creation(Protocol):
+    """Writes the first pair of files of a run, and returns the checkpoint's path. When `files` is left by an error, they go again."""
 
-    Args:
-        config: the settings; the run's name goes into them.
-        run: where it is to be; if another run is there, the next free name is taken.
-        data: decides the network's input and output.
-        environment: where to train.
-        say: is told what was left out of a file of weights.
-
-    Raises:
-        ConfigError: for a network that cannot be built or does not fit the data, and weights that do not fit it.
-        OutputError: if the files cannot be written.
-    """
-    environment.images_each(config.batch_size)
-    with ExitStack() as files:
-        path = environment.ranks.on_first(lambda: _create(config, run, data, environment, say=say, files=files))
-        return load_state(path, replace(config, name=run_of_checkpoint(path).name), data, environment)
+    def __call__(
+        self,
+        config: TrainConfig,
+        run: RunPaths,
+        data: DataSource,
+        environment: Environment,
+        *,
+        say: Callable[[str], object],
+        files: ExitStack,
+    ) -> Path:
+        """See `new_state`."""
+        ...
 
 
-def _create(
+def create_network(
     config: TrainConfig, run: RunPaths, data: DataSource, environment: Environment, *, say: Callable[[str], object], files: ExitStack
 ) -> Path:
-    """Build the network and write the first pair of files; the checkpoint's path. When `files` is left by an error, they go again."""
+    """A `Creation` of a network with random weights, or those of a file, flattened."""
     torch.manual_seed(config.seed)
     arguments = parse_arguments(config.model_args)
     model = build(config.model, input_shape=data.input_shape, num_classes=data.num_classes, model_args=arguments)
@@ -182,7 +193,41 @@ def _create(
         config=replace(config, name=free.name).to_dict(),
         progress=Progress(),
     )
-    return write_pair(free, traced.graph, traced.graph, first)
+    pruned = start_of(config, traced.graph, first, traced.state)
+    if pruned.graph != traced.graph:
+        raise ConfigError(
+            f"{config.method} cuts, and a network is cut after an epoch of training at the earliest: give --prune-at 1 or more"
+        )
+    return write_pair(free, traced.graph, traced.graph, pruned.checkpoint)
+
+
+def new_state(
+    config: TrainConfig,
+    run: RunPaths,
+    data: DataSource,
+    environment: Environment,
+    *,
+    say: Callable[[str], object] = lambda line: None,
+    create: Creation = create_network,
+) -> TrainState:
+    """A run at its start: its first network file and checkpoint written, by rank 0; and read back, by all.
+
+    Args:
+        config: the settings; the run's name goes into them.
+        run: where it is to be; if another run is there, the next free name is taken.
+        data: decides the network's input and output.
+        environment: where to train.
+        say: is told what is worth a line, such as what was left out of a file of weights.
+        create: writes the first files.
+
+    Raises:
+        ConfigError: for a network that cannot be built or does not fit the data, and weights that do not fit it.
+        OutputError: if the files cannot be written.
+    """
+    environment.images_each(config.batch_size)
+    with ExitStack() as files:
+        path = environment.ranks.on_first(lambda: create(config, run, data, environment, say=say, files=files))
+        return load_state(path, replace(config, name=run_of_checkpoint(path).name), data, environment)
 
 
 def _check_outputs(graph: LayerGraph, config: TrainConfig, data: DataSource) -> None:
@@ -279,14 +324,17 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
             group["lr"] = base * scheduler.lr_lambdas[0](scheduler.last_epoch)
         if checkpoint.scaler:
             scaler.load_state_dict(checkpoint.scaler)
+        acting = acting_in(config, graph, model, progress.epoch, checkpoint.method)
         _restore_rng(checkpoint.rng, config.seed, progress, environment)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: its optimizer state does not fit its network ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(
+            f"{path}: its optimizer's or method's state does not fit its network ({str(error).splitlines()[0]})"
+        ) from None
     _check_same(environment.ranks, checkpoint, model, config)
     spaces, lasso = find_spaces(graph), None
     if any(channel >= spaces.num_channels for channel in progress.fading):
         raise CheckpointError(f"{path}: damaged, it fades channels that {network} does not have")
-    if config.penalty_ratio > 0:
+    if config.penalised:
         lasso = GroupLasso(graph, spaces, dict(model.named_parameters()), groups=config.lasso_groups)
     return TrainState(
         config=config,
@@ -303,6 +351,7 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
         scheduler=scheduler,
         scaler=scaler,
         lasso=lasso,
+        acting=acting,
         progress=progress,
         costs=costs(graph),
     )
@@ -337,7 +386,7 @@ def _check_same(ranks: Ranks, checkpoint: Checkpoint, model: nn.Module, config: 
     if ranks.world_size == 1:
         return
     ranks.check_same("network file", checkpoint.network_sha256)
-    ranks.check_same("checkpoint", fingerprint([model.state_dict(), checkpoint.optimizer, vars(checkpoint.progress)]))
+    ranks.check_same("checkpoint", fingerprint([model.state_dict(), checkpoint.optimizer, vars(checkpoint.progress), checkpoint.method]))
     ranks.check_same("settings", fingerprint({key: value for key, value in config.to_dict().items() if key not in _OF_A_MACHINE}))
 
 

@@ -1,0 +1,61 @@
+"""Rewinding against fine-tuning: the same network pruned by magnitude at the same rates, retrained in different ways for as many epochs.
+
+    python benchmarks/rewinding.py runs/rewinding --epochs 10 --rewind-epoch 1 --rates 0.5,0.8,0.9,0.95 --seeds 0,1 -- \
+        --model lenet5 --dataset npz --data-dir data/cifar10.npz
+
+Out: a study in a folder of its own for each way (`prunetrain study`), which share the dense networks; rewinding.md with a table and
+rewinding.svg with a plot. Run it again to go on where it was.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from prunetrain.files import write_text
+from prunetrain.studies.plot import plot_sparsity
+from prunetrain.studies.summary import points, table
+
+WAYS = ("finetune", "lr-rewind", "weight-rewind")
+
+
+def main() -> None:
+    """Run the studies and join them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--rewind-epoch", type=int, default=1)
+    parser.add_argument("--rates", default="0.5,0.8,0.9,0.95")
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--title", default="")
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments, flags = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
+    records = []
+    for way in WAYS:
+        folder = arguments.folder / way
+        _share_dense(arguments.folder / WAYS[0], folder)
+        rest = arguments.epochs - arguments.rewind_epoch
+        how = ["--retrain-epochs", str(rest)] if way == "finetune" else ["--retrain", way, "--rewind-epoch", str(arguments.rewind_epoch)]
+        grid = ["--methods", "magnitude", "--rates", arguments.rates, "--seeds", arguments.seeds, "--plot", "none"]
+        training = ["--epochs", str(arguments.epochs), "--save-epochs", str(arguments.rewind_epoch), *flags]
+        subprocess.run([sys.executable, "-m", "prunetrain", "study", folder, *grid, *how, *training], check=True)
+        records += [record | {"method": way} for record in json.loads((folder / "study.json").read_text())]
+    found = points(records)
+    write_text(arguments.folder / "rewinding.md", table(found))
+    plot_sparsity(arguments.folder / "rewinding.svg", found, arguments.title)
+    print(table(found))
+
+
+def _share_dense(first: Path, folder: Path) -> None:
+    """Take over the trained networks of the first study, which all ways start from."""
+    if folder == first or folder.exists():
+        return
+    for kind in ("checkpoints", "generated_nets"):
+        for run in (first / kind).glob("dense-seed-*"):
+            shutil.copytree(run, folder / kind / run.name)
+
+
+if __name__ == "__main__":
+    main()

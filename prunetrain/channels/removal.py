@@ -1,0 +1,61 @@
+"""Cutting channels that carry live weights: what the methods of `methods/` ask for.
+
+In: a network, and a plan of what stays. Out: the smaller network. It computes what the larger one does once all that belongs to the other
+channels is zero: their filters and biases, BatchNorm's scale and bias for them, and the slices that read them (`masking.py`). These zeros
+are then cut as dead channels are, and by the same contract.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from prunetrain.channels.constants import Constants, find_constants
+from prunetrain.channels.masking import mask_channels
+from prunetrain.channels.selection import Candidates, KeepPlan, find_candidates
+from prunetrain.channels.slices import measure_slices
+from prunetrain.channels.slicing import Cut, Proposal
+from prunetrain.channels.sources import Source
+from prunetrain.graph.layergraph import LayerGraph
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A smaller network, and the plan that it follows, which may keep more than was asked."""
+
+    cut: Cut
+    plan: KeepPlan
+
+
+def remove_channels(graph: LayerGraph, state: Mapping[str, Tensor], plan: KeepPlan) -> Removal:
+    """Cut the channels that a plan does not keep, whatever they compute.
+
+    Where a masked channel could not be cut without a further change, it stays as it was: a LayerNorm reads it behind a function that makes
+    something else of zero.
+
+    Args:
+        graph: the network.
+        state: its state dict, on any device; unchanged.
+        plan: what stays, of the network's own spaces.
+    """
+    state = {name: tensor.detach() for name, tensor in state.items()}
+    while True:
+        masked = mask_channels(graph, state, plan.spaces, ~plan.keep)
+        constants, candidates = _dead(graph, masked, plan)
+        stuck = ~plan.keep & ~candidates.removable
+        if not stuck.any():
+            break
+        plan = replace(plan, keep=plan.keep | stuck)
+    sources = {name: Source(name) for name in state}
+    return Removal(Proposal(graph, masked, sources, (), constants, candidates).apply(plan), plan)
+
+
+def _dead(graph: LayerGraph, masked: Mapping[str, Tensor], plan: KeepPlan) -> tuple[Constants, Candidates]:
+    """What is constant and what can be cut once the channels are zero; nothing else than zero counts as dead."""
+    kinds = {tensor.dtype for tensor in masked.values() if tensor.is_floating_point()}
+    threshold = max((torch.finfo(kind).tiny for kind in kinds), default=torch.finfo(torch.float32).tiny)
+    slices = measure_slices(graph, masked, threshold)
+    on_cpu = {name: tensor.cpu() for name, tensor in masked.items()}
+    constants = find_constants(graph, plan.spaces, on_cpu, slices, threshold)
+    return constants, find_candidates(plan.spaces, slices, constants, "either")

@@ -1,0 +1,84 @@
+"""`prunetrain prune`: the methods that people compare with, on a trained network."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prunetrain.commands.options import config_option, given
+from prunetrain.config import METHOD_SETTINGS
+from prunetrain.errors import ConfigError
+from prunetrain.training.stopping import exit_code
+
+_OWN = "as in the checkpoint"
+_TRAINING = ("batch_size", "weight_decay", "penalty_ratio", "prune_interval", "data_dir", "workers", "device", "seed", "checkpoint_minutes")
+
+
+def _options(function: Any) -> Any:
+    for name in reversed(METHOD_SETTINGS):
+        function = config_option(name)(function)
+    for name in _TRAINING:
+        function = config_option(name, default=_OWN)(function)
+    return function
+
+
+@click.command("prune")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@config_option("method")
+@config_option("rate")
+@click.option("--global", "everywhere", is_flag=True, help="Rank the weights of all layers together: --scope global.")
+@click.option("--threshold-std", type=float, metavar="Q", help="With magnitude: remove what is under Q standard deviations of its layer.")
+@click.option(
+    "--epochs", type=click.IntRange(min=0), metavar="N", help="Epochs of retraining after each pruning.  [default: 10, or the rest]"
+)
+@click.option(
+    "--during", type=click.IntRange(min=0), metavar="N", help="Epochs with the method before it prunes.  [default: 0; admm: N of --epochs]"
+)
+@config_option("lr", default="a tenth of the checkpoint's; its own where it is taken back")
+@_options
+@click.option("--name", help="Name of the new run.  [default: the run of CHECKPOINT with the method]")
+@config_option("output_dir", default="where the run of CHECKPOINT is")
+@click.option("--resume", type=click.Choice(["auto"]), help="auto: go on with the newest run of this name, or start it.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    *,
+    checkpoint: Path,
+    everywhere: bool,
+    threshold_std: float | None,
+    epochs: int | None,
+    during: int | None,
+    resume: str | None,
+    **params: Any,
+) -> None:
+    """Prune CHECKPOINT by a method and retrain it, as a run of its own.
+
+    Methods for weights: magnitude, magnitude-std, random-weights, 2:4, admm. For units and filters: unit, filter-l1, filter-l2, fpgm,
+    random. And group-lasso, which goes on training.
+    """
+    settings = given(params)
+    if everywhere:
+        settings["scope"] = "global"
+    if threshold_std is not None:
+        if settings.get("method") not in ("magnitude", "magnitude-std") or "rate" in settings:
+            raise ConfigError("--threshold-std takes the place of --rate with --method magnitude")
+        settings |= {"method": "magnitude-std", "rate": threshold_std}
+    if "method" not in settings:
+        raise ConfigError("say what to prune by: --method magnitude, for one")
+    if params.get("name"):
+        settings["name"] = params["name"]
+
+    from prunetrain.library.prune import prune
+    from prunetrain.report.progress import TrainingProgress
+    from prunetrain.report.terminal import console, print_outcome
+
+    output = console()
+    progress = TrainingProgress(output)
+    try:
+        outcome = prune(checkpoint, epochs=epochs, during=during, resume=resume is not None, observer=progress, **settings)
+    finally:
+        progress.close()
+    print_outcome(output, outcome)
+    if outcome.stopped_by is not None:
+        ctx.exit(exit_code(outcome.stopped_by))

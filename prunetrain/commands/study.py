@@ -1,0 +1,104 @@
+"""`prunetrain study`: a grid of methods, rates and seeds on one network and data set."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from prunetrain.commands.options import config_options_but, given, resolve
+from prunetrain.config import METHOD_SETTINGS
+from prunetrain.errors import ConfigError
+
+_Value = TypeVar("_Value", int, float)
+
+
+@click.command("study")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--methods", default="magnitude,unit", show_default=True, metavar="NAME,...", help="Methods to compare.")
+@click.option("--rates", metavar="R,...", help="Shares to remove.  [default: 0,0.25,0.5,0.6,0.7,0.8,0.9,0.95,0.97,0.99]")
+@click.option("--seeds", default="0,1,2", show_default=True, metavar="N,...", help="Seeds; a network is trained for each.")
+@click.option(
+    "--retrain-epochs", type=click.IntRange(min=0), metavar="N", help="Epochs after each pruning.  [default: 0; the rest where taken back]"
+)
+@click.option("--retrain-lr", type=float, help="Learning rate of fine-tuning.  [default: a tenth of --lr]")
+@click.option(
+    "--during",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Epochs with the method before it prunes, for admm and soft pruning.  [default: 0]",
+)
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Cells at once, each a process.")
+@click.option("--keep-runs", is_flag=True, help="Keep the cells' checkpoints and network files.")
+@click.option(
+    "--plot", "plot_format", type=click.Choice(["svg", "png", "none"]), default="svg", show_default=True, help="Format of the plots."
+)
+@config_options_but("method", "rate", "prune_at", "name", "output_dir", "seed")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    *,
+    folder: Path,
+    methods: str,
+    rates: str | None,
+    seeds: str,
+    retrain_epochs: int | None,
+    retrain_lr: float | None,
+    during: int | None,
+    jobs: int,
+    keep_runs: bool,
+    plot_format: str,
+    **params: Any,
+) -> None:
+    """Train a network for each seed; prune each by every method at every rate; retrain; write CSV, JSON, a table and plots to FOLDER.
+
+    The flags of training are those of the networks. What is done stays done: run the same command again to go on, or with more methods,
+    rates or seeds. Exit code 1 if a cell failed; the others are run.
+    """
+    from prunetrain.studies.grid import RATES, Study, run_study
+    from prunetrain.studies.plot import check_plots
+    from prunetrain.studies.results import write_study
+    from prunetrain.studies.tasks import Done
+
+    flags = given(params)
+    pruning = {name: flags[name] for name in METHOD_SETTINGS if name in flags}
+    if retrain_lr is not None:
+        pruning["lr"] = retrain_lr
+    training = resolve(params | dict.fromkeys(METHOD_SETTINGS))
+    study = Study(
+        folder=folder,
+        training=training,
+        methods=methods.split(","),
+        rates=_numbers(rates, "rates", float) if rates is not None else RATES,
+        seeds=_numbers(seeds, "seeds", int),
+        pruning=pruning,
+        epochs=0 if retrain_epochs is None and pruning.get("retrain", "finetune") == "finetune" else retrain_epochs,
+        during=during,
+        keep_runs=keep_runs,
+    )
+    if plot_format != "none":
+        check_plots()
+    failures: list[str] = []
+
+    def report(done: Done) -> None:
+        if done.failure is not None:
+            failures.append(done.name)
+            click.echo(f"error: {done.name}: {done.failure}", err=True)
+        else:
+            click.echo(f"{done.name}: top-1 {done.result['top1']:.2%}")
+
+    records = run_study(study, jobs, report)
+    if records:
+        title = f"{training.model} on {training.dataset}"
+        files = write_study(folder, records, title, None if plot_format == "none" else plot_format)
+        click.echo(files[2].read_text(), nl=False)
+        click.echo(f"written: {', '.join(map(str, files))}")
+    if failures:
+        ctx.exit(1)
+
+
+def _numbers(text: str, flag: str, kind: type[_Value]) -> list[_Value]:
+    try:
+        return [kind(word) for word in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--{flag} must be numbers with commas between them, not {text!r}") from None

@@ -1,0 +1,71 @@
+"""`prunetrain sweep`: every config file in a folder, one run each."""
+
+from pathlib import Path
+
+import click
+
+from prunetrain.commands.options import resolve
+from prunetrain.config import TrainConfig
+from prunetrain.errors import ConfigError, PruneTrainError
+
+_ENDINGS = (".toml", ".json")
+
+
+@click.command("sweep")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the runs and the summary.  [default: DIR/runs]")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Runs at once, each a process.")
+@click.pass_context
+def command(ctx: click.Context, /, *, folder: Path, output: Path | None, jobs: int) -> None:
+    """Train by every TOML and JSON config in DIR, each under its file's name; write summary.csv, summary.json and summary.md.
+
+    What is done stays done, and a run that was interrupted goes on: run the same command again. Exit code 1 if a config failed; the others
+    are run.
+    """
+    from prunetrain.files import write_text
+    from prunetrain.studies.records import markdown, write_csv, write_json
+    from prunetrain.studies.sweep import COLUMNS, run_sweep
+    from prunetrain.studies.tasks import Done
+
+    output = output or folder / "runs"
+    failures: list[str] = []
+
+    def report(done: Done) -> None:
+        if done.failure is None:
+            click.echo(f"{done.name}: top-1 {done.result['top1']:.2%}")
+        else:
+            failures.append(done.name)
+            click.echo(f"error: {done.name}: {done.failure}", err=True)
+
+    configs: dict[str, TrainConfig] = {}
+    for path in _config_files(folder):
+        try:
+            if path.stem in configs:
+                raise ConfigError("another file has this name before its ending")
+            configs[path.stem] = resolve({"config": str(path)})
+        except PruneTrainError as error:
+            report(Done(path.name, failure=str(error)))
+    records = run_sweep(output, configs, jobs, report)
+    if records:
+        text = markdown(records, COLUMNS)
+        write_csv(output / "summary.csv", records)
+        write_json(output / "summary.json", records)
+        write_text(output / "summary.md", text)
+        click.echo(text, nl=False)
+        click.echo(f"written: {output / 'summary.csv'}, {output / 'summary.json'}, {output / 'summary.md'}")
+    if failures:
+        ctx.exit(1)
+
+
+def _config_files(folder: Path) -> list[Path]:
+    """The configs of a folder, by name.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder: name one with .toml or .json configs in it")
+    found = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS and path.is_file())
+    if not found:
+        raise ConfigError(f"{folder} has no .toml or .json config in it")
+    return found

@@ -1,0 +1,99 @@
+"""ADMM pruning as it acts in training, from scratch or on a trained network; `admm_steps.py` has the formulas.
+
+In: parameters, a projection. Out: weights that come close to sparse ones while they train, and at the end the masks of a hard prune, after
+which `HeldMasks` retrains.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from prunetrain.errors import ConfigError
+from prunetrain.methods.admm_steps import AdmmState, Projection, Residuals, add_gradient_, rescaled, residuals, start, updated
+from prunetrain.methods.in_training import Idle, MethodState
+from prunetrain.methods.masks import Masks
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdmmSettings:
+    """rho is `rho` at first and grows by `rho_factor` at every update up to `rho_max`; Z and U are updated every `interval` epochs.
+
+    Raises:
+        ConfigError: for numbers out of range.
+    """
+
+    rho: float = 1e-3
+    rho_factor: float = 1.0
+    rho_max: float = 1.0
+    interval: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rho <= self.rho_max < float("inf"):
+            raise ConfigError(f"rho must be over 0 and at most rho-max, {self.rho_max}, not {self.rho}")
+        if not 1 <= self.rho_factor < float("inf"):
+            raise ConfigError(f"rho-factor must be 1 or more, not {self.rho_factor}")
+        if self.interval < 1:
+            raise ConfigError(f"the interval of ADMM must be 1 epoch or more, not {self.interval}")
+
+
+class Admm(Idle):
+    """A `TrainingMethod`: adds the gradient of rho / 2 ||W - Z + U||^2, and updates Z and U every few epochs.
+
+    Args:
+        weights: parameters by their names in the state dict.
+        project: onto the wanted sparsity; weights without masks train freely.
+        settings: rho and the interval.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], project: Projection, settings: AdmmSettings) -> None:
+        self._weights = weights
+        self._project = project
+        self._settings = settings
+        self._state = start(weights, project)
+        self._rho = settings.rho
+        self._residuals = residuals(weights, self._state, self._state, settings.rho)
+
+    @property
+    def state(self) -> AdmmState:
+        return self._state
+
+    @property
+    def rho(self) -> float:
+        return self._rho
+
+    def masks(self) -> Masks:
+        """The hard prune: what the projection leaves of the weights as they are now."""
+        return self._project(self._weights)
+
+    def after_backward_(self, loss: Tensor) -> None:
+        """Pull the weights towards Z - U."""
+        add_gradient_(self._weights, self._state, self._rho)
+
+    def after_epoch_(self, epoch: int) -> None:
+        """Update Z, U and then rho at the end of an interval."""
+        if epoch % self._settings.interval:
+            return
+        before, self._state = self._state, updated(self._weights, self._state, self._project)
+        self._residuals = residuals(self._weights, before, self._state, self._rho)
+        rho = min(self._settings.rho_max, self._rho * self._settings.rho_factor)
+        if rho != self._rho:
+            self._state = rescaled(self._state, rho / self._rho)
+            self._rho = rho
+
+    def metrics(self) -> dict[str, float]:
+        """rho, and the residuals of the last update."""
+        found = self._residuals
+        return {"admm_rho": self._rho, "admm_primal": found.primal, "admm_dual": found.dual, "admm_relative": found.relative}
+
+    def state_dict(self) -> MethodState:
+        """Z, U, rho and the last residuals."""
+        return {"tensors": {"z": dict(self._state.z), "u": dict(self._state.u)}, "numbers": {"rho": self._rho, **vars(self._residuals)}}
+
+    def load_state_dict(self, state: MethodState) -> None:
+        """Go on from a state."""
+        z, u = ({name: tensor.to(self._weights[name].device) for name, tensor in state["tensors"][kind].items()} for kind in ("z", "u"))
+        self._state = AdmmState(z, u)
+        numbers = dict(state["numbers"])
+        self._rho = numbers.pop("rho")
+        self._residuals = Residuals(**numbers)

@@ -1,0 +1,102 @@
+"""The steps of ADMM pruning that are not training, as pure functions.
+
+Zhang, Ye, Zhang, Tang, Wen, Fardad and Wang, "A systematic DNN weight pruning framework using alternating direction method of multipliers",
+2018, arXiv 1804.03294. Minimise loss(W) subject to W = Z, Z in the set of weights of the wanted sparsity, with scaled duals U:
+
+    W: some epochs of training on loss + rho / 2 * ||W - Z + U||^2
+    Z: the projection of W + U onto the set: the largest stay, the rest is zero
+    U: U + W - Z
+
+In: weights by name. Out: new Z and U. Residuals as in Boyd et al., "Distributed optimization and statistical learning via the alternating
+direction method of multipliers", 2011, section 3.3.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.methods.counting import check_rate
+from prunetrain.methods.magnitude import magnitude
+from prunetrain.methods.masks import Masks
+from prunetrain.methods.options import Options
+
+Projection: TypeAlias = Callable[[Mapping[str, Tensor]], Masks]
+"""Which of some weights a projection onto the wanted set leaves; the others become zero."""
+
+
+@dataclass(frozen=True)
+class AdmmState:
+    """Z and U, by weight; shaped like it."""
+
+    z: Mapping[str, Tensor]
+    u: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Norms over all weights: primal ||W - Z||, dual rho ||Z - Z before||, and relative ||W - Z|| / ||W||, what a hard prune will cost."""
+
+    primal: float
+    dual: float
+    relative: float
+
+
+def projection(graph: LayerGraph, rate: float, options: Options) -> Projection:
+    """The projection that leaves the largest absolute weights, or with `options.structure` the slices of largest norm.
+
+    Raises:
+        ConfigError: for a rate outside [0, 1), or options that do not fit the network.
+    """
+    check_rate(rate)
+    options.check_fits(graph)
+    return lambda tensors: magnitude(graph, tensors, rate, options)
+
+
+@torch.no_grad()
+def start(weights: Mapping[str, Tensor], project: Projection) -> AdmmState:
+    """Z = the projection of W, U = 0; for the weights that the projection knows."""
+    masks = project(weights)
+    return AdmmState(
+        z={name: weights[name].detach().masked_fill(~mask, 0) for name, mask in masks.keep.items()},
+        u={name: torch.zeros_like(weights[name]) for name in masks.keep},
+    )
+
+
+@torch.no_grad()
+def updated(weights: Mapping[str, Tensor], state: AdmmState, project: Projection) -> AdmmState:
+    """The Z step, then the U step."""
+    moved = {name: tensor.detach() + state.u[name] if name in state.u else tensor.detach() for name, tensor in weights.items()}
+    masks = project(moved)
+    z = {name: moved[name].masked_fill(~masks.keep[name], 0) for name in state.z}
+    return AdmmState(z, {name: moved[name] - z[name] for name in z})
+
+
+def rescaled(state: AdmmState, factor: float) -> AdmmState:
+    """The state after rho was multiplied by a factor: the multipliers rho * U stay, so U is divided (Boyd et al., section 3.4.1)."""
+    return AdmmState(state.z, {name: u / factor for name, u in state.u.items()})
+
+
+@torch.no_grad()
+def add_gradient_(weights: Mapping[str, Tensor], state: AdmmState, rho: float) -> None:
+    """Add rho (W - Z + U), the gradient of rho / 2 ||W - Z + U||^2, to every weight's `.grad`."""
+    for name, z in state.z.items():
+        weight = weights[name]
+        if weight.grad is not None:
+            weight.grad.add_((weight - z + state.u[name]).to(weight.grad.dtype), alpha=rho)
+
+
+@torch.no_grad()
+def residuals(weights: Mapping[str, Tensor], before: AdmmState, now: AdmmState, rho: float) -> Residuals:
+    """How far W is from Z, and Z from the Z before."""
+    primal = _norm({name: weights[name] - z for name, z in now.z.items()})
+    dual = rho * _norm({name: z - before.z[name] for name, z in now.z.items()})
+    size = _norm({name: weights[name] for name in now.z})
+    return Residuals(primal, dual, primal / size if size else 0.0)
+
+
+def _norm(tensors: Mapping[str, Tensor]) -> float:
+    return float(sum(float(tensor.double().square().sum()) for tensor in tensors.values()) ** 0.5)

@@ -1,0 +1,71 @@
+"""The two rules that all methods share: how many go at a rate, and which of equal ones.
+
+`torch.nn.utils.prune` rounds a share to the nearest count and leaves ties to `topk`, whose order torch does not promise. Here counts are
+rounded down, so that never more goes than was asked, and of equal scores the first go, so that every machine decides alike.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from prunetrain.errors import ConfigError
+
+
+def check_rate(rate: float, what: str = "rate") -> None:
+    """Refuse what is no share that can be removed.
+
+    Raises:
+        ConfigError: for a rate outside [0, 1).
+    """
+    if not 0 <= rate < 1:
+        raise ConfigError(f"{what} must be from 0 and under 1, the fraction to remove, not {rate}")
+
+
+def removed_count(total: int, rate: float) -> int:
+    """floor(rate * total), with the rate as it is written: 0.29 of 100 is 29, although 0.29 * 100 is less in binary.
+
+    Raises:
+        ConfigError: for a rate outside [0, 1).
+    """
+    check_rate(rate)
+    return int(Fraction(str(float(rate))) * total)
+
+
+def smallest(scores: Tensor, count: int) -> Tensor:
+    """Which `count` of some scores (n,) are smallest, as bool (n,); of equal ones the first, and what is no number last."""
+    scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    if count == 0:
+        return chosen
+    limit = scores.kthvalue(count).values
+    below = scores < limit
+    equal = (scores == limit).nonzero().flatten()
+    chosen[below] = True
+    chosen[equal[: count - int(below.sum())]] = True
+    return chosen
+
+
+def rates_of_rounds(rate: float, rounds: int) -> Sequence[float]:
+    """The rate after each round of iterative pruning: every round removes the same share of what remains (Frankle and Carbin, 2019).
+
+    The share is 1 - (1 - rate)^(1 / rounds); the last rate is the one that is asked.
+
+    Raises:
+        ConfigError: for a rate outside [0, 1), or fewer than one round.
+    """
+    check_rate(rate)
+    if rounds < 1:
+        raise ConfigError(f"rounds must be 1 or more, not {rounds}")
+    return [1 - (1 - rate) ** (number / rounds) for number in range(1, rounds)] + [rate]
+
+
+def rate_after(share: float, rounds: int) -> float:
+    """The rate when `rounds` rounds have each removed a share of what remained: 20% three times is 48.8%.
+
+    Raises:
+        ConfigError: for a share outside [0, 1).
+    """
+    check_rate(share, "share")
+    return 1 - (1 - share) ** rounds

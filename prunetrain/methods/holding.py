@@ -1,0 +1,61 @@
+"""Masks that hold while a network trains: retraining after pruning, and sparse training from scratch.
+
+In: parameters and their masks. Out: parameters that are zero where the masks say so after every step, whatever momentum and weight decay
+add. The others train as if these did not exist: their gradients and the optimizer's state never see them.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from prunetrain.methods.in_training import Idle, MethodState
+from prunetrain.methods.masks import Masks
+
+
+class HeldMasks(Idle):
+    """A `TrainingMethod`. The weights are masked at once.
+
+    Args:
+        weights: parameters by their names in the state dict; changed in place.
+        masks: which stay.
+
+    Raises:
+        ConfigError: if the masks are of another network.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], masks: Masks) -> None:
+        self._weights = weights
+        self._hold(masks)
+
+    @property
+    def masks(self) -> Masks:
+        return self._masks
+
+    def _hold(self, masks: Masks) -> None:
+        masks.check_fits(self._weights)
+        self._masks = Masks({name: mask.to(self._weights[name].device) for name, mask in masks.keep.items()})
+        self._masks.apply_(self._weights)
+
+    def after_backward_(self, loss: Tensor) -> None:
+        """Zero the gradients of what is gone, which so adds nothing to momentum or to a gradient's norm."""
+        self._masks.apply_({name: weight.grad for name, weight in self._weights.items() if weight.grad is not None})
+
+    def after_step_(self, optimizer: Optimizer) -> None:
+        """Zero what an optimizer's older state may have moved."""
+        self._masks.apply_(self._weights)
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """`sparsity`: the share of the weights with a mask that are zero."""
+        zeros = sum(int((self._weights[name] == 0).sum()) for name in self._masks.keep)
+        return {"sparsity": zeros / self._masks.total if self._masks.total else 0.0}
+
+    def state_dict(self) -> MethodState:
+        """The masks."""
+        return {"tensors": {"keep": dict(self._masks.keep)}, "numbers": {}}
+
+    def load_state_dict(self, state: MethodState) -> None:
+        """Hold the masks of a state."""
+        self._hold(Masks(state["tensors"]["keep"]))

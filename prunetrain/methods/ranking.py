@@ -1,0 +1,107 @@
+"""Channels by what a criterion says of their filters: what `filters.py`, `fpgm.py` and `units.py` share.
+
+In: a network, a rate, a criterion. Out: a `KeepPlan`, in which every space that may be pruned has lost floor(rate * n) of its n channels.
+
+The filter of a channel is all its producers' filters, one behind the other. With one producer that is W[c]. Where there are several
+(a residual stream), each layer's filters are divided by their root mean square norm, so that no layer speaks louder than others; then
+L1 norms add up, squared L2 norms add up, and distances are those of the joint vectors. A channel that a producer does not make has
+zeros there.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunetrain.channels.selection import Candidates, KeepPlan, make_plan
+from prunetrain.channels.spaces import ChannelSpace, ChannelSpaces, Role, find_spaces
+from prunetrain.errors import ConfigError
+from prunetrain.graph.layergraph import Layer, LayerGraph
+from prunetrain.methods.counting import removed_count, smallest
+from prunetrain.methods.options import Options
+from prunetrain.methods.structured import slice_dim
+
+Criterion: TypeAlias = Callable[[Tensor, int, str], Tensor]
+"""From filters (n, numbers), how many are to go, and the space's name to scores (n,): the smallest go."""
+
+FILTERS = ("Conv1d", "Conv2d", "ConvTranspose2d")
+UNITS = ("Linear",)
+
+
+def plan_by_rank(
+    graph: LayerGraph, state: Mapping[str, Tensor], rate: float, options: Options, *, kinds: Collection[str], criterion: Criterion
+) -> KeepPlan:
+    """The plan that a criterion leads to.
+
+    Args:
+        graph: the network.
+        state: its state dict.
+        rate: share of each space's channels to remove, in [0, 1). Where producers have rates of their own, the smallest counts.
+        options: `layer_rates`, `streams` and `granularity` count.
+        kinds: the classes of the layers whose outputs may go. Spaces that others make too are pruned with `streams="together"` only.
+        criterion: scores the filters of a space.
+
+    Raises:
+        ConfigError: if the network has no such channels.
+    """
+    spaces = find_spaces(graph)
+    layers = {layer.name: layer for layer in graph.layers}
+    removable = np.zeros(spaces.num_channels, dtype=bool)
+    strength = np.zeros(spaces.num_channels)
+    pruned = [space for space in spaces.spaces if _may_go(space, layers, kinds, options)]
+    if not pruned:
+        raise ConfigError(f"no {'units' if kinds == UNITS else 'filters'} of this network can go: {_reason(spaces, layers, kinds)}")
+    for space in pruned:
+        share = min(options.layer_rates.get(name, rate) for name in space.members[Role.PRODUCER])
+        count = removed_count(len(space.channels), share)
+        scores = criterion(filters_of(space, spaces, layers, state), count, space.name).double().cpu()
+        removable[space.channels] = smallest(scores, count).numpy()
+        strength[space.channels] = scores.numpy()
+    return make_plan(Candidates.chosen(spaces, removable, strength), options.granularity)
+
+
+def _may_go(space: ChannelSpace, layers: Mapping[str, Layer], kinds: Collection[str], options: Options) -> bool:
+    producers = [layers[name] for name in space.members[Role.PRODUCER] if name in layers]
+    if space.frozen or len(producers) < max(1, len(space.members[Role.PRODUCER])):
+        return False
+    grouped = any(layer.kind == "ConvTranspose2d" and layer.conv_groups > 1 for layer in producers)
+    alone = len(producers) == 1 or options.streams == "together"
+    return alone and not grouped and any(layer.kind in kinds for layer in producers)
+
+
+def _reason(spaces: ChannelSpaces, layers: Mapping[str, Layer], kinds: Collection[str]) -> str:
+    """Why nothing may be pruned, and what to do."""
+    made = [space for space in spaces.spaces if any(name in layers and layers[name].kind in kinds for name in space.members[Role.PRODUCER])]
+    if not made:
+        return f"it has no layer of the classes {', '.join(sorted(kinds))}"
+    if all(space.frozen for space in made):
+        return f"all are frozen ({made[0].name}: {made[0].frozen})"
+    return "all have several producers; streams='together' prunes these"
+
+
+def filters_of(space: ChannelSpace, spaces: ChannelSpaces, layers: Mapping[str, Layer], state: Mapping[str, Tensor]) -> Tensor:
+    """The filters of a space's channels, (channels, numbers), in the order of `space.channels`."""
+    blocks = [_block(layers[name], space, spaces, state[f"{name}.weight"].detach()) for name in space.members[Role.PRODUCER]]
+    if len(blocks) > 1:
+        blocks = [block / _root_mean_square_norm(block) for block in blocks]
+    return torch.cat(blocks, 1)
+
+
+def _block(layer: Layer, space: ChannelSpace, spaces: ChannelSpaces, weight: Tensor) -> Tensor:
+    """One producer's filters: all that a channel has in it, one behind the other."""
+    rows = weight.movedim(slice_dim(layer, filters=True), 0).flatten(1)  # (out, numbers)
+    channel = np.searchsorted(space.channels, spaces.ids[layer.name, "out"])  # of each row
+    times = np.bincount(channel, minlength=len(space.channels))
+    order = np.argsort(channel, kind="stable")
+    nth = np.empty_like(order)  # which of its channel's rows each is
+    nth[order] = np.arange(len(order)) - np.repeat(np.cumsum(times) - times, times)
+    block = rows.new_zeros(len(space.channels), int(times.max()), rows.shape[1])
+    block[torch.from_numpy(channel), torch.from_numpy(nth)] = rows
+    return block.flatten(1)
+
+
+def _root_mean_square_norm(block: Tensor) -> Tensor:
+    norm = block.square().sum(1).mean().sqrt()
+    return torch.where(norm > 0, norm, 1)

@@ -1,0 +1,46 @@
+"""The 2:4 rule: of four weights that follow each other along the inputs, the two smallest go.
+
+Mishra et al., "Accelerating sparse deep neural networks", 2021, arXiv 2104.08378: the pattern that NVIDIA's sparse tensor cores skip. In:
+weights. Out: `Masks`. `sparse/semi_structured.py` runs layers with them.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunetrain.errors import ConfigError
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.methods.masks import Masks
+from prunetrain.methods.options import Options
+from prunetrain.methods.weights import layer_of, maskable_weights
+
+_GROUP = 4
+
+
+def two_of_four(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, options: Options) -> Masks:
+    """Masks of every layer with a multiple of four inputs (those of a group, for grouped convs); others, and those of rate 0, stay whole.
+
+    Raises:
+        ConfigError: for a rate other than 0.5, and for a network without such a layer.
+    """
+    if rate != 1 / 2 or any(options.layer_rates.values()):
+        raise ConfigError("2:4 removes half of the weights: give rate 0.5, and layers no rate but 0")
+    weights = maskable_weights(graph, state)
+    keep = {
+        name: keep_two_of_four(weight)
+        for name, weight in weights.items()
+        if weight.shape[1] % _GROUP == 0 and layer_of(name) not in options.layer_rates
+    }
+    if not keep:
+        raise ConfigError("2:4 needs layers with a multiple of 4 inputs, and this network has none")
+    return Masks(keep)
+
+
+def keep_two_of_four(weight: Tensor) -> Tensor:
+    """For a weight (out, in, ...), which of every four along `in` are the two largest, bool; of equal ones the last stay."""
+    inputs_last = weight.abs().movedim(1, -1)
+    groups = inputs_last.reshape(*inputs_last.shape[:-1], -1, _GROUP)  # (out, ..., in / 4, 4)
+    order = groups.argsort(dim=-1, stable=True)
+    keep = torch.zeros_like(groups, dtype=torch.bool).scatter(-1, order[..., _GROUP // 2 :], value=True)
+    return keep.flatten(-2).movedim(-1, 1)

@@ -1,0 +1,62 @@
+"""Soft filter pruning: after every epoch the weakest filters become zero, and train on; those that come back may stay.
+
+He, Kang, Dong, Fu and Yang, "Soft filter pruning", 2018, arXiv 1808.06866; FPGM (arXiv 1811.00250) is published in the same way. In: a
+network in training. Out: its weakest filters at zero after every epoch, and at the end the plan of a cut. BatchNorm is left alone: with its
+scale or bias at zero as well, no gradient would reach a filter behind a ReLU again.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from prunetrain.channels.selection import KeepPlan
+from prunetrain.errors import ConfigError
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.methods import entry
+from prunetrain.methods.bridges import filter_masks
+from prunetrain.methods.in_training import Idle
+from prunetrain.methods.options import Options
+from prunetrain.methods.registry import decide
+
+
+class SoftFilters(Idle):
+    """A `TrainingMethod`; it keeps nothing, as every epoch decides anew.
+
+    Args:
+        graph: the network.
+        weights: its parameters by name; changed in place.
+        method: one that decides on channels.
+        rate: share of each space's channels, in [0, 1).
+        options: of the method.
+        interval: epochs between two decisions.
+
+    Raises:
+        ConfigError: for a method that decides on weights, and whatever the method refuses.
+    """
+
+    def __init__(
+        self, graph: LayerGraph, weights: Mapping[str, Tensor], *, method: str, rate: float, options: Options, interval: int = 1
+    ) -> None:
+        if entry(method).decides != "channels":
+            raise ConfigError(f"{method} prunes weights, and soft pruning needs a method for filters, such as fpgm or filter-l2")
+        if interval < 1:
+            raise ConfigError(f"the interval of soft pruning must be 1 epoch or more, not {interval}")
+        self._graph = graph
+        self._weights = weights
+        self._method = method
+        self._rate = rate
+        self._options = options
+        self._interval = interval
+        self.plan()
+
+    def plan(self) -> KeepPlan:
+        """The channels that stay if the network is cut now."""
+        plan = decide(self._method, self._graph, self._weights, self._rate, self._options)
+        assert isinstance(plan, KeepPlan)
+        return plan
+
+    def after_epoch_(self, epoch: int) -> None:
+        """Zero the filters of the channels that would go now, at the end of an interval."""
+        if epoch % self._interval == 0:
+            masks = filter_masks(self._graph, self._weights, self.plan())
+            masks.apply_(self._weights)

@@ -1,0 +1,80 @@
+"""Masks of whole slices: the filters W[o] or input slices W[:, i] of each layer with the smallest Euclidean norms.
+
+The projections of structured ADMM (Zhang et al., 2018, arXiv 1807.11091). Each layer decides for itself, so that a residual stream keeps
+its channels; `bridges.py` says which channels can be cut after it.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunetrain.errors import ConfigError
+from prunetrain.graph.layergraph import Layer, LayerGraph
+from prunetrain.methods.counting import removed_count, smallest
+from prunetrain.methods.masks import Masks
+from prunetrain.methods.options import Options
+from prunetrain.methods.weights import maskable_layers
+
+
+def structured_masks(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, options: Options) -> Masks:
+    """Masks that remove floor(rate * n) of the n filters, or input slices, of every layer.
+
+    Args:
+        graph: the network. Layers that make its output keep their filters, and layers that read its input their slices; convs that pass
+            groups on (depthwise ones) and grouped transposed ones stay whole.
+        state: its state dict.
+        rate: share to remove, in [0, 1).
+        options: `structure` and `layer_rates` count.
+
+    Raises:
+        ConfigError: for global scope, and for a network in which no layer has such slices.
+    """
+    if options.scope == "global":
+        raise ConfigError(f"{options.structure} are pruned layer by layer: leave scope at 'layer'")
+    filters = options.structure == "filters"
+    at_the_end = _at_the_output(graph) if filters else _at_the_input(graph)
+    keep = {}
+    for layer in maskable_layers(graph):
+        if layer.name in at_the_end or layer.passes_groups or (layer.kind == "ConvTranspose2d" and layer.conv_groups > 1):
+            continue
+        weight = state[f"{layer.name}.weight"].detach()
+        dim = slice_dim(layer, filters=filters)
+        norms = torch.linalg.vector_norm(weight.movedim(dim, 0).flatten(1), dim=1)
+        gone = smallest(norms, removed_count(len(norms), options.layer_rates.get(layer.name, rate)))
+        keep[f"{layer.name}.weight"] = (~gone).view([-1 if d == dim else 1 for d in range(weight.dim())]).expand(weight.shape).clone()
+    if not keep:
+        raise ConfigError(f"no layer of this network has {options.structure} that can go")
+    return Masks(keep)
+
+
+def slice_dim(layer: Layer, *, filters: bool) -> int:
+    """The dimension of a layer's weight that counts its filters, or its input slices."""
+    return int(filters == (layer.kind == "ConvTranspose2d"))
+
+
+def _at_the_output(graph: LayerGraph) -> set[str]:
+    """The layers whose results are the network's, through functions at most."""
+    found: set[str] = set()
+    pending = [value.index for value in graph.outputs]
+    while pending:
+        number = pending.pop()
+        if number:
+            step = graph.steps[number - 1]
+            if step.layer is not None:
+                found.add(step.layer)
+            else:
+                pending += [value.index for value in step.inputs()]
+    return found
+
+
+def _at_the_input(graph: LayerGraph) -> set[str]:
+    """The layers that read the network's input, through functions at most."""
+    reached, found = {0}, set()
+    for value, step in graph.results():
+        if reached & {read.index for read in step.inputs()}:
+            if step.layer is None:
+                reached.add(value.index)
+            else:
+                found.add(step.layer)
+    return found

@@ -1,0 +1,1 @@
+"""Networks whose weights are mostly zero: smaller files, and layers that skip the zeros."""

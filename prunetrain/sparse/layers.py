@@ -1,0 +1,94 @@
+"""Layers that skip the zeros of their weights, for inference: products of compressed sparse rows (`csr.py`) and dense activations.
+
+In: a network with zeros. Out: a copy whose linear layers and convs of enough zeros are sparse; it computes the same up to rounding. Whether
+that is faster is another question: benchmarks/sparse_speed.py answers it.
+"""
+
+from copy import deepcopy
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunetrain.sparse.csr import sparsity, to_csr
+
+
+class _Sparse(nn.Module):
+    """A layer's weight as compressed rows, and its bias."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        self.register_buffer("weight", to_csr(layer.weight))
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+
+    def multiplied(self, columns: Tensor) -> Tensor:
+        """W x + b for every column x of (in * window, n): (out, n)."""
+        made = self.weight @ columns
+        return made if self.bias is None else made + self.bias[:, None]
+
+
+class SparseLinear(_Sparse):
+    """y = x W^T + b of a linear layer: (..., in) to (..., out). Computes no gradients."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's outputs for inputs (..., in)."""
+        made = self.multiplied(x.reshape(-1, x.shape[-1]).T)
+        return made.T.reshape(*x.shape[:-1], len(made))
+
+
+class SparseConv2d(_Sparse):
+    """A conv as one product with all its windows (`F.unfold`): (N, in, H, W) to (N, out, H', W'). Computes no gradients."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__(layer)
+        assert not isinstance(layer.padding, str)
+        self._window = _Window(layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's outputs for images (N, in, H, W)."""
+        windows = F.unfold(x, *self._window)  # (N, in * window, positions)
+        count, numbers, positions = windows.shape
+        made = self.multiplied(windows.transpose(0, 1).reshape(numbers, count * positions))
+        height, width = (
+            (side + 2 * padding - dilation * (size - 1) - 1) // stride + 1
+            for side, size, dilation, padding, stride in zip(x.shape[2:], *self._window, strict=True)
+        )
+        return made.reshape(len(made), count, height, width).transpose(0, 1).contiguous()
+
+
+class _Window(NamedTuple):
+    """What `F.unfold` is told of a conv, in its order; each for height and width."""
+
+    kernel_size: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def with_sparse_layers(model: nn.Module, least: float = 0.9) -> nn.Module:
+    """A copy of a network in eval mode whose layers of at least this share of zeros skip them; the rest stays dense.
+
+    Grouped convs and those that pad otherwise than with a number of zeros stay dense too.
+    """
+    model = deepcopy(model).eval()
+    for name, layer in list(model.named_modules()):
+        if name and type(layer) in (nn.Linear, nn.Conv2d) and sparsity(layer.weight) >= least:
+            if isinstance(layer, nn.Linear):
+                model.set_submodule(name, SparseLinear(layer))
+            elif layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+                model.set_submodule(name, SparseConv2d(layer))
+    return model
+
+
+def weight_sparsity(model: nn.Module) -> float:
+    """The share of zeros among the weights of a network's linear layers and convs."""
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d)]
+    total = sum(prod(weight.shape) for weight in weights)
+    return sum(sparsity(weight) * weight.numel() for weight in weights) / total if total else 0.0

@@ -1,0 +1,128 @@
+"""Files of networks whose weights are mostly zero: compressed sparse rows where these take less room, everything else as it is.
+
+In: a state dict with zeros. Out: a file, and the same state dict back. A number that is stored costs its own bytes and those of its column
+(1, 2 or 4, by the row's length); a row costs 4. So float32 weights with 2-byte columns pay off from a third of zeros on.
+
+The file is one of torch.save, for `torch.load(path, weights_only=True)`: `mark`, `format`, `dense` (tensors by name) and `csr` (by name
+`starts`, `columns`, `values`, `shape`).
+"""
+
+import io
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from prunetrain.errors import CheckpointError
+from prunetrain.files import write_atomically
+from prunetrain.foreign.refusal import RefusedFileError
+from prunetrain.models.torch_files import load_torch_file
+from prunetrain.sparse.csr import csr_matrix, to_csr
+
+MARK: Final = "prunetrain sparse weights"
+FORMAT: Final = 1
+_COLUMN_KINDS: Final = (torch.uint8, torch.int16, torch.int32)
+
+
+@dataclass(frozen=True)
+class FileSizes:
+    """Bytes of the same weights: as a plain state dict, as compressed rows, and both through zlib at its best."""
+
+    dense: int
+    csr: int
+    dense_zlib: int
+    csr_zlib: int
+
+
+def save_sparse(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict; tensors of two dimensions and more become compressed rows where that is smaller.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    content = sparse_bytes(state)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def load_sparse(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file, dense, on the CPU, in the order in which it was saved.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or was not written by `save_sparse`.
+    """
+    try:
+        content = load_torch_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file of sparse weights") from None
+    except (OSError, RefusedFileError) as error:
+        raise CheckpointError(f"{path}: damaged, or no file of sparse weights ({error})") from None
+    if not isinstance(content, dict) or content.get("mark") != MARK or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: no file of sparse weights of format {FORMAT}")
+    try:
+        return unpacked(content)
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+
+
+def sparse_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """What `save_sparse` writes."""
+    return _saved(packed(state))
+
+
+def packed(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a file holds, as plain values."""
+    dense: dict[str, Tensor] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, given in state.items():
+        tensor = given.detach().cpu()
+        if tensor.dim() >= 2 and _csr_bytes(tensor) < tensor.nbytes:
+            matrix = to_csr(tensor)
+            columns = matrix.col_indices().to(_column_kind(matrix.shape[1]))
+            parts = {"starts": matrix.crow_indices(), "columns": columns, "values": matrix.values()}
+            rows[name] = {**parts, "shape": tuple(tensor.shape)}
+        else:
+            dense[name] = tensor.clone()  # not a view of something larger, all of which torch.save would write
+    return {"mark": MARK, "format": FORMAT, "names": list(state), "dense": dense, "csr": rows}
+
+
+def unpacked(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict that `packed` was given.
+
+    Raises:
+        RuntimeError, KeyError, TypeError, ValueError, AttributeError: for anything else.
+    """
+    dense = {name: _dense(**parts) for name, parts in content["csr"].items()} | content["dense"]
+    return {name: dense[name] for name in content["names"]}
+
+
+def _dense(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    width = 1
+    for size in shape[1:]:
+        width *= size
+    return csr_matrix(starts, columns.int(), values, (shape[0], width)).to_dense().reshape(shape)
+
+
+def _csr_bytes(tensor: Tensor) -> int:
+    width = tensor.numel() // max(1, len(tensor))
+    return 4 * (len(tensor) + 1) + int(tensor.count_nonzero()) * (tensor.element_size() + _column_kind(width).itemsize)
+
+
+def _column_kind(width: int) -> torch.dtype:
+    """The smallest kind of integer that holds every column."""
+    return next(kind for kind in _COLUMN_KINDS if width - 1 <= torch.iinfo(kind).max)
+
+
+def file_sizes(state: Mapping[str, Tensor]) -> FileSizes:
+    """How large the files of a state dict are."""
+    dense, csr = (_saved(content) for content in ({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, packed(state)))
+    return FileSizes(len(dense), len(csr), len(zlib.compress(dense, 9)), len(zlib.compress(csr, 9)))
+
+
+def _saved(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()

@@ -1,0 +1,1 @@
+"""Many runs at once: grids of methods and rates, folders of configurations; their tables and plots."""

@@ -1,0 +1,40 @@
+"""The files of a study: every cell as CSV and JSON, a table of means as Markdown, and plots.
+
+In: the records of its cells. Out: files beside each other.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from prunetrain.files import write_text
+from prunetrain.studies.plot import plot_macs, plot_sparsity
+from prunetrain.studies.records import Record, write_csv, write_json
+from prunetrain.studies.summary import points, table
+
+
+def write_study(folder: Path, records: Sequence[Record], title: str, form: str | None) -> list[Path]:
+    """Write study.csv, study.json and study.md; and study.svg, with study-macs.svg if some network became smaller.
+
+    Args:
+        folder: where to.
+        records: of the cells, at least one.
+        title: of the plots.
+        form: of the plots, "svg" or "png"; None for none.
+
+    Raises:
+        ConfigError: if plots are wanted and matplotlib is not installed.
+        OutputError: if a file cannot be written.
+    """
+    found = points(records)
+    files = [folder / "study.csv", folder / "study.json", folder / "study.md"]
+    write_csv(files[0], records)
+    write_json(files[1], records)
+    write_text(files[2], table(found))
+    if form is not None:
+        files.append(folder / f"study.{form}")
+        plot_sparsity(files[-1], found, title)
+        smaller = {point.method for point in found if point.macs < 1}
+        if smaller:
+            files.append(folder / f"study-macs.{form}")
+            plot_macs(files[-1], [point for point in found if point.method in smaller], title)
+    return files

@@ -1,0 +1,82 @@
+"""A sweep: one training run for every config of a folder, and one table of what they came to.
+
+In: settings by name. Out: runs in one folder, and a record of each that finished. A run that is there goes on; one that fails does not stop
+the others.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from prunetrain.config import TrainConfig
+from prunetrain.graph.costs import TRAIN_TO_FORWARD, costs
+from prunetrain.graph.load import read_graph
+from prunetrain.paths import RunPaths
+from prunetrain.studies.records import Record, Records
+from prunetrain.studies.tasks import Done, Report, Task, run_tasks
+from prunetrain.training.events import Silent
+from prunetrain.training.run import continue_run, start_run
+from prunetrain.training.stopping import StopRequested
+
+COLUMNS: Final = {
+    "name": "config",
+    "top1": "top-1|.2%",
+    "params": "parameters|,",
+    "nonzero_params": "not zero|,",
+    "macs": "MACs|,",
+    "train_macs_total": "training MACs|.3g",
+    "train_macs_share": "of dense training|.1%",
+    "seconds": "training time, s|,.1f",
+}
+"""Columns of the summary: key of a record, heading and format."""
+
+
+def run_sweep(folder: Path, configs: Mapping[str, TrainConfig], jobs: int, report: Report) -> Sequence[Record]:
+    """Train what is not done yet; returns the records of all that are, by name.
+
+    Args:
+        folder: for the runs and records.
+        configs: settings by the names that their runs are to have; name and folder in them do not count.
+        jobs: processes at once.
+        report: is told of every run that ends.
+
+    Raises:
+        StopRequested: if a signal came; what is done stays.
+    """
+    records = Records(folder / "results", {})
+    configs = {name: replace(config, name=name, output_dir=str(folder)) for name, config in configs.items()}
+    waiting = {name: config for name, config in configs.items() if (records.get(name) or {}).get("settings") != _plain(config)}
+
+    def keep(done: Done) -> None:
+        if done.failure is None:
+            records.put(done.name, {"settings": _plain(configs[done.name]), "result": done.result})
+        report(done)
+
+    run_tasks((Task(name, partial(_train, config)) for name, config in waiting.items()), jobs, keep)
+    found = {name: records.get(name) for name in sorted(configs)}
+    return [record["result"] for name, record in found.items() if record and record["settings"] == _plain(configs[name])]
+
+
+def _plain(config: TrainConfig) -> Record:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.to_dict().items() if key != "output_dir"}
+
+
+def _train(config: TrainConfig) -> Record:
+    run = RunPaths(Path(config.output_dir), config.name)
+    given = {key: value for key, value in config.to_dict().items() if key not in ("name", "output_dir")}
+    outcome = continue_run(run, config, given, Silent()) if run.exists() else start_run(config, Silent())
+    if outcome.stopped_by is not None:
+        raise StopRequested(outcome.stopped_by)
+    dense, final, last = costs(read_graph(run.network(0))), costs(read_graph(outcome.network)), outcome.history[-1]
+    return {
+        "name": config.name,
+        "top1": outcome.val_top1,
+        "params": final.params,
+        "nonzero_params": outcome.nonzero_params,
+        "macs": final.macs,
+        "train_macs_total": last["train_macs_total"],
+        "train_macs_share": last["train_macs_total"] / (TRAIN_TO_FORWARD * dense.macs * last["train_images_total"]),
+        "seconds": sum(line["epoch_seconds"] for line in outcome.history),
+    }

@@ -1,0 +1,123 @@
+"""Tasks one after the other or in several processes; one that fails does not stop the others.
+
+In: tasks, each a function to call, with those that need its result to be there. Out: what each returned, or one line that says why not.
+"""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from prunetrain.errors import PruneTrainError
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work: a function without arguments that another process can be given, and the tasks that follow it if it succeeds."""
+
+    name: str
+    call: Callable[[], Any]
+    then: tuple["Task", ...] = ()
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a task: its result, or why there is none, on one line."""
+
+    name: str
+    result: Any = None
+    failure: str | None = None
+
+
+Report: TypeAlias = Callable[[Done], object]
+
+
+def run_tasks(tasks: Iterable[Task], jobs: int, report: Report) -> None:
+    """Run tasks, and those that follow them.
+
+    Args:
+        tasks: to begin with.
+        jobs: how many at once; with more than one each is a process of its own, and the processor's cores are shared out.
+        report: is told of each in this process, in the order in which they end.
+
+    Raises:
+        StopRequested: if a signal came; the processes are asked to stop as well.
+    """
+    if jobs == 1:
+        waiting = list(tasks)
+        while waiting:
+            task = waiting.pop(0)
+            done = _attempted(task.name, task.call)
+            waiting = _followed(task, done, report) + waiting
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _share_cores, (jobs,)) as pool:
+        try:
+            _run_in(pool, tasks, report)
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()  # a run in training saves where it is
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _run_in(pool: ProcessPoolExecutor, tasks: Iterable[Task], report: Report) -> None:
+    running: dict[Future[Done], Task] = {}
+
+    def submit(task: Task) -> None:
+        try:
+            running[pool.submit(_attempted, task.name, task.call)] = task
+        except BrokenProcessPool:
+            _followed(task, Done(task.name, failure=_BROKEN), report)
+
+    for task in tasks:
+        submit(task)
+    while running:
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            task = running.pop(future)
+            error = future.exception()
+            if isinstance(error, KeyboardInterrupt):
+                raise error
+            done = future.result() if error is None else Done(task.name, failure=_line(error))
+            for following in _followed(task, done, report):
+                submit(following)
+
+
+_BROKEN = "a process ended without a word, perhaps for want of memory: run again with fewer --jobs"
+
+
+def _followed(task: Task, done: Done, report: Report) -> list[Task]:
+    """Report a task; those that follow it can run if it succeeded, and have failed as well if not."""
+    report(done)
+    if done.failure is None:
+        return list(task.then)
+    for following in task.then:
+        _followed(following, Done(following.name, failure=f"needs {task.name}, which failed"), report)
+    return []
+
+
+def _attempted(name: str, call: Callable[[], Any]) -> Done:
+    try:
+        return Done(name, result=call())
+    except Exception as error:
+        return Done(name, failure=_line(error))
+
+
+def _line(error: BaseException) -> str:
+    """Why a task failed; of an error that is not the user's, also where it was raised."""
+    if isinstance(error, BrokenProcessPool):
+        return _BROKEN
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, PruneTrainError):
+        return text
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    return f"{type(error).__name__}: {text}" + "".join(f" ({os.path.basename(frame.filename)}:{frame.lineno})" for frame in place)
+
+
+def _share_cores(jobs: int) -> None:
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))

@@ -1,0 +1,188 @@
+"""What acts in a run's training steps, by the settings and by how far the run has pruned; and what of it a checkpoint keeps.
+
+In: a run. Out: a `TrainingMethod` for the loop, and the state to go on from. Before a method prunes for good ADMM pulls at the weights,
+or filters are pruned softly; afterwards masks hold.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunetrain import methods
+from prunetrain.config import ADMM, GROUP_LASSO, TrainConfig
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.methods.admm import Admm, AdmmSettings
+from prunetrain.methods.admm_steps import projection
+from prunetrain.methods.holding import HeldMasks
+from prunetrain.methods.in_training import Idle, MethodState, TrainingMethod
+from prunetrain.methods.masks import Masks
+from prunetrain.methods.options import Options
+from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
+from prunetrain.methods.soft_filters import SoftFilters
+from prunetrain.training.optimizers import lasso_pull
+
+if TYPE_CHECKING:
+    from prunetrain.training.state import TrainState
+
+_ROUND, _SETTLED, _EARLY = "round", "settled", "early"
+_SIZE = "channels of "
+
+
+@dataclass
+class Acting:
+    """A run's method.
+
+    `rounds` prunings are done; `settled` is the last epoch whose end the method has seen; `early` holds weights to go back to; `sizes` the
+    channels that layers had before the first of several cuts.
+    """
+
+    method: TrainingMethod = field(default_factory=Idle)
+    rounds: int = 0
+    settled: int = 0
+    early: Mapping[str, Tensor] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def settle_(self, epoch: int) -> None:
+        """Let the method act at the end of an epoch, once: the end of an epoch that was interrupted comes again."""
+        if epoch > self.settled:
+            self.method.after_epoch_(epoch)
+            self.settled = epoch
+
+    def state_dict(self) -> MethodState:
+        """All that `acting_in` needs to go on."""
+        kept = self.method.state_dict()
+        tensors = kept["tensors"] | ({_EARLY: dict(self.early)} if self.early else {})
+        own = {_ROUND: self.rounds, _SETTLED: self.settled, **{f"{_SIZE}{name}": size for name, size in self.sizes.items()}}
+        return {"tensors": tensors, "numbers": kept["numbers"] | own}
+
+
+_NO_SIZES: Mapping[str, int] = {}
+
+
+def pruned_state(
+    *, masks: Masks | None, early: Mapping[str, Tensor], rounds: int, epoch: int, sizes: Mapping[str, int] = _NO_SIZES
+) -> MethodState:
+    """The state of a run that has just pruned: what `acting_in` is to go on from."""
+    own = Acting(Idle(), rounds, epoch, early, sizes).state_dict()
+    return {"tensors": own["tensors"] | ({"keep": dict(masks.keep)} if masks else {}), "numbers": own["numbers"]}
+
+
+def rounds_done(state: MethodState) -> int:
+    """How often a run has pruned."""
+    return int(state["numbers"].get(_ROUND, 0))
+
+
+def first_sizes(state: MethodState) -> dict[str, int]:
+    """The channels that layers had before the first of several cuts."""
+    return {name.removeprefix(_SIZE): int(size) for name, size in state["numbers"].items() if name.startswith(_SIZE)}
+
+
+def early_weights(state: MethodState) -> Mapping[str, Tensor]:
+    """The weights that a run goes back to; empty if it does not."""
+    return state["tensors"].get(_EARLY, {})
+
+
+def options_of(config: TrainConfig, earlier: Masks | None = None) -> Options:
+    """What the settings tell a method."""
+    return Options(
+        layer_rates=config.rates,
+        scope=config.scope,
+        structure=config.structure,
+        streams=config.streams,
+        norm_share=config.norm_share,
+        seed=config.seed,
+        earlier=earlier,
+    )
+
+
+def acting_in(config: TrainConfig, graph: LayerGraph, model: nn.Module, epoch: int, saved: MethodState) -> Acting:
+    """What acts in a run's training.
+
+    Args:
+        config: the settings.
+        graph: the network.
+        model: the network; changed in place, as training goes on.
+        epoch: how many are done.
+        saved: what a checkpoint kept; of a new run, nothing.
+
+    Raises:
+        ConfigError: for a method that does not work on this network.
+        KeyError, RuntimeError, TypeError: if what was saved is not the method's.
+    """
+    if config.method == GROUP_LASSO:
+        return Acting(settled=epoch)
+    weights = dict(model.named_parameters())
+    rounds = rounds_done(saved)
+    method = HeldMasks(weights, Masks({})) if rounds else _before_pruning(config, graph, weights)
+    device = next(iter(weights.values())).device
+    early = {name: tensor.to(device) for name, tensor in early_weights(saved).items()}
+    if epoch == config.rewind_epoch and rounds == 0 and not early and config.retrain in TAKES_WEIGHTS_BACK:
+        early = copied(model)
+    acting = Acting(method, rounds, int(saved["numbers"].get(_SETTLED, epoch)), early, first_sizes(saved))
+    own: MethodState = {
+        "tensors": {kind: tensors for kind, tensors in saved["tensors"].items() if kind != _EARLY},
+        "numbers": {
+            name: number for name, number in saved["numbers"].items() if name not in (_ROUND, _SETTLED) and not name.startswith(_SIZE)
+        },
+    }
+    if own["tensors"] or own["numbers"]:
+        method.load_state_dict(own)
+    return acting
+
+
+def _before_pruning(config: TrainConfig, graph: LayerGraph, weights: Mapping[str, Tensor]) -> TrainingMethod:
+    if config.prune_at == 0:
+        return Idle()
+    if config.method == ADMM:
+        settings = AdmmSettings(rho=config.rho, rho_factor=config.rho_factor, rho_max=config.rho_max, interval=config.method_interval)
+        return Admm(weights, projection(graph, config.rate, options_of(config)), settings)
+    if methods.entry(config.method).decides == "channels":
+        options = options_of(config)
+        return SoftFilters(graph, weights, method=config.method, rate=config.rate, options=options, interval=config.method_interval)
+    return Idle()
+
+
+def copied(model: nn.Module) -> dict[str, Tensor]:
+    """A network's state dict, which training does not change."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+class Lasso(Idle):
+    """The group lasso as a `TrainingMethod`. Its lambda is in the run's progress, and is set at the first batch."""
+
+    def __init__(self, state: "TrainState") -> None:
+        assert state.lasso is not None
+        self._state = state
+        self._lasso = state.lasso
+
+    def after_backward_(self, loss: Tensor) -> None:
+        """Set lambda, if this is the first batch whose loss is finite; add the gradient."""
+        state = self._state
+        if state.progress.lasso_strength is None:
+            mean = state.environment.ranks.mean(float(loss), state.device)
+            if not math.isfinite(mean):  # an overflow of float16, whose step is skipped
+                return
+            strength = self._lasso.strength_for(state.config.penalty_ratio, mean)
+            state.progress = replace(state.progress, lasso_strength=strength)
+        if state.config.lasso_step == "subgradient":
+            self._lasso.add_gradient_(self.strength)
+
+    def after_step_(self, optimizer: Optimizer) -> None:
+        """Shrink the groups."""
+        if self._state.config.lasso_step == "proximal":
+            self._lasso.shrink_(lasso_pull(optimizer, self.strength))
+
+    @property
+    def strength(self) -> float:
+        """Lambda."""
+        return self._state.progress.lasso_strength or 0.0
+
+    @torch.no_grad()
+    def penalty(self) -> float:
+        """Lambda * R, as it is now."""
+        return self.strength * float(self._lasso.penalty())

@@ -1,0 +1,199 @@
+"""Runs that prune: at some epoch of their training, or from the start, from another run's checkpoint. What `prunetrain prune` does.
+
+In: a run, or a checkpoint and settings. Out: a run that went on from network file and checkpoint, as after a reconfiguration.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from prunetrain.config import ADMM, GROUP_LASSO, TrainConfig, build_config
+from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.files import write_text
+from prunetrain.graph.costs import costs
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.load import read_source
+from prunetrain.graph.parse import parse
+from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
+from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
+from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, read_network_of
+from prunetrain.training.data import DataSource
+from prunetrain.training.environment import Environment
+from prunetrain.training.events import Change, Reconfiguration
+from prunetrain.training.loop import evaluate
+from prunetrain.training.metrics import count_nonzero
+from prunetrain.training.pruning import prune_checkpoint, start_of
+from prunetrain.training.reconfiguration import Watch
+from prunetrain.training.state import TrainState, load_state, load_weights, write_pair
+from prunetrain.training.stored import stored_config
+
+EPOCHS: Final = 10
+"""Epochs of retraining after each pruning, where nothing else says."""
+
+LR_SHARE: Final = 0.1
+"""Learning rate of fine-tuning, as a share of the run's."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be pruned: a checkpoint, its graph, its settings, its dense network's text, and the weights to go back to, if any."""
+
+    path: Path
+    checkpoint: Checkpoint
+    graph: LayerGraph
+    config: TrainConfig
+    dense: str
+    early: Mapping[str, Tensor]
+
+
+def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None = None, during: int | None = None) -> TrainConfig:
+    """The settings of a run that prunes a checkpoint.
+
+    Args:
+        path: the checkpoint.
+        given: settings that differ from those inside it.
+        epochs: of retraining after each pruning; by default 10, or where the schedule is taken back, the rest of it.
+        during: epochs of training with the method before it prunes for good; by default none, and for ADMM as many as of retraining.
+
+    Raises:
+        PruneTrainError: for a checkpoint that does not work, and settings that do not go together.
+    """
+    checkpoint = load_checkpoint(path)
+    base = stored_config(path, checkpoint)
+    done = checkpoint.progress.epoch
+    method = given.get("method", GROUP_LASSO)
+    values = base.to_dict() | {"rounds": 1, "rate": 0.0, "prune_at": 0, "retrain": "finetune", "rewind_epoch": 0, "layer_rates": ()}
+    values |= {"name": f"{run_of_checkpoint(path).name}-{method.replace(':', '-')}", "save_epochs": ()}
+    if given.get("retrain", "finetune") == "finetune":
+        epochs = EPOCHS if epochs is None else epochs
+        values |= {"schedule": "constant", "warmup_epochs": 0, "lr": base.lr * LR_SHARE}
+    else:
+        rest = base.schedule_epochs - given.get("rewind_epoch", 0)
+        if epochs not in (None, rest) or rest < 1:
+            raise ConfigError(
+                f"{given['retrain']} trains the run's schedule of {base.schedule_epochs} epochs again from its rewind-epoch on: "
+                + ("leave out --epochs" if rest > 0 else f"give a rewind-epoch under {base.schedule_epochs}")
+            )
+        epochs = rest
+    if method == GROUP_LASSO:
+        if given.get("retrain", "finetune") != "finetune":
+            raise ConfigError("group-lasso goes on training, and takes nothing back: leave out --retrain")
+        return build_config(values, {"epochs": done + epochs}, given)
+    during = (epochs if method == ADMM else 0) if during is None else during
+    rounds = max(1, given.get("rounds", 1))
+    return build_config(values, {"prune_at": done + during, "epochs": done + during + rounds * epochs}, given)
+
+
+def read_source_run(path: Path, config: TrainConfig) -> Source:
+    """What a pruning starts from.
+
+    Args:
+        path: the checkpoint.
+        config: the settings of the new run.
+
+    Raises:
+        PruneTrainError: for files that do not work or do not fit each other.
+    """
+    checkpoint = load_checkpoint(path)
+    if checkpoint.progress.step:
+        raise CheckpointError(f"{path} is in the middle of an epoch: finish it with --resume first, or name another checkpoint")
+    network, text = read_network_of(path, checkpoint)
+    graph = parse(text, str(network))
+    load_weights(text, graph, network, checkpoint, path)  # to see that they fit
+    run = run_of_checkpoint(path)
+    dense = read_source(run.network(0)) if run.network(0).exists() else text
+    return Source(path, checkpoint, graph, stored_config(path, checkpoint), dense, _early(run, config, checkpoint))
+
+
+def _early(run: RunPaths, config: TrainConfig, now: Checkpoint) -> Mapping[str, Tensor]:
+    """The weights of the epoch to go back to, out of the run's own checkpoints."""
+    if config.retrain not in TAKES_WEIGHTS_BACK:
+        return {}
+    path, epoch = run.checkpoint(config.rewind_epoch), config.rewind_epoch
+    if not path.exists():
+        there = ", ".join(map(str, run.checkpoint_files())) or "none"
+        raise CheckpointError(
+            f"{path}: no such checkpoint to go back to (there are those of epochs {there}): train with --save-epochs {epoch}"
+        )
+    early = load_checkpoint(path).model
+    if {name: tensor.shape for name, tensor in early.items()} != {name: tensor.shape for name, tensor in now.model.items()}:
+        raise CheckpointError(f"{path} is of a larger network: a run that has been cut can go back to epochs after the cut only")
+    return early
+
+
+def create_pruned(
+    source: Source,
+    config: TrainConfig,
+    run: RunPaths,
+    data: DataSource,
+    environment: Environment,
+    *,
+    say: Callable[[str], object],
+    files: ExitStack,
+) -> Path:
+    """Write the first files of a run that prunes another's checkpoint; the new checkpoint's path. See `new_state`.
+
+    Raises:
+        ConfigError: if the method does not work on this network.
+        OutputError: if the files cannot be written.
+    """
+    epoch = source.checkpoint.progress.epoch
+    free = files.enter_context(new_run(run.output_dir, run.name))
+    named = replace(source.checkpoint, config=replace(config, name=free.name).to_dict())
+    pruned = start_of(config, source.graph, named, source.early)
+    dense = parse(source.dense, source.checkpoint.network)
+    if epoch == 0 and pruned.graph != dense:
+        raise CheckpointError(f"{source.path} was never trained, and its network is the dense one, which stays: train an epoch first")
+    if epoch > 0:
+        write_text(free.network(0), source.dense)
+    if pruned.changed:
+        say(f"{config.method}: {pruned.summary()} stay")
+    return write_pair(free, pruned.graph, dense, pruned.checkpoint)
+
+
+def creation(path: Path, config: TrainConfig) -> Callable[..., Path]:
+    """What `start_run` is to create a run with.
+
+    Raises:
+        PruneTrainError: for files that do not work or do not fit each other.
+    """
+    return partial(create_pruned, read_source_run(path, config))
+
+
+def prune_in_training(state: TrainState, data: DataSource, val_top1: float) -> tuple[TrainState, Reconfiguration]:
+    """Prune a run by its method, write the network and its checkpoint, and load the two.
+
+    Args:
+        state: the run at the end of an epoch; unchanged.
+        data: validates the pruned network.
+        val_top1: validation accuracy before, a fraction.
+
+    Returns:
+        The run as it goes on, and what was done.
+    """
+    watch = Watch()
+    checkpoint = state.checkpoint()
+    path, change = state.environment.ranks.on_first(lambda: _prune_and_write(state, checkpoint, watch))
+    after = load_state(path, state.config, data, state.environment)
+    watch.lap("load")
+    top1 = evaluate(after, data).top1
+    watch.lap("validate")
+    change = replace(change, seconds={**change.seconds, **watch.seconds})
+    nonzero = (count_nonzero(state.model), count_nonzero(after.model))
+    return after, Reconfiguration(state.progress.epoch, change, after.network, (val_top1, top1), nonzero=nonzero)
+
+
+def _prune_and_write(state: TrainState, checkpoint: Checkpoint, watch: Watch) -> tuple[Path, Change]:
+    pruned = prune_checkpoint(state.graph, checkpoint, state.config)
+    watch.lap("prune")
+    path = write_pair(state.run, pruned.graph, state.dense, pruned.checkpoint)
+    watch.lap("write")
+    removed = pruned.cut.removed_layers if pruned.cut else ()
+    before, after = state.costs, costs(pruned.graph)
+    counts = ((before.channels, after.channels), (before.macs, after.macs), (before.params, after.params))
+    return path, Change(*counts, 1, removed, (), dict(watch.seconds))

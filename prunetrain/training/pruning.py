@@ -1,0 +1,152 @@
+"""One pruning of a network by a method, at a point of its training: decide, mask or cut, take back, start the optimizer anew.
+
+In: a checkpoint and the settings. Out: the checkpoint to go on from, of the same network with zeros or of a smaller one. `pruned_run.py`
+does that to runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from prunetrain import methods
+from prunetrain.channels.removal import remove_channels
+from prunetrain.channels.selection import KeepPlan
+from prunetrain.channels.slicing import Cut
+from prunetrain.config import ADMM, GROUP_LASSO, TrainConfig
+from prunetrain.graph.costs import costs
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.methods.bridges import filter_masks, plan_of_masks
+from prunetrain.methods.counting import rates_of_rounds, removed_count
+from prunetrain.methods.in_training import cut_state, nothing_kept
+from prunetrain.methods.masks import Masks
+from prunetrain.methods.options import Decision, Options
+from prunetrain.methods.registry import decide
+from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK, cut_start, masked_start
+from prunetrain.methods.weights import maskable_layers
+from prunetrain.training.acting import early_weights, first_sizes, options_of, pruned_state, rounds_done
+from prunetrain.training.checkpoints import Checkpoint
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A network after a pruning, and its checkpoint; its masks, if weights stay zero; the cut, if channels went."""
+
+    graph: LayerGraph
+    checkpoint: Checkpoint
+    masks: Masks | None
+    cut: Cut | None
+
+    @property
+    def changed(self) -> bool:
+        """Whether it was pruned, or only read."""
+        return self.masks is not None or self.cut is not None
+
+    def summary(self) -> str:
+        """What is left, in a few words."""
+        params = costs(self.graph).params
+        if self.masks is None:
+            return f"{params:,} parameters"
+        left = params - self.masks.removed
+        return f"{left:,} of {params:,} parameters, {1 - self.masks.sparsity:.2%} of the {self.masks.total:,} weights that have a mask"
+
+
+def is_due(config: TrainConfig, rounds: int, epoch: int) -> bool:
+    """Whether a run that has pruned so often is to prune now, after so many epochs."""
+    return config.method != GROUP_LASSO and rounds < config.rounds and epoch >= config.prune_at + rounds * config.retrain_epochs
+
+
+def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainConfig) -> Pruned:
+    """The next pruning of a run, on its checkpoint; what was given stays as it is.
+
+    Args:
+        graph: the network.
+        checkpoint: at the end of an epoch, of a run that has pruned before or not.
+        config: `method`, `rate`, `rounds`, `retrain`, `slice` and the method's own settings count.
+
+    Raises:
+        ConfigError: if the method does not work on this network.
+    """
+    rounds = rounds_done(checkpoint.method)
+    kept = checkpoint.method["tensors"].get("keep")
+    options = options_of(config, Masks(kept) if kept and rounds else None)
+    sizes = first_sizes(checkpoint.method) if rounds else channels_of(graph)
+    if config.rounds > 1 and _cuts(config):
+        options = replace(options, layer_rates=_shares_of_round(graph, config, rounds, sizes))
+    decision = _decide(graph, checkpoint.model, config, rounds, options)
+    early = early_weights(checkpoint.method) if config.retrain in TAKES_WEIGHTS_BACK else {}
+    last = rounds + 1 == config.rounds
+    fresh = replace(checkpoint, optimizer={}, parameters=[], progress=replace(checkpoint.progress, lasso_strength=None))
+    epoch = checkpoint.progress.epoch
+    if isinstance(decision, Masks):
+        state = masked_start(decision, checkpoint.model, early or None)
+        method = pruned_state(masks=decision, early={} if last else early, rounds=rounds + 1, epoch=epoch)
+        return Pruned(graph, replace(fresh, model=state, method=method), decision, None)
+    masks, plan = decision
+    cut = remove_channels(graph, masks.applied(checkpoint.model) if masks else checkpoint.model, plan).cut
+    moved = Masks(_gathered(cut, masks.keep)) if masks else None
+    early_cut = {} if last else _gathered(cut, early)
+    method = pruned_state(masks=moved, early=early_cut, rounds=rounds + 1, epoch=epoch, sizes={} if last else sizes)
+    state = cut_start(cut, early or None)
+    state = moved.applied(state) if moved else state
+    return Pruned(cut.graph, replace(fresh, model=state, method=method), moved, cut)
+
+
+def _decide(
+    graph: LayerGraph, state: Mapping[str, Tensor], config: TrainConfig, rounds: int, options: Options
+) -> Masks | tuple[Masks | None, KeepPlan]:
+    """Masks that are to hold; or a plan of what to cut, with masks that hold in what is left."""
+    name = "magnitude" if config.method == ADMM else config.method
+    by_rate = methods.entry(name).amount == "rate" and name != "2:4"
+    amount = rates_of_rounds(config.rate, config.rounds)[rounds] if by_rate else config.rate
+    decision: Decision = decide(name, graph, state, amount, options)
+    if isinstance(decision, Masks):
+        return (decision, plan_of_masks(graph, decision)) if config.slice else decision
+    return (None, decision) if _cuts(config) else filter_masks(graph, state, decision)
+
+
+def _cuts(config: TrainConfig) -> bool:
+    """Whether the method cuts the channels that it chooses: all that choose channels do, but for units only if told to."""
+    return config.method != ADMM and methods.entry(config.method).decides == "channels" and (config.slice or config.method != "unit")
+
+
+def _shares_of_round(graph: LayerGraph, config: TrainConfig, rounds: int, sizes: Mapping[str, int]) -> dict[str, float]:
+    """By layer, the share of its present channels to cut, so that floor(rate * n) of the n that there were have gone after this round.
+
+    Half a channel more than that is asked for, so that binary fractions cannot round one away.
+    """
+    shares = {}
+    for name, now in channels_of(graph).items():
+        was, rate = sizes[name], rates_of_rounds(config.rates.get(name, config.rate), config.rounds)[rounds]
+        count = removed_count(was, rate) - (was - now)
+        shares[name] = min(count + 0.5, now - 0.5) / now if count > 0 else 0.0
+    return shares
+
+
+def channels_of(graph: LayerGraph) -> dict[str, int]:
+    """How many channels each layer makes that masks and cuts are for."""
+    return {layer.name: layer["out_features" if layer.kind == "Linear" else "out_channels"] for layer in maskable_layers(graph)}
+
+
+def _gathered(cut: Cut, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not tensors:
+        return {}
+    return cut_state({"tensors": {"kept": dict(tensors)}, "numbers": {}}, cut.sources)["tensors"]["kept"]
+
+
+def start_of(config: TrainConfig, graph: LayerGraph, checkpoint: Checkpoint, early: Mapping[str, Tensor]) -> Pruned:
+    """A checkpoint as a run of these settings begins with it: pruned, if that is to be at once.
+
+    Args:
+        config: the settings.
+        graph: the network.
+        checkpoint: to begin with; what a method of an earlier run kept is forgotten.
+        early: the weights that the run goes back to, if it does.
+    """
+    epoch = checkpoint.progress.epoch
+    begun = replace(checkpoint, optimizer={}, parameters=[], method=nothing_kept())
+    if config.retrain in TAKES_WEIGHTS_BACK:
+        begun = replace(begun, method={"tensors": {"early": dict(early)}, "numbers": {}})
+    if not is_due(config, 0, epoch):
+        return Pruned(graph, begun, None, None)
+    return prune_checkpoint(graph, begun, config)

@@ -1,0 +1,20 @@
+"""The settings inside a checkpoint, as settings of this version."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from prunetrain.config import TrainConfig, build_config
+from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.training.checkpoints import Checkpoint
+
+
+def stored_config(path: Path, checkpoint: Checkpoint) -> TrainConfig:
+    """The settings inside a checkpoint, but for `download`: whoever wants data downloaded to the folder that it names says so again.
+
+    Raises:
+        CheckpointError: if they cannot be read.
+    """
+    try:
+        return replace(build_config(checkpoint.config), download=False)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its settings are not readable: {error}") from None

@@ -1,0 +1,279 @@
+"""Methods inside runs: masks that hold, ADMM, soft filters, rewinding, rounds; whatever stops a run, it goes on bit for bit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import Recorder, assert_identical, assert_same_run, invoke, settings, write_images
+from torch import Tensor
+
+from prunetrain.config import METHODS, TrainConfig
+from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.graph.load import read_graph
+from prunetrain.library.prune import prune
+from prunetrain.methods import names
+from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.optimizers import lr_factor
+from prunetrain.training.run import Outcome, resume_run, start_run
+
+MLP = {"model": "lenet-300-100", "lr": 0.05}
+CONVS = {"model": "lenet5", "lr": 0.02, "weight_decay": 1e-3}
+CASES: dict[str, dict[str, Any]] = {
+    "fixed mask": MLP | {"method": "magnitude", "rate": 0.9},
+    "fixed mask, AdamW": MLP | {"method": "random-weights", "rate": 0.8, "optimizer": "adamw", "lr": 1e-3},
+    "ADMM": MLP | {"method": "admm", "rate": 0.9, "prune_at": 3, "rho": 0.01, "rho_factor": 2.0, "rho_max": 0.1},
+    "ADMM on filters": CONVS | {"method": "admm", "rate": 0.5, "prune_at": 2, "structure": "filters", "slice": True, "rho": 0.1},
+    "soft filters": CONVS | {"method": "fpgm", "rate": 0.4, "prune_at": 3},
+    "rounds": CONVS | {"method": "filter-l2", "rate": 0.5, "prune_at": 2, "rounds": 2, "retrain": "weight-rewind", "rewind_epoch": 1},
+    "tickets": MLP | {"method": "magnitude", "rate": 0.75, "prune_at": 2, "rounds": 2, "retrain": "init-rewind", "momentum": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data") / "images.npz", side=16)
+
+
+def of(images: Path, folder: Path, **changes: Any) -> TrainConfig:
+    return settings(images, folder, **{"penalty_ratio": 0.0, "batch_size": 64, **changes})
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(
+    request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Outcome, Recorder, dict[str, Any]]:
+    """A run of 4 epochs of 5 steps that nothing stopped."""
+    recorder, changes = Recorder(), CASES[request.param]
+    return start_run(of(images, tmp_path_factory.mktemp("reference"), **changes), recorder), recorder, changes
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(case: tuple[Outcome, Recorder, dict[str, Any]], images: Path, tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch, and at the ends of those after which the method acts, before the validation."""
+    reference, _, changes = case
+    outcome = start_run(of(images, tmp_path, **changes), Recorder((1, 5)))
+    for stop in ((2, 5), (3, 2), (3, 5), None):
+        assert not outcome.finished
+        outcome = resume_run(outcome.run.last, {}, Recorder(stop))
+    assert outcome.finished
+    assert_same_run(outcome.run, reference.run)
+    left, right = (load_checkpoint(run.last).method for run in (outcome.run, reference.run))
+    assert_identical(left, right, "method")
+
+
+def kept(outcome: Outcome) -> dict[str, Tensor]:
+    return load_checkpoint(outcome.run.last).method["tensors"]["keep"]
+
+
+def test_masks_hold_to_the_end_and_the_sparsity_is_what_was_asked(case: tuple[Outcome, Recorder, dict[str, Any]]) -> None:
+    outcome, recorder, changes = case
+    state = load_checkpoint(outcome.run.last).model
+    if changes["method"] in ("magnitude", "random-weights") or (changes["method"] == "admm" and not changes.get("slice")):
+        for name, mask in kept(outcome).items():
+            assert int((~mask).sum()) == mask.numel() * int(changes["rate"] * 100) // 100
+            assert not state[name][~mask].any()
+            assert state[name][mask].any()
+        assert outcome.history[-1]["sparsity"] == pytest.approx(changes["rate"], abs=1e-3)
+        assert outcome.nonzero_params == outcome.history[-1]["nonzero_params"]
+    else:
+        dense, now = read_graph(outcome.run.network(0)), read_graph(outcome.network)
+        was, left = (graph.layer("conv2")["out_channels"] for graph in (dense, now))
+        assert left == was - int(changes["rate"] * was)
+    rounds = changes.get("rounds", 1)
+    assert len(recorder.reconfigurations) == (rounds if changes.get("prune_at") else 0)
+
+
+def test_admm_tells_its_residuals(images: Path, tmp_path: Path) -> None:
+    """The pull brings the weights ever closer to sparse ones."""
+    changes = MLP | {"method": "admm", "rate": 0.9, "epochs": 8, "prune_at": 8, "rho": 1.0, "momentum": 0.0, "batch_size": 16}
+    changes |= {"lr": 0.1, "schedule": "constant"}
+    recorder = Recorder()
+    history = start_run(of(images, tmp_path, **changes), recorder).history
+    assert history[-1]["admm_relative"] < 0.25 * history[0]["admm_relative"]
+    assert {line["admm_rho"] for line in history} == {1.0}
+    (event,) = recorder.reconfigurations
+    assert event.nonzero is not None
+    assert event.nonzero[1] < 0.11 * event.nonzero[0]
+
+
+def test_soft_filters_are_zero_at_the_end_of_an_epoch(images: Path, tmp_path: Path) -> None:
+    """Before the cut the network has its size, and after every epoch its weakest filters are zero."""
+    outcome = start_run(of(images, tmp_path, **CONVS, method="filter-l2", rate=0.5, epochs=2, prune_at=2, save_epochs=(1,)), Recorder())
+    weights = load_checkpoint(outcome.run.checkpoint(1)).model["conv2.weight"]
+    assert weights.shape[0] == 50
+    assert int((weights.flatten(1) == 0).all(1).sum()) == 25
+    assert load_checkpoint(outcome.run.last).model["conv2.weight"].shape[0] == 25
+
+
+def test_rewinding_takes_the_weights_back(images: Path, tmp_path: Path) -> None:
+    """Right after each pruning the weights are those of the epoch to go back to, with zeros."""
+    changes = MLP | {"method": "magnitude", "rate": 0.75, "prune_at": 2, "rounds": 2, "retrain": "weight-rewind", "rewind_epoch": 1}
+    outcome = start_run(of(images, tmp_path, **changes, save_epochs=(1,)), Recorder())
+    early = load_checkpoint(outcome.run.checkpoint(1))
+    for epoch, share in ((2, 0.5), (3, 0.75)):
+        pruned = load_checkpoint(outcome.run.checkpoint(epoch))
+        for name, mask in pruned.method["tensors"]["keep"].items():
+            assert torch.equal(pruned.model[name], early.model[name] * mask)
+            assert int((~mask).sum()) == int(share * mask.numel())
+        assert pruned.optimizer == {}
+    first, second = (load_checkpoint(outcome.run.checkpoint(epoch)).method["tensors"]["keep"]["fc1.weight"] for epoch in (2, 3))
+    assert not (second & ~first).any()
+
+
+@pytest.mark.parametrize(
+    ("retrain", "rewind_epoch", "expected"),
+    [
+        ("finetune", 0, [1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
+        ("lr-rewind", 2, [1, 1, 0.1, 0.1, 0.01, 0.1, 0.01]),  # a schedule of 4 epochs, of which each round has the last two
+    ],
+)
+def test_the_schedule_goes_back_with_every_round(retrain: str, rewind_epoch: int, expected: list[float]) -> None:
+    changes: dict[str, Any] = {"retrain": retrain, "rewind_epoch": rewind_epoch} if rewind_epoch else {}
+    config = TrainConfig(method="magnitude", rate=0.5, epochs=7, prune_at=3, rounds=2, **changes)
+    assert config.schedule_epochs == (4 if rewind_epoch else 7)
+    factor = lr_factor(config, steps_per_epoch=10)
+    assert [factor(10 * epoch + 5) for epoch in range(7)] == pytest.approx(expected)
+
+
+# A trained network, pruned by `prune`.
+
+
+@pytest.fixture(scope="module")
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return start_run(of(images, tmp_path_factory.mktemp("trained"), **CONVS, epochs=3, save_epochs=(1,), name="base"), Recorder())
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("group-lasso", "magnitude-std", "2:4")])
+def test_every_method_prunes_a_checkpoint(trained: Outcome, tmp_path: Path, method: str) -> None:
+    before = trained.run.last.read_bytes()
+    outcome = prune(trained.run.last, method=method, rate=0.5, epochs=1, output_dir=str(tmp_path))
+    assert [line["epoch"] for line in outcome.history] == list(range(1, 6 if method == "admm" else 5))
+    assert json.loads(outcome.run.metrics.read_text().splitlines()[-1]) == outcome.history[-1]
+    assert outcome.history[-1]["lr"] == pytest.approx(CONVS["lr"] / 10)
+    assert outcome.run.name == f"base-{method}"
+    assert outcome.run.network(0).read_bytes() == trained.run.network(0).read_bytes()
+    assert trained.run.last.read_bytes() == before
+    params = outcome.nonzero_params
+    assert params is not None
+    assert params < 0.85 * trained.history[-1]["params"]
+
+
+def test_pruning_without_retraining(trained: Outcome, tmp_path: Path) -> None:
+    outcome = prune(trained.run.last, method="2:4", rate=0.5, epochs=0, output_dir=str(tmp_path))
+    weight = load_checkpoint(outcome.run.last).model["conv2.weight"]
+    assert ((weight.movedim(1, -1).reshape(-1, 4) != 0).sum(1) == 2).all()
+    assert outcome.history == trained.history
+    assert outcome.val_top1 is not None
+    assert 0 <= outcome.val_top1 <= 1
+    again = prune(trained.run.last, method="2:4", rate=0.5, epochs=0, output_dir=str(tmp_path), resume=True)
+    assert (again.run, again.val_top1) == (outcome.run, outcome.val_top1)
+
+
+def test_the_lasso_goes_on_after_training(trained: Outcome, tmp_path: Path) -> None:
+    outcome = prune(trained.run.last, method="group-lasso", penalty_ratio=0.99, epochs=4, output_dir=str(tmp_path), lr=0.1)
+    lines = outcome.history[3:]
+    assert 0 < lines[-1]["lasso"] < lines[0]["lasso"]
+    assert {line["lr"] for line in lines} == {0.1}
+
+
+@pytest.mark.parametrize("retrain", ["weight-rewind", "init-rewind", "lr-rewind"])
+def test_what_a_pruned_checkpoint_goes_back_to(trained: Outcome, tmp_path: Path, retrain: str) -> None:
+    epoch = 0 if retrain == "init-rewind" else 1
+    outcome = prune(trained.run.last, method="magnitude", rate=0.5, retrain=retrain, rewind_epoch=epoch, output_dir=str(tmp_path))
+    assert len(outcome.history) == 3 + 3 - epoch
+    start, keep = load_checkpoint(outcome.run.checkpoint(3)), kept(outcome)
+    source = trained.run.last if retrain == "lr-rewind" else trained.run.checkpoint(epoch)
+    expected = load_checkpoint(source).model
+    assert all(torch.equal(start.model[name], tensor * keep[name] if name in keep else tensor) for name, tensor in expected.items())
+
+
+def test_a_stopped_pruning_is_taken_up(trained: Outcome, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"method": "magnitude", "rate": 0.8, "rounds": 2, "epochs": 2}
+    reference = prune(trained.run.last, **asked, output_dir=str(tmp_path / "a"))
+    stopped = prune(trained.run.last, **asked, output_dir=str(tmp_path / "b"), observer=Recorder((5, 5)))
+    assert not stopped.finished
+    finished = prune(trained.run.last, **asked, output_dir=str(tmp_path / "b"), resume=True)
+    assert finished.finished
+    assert_same_run(finished.run, reference.run)
+
+
+# Bad input.
+
+
+def test_the_methods_of_the_settings_are_those_there_are() -> None:
+    assert set(METHODS) == {*names(), "group-lasso", "admm"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "magnitude", "rate": 1.0}, "rate must be from 0 and under 1, the fraction to remove, not 1.0"),
+        ({"method": "magnitude", "rate": -0.1}, "rate must be a finite number from 0, not -0.1"),
+        ({"method": "magnitud", "rate": 0.5}, "unknown method 'magnitud': did you mean magnitude"),
+        ({"method": "magnitude", "rate": 0.5, "slice": True}, "magnitude removes single weights, which cannot be cut: leave out --slice"),
+        ({"method": "magnitude", "rate": 0.5, "layer_rates": ["fc9=0"]}, "unknown layer 'fc9'"),
+        ({"method": "magnitude", "rate": 0.5, "layer_rates": ["fc1=2"]}, "layer-rate fc1 must be from 0 and under 1"),
+        ({"method": "magnitude", "rate": 0.5, "layer_rates": ["fc1"]}, "layer-rate must be NAME=VALUE, such as fc=0.5, not 'fc1'"),
+        ({"method": "group-lasso", "rate": 0.5}, "rate, prune-at and rounds are for the other methods"),
+        ({"method": "2:4", "rate": 0.4}, "2:4 removes half of the weights: give rate 0.5"),
+        ({"method": "admm", "rate": 0.5, "rho": 0.0}, "rho must be over 0"),
+        ({"method": "fpgm", "rate": 0.5, "retrain": "weight-rewind", "rewind_epoch": 2}, "no such checkpoint to go back to"),
+        ({"method": "fpgm", "rate": 0.5, "retrain": "weight-rewind", "rewind_epoch": 9}, "give a rewind-epoch under 3"),
+        ({"method": "fpgm", "rate": 0.5, "retrain": "init-rewind", "rewind_epoch": 1}, "init-rewind goes back to epoch 0, not 1"),
+        (
+            {"method": "fpgm", "rate": 0.5, "retrain": "lr-rewind", "epochs": 1},
+            "of 3 epochs again from its rewind-epoch on: leave out --epochs",
+        ),
+        ({"method": "fpgm", "rate": 0.5, "rounds": 2, "epochs": 0}, "must share out evenly among 2 rounds"),
+        ({"method": "fpgm", "rate": 0.5, "dynamic_batch": True}, "--dynamic-batch goes with the group lasso"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_pruning_is_one_line_and_leaves_nothing(trained: Outcome, tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    with pytest.raises((ConfigError, CheckpointError)) as error:
+        prune(trained.run.last, **{"epochs": None, **given}, output_dir=str(tmp_path))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("*/*/*"))
+
+
+def test_a_network_is_cut_after_an_epoch_at_the_earliest(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fpgm cuts, and a network is cut after an epoch of training at the earliest: give --prune-at 1"):
+        start_run(of(images, tmp_path, **CONVS, method="fpgm", rate=0.5), Recorder())
+    untrained = start_run(of(images, tmp_path, **CONVS, epochs=1, name="base"), Recorder()).run.checkpoint(0)
+    with pytest.raises(CheckpointError, match="was never trained"):
+        prune(untrained, method="fpgm", rate=0.5, output_dir=str(tmp_path))
+
+
+def test_an_epoch_that_is_not_over_is_not_pruned(images: Path, tmp_path: Path) -> None:
+    stopped = start_run(of(images, tmp_path, **MLP), Recorder((1, 2)))
+    with pytest.raises(CheckpointError, match="in the middle of an epoch: finish it with --resume first"):
+        prune(stopped.run.last, method="unit", rate=0.5)
+
+
+def test_the_command(trained: Outcome, tmp_path: Path) -> None:
+    flags = ("--method", "unit", "--slice", "--rate", "0.5", "--epochs", "1", "--output-dir", tmp_path, "--name", "small")
+    result = invoke("prune", trained.run.last, *flags)
+    assert result.exit_code == 0, result.output
+    assert "unit: " in result.output
+    assert read_graph(tmp_path / "generated_nets" / "small" / "epoch_003.py").layer("fc1")["out_features"] == 250
+    again = invoke("prune", trained.run.last, *flags, "--resume", "auto")
+    assert again.exit_code == 0, again.output
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()) == ["small"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "say what to prune by: --method magnitude, for one"),
+        (("--method", "fpgm", "--threshold-std", "1"), "--threshold-std takes the place of --rate with --method magnitude"),
+        (("--method", "unit", "--rate", "2"), "rate must be from 0 and under 1, the fraction to remove, not 2.0"),
+        (("--method", "magnitude", "--rate", "0.5", "--global", "--structure", "filters"), "filters are pruned layer by layer"),
+    ],
+)
+def test_the_command_refuses_on_one_line(trained: Outcome, tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
+    result = invoke("prune", trained.run.last, *flags, "--output-dir", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr

@@ -1,0 +1,288 @@
+"""Studies and sweeps: every cell once, whatever fails or stops; their tables and plots."""
+
+import csv
+import json
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from runs import invoke, write_images
+
+from prunetrain.config import TrainConfig
+from prunetrain.errors import ConfigError, DataError
+from prunetrain.studies import grid
+from prunetrain.studies.grid import Study, run_study
+from prunetrain.studies.plot import plot_macs, plot_sparsity
+from prunetrain.studies.records import Records, markdown
+from prunetrain.studies.summary import Point, points, table
+from prunetrain.studies.tasks import Done, Task, run_tasks
+from prunetrain.training.stopping import StopRequested
+
+NETWORK = {"model": "lenet-300-100", "dataset": "npz", "epochs": 1, "lr": 0.05, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data") / "images.npz")
+
+
+def flags(images: Path, **changes: Any) -> list[str]:
+    given = {**NETWORK, "data_dir": images, "methods": "magnitude,unit", "rates": "0,0.5", "seeds": "0,1", **changes}
+    return [part for key, value in given.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def study(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of two methods, two rates and two seeds."""
+    folder = tmp_path_factory.mktemp("study")
+    result = invoke("study", folder, *flags(images), "--slice", "--retrain-epochs", "1")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_a_line_a_cell_in_csv_and_json(study: Path) -> None:
+    rows = list(csv.DictReader((study / "study.csv").read_text().splitlines()))
+    records = json.loads((study / "study.json").read_text())
+    assert [{key: str(value) for key, value in record.items()} for record in records] == rows
+    assert [(row["method"], row["rate"], row["seed"]) for row in rows] == [
+        (method, rate, seed) for method in ("magnitude", "unit") for seed in "01" for rate in ("0.0", "0.5")
+    ]
+    dense = 64 * 300 + 300 + 300 * 100 + 100 + 100 * 4 + 4
+    for record in records:
+        assert record["dense_params"] == dense
+        assert 0 <= record["top1"] <= 1
+        if record["method"] == "magnitude":
+            assert record["params"] == dense
+            assert record["nonzero_params"] <= dense - record["rate"] * (dense - 404)
+        else:
+            assert record["params"] == (64 * 150 + 150 + 150 * 50 + 50 + 50 * 4 + 4 if record["rate"] else dense)
+            assert record["macs"] < record["dense_macs"] or record["rate"] == 0
+
+
+def test_a_table_and_plots_beside_them(study: Path) -> None:
+    lines = (study / "study.md").read_text().splitlines()
+    assert lines[0] == "| removed | magnitude | unit |"
+    assert [line.partition("|")[2].partition("|")[0].strip() for line in lines[2:]] == ["0%", "50%"]
+    for name in ("study.svg", "study-macs.svg"):
+        assert ElementTree.parse(study / name).getroot().tag.endswith("svg")
+
+
+def test_what_is_done_stays_done_and_a_grid_can_grow(study: Path, images: Path) -> None:
+    assert sorted(path.name for path in (study / "checkpoints").iterdir() if path.is_dir()) == ["dense-seed-0", "dense-seed-1"]
+    before = {path.name: path.stat().st_mtime_ns for path in (study / "cells").iterdir()}
+    result = invoke("study", study, *flags(images), "--slice", "--retrain-epochs", "1")
+    assert result.exit_code == 0
+    assert "seed" not in result.output
+    result = invoke("study", study, *flags(images, rates="0.5,0.9", seeds="0"), "--slice", "--retrain-epochs", "1")
+    assert result.exit_code == 0
+    assert [line.partition(":")[0] for line in result.output.splitlines() if "seed" in line] == [
+        "dense-seed-0",
+        "magnitude-0.9-seed-0",
+        "unit-0.9-seed-0",
+    ]
+    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in (study / "cells").iterdir()}.items()
+
+
+def test_other_settings_need_another_folder(study: Path, images: Path) -> None:
+    result = invoke("study", study, *flags(images, lr=0.1), "--slice", "--retrain-epochs", "1")
+    assert result.exit_code == 2
+    assert result.stderr == f"error: {study / 'cells'} holds results of other settings (lr): name another folder, or remove it\n"
+
+
+def test_in_several_processes_a_cell_that_fails_is_one_line_and_the_others_are_as_in_one(study: Path, images: Path, tmp_path: Path) -> None:
+    grid_flags = flags(images, methods="fpgm,magnitude", rates="0.5", seeds="0")
+    result = invoke("study", tmp_path, *grid_flags, "--slice", "--retrain-epochs", "1", "--jobs", "2", "--plot", "none")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "error: fpgm-0.5-seed-0: no filters of this network can go: it has no layer of the classes Conv1d, Conv2d, ConvTranspose2d"
+    ]
+    left, right = (json.loads((folder / "cells" / "magnitude-0.5-seed-0.result.json").read_text()) for folder in (tmp_path, study))
+    assert {**left, "seconds": 0} == {**right, "seconds": 0}
+    assert not list(tmp_path.glob("*.svg"))
+
+
+def test_a_stopped_study_goes_on(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Study(
+        folder=tmp_path,
+        training=TrainConfig(**NETWORK, data_dir=str(images)),  # type: ignore[arg-type]
+        methods=["magnitude"],
+        rates=[0.0, 0.5],
+        seeds=[0],
+        pruning={},
+    )
+    told: list[str] = []
+
+    def stop_after_two(done: Done) -> None:
+        told.append(done.name)
+        if len(told) == 2:
+            raise StopRequested(signal.SIGINT)
+
+    with pytest.raises(StopRequested):
+        run_study(plan, 1, stop_after_two)
+    assert told == ["dense-seed-0", "magnitude-0-seed-0"]
+    records = run_study(plan, 1, lambda done: told.append(done.name))
+    assert told == ["dense-seed-0", "magnitude-0-seed-0", "dense-seed-0", "magnitude-0.5-seed-0"]
+    assert [record["rate"] for record in records] == [0.0, 0.5]
+    monkeypatch.setattr(grid, "prune", None)  # nothing is pruned again
+    assert run_study(plan, 1, told.append) == records  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": "magnitude,unti"}, "unknown method 'unti': did you mean unit?"),
+        ({"methods": "magnitude-std"}, "magnitude-std has no rate to choose: leave it out of --methods"),
+        ({"methods": "group-lasso"}, "group-lasso has no rate to choose: leave it out of --methods"),
+        ({"rates": "0.5,1"}, "rate must be from 0 and under 1, the fraction to remove, not 1.0"),
+        ({"rates": "0.5;0.6"}, "--rates must be numbers with commas between them, not '0.5;0.6'"),
+        ({"seeds": "0,0"}, "--seeds must name at least one, and none twice, not 0,0"),
+        ({"rate": "0.5"}, "unknown option '--rate': did you mean --rates"),
+        ({"retrain": "rewind"}, "unknown retrain 'rewind'"),
+    ],
+    ids=str,
+)
+def test_bad_grids_are_one_line(images: Path, tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    result = invoke("study", tmp_path / "new", *flags(images, **changes))
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
+# Tables and plots, by hand.
+
+
+def record(method: str, rate: float, seed: int, top1: float) -> dict[str, Any]:
+    left = round(1000 * (1 - rate))
+    macs = 500 if method == "unit" and rate else 1000
+    own = {"nonzero_params": left, "dense_params": 1000, "macs": macs, "dense_macs": 1000}
+    return {"method": method, "rate": rate, "seed": seed, "top1": top1, **own}
+
+
+RECORDS = [record("unit", 0.5, 0, 0.9), record("unit", 0.5, 1, 0.8), record("unit", 0.0, 0, 1.0), record("magnitude", 0.9, 0, 0.95)]
+
+
+def test_means_and_spread() -> None:
+    found = points(RECORDS)
+    assert found == [
+        Point("unit", 0.0, 1, 1.0, 1.0, 1.0, 1.0, 1.0),
+        Point("unit", 0.5, 2, pytest.approx(0.85), 0.8, 0.9, 0.5, 0.5),
+        Point("magnitude", 0.9, 1, 0.95, 0.95, 0.95, pytest.approx(0.1), 1.0),
+    ]
+    assert table(found).splitlines() == [
+        "| removed | unit | magnitude |",
+        "| ---: | --- | --- |",
+        "| 0% | 100.00%, 100.0% left |  |",
+        "| 50% | 85.00% (80.00% to 90.00%), 50.0% left |  |",
+        "| 90% |  | 95.00%, 10.0% left |",
+    ]
+
+
+@pytest.mark.parametrize("form", ["svg", "png"])
+def test_equal_points_give_equal_plots(tmp_path: Path, form: str) -> None:
+    found = points(RECORDS)
+    for plot in (plot_sparsity, plot_macs):
+        files = [tmp_path / f"{name}.{form}" for name in "ab"]
+        for file in files:
+            plot(file, found, "a network")
+        assert files[0].read_bytes() == files[1].read_bytes()
+    if form == "svg":
+        assert "a network" in files[0].read_text()
+
+
+def test_a_table_for_people() -> None:
+    text = markdown([{"name": "a|b", "top1": 0.5}, {"name": "c", "top1": None}], {"name": "config", "top1": "top-1|.1%"})
+    assert text == "| config | top-1 |\n| --- | --- |\n| a\\|b | 50.0% |\n| c |  |\n"
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    records = Records(tmp_path, {"lr": 0.1})
+    records.put("a", {"x": 1})
+    assert (Records(tmp_path, {"lr": 0.1}).get("a"), records.get("b")) == ({"x": 1}, None)
+    (tmp_path / "a.result.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"a\.result\.json cannot be read .*: remove it, and its part is done again"):
+        records.get("a")
+
+
+# Tasks.
+
+
+def fail(kind: type[Exception], text: str) -> None:
+    raise kind(text)
+
+
+def test_tasks_follow_each_other_and_failures_stay_apart() -> None:
+    tasks = [
+        Task("a", partial(int, "1"), (Task("a1", partial(int, "2")), Task("a2", partial(fail, DataError, "no data\nat all")))),
+        Task("b", partial(fail, ValueError, "odd"), (Task("b1", partial(int, "3"), (Task("b2", partial(int, "4")),)),)),
+    ]
+    told: dict[str, Done] = {}
+    run_tasks(tasks, 1, lambda done: told.update({done.name: done}))
+    assert (told["a"].result, told["a1"].result) == (1, 2)
+    assert told["a2"].failure == "no data"
+    assert str(told["b"].failure).startswith("ValueError: odd (test_studies.py:")
+    assert (told["b1"].failure, told["b2"].failure) == ("needs b, which failed", "needs b1, which failed")
+
+
+# Sweeps.
+
+
+@pytest.fixture
+def configs(images: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    common = {**NETWORK, "data_dir": str(images), "penalty_ratio": 0.0}
+    (folder / "plain.json").write_text(json.dumps(common))
+    masked = common | {"method": "magnitude", "rate": 0.9}
+    (folder / "masked.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in masked.items()))
+    (folder / "typo.toml").write_text("learning-rate = 1\n")
+    (folder / "notes.txt").write_text("not a config")
+    return folder
+
+
+def test_a_sweep_runs_every_config_and_sums_up(configs: Path) -> None:
+    result = invoke("sweep", configs)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: typo.toml: ")
+    assert result.stderr.count("\n") == 1
+    rows = list(csv.DictReader((configs / "runs" / "summary.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == ["masked", "plain"]
+    dense = 64 * 300 + 300 + 300 * 100 + 100 + 100 * 4 + 4
+    assert {row["params"] for row in rows} == {str(dense)}
+    masked, plain = (int(row["nonzero_params"]) for row in rows)
+    left = dense - (64 * 300 + 300 * 100 + 400) * 9 // 10
+    assert left - 404 <= masked <= left  # biases of dead units are zero as well
+    assert plain > 0.99 * dense
+    assert {row["train_macs_total"] for row in rows} == {str(3 * 320 * (64 * 300 + 300 * 100 + 400))}
+    assert (configs / "runs" / "summary.md").read_text() in result.stdout
+    (configs / "typo.toml").unlink()
+    again = invoke("sweep", configs)
+    assert again.exit_code == 0
+    assert not any(line.startswith(("plain", "masked")) for line in again.output.splitlines())
+
+
+def test_a_config_that_changed_is_refused_and_an_interrupted_run_goes_on(configs: Path) -> None:
+    (configs / "typo.toml").unlink()
+    assert invoke("sweep", configs).exit_code == 0
+    (configs / "runs" / "results" / "plain.result.json").unlink()  # as if it had been killed before that
+    text = (configs / "masked.toml").read_text()
+    (configs / "masked.toml").write_text(text.replace("0.9", "0.8"))
+    result = invoke("sweep", configs)
+    assert result.exit_code == 1
+    assert result.stderr == "error: masked: --rate cannot change when a run is resumed: leave it out, or start a new run with --name\n"
+    assert "plain: top-1 " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(False, "is no folder: name one with .toml or .json configs in it"), (True, "has no .toml or .json config in it")],
+)
+def test_a_folder_without_configs(tmp_path: Path, make: bool, message: str) -> None:
+    folder = tmp_path / "empty"
+    if make:
+        folder.mkdir()
+    result = invoke("sweep", folder)
+    assert (result.exit_code, result.stderr) == (2, f"error: {folder} {message}\n")
