@@ -3,8 +3,9 @@
     python benchmarks/workers.py runs/workers
 
 Out: two Markdown tables. The first has a run with 1, 2 and 4 workers, which share each batch of the same size. (How far they agree is a
-matter of float64, `tests/test_distribution.py`: in float32 the rounding of a sum grows with every step.) The second kills workers with SIGKILL, each at a random moment, while 4
-train, and compares the lines of metrics at the end, timings and memory apart, with those of the run that was left alone.
+matter of float64, `tests/test_distribution.py`: in float32 the rounding of a sum grows with every step.) The second kills workers with
+SIGKILL, each at a random moment, while 4 train, and compares the lines of metrics at the end, timings and memory apart, with those of the
+run that was left alone.
 """
 
 import argparse
