@@ -19,7 +19,7 @@ from typing import Any
 
 FREE = 2**30  # bytes that the tool is told are free
 MOST = 3 * 2**30  # bytes that it may take beyond what it has at the start
-LIMIT = 60  # seconds of a command
+LIMIT = 60  # seconds of processor time of a command
 UNSPOILT = "unspoilt"
 _STARTS = frozenset({"os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "subprocess.Popen", "socket.connect", "pty.spawn"})
 _WRITES = frozenset({"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "shutil.rmtree"})
@@ -135,8 +135,8 @@ def _run(command: list[str], work: Path, watch: Watch) -> tuple[object, str, str
     torch.manual_seed(0)
     code: object = 0
     with _into(1, work / "stdout"), _into(2, work / "stderr"):
-        signal.signal(signal.SIGALRM, _too_long)
-        signal.alarm(LIMIT)
+        signal.signal(signal.SIGPROF, _too_long)
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
         watch.on = True
         try:
             command_line(command, prog_name="prunetrain")
@@ -149,7 +149,7 @@ def _run(command: list[str], work: Path, watch: Watch) -> tuple[object, str, str
             code = 1
         finally:
             watch.on = False
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     stdout, stderr = ((work / name).read_bytes().decode(errors="replace") for name in ("stdout", "stderr"))
     return code, stdout, stderr
 
