@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "Train a network and make it smaller while it trains.",
     "reconfigure": "Cut the dead channels of a checkpoint once, offline.",
     "inspect": "Show a network's layers, what changed, or a run's history.",
+    "report": "Write runs as one HTML page with pictures.",
     "flatten": "Write any network as one flat Python file.",
     "evaluate": "Measure a checkpoint's loss and accuracy.",
     "export": "Write a trained network as ONNX, pt2 or safetensors.",
