@@ -10,17 +10,18 @@ for (const section of document.querySelectorAll(".files")) {
 
   // The text with the words that the other side has otherwise marked, and its comment dimmed.
   function fill(cell, text, other) {
-    const words = (line) => line.split(/([0-9.,]*[0-9]+%?)/);
-    const own = words(text), theirs = other === undefined ? [] : words(other);
-    const comment = text.search(/ {2}# /);
-    let place = 0;
-    own.forEach((word, index) => {
-      const differs = own.length === theirs.length && word !== theirs[index];
-      const part = document.createElement(differs ? "mark" : "span");
-      if (comment >= 0 && place >= comment) part.className = "comment";
-      part.textContent = word;
-      cell.append(part);
-      place += word.length;
+    const [own, theirs] = [text, other ?? ""].map((line) => line.split(/( {2}# .*)/));
+    own.forEach((part, index) => {
+      const span = document.createElement("span");
+      if (index === 1) span.className = "comment";
+      const [words, others] = [part, theirs[index] ?? ""].map((piece) => piece.split(/([0-9.,]*[0-9]+%?)/));
+      words.forEach((word, place) => {
+        const differs = other !== undefined && words.length === others.length && word !== others[place];
+        const piece = document.createElement(differs ? "mark" : "span");
+        piece.textContent = word;
+        span.append(piece);
+      });
+      cell.append(span);
     });
   }
 

@@ -37,7 +37,7 @@ DARK_SERIES = ("#6cb2ff", "#ff9d5c", "#5fd38a", "#c99bff", "#ff8fbf", "#4fd1c5",
 
 def percent_of_heat(step: int) -> float:
     """How much of the strongest colour a step of shares has; even the least is seen beside a layer that is gone."""
-    return 10 + 90 * step / HEAT_STEPS
+    return 15 + 85 * step / HEAT_STEPS
 
 
 def _mixed(step: int) -> str:

@@ -93,7 +93,7 @@ def _legend(chart: Chart, runs: Sequence[History], style: Style) -> list[Any]:
 
 def _dress(axes: "Axes", chart: Chart, style: Style) -> None:
     """Axes, their labels and numbers."""
-    from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
     axes.set_ylabel(chart.unit)
     if chart.against == "epoch":
@@ -105,6 +105,8 @@ def _dress(axes: "Axes", chart: Chart, style: Style) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     if chart.log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     if chart.kind == "percent":
@@ -112,7 +114,7 @@ def _dress(axes: "Axes", chart: Chart, style: Style) -> None:
     elif chart.kind == "number":
         axes.yaxis.set_major_formatter(EngFormatter())
     if chart.zero:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.06 * axes.dataLim.y1)
     axes.grid(axis="y", color=style.ink.faint, linewidth=0.6)
     _open(axes, style)
 
@@ -128,6 +130,8 @@ def draw_channels(run: History, style: Style, form: str, width: float = WIDE) ->
         form: "svg" or "png".
         width: inches.
     """
+    from matplotlib.ticker import MaxNLocator
+
     layers, starts = run.layers, [float(network.epoch) for network in run.networks]
     steps = [later - earlier for earlier, later in pairwise(starts)]
     edges = [*starts, max(float(run.epochs), starts[-1] + (median(steps) if steps else 1.0))]
@@ -145,6 +149,7 @@ def draw_channels(run: History, style: Style, form: str, width: float = WIDE) ->
                     axes.plot([left, right], [row, row], color=style.ink.faint, linewidth=1)
         axes.set_yticks(range(len(layers)), [layer.name for layer in layers])
         axes.set(xlim=(edges[0], edges[-1]), ylim=(len(layers) - 0.4, -0.6), xlabel="network after epoch")
+        axes.set_xticks([tick for tick in MaxNLocator(steps=[1, 2, 5, 10], integer=True).tick_values(0, run.epochs) if tick <= run.epochs])
         _label_ends(axes, run)
         _open(axes, style)
         axes.tick_params(axis="y", length=0)

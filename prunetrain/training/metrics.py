@@ -22,6 +22,7 @@ def metrics_of(state: TrainState, result: EpochResult, evaluation: Evaluation) -
             "epoch": state.progress.epoch + 1,
             "train_loss": result.loss,
             "lasso": strength * float(state.lasso.penalty()) if state.lasso else 0.0,
+            "lasso_strength": strength,
             "train_top1": result.top1,
             "val_loss": evaluation.loss if math.isfinite(evaluation.loss) else None,
             "val_top1": evaluation.top1,
