@@ -54,6 +54,8 @@ def test_version_is_that_of_the_project() -> None:
         "from prunetrain.commands import main; main(['train', '--help'], standalone_mode=False)",
         "from prunetrain.commands import main; main(['flatten', '--help'], standalone_mode=False)",
         "from prunetrain.commands import main; main(['inspect', NET, NET, '--json'], standalone_mode=False)",
+        "from prunetrain.commands import main; main(['report', '--help'], standalone_mode=False)",
+        "import prunetrain.report.page",
     ],
 )
 def test_no_torch_until_it_is_needed(code: str, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
 from prunetrain.paths import RunPaths
 from prunetrain.report import describe
-from prunetrain.report.progress import TrainingProgress, batch_line, duration
-from prunetrain.report.tables import BAR_WIDTH, bar, count, print_change, print_network, print_run
+from prunetrain.report.progress import TrainingProgress, batch_line
+from prunetrain.report.tables import BAR_WIDTH, bar, count, duration, print_change, print_network, print_run
 from prunetrain.report.terminal import print_outcome
 from prunetrain.training.events import BatchChange, Change, Metrics, Reconfiguration
 from prunetrain.training.run import Outcome

@@ -19,8 +19,7 @@ from prunetrain.report.charts import CHARTS, Chart
 from prunetrain.report.colours import DARK, DARK_SERIES, LIGHT, LIGHT_SERIES, PAGE
 from prunetrain.report.figures import NARROW, WIDE, Style, draw_channels, draw_chart
 from prunetrain.report.history import History
-from prunetrain.report.progress import duration
-from prunetrain.report.tables import count
+from prunetrain.report.tables import count, duration
 from prunetrain.report.vector import for_page
 
 TEMPLATE = "report.html.jinja"

@@ -5,7 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from prunetrain.report.tables import count, listed, share
+from prunetrain.report.tables import count, duration, listed, share
 from prunetrain.training.events import BatchChange, Metrics, Reconfiguration
 
 
@@ -99,13 +99,3 @@ def batch_line(change: BatchChange) -> str:
     how = "measured" if change.measured else "estimated"
     memory = f"({how} {count(change.memory[1])} of {count(change.budget)} bytes a step)"
     return f"batch {old} -> {new}, learning rate x{new / old:.3g} {memory}" if new > old else f"batch stays at {old} {memory}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for reading: 42s, 3m10s, 2h05m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02}m"
