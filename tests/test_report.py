@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +178,42 @@ def test_run(tmp_path: Path) -> None:
     assert ["2", "1.2500", "0.500", "75.0%", "68.75%", "0.1", "4", "K", "2.0", "1,234"] in rows
 
 
+def test_colour_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def printed(**options: bool) -> str:
+        output = console(**options)
+        print_change(output, describe.change(residual(), without_a_branch()))
+        print_network(output, describe.network(tiny(2), tiny(16)))
+        return text(output)
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    plain = printed()
+    assert "\x1b" not in plain
+    coloured = printed(force_terminal=True)
+    assert "\x1b[31m8 -> gone\x1b[0m" in coloured
+    assert "\x1b[33m█" in coloured  # 2 of 16 channels
+    assert "\x1b[36m██████████" in coloured  # 4 of 4
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", printed(force_terminal=True))
+
+
+def test_rows_for_csv() -> None:
+    (conv1, conv2) = describe.rows(describe.network(tiny(6), tiny(8)))
+    assert (conv1["output_shape"], conv1["channels"], conv1["was"], conv2["layer"]) == ("6x4x4", 6, 8, "conv2")
+    assert describe.rows(describe.change(tiny(8), tiny(6)))[0] == {
+        "layer": "conv1",
+        "channels_before": 8,
+        "channels_after": 6,
+        "macs_before": 3456,
+        "macs_after": 2592,
+        "params_before": 216,
+        "params_after": 162,
+    }
+    lines = describe.rows({"run": "x", "networks": [], "metrics": [metrics(1), {**metrics(2), "sparsity": 0.5}]})
+    assert ([line["sparsity"] for line in lines], [line["epoch"] for line in lines]) == ([None, 0.5], [1, 2])
+
+
 @pytest.mark.parametrize(
     ("number", "words"), [(0, "0"), (950, "950"), (1000, "1 K"), (41_234_567, "41.2 M"), (2.5e9, "2.5 G"), (3e12, "3 T"), (-2000, "-2 K")]
 )
@@ -184,7 +221,7 @@ def test_count(number: float, words: str) -> None:
     assert count(number) == words
 
 
-@pytest.mark.parametrize(("part", "filled"), [(0, 0), (1, 1), (5, 5), (10, 10)])
+@pytest.mark.parametrize(("part", "filled"), [(0, 0), (0.1, 1), (1, 1), (5, 5), (10, 10)])
 def test_bar(part: int, filled: int) -> None:
     assert bar(part, 10) == "█" * filled + "░" * (BAR_WIDTH - filled)
 

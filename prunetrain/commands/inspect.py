@@ -1,7 +1,10 @@
 """`prunetrain inspect`: a network's layers, what changed between two, or a run's history."""
 
+import csv
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,13 +21,16 @@ from prunetrain.report.history import find_run, read_metrics
     "--output-dir", default=".", show_default=True, help="Folder that holds generated_nets/ and checkpoints/, to find a run by its name."
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of tables.")
-def command(what: str, other: str | None, output_dir: str, as_json: bool) -> None:
+@click.option("--csv", "as_csv", is_flag=True, help="CSV instead of tables: a row a layer; of a run, a row an epoch.")
+def command(what: str, other: str | None, output_dir: str, as_json: bool, as_csv: bool) -> None:
     """Show a network file or checkpoint layer by layer; with OTHER, what changed between the two; or a run's history.
 
     NET is a network file, CKPT a checkpoint, RUN a run's name or one of its two folders.
     """
     from prunetrain.report import describe, tables
 
+    if as_json and as_csv:
+        raise ConfigError("--json and --csv are two forms of the same: give one of them")
     run = find_run(what, Path(output_dir))
     if other is not None:
         described = describe.change(_graph(what, Path(output_dir)), _graph(other, Path(output_dir)))
@@ -39,9 +45,22 @@ def command(what: str, other: str | None, output_dir: str, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps(described, indent=2))
         return
+    if as_csv:
+        click.echo(_csv(describe.rows(described)), nl=False)
+        return
     from prunetrain.report.terminal import console
 
     printer(console(), described)
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    """Rows of the same keys as CSV with a line of names; nothing of no rows."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    if rows:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def network_of(path: Path) -> Path:
