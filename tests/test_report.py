@@ -243,7 +243,7 @@ def event(channels: tuple[int, int], **changes: object) -> Reconfiguration:
 def test_progress_prints_plain_lines() -> None:
     output = console()
     progress = TrainingProgress(output)
-    progress.started(total_epochs=20, epoch=0, steps_per_epoch=5, dense_macs=8000)
+    progress.started(run=RunPaths(Path(), "x"), total_epochs=20, epoch=0, steps_per_epoch=5, dense_macs=8000)
     progress.stepped(1, 5)
     progress.epoch_ended(metrics(10))
     progress.reconfigured(event((1200, 1100)))
@@ -288,7 +288,7 @@ def test_batch_line(batch: BatchChange, line: str) -> None:
 def test_bar_follows_the_steps_of_a_larger_batch() -> None:
     output = console(force_terminal=True)
     progress = TrainingProgress(output)
-    progress.started(total_epochs=4, epoch=0, steps_per_epoch=10, dense_macs=8000)
+    progress.started(run=RunPaths(Path(), "x"), total_epochs=4, epoch=0, steps_per_epoch=10, dense_macs=8000)
     progress.stepped(2, 10)
     batch = BatchChange((32, 64), (1.0, 1.0), 1.0, measured=False, steps_per_epoch=5)
     progress.reconfigured(replace(event((1200, 1100)), batch=batch))
@@ -302,7 +302,7 @@ def test_time_left_counts_from_where_the_run_went_on(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("prunetrain.report.progress.time.monotonic", lambda: now[0])
     output = console()
     progress = TrainingProgress(output)
-    progress.started(total_epochs=20, epoch=10, steps_per_epoch=5, dense_macs=8000)
+    progress.started(run=RunPaths(Path(), "x"), total_epochs=20, epoch=10, steps_per_epoch=5, dense_macs=8000)
     now[0] += 6
     progress.epoch_ended(metrics(12))  # two epochs in six seconds; eight are left
     assert text(output).split()[-1] == "24s"
@@ -311,7 +311,7 @@ def test_time_left_counts_from_where_the_run_went_on(monkeypatch: pytest.MonkeyP
 def test_progress_has_a_bar_on_a_terminal() -> None:
     output = console(force_terminal=True)
     progress = TrainingProgress(output)
-    progress.started(total_epochs=2, epoch=0, steps_per_epoch=5, dense_macs=8000)
+    progress.started(run=RunPaths(Path(), "x"), total_epochs=2, epoch=0, steps_per_epoch=5, dense_macs=8000)
     progress.stepped(1, 5)
     progress.close()
     progress.close()

@@ -5,6 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from prunetrain.paths import RunPaths
 from prunetrain.report.tables import count, duration, listed, share
 from prunetrain.training.events import BatchChange, Metrics, Reconfiguration
 
@@ -25,7 +26,7 @@ class TrainingProgress:
         self._first_epoch = 0
         self._bar: Progress | None = None
 
-    def started(self, *, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
+    def started(self, *, run: RunPaths, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
         """Print the column heads; show the bar on a terminal."""
         self._total_epochs, self._steps, self._first_epoch = total_epochs, max(1, steps_per_epoch), epoch
         self._dense_macs = dense_macs
