@@ -87,6 +87,7 @@ CHARTS = (
         against="train_macs_total",
     ),
     Chart("sparsity", "Weights at zero", "share of all weights", _one("sparsity"), kind="percent", zero=True),
+    Chart("admm", "ADMM: how far weights are from sparse", "|W - Z| / |W|", _one("admm_relative"), zero=True),
     Chart("lasso", "Group lasso", "lambda · R (nats)", _one("lasso"), zero=True),
     Chart("lambda", "Strength of the lasso", "lambda", _one("lasso_strength"), zero=True),
     Chart("learning-rate", "Learning rate", "learning rate", _one("lr"), log=True),

@@ -144,7 +144,7 @@ def draw_channels(run: History, style: Style, form: str, width: float = WIDE) ->
                 left, right = held[0][1], held[-1][2]
                 tip = f"{layer.name}: {count} of {layer.dense} channels from epoch {left:g}"
                 colour = style.ink.of_share(count / layer.dense) if count else "none"
-                axes.barh(row, right - left, 0.84, left, color=colour, gid=TIP + tip)
+                axes.barh(row, right - left, 0.84, left, color=colour, gid=TIP + tip, antialiased=False)
                 if not count:
                     axes.plot([left, right], [row, row], color=style.ink.faint, linewidth=1)
         axes.set_yticks(range(len(layers)), [layer.name for layer in layers])
