@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from graphs import chain, residual, without_a_branch
+from reported import write_run
 from rich.console import Console
 from sketch import Sketch
 
@@ -285,13 +286,13 @@ def test_batch_line(batch: BatchChange, line: str) -> None:
     assert text(output).splitlines()[1] == f"  {line}"
 
 
-def test_bar_follows_the_steps_of_a_larger_batch() -> None:
+def test_bar_follows_the_steps_of_a_larger_batch(tmp_path: Path) -> None:
     output = console(force_terminal=True)
     progress = TrainingProgress(output)
-    progress.started(run=RunPaths(Path(), "x"), total_epochs=4, epoch=0, steps_per_epoch=10, dense_macs=8000)
+    progress.started(run=write_run(tmp_path, "x"), total_epochs=4, epoch=0, steps_per_epoch=10, dense_macs=8000)
     progress.stepped(2, 10)
     batch = BatchChange((32, 64), (1.0, 1.0), 1.0, measured=False, steps_per_epoch=5)
-    progress.reconfigured(replace(event((1200, 1100)), batch=batch))
+    progress.reconfigured(replace(event((1200, 1100)), batch=batch, network=RunPaths(tmp_path, "x").network(2)))
     progress.stepped(3, 5)
     progress.close()
     assert "75%" in text(output)
@@ -308,15 +309,22 @@ def test_time_left_counts_from_where_the_run_went_on(monkeypatch: pytest.MonkeyP
     assert text(output).split()[-1] == "24s"
 
 
-def test_progress_has_a_bar_on_a_terminal() -> None:
+def test_progress_has_a_bar_and_the_networks_profile_on_a_terminal(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "x", {0: residual(), 2: residual(inner=(3, 1)), 4: without_a_branch()})
+    for later in (2, 4):
+        run.network(later).rename(tmp_path / f"{later}.py")
     output = console(force_terminal=True)
     progress = TrainingProgress(output)
-    progress.started(run=RunPaths(Path(), "x"), total_epochs=2, epoch=0, steps_per_epoch=5, dense_macs=8000)
+    progress.started(run=run, total_epochs=2, epoch=0, steps_per_epoch=5, dense_macs=8000)
     progress.stepped(1, 5)
+    for later in (2, 4):
+        progress.reconfigured(replace(event((9, 8)), network=tmp_path / f"{later}.py"))
     progress.close()
     progress.close()
     assert "━" in text(output)
     assert "50%" in text(output)
+    for profile in ("███████", "█▃██▁██", "█  ████"):
+        assert f"channels left in 7 layers  {profile}\x1b" in text(output)
 
 
 def test_outcome(tmp_path: Path) -> None:

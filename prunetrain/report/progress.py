@@ -1,12 +1,21 @@
-"""Progress of a training run: a live bar on a terminal, one plain line an epoch elsewhere. In: the events of `training.events`."""
+"""Progress of a training run. In: the events of `training.events`. Out: one plain line an epoch, and on a terminal a live view below them.
+
+The live view is a bar with the time that is left, and the profile of the network: a column a layer, as high as the share of channels
+that it kept.
+"""
 
 import time
+from collections.abc import Iterable
+from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
+from prunetrain.graph.costs import out_channels
+from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
-from prunetrain.report.tables import count, duration, listed, share
+from prunetrain.report.tables import count, duration, listed, profile, share
 from prunetrain.training.events import BatchChange, Metrics, Reconfiguration
 
 
@@ -24,7 +33,8 @@ class TrainingProgress:
         self._steps = 1
         self._started = 0.0
         self._first_epoch = 0
-        self._bar: Progress | None = None
+        self._bar: _View | None = None
+        self._dense: dict[str, int] = {}
 
     def started(self, *, run: RunPaths, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
         """Print the column heads; show the bar on a terminal."""
@@ -32,10 +42,12 @@ class TrainingProgress:
         self._dense_macs = dense_macs
         self._started = time.monotonic()
         self._console.print(
-            f"{'epoch':>9}  {'loss':>7}  {'train':>6}  {'val top-1':>9}  {'MACs left':>9}  {'images/s':>8}  {'time left':>9}"
+            f"{'epoch':>9}  {'loss':>7}  {'train':>6}  {'val top-1':>9}  {'MACs left':>9}  {'images/s':>8}  {'time left':>9}",
+            highlight=False,
         )
         if self._console.is_terminal:
-            self._bar = Progress(
+            self._dense = _channels(run.network(0))
+            self._bar = _View(
                 TextColumn("epoch {task.fields[epoch]}"),
                 BarColumn(),
                 TaskProgressColumn(),
@@ -44,6 +56,7 @@ class TrainingProgress:
                 transient=True,
             )
             self._task = self._bar.add_task("", total=total_epochs, completed=epoch, epoch=epoch + 1)
+            self._show_profile(run.newest_network())
             self._bar.start()
 
     def stepped(self, epoch: int, step: int) -> None:
@@ -64,6 +77,7 @@ class TrainingProgress:
 
     def reconfigured(self, event: Reconfiguration) -> None:
         """Say what was cut."""
+        self._show_profile(event.network)
         change = event.change
         before, after = change.channels
         text = "  nothing to cut yet"
@@ -84,6 +98,12 @@ class TrainingProgress:
             self._steps = max(1, event.batch.steps_per_epoch)
             self._console.print(f"  {batch_line(event.batch)}", style="cyan", highlight=False, soft_wrap=True)
 
+    def _show_profile(self, network: Path) -> None:
+        if self._bar:
+            now = _channels(network)
+            self._bar.profile = profile([share(now.get(name, 0), dense) for name, dense in self._dense.items()])
+            self._bar.refresh()
+
     def message(self, text: str) -> None:
         """Print a line."""
         self._console.print(text, highlight=False, soft_wrap=True)
@@ -92,6 +112,21 @@ class TrainingProgress:
         """Take the bar away."""
         if self._bar:
             self._bar.stop()
+
+
+class _View(Progress):
+    """The bar, and under it the profile of the network."""
+
+    profile = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(f"channels left in {len(self.profile)} layers  {self.profile}", style="cyan", no_wrap=True, overflow="ellipsis")
+
+
+def _channels(network: Path) -> dict[str, int]:
+    made = {layer.name: out_channels(layer) for layer in read_graph(network).layers}
+    return {name: channels for name, channels in made.items() if channels}
 
 
 def batch_line(change: BatchChange) -> str:

@@ -109,6 +109,11 @@ def bar(part: float, whole: float) -> str:
     return "█" * filled + "░" * (BAR_WIDTH - filled)
 
 
+def profile(shares: list[float]) -> str:
+    """A column for each share, from none to a whole one: " ▁▄█"."""
+    return "".join(" ▁▂▃▄▅▆▇█"[max(round(8 * kept), kept > 0)] for kept in shares)
+
+
 def _coloured(part: float, whole: float) -> Text:
     """A bar whose filled part stands out where there is colour; less than a quarter in another."""
     text = Text(bar(part, whole), style="dim")
