@@ -13,7 +13,7 @@ from reported import write_run
 from runs import invoke
 
 from prunetrain.paths import RunPaths
-from prunetrain.report.charts import CHARTS
+from prunetrain.report.charts import CHARTS, horizontal
 from prunetrain.report.history import read_history
 
 pytest.importorskip("matplotlib", reason="matplotlib, the extra `plot`, is not installed")
@@ -153,7 +153,16 @@ def test_charts_without_anything_to_show_are_left_out(tmp_path: Path) -> None:
     history = read_history(write_run(tmp_path, "x", sparsity=0.5, lasso_strength=0.0), "x")
     shown = {chart.name for chart in CHARTS if chart.shown_for([history])}
     assert "sparsity" in shown
+    (size,) = (chart for chart in CHARTS if chart.name == "params")
+    assert size.kinds([history]) == ()
+    masked = read_history(write_run(tmp_path, "y", sparsity=0.5, nonzero_params=7), "y")
+    assert [curve.label for curve in size.kinds([history, masked])] == ["parameters", "those that are not zero"]
     assert not {"lambda", "exchange"} & shown
+
+
+def test_time_adds_up(tmp_path: Path) -> None:
+    (chart,) = (chart for chart in CHARTS if chart.name == "accuracy-by-time")
+    assert horizontal(chart, read_history(write_run(tmp_path, "x"), "x")) == [2.5, 5.0, 7.5, 10.0]
 
 
 def test_errors_are_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

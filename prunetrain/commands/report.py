@@ -31,7 +31,7 @@ def command(*, runs: tuple[str, ...], output: Path, figures: Path | None, form: 
     from prunetrain.report.figures import require_matplotlib
 
     require_matplotlib()
-    found = [_find(run, Path(output_dir)) for run in runs]
+    found = list(dict.fromkeys(_find(run, Path(output_dir)) for run in runs))
     histories = [read_history(run, label) for run, label in zip(found, labels(found), strict=True)]
     _check_output(output, force)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from prunetrain.graph.costs import TRAIN_TO_FORWARD
 from prunetrain.report.history import History
@@ -22,7 +23,7 @@ class Chart:
     """One figure with a line of each kind for every run.
 
     `unit` is the label of the vertical axis; `kind` how its numbers are written: "percent", "number" (12 M) or "plain"; `against` what the
-    horizontal axis counts; `zero`: the vertical axis starts at 0; `log`: it is logarithmic.
+    horizontal axis counts, one of `AXES`; `zero`: the vertical axis starts at 0; `log`: it is logarithmic.
     """
 
     name: str
@@ -38,6 +39,11 @@ class Chart:
         """Whether any run has something to show here: a number that is not zero."""
         return any(value and not math.isnan(value) for run in runs for curve in self.curves for value in curve.read(run))
 
+    def kinds(self, runs: Sequence[History]) -> tuple[Curve, ...]:
+        """The kinds of lines that it has for these runs; none if there is but one, which needs no name."""
+        kinds = tuple(curve for curve in self.curves if any(not math.isnan(value) for run in runs for value in curve.read(run)))
+        return kinds if len(kinds) > 1 else ()
+
 
 def _field(name: str) -> Callable[[History], list[float]]:
     return lambda run: run.values(name)
@@ -50,9 +56,18 @@ def _dense_train_macs(run: History) -> list[float]:
     return [TRAIN_TO_FORWARD * run.dense.macs * images for images in run.values("train_images_total")]
 
 
+def _not_zero(run: History) -> list[float]:
+    """Parameters that are not zero; nothing where no method made zeros that stay."""
+    masked = not all(map(math.isnan, run.values("sparsity")))
+    return run.values("nonzero_params") if masked else [math.nan] * len(run.metrics)
+
+
 def _one(field: str) -> tuple[Curve, ...]:
     return (Curve("", _field(field)),)
 
+
+AXES = {"epoch": "epoch", "train_macs_total": "MACs of training so far", "seconds": "seconds of training so far"}
+"""What a horizontal axis may count, and its label."""
 
 CHARTS = (
     Chart(
@@ -69,7 +84,14 @@ CHARTS = (
         (Curve("validation", _field("val_loss")), Curve("training, without the lasso", _field("train_loss"), dashed=True)),
     ),
     Chart("macs", "Cost of one image", "MACs, forward", _one("macs"), kind="number", zero=True),
-    Chart("params", "Size", "parameters", _one("params"), kind="number", zero=True),
+    Chart(
+        "params",
+        "Size",
+        "parameters",
+        (Curve("parameters", _field("params")), Curve("those that are not zero", _not_zero, dashed=True)),
+        kind="number",
+        zero=True,
+    ),
     Chart(
         "training-macs",
         "Cost of training so far",
@@ -86,6 +108,7 @@ CHARTS = (
         kind="percent",
         against="train_macs_total",
     ),
+    Chart("accuracy-by-time", "Accuracy against time", "top-1, validation", _one("val_top1"), kind="percent", against="seconds"),
     Chart("sparsity", "Weights at zero", "share of all weights", _one("sparsity"), kind="percent", zero=True),
     Chart("admm", "ADMM: how far weights are from sparse", "|W - Z| / |W|", _one("admm_relative"), zero=True),
     Chart("lasso", "Group lasso", "lambda · R (nats)", _one("lasso"), zero=True),
@@ -101,4 +124,6 @@ CHARTS = (
 
 def horizontal(chart: Chart, run: History) -> list[float]:
     """Where a chart's values stand on its horizontal axis."""
+    if chart.against == "seconds":
+        return list(accumulate(run.values("epoch_seconds")))
     return run.values(chart.against)

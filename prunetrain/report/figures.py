@@ -16,7 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from prunetrain.errors import ConfigError
-from prunetrain.report.charts import Chart, Curve, horizontal
+from prunetrain.report.charts import AXES, Chart, Curve, horizontal
 from prunetrain.report.colours import FILE, Ink
 from prunetrain.report.history import History
 
@@ -87,8 +87,8 @@ def _legend(chart: Chart, runs: Sequence[History], style: Style) -> list[Any]:
     from matplotlib.lines import Line2D
 
     marks = [Line2D([], [], color=style.ink.of_run(index), linewidth=1.6, label=run.label) for index, run in enumerate(runs)]
-    kinds = [Line2D([], [], color=style.ink.text, linestyle=_dashes(curve), label=curve.label) for curve in chart.curves]
-    return (marks if len(marks) > 1 else []) + (kinds if len(kinds) > 1 else [])
+    kinds = [Line2D([], [], color=style.ink.text, linestyle=_dashes(curve), label=curve.label) for curve in chart.kinds(runs)]
+    return (marks if len(marks) > 1 else []) + kinds
 
 
 def _dress(axes: "Axes", chart: Chart, style: Style) -> None:
@@ -96,11 +96,10 @@ def _dress(axes: "Axes", chart: Chart, style: Style) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
     axes.set_ylabel(chart.unit)
+    axes.set_xlabel(AXES[chart.against])
     if chart.against == "epoch":
-        axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     else:
-        axes.set_xlabel("MACs of training so far")
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     if chart.log:

@@ -79,7 +79,7 @@ def _heat_map(run: History, index: int, width: float) -> Markup:
 
 
 def _drawing(chart: Chart, runs: Sequence[History]) -> Drawing:
-    kinds = tuple((curve.label, curve.dashed) for curve in chart.curves if curve.label)
+    kinds = tuple((curve.label, curve.dashed) for curve in chart.kinds(runs))
     svg = for_page(draw_chart(chart, runs, Style(PAGE, alone=False), "svg"), chart.name, f"{chart.title}: {chart.unit}")
     return Drawing(chart.title, kinds, Markup(svg))
 

@@ -110,8 +110,8 @@ def bar(part: float, whole: float) -> str:
 
 
 def profile(shares: list[float]) -> str:
-    """A column for each share, from none to a whole one: " ▁▄█"."""
-    return "".join(" ▁▂▃▄▅▆▇█"[max(round(8 * kept), kept > 0)] for kept in shares)
+    """A column for each share, from none to a whole one: " ▁▄█". Only a whole one is full, and only none is empty."""
+    return "".join(" ▁▂▃▄▅▆▇█"[min(8, max(int(8 * kept), kept > 0))] for kept in shares)
 
 
 def _coloured(part: float, whole: float) -> Text:
