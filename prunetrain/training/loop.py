@@ -3,6 +3,7 @@
 No value leaves the device during an epoch except at its ends.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -143,11 +144,13 @@ def _train_step(state: TrainState, images: Tensor, labels: Tensor) -> tuple[Tens
 
 
 def _regularize(state: TrainState, loss: Tensor) -> float:
-    """Set lambda at the first batch; add the lasso's gradient. Returns lambda."""
+    """Set lambda at the first batch whose loss is finite; add the lasso's gradient. Returns lambda."""
     if state.lasso is None:
         return 0.0
     if state.progress.lasso_strength is None:
         mean = state.environment.ranks.mean(float(loss.detach()), state.device)
+        if not math.isfinite(mean):  # an overflow of float16, whose step is skipped
+            return 0.0
         strength = state.lasso.strength_for(state.config.penalty_ratio, mean)
         state.progress = replace(state.progress, lasso_strength=strength)
     strength = state.progress.lasso_strength or 0.0

@@ -16,12 +16,11 @@ from prunetrain.training.state import TrainState
 def metrics_of(state: TrainState, result: EpochResult, evaluation: Evaluation) -> Metrics:
     """The line of the epoch that was just trained; the same on all processes, which all call this."""
     ranks = state.environment.ranks
-    strength = state.progress.lasso_strength or 0.0
     return ranks.share(
         {
             "epoch": state.progress.epoch + 1,
             "train_loss": result.loss,
-            "lasso": strength * float(state.lasso.penalty()) if state.lasso else 0.0,
+            "lasso": lasso_term(state),
             "train_top1": result.top1,
             "val_loss": evaluation.loss if math.isfinite(evaluation.loss) else None,
             "val_top1": evaluation.top1,
@@ -40,6 +39,11 @@ def metrics_of(state: TrainState, result: EpochResult, evaluation: Evaluation) -
             "gradient_bytes": state.gradient_bytes,
         }
     )
+
+
+def lasso_term(state: TrainState) -> float:
+    """What the lasso adds to the loss, lambda * R; infinite where squares of weights are."""
+    return (state.progress.lasso_strength or 0.0) * float(state.lasso.penalty()) if state.lasso else 0.0
 
 
 def line_of(metrics: Metrics) -> str:
