@@ -37,9 +37,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     print(f"{machine()}; flags {' '.join(FLAGS)}; seed {arguments.seed}\n")
-    print(
-        "| workers | bytes a step, first epoch | last epoch | parameters, first and last | top-1 | agreement |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| workers | bytes a step, first epoch | last epoch | parameters, first and last | top-1 | agreement |")
+    print("| --- | --- | --- | --- | --- | --- |")
     histories: dict[int, list[dict[str, Any]]] = {}
     for workers in (1, 2, 4):
         name = f"workers{workers}"
