@@ -92,6 +92,14 @@ def test_a_layer_that_went_leaves_a_hole_and_one_that_came_gets_a_row() -> None:
     ]
 
 
+def test_statements_about_something_else_are_not_compared() -> None:
+    old, new = "return y\nself.a = f(1)\nx = g(self.a)", "return y\nself.b = h()\nx = k()"
+    assert columns(old, new) == [["return y", "return y"], ["self.a = f(1)", ""], ["", "self.b = h()"], ["x = g(self.a)", "x = k()"]]
+    assert columns('"""Net, epoch 0: 9 MACs.', '"""Net, epoch 4: 50.0% of the MACs.') == [
+        ['"""Net, epoch 0: 9 MACs.', '"""Net, epoch 4: 50.0% of the MACs.']
+    ]
+
+
 def test_names_with_numbers_are_not_sizes() -> None:
     assert columns("layer1_0 = 1\nlayer2_0 = 1", "layer2_0 = 1") == [["layer1_0 = 1", ""], ["layer2_0 = 1", "layer2_0 = 1"]]
 

@@ -5,9 +5,10 @@ file that has it. So a page stores each line once, and comparing two files is pi
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import zip_longest
 
 _COMMENT = re.compile(r"  # .*")
 _NUMBER = re.compile(r"\b\d[\d.,]*\b")
@@ -42,18 +43,35 @@ def line_up(sources: Sequence[str]) -> Versions:
 
 
 def _place(keys: list[str], lines: list[str]) -> tuple[list[int], list[int]]:
-    """For every row the place of its line in a file, or `ABSENT`; and which rows are new, in order."""
-    if not keys:
-        return list(range(len(lines))), list(range(len(lines)))
+    """For every row, old or new, the place of its line in a file, or `ABSENT`; and which rows are new, in order."""
     column: list[int] = []
     inserted: list[int] = []
-    for _, first, last, start, end in SequenceMatcher(None, keys, lines, autojunk=False).get_opcodes():
-        paired = min(last - first, end - start)
-        column += range(start, start + paired)
-        column += [ABSENT] * (last - first - paired)
-        inserted += range(len(column), len(column) + end - start - paired)
-        column += range(start + paired, end)
+    for row, place in _pairs(keys, lines):
+        if row == ABSENT:
+            inserted.append(len(column))
+        column.append(place)
     return column, inserted
+
+
+def _pairs(keys: list[str], lines: list[str]) -> Iterator[tuple[int, int]]:
+    """Rows and the places of their lines, in order; `ABSENT` stands for none."""
+    for tag, first, last, start, end in SequenceMatcher(None, keys, lines, autojunk=False).get_opcodes():
+        if tag != "replace":
+            yield from zip_longest(range(first, last), range(start, end), fillvalue=ABSENT)
+            continue
+        old, new = [_subject(key) for key in keys[first:last]], [_subject(line) for line in lines[start:end]]
+        for same, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+            rows, places = range(first + a, first + b), range(start + c, start + d)
+            if same == "equal":
+                yield from zip(rows, places, strict=True)
+            else:
+                yield from zip_longest(rows, (), fillvalue=ABSENT)
+                yield from zip_longest((), places, fillvalue=ABSENT)
+
+
+def _subject(key: str) -> str:
+    """What a statement is about, however it goes on: the name that it gives a value to, or its first word."""
+    return key.partition(" = ")[0] if " = " in key else key.partition(",")[0]
 
 
 def _key(line: str) -> str:
