@@ -17,6 +17,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed (on Debian: apt install chromium)")
 
+PATIENCE = 300_000  # milliseconds: a busy machine is no failure
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 
 # What a person would trip over, found by the browser itself: a list of texts for each kind of fault.
@@ -85,7 +86,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"], timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -95,6 +96,7 @@ def opened(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterat
     """The page in a window of a size and a colour scheme. At the end: it asked for nothing but itself, and complained of nothing."""
     size, scheme = request.param
     context = browser.new_context(viewport=size, color_scheme=scheme)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     asked, complaints = [], []
     page.on("request", lambda request: asked.append(request.url))
