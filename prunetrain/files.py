@@ -43,7 +43,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """`write_atomically` for text."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """`write_atomically` for bytes."""
+    write_atomically(path, lambda file: file.write(content))
 
 
 def append_line(path: Path, line: str) -> None:

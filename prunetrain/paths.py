@@ -61,6 +61,11 @@ class RunPaths:
     def metrics(self) -> Path:
         return self.checkpoints / METRICS
 
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files, with `--tensorboard`."""
+        return self.checkpoints / "tensorboard"
+
     def checkpoint_files(self) -> dict[int, Path]:
         """The checkpoints of reconfigurations by epoch, in order."""
         return _by_epoch(self.checkpoints, _CHECKPOINT_NAME)

@@ -1,5 +1,7 @@
 """Every command from its arguments to what it prints and writes."""
 
+import csv
+import io
 import json
 import re
 from dataclasses import asdict
@@ -94,7 +96,7 @@ def test_train_on_digits_needs_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     text = printed("train", "--model", "lenet-300-100", "--epochs", "2")
     assert "validation top-1" in text
     assert (tmp_path / "generated_nets" / "lenet-300-100-digits" / "epoch_000.py").exists()
-    assert load_checkpoint(tmp_path / "checkpoints" / "lenet-300-100-digits" / "last.pt").config["prune_interval"] == 5  # the recipe's
+    assert load_checkpoint(tmp_path / "checkpoints" / "lenet-300-100-digits" / "last.pt").config["target_macs"] == 0.15  # the recipe's
 
 
 def test_evaluate(run: RunPaths) -> None:
@@ -169,6 +171,18 @@ def test_inspect_run_by_name_or_folder(folder: Path, run: RunPaths, monkeypatch:
     assert parsed("inspect", "lenet-0.94", run.network(0))["totals"]["channels"][1] == 404  # its newest network
     monkeypatch.chdir(run.networks)
     assert parsed("inspect", ".")["run"] == "lenet-0.94"
+
+
+def test_inspect_as_csv(folder: Path, run: RunPaths) -> None:
+    def table(*args: str | Path) -> list[dict[str, str]]:
+        return list(csv.DictReader(io.StringIO(printed("inspect", *args, "--csv"))))
+
+    assert [(row["layer"], row["was"]) for row in table(run.network(4))] == [("fc1", "300"), ("fc2", "100"), ("fc3", "4")]
+    assert [row["channels_before"] for row in table(run.network(0), run.last)] == ["300", "100", "4"]
+    assert table(run.network(4), run.last) == []
+    assert [row["epoch"] for row in table("lenet-0.94", "--output-dir", folder)] == ["1", "2", "3", "4"]
+    result = invoke("inspect", run.last, "--csv", "--json")
+    assert (result.exit_code, result.stderr) == (2, "error: --json and --csv are two forms of the same: give one of them\n")
 
 
 def test_inspect_needs_no_metrics_and_ignores_other_files(folder: Path, tmp_path: Path, run: RunPaths) -> None:

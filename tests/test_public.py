@@ -1,5 +1,8 @@
 """The public names: complete, sorted, and imported on first use only."""
 
+import ast
+import inspect
+import pydoc
 import subprocess
 import sys
 import tomllib
@@ -32,6 +35,27 @@ def test_all_is_complete_and_sorted() -> None:
     assert set(prunetrain.__all__) <= set(dir(prunetrain))
 
 
+def test_all_has_what_a_type_checker_sees() -> None:
+    (guarded,) = (node for node in ast.parse(Path(prunetrain.__file__).read_text()).body if isinstance(node, ast.If))
+    seen = [name.name for node in guarded.body if isinstance(node, ast.ImportFrom) for name in node.names]
+    assert ast.unparse(guarded.test) == "TYPE_CHECKING"
+    assert sorted(seen) == prunetrain.__all__
+
+
+@pytest.mark.parametrize("name", prunetrain.__all__)
+def test_help_reads_well(name: str) -> None:
+    """A public name says what it is, what its arguments mean and what can go wrong; so do a class's own public methods."""
+    value = getattr(prunetrain, name)
+    assert (value.__doc__ or "").strip()
+    functions = [value] if inspect.isfunction(value) else [one for key, one in vars(value).items() if key[0] != "_" and callable(one)]
+    for function in functions:
+        text = inspect.getdoc(function) or ""
+        assert text.partition("\n")[0].endswith((".", ":")), function.__qualname__
+        if "raise " in inspect.getsource(function):
+            assert "Raises:" in text, function.__qualname__
+    assert name in pydoc.render_doc(value)
+
+
 def test_star_import() -> None:
     names: dict[str, object] = {}
     exec("from prunetrain import *", names)
@@ -56,6 +80,8 @@ def test_version_is_that_of_the_project() -> None:
         "from prunetrain.commands import main; main(['train', '--help'], standalone_mode=False)",
         "from prunetrain.commands import main; main(['flatten', '--help'], standalone_mode=False)",
         "from prunetrain.commands import main; main(['inspect', NET, NET, '--json'], standalone_mode=False)",
+        "from prunetrain.commands import main; main(['report', '--help'], standalone_mode=False)",
+        "import prunetrain.report.page",
     ],
 )
 def test_no_torch_until_it_is_needed(code: str, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import io
 import json
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from graphs import chain, residual, without_a_branch
+from reported import write_run
 from rich.console import Console
 from sketch import Sketch
 
@@ -18,8 +20,8 @@ from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
 from prunetrain.paths import RunPaths
 from prunetrain.report import describe
-from prunetrain.report.progress import TrainingProgress, batch_line, duration
-from prunetrain.report.tables import BAR_WIDTH, bar, count, print_change, print_network, print_run
+from prunetrain.report.progress import TrainingProgress, batch_line
+from prunetrain.report.tables import BAR_WIDTH, bar, count, duration, print_change, print_network, print_run
 from prunetrain.report.terminal import print_outcome
 from prunetrain.training.events import BatchChange, Change, Metrics, Reconfiguration
 from prunetrain.training.run import Outcome
@@ -177,6 +179,42 @@ def test_run(tmp_path: Path) -> None:
     assert ["2", "1.2500", "0.500", "75.0%", "68.75%", "0.1", "4", "K", "2.0", "1,234"] in rows
 
 
+def test_colour_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def printed(**options: bool) -> str:
+        output = console(**options)
+        print_change(output, describe.change(residual(), without_a_branch()))
+        print_network(output, describe.network(tiny(2), tiny(16)))
+        return text(output)
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    plain = printed()
+    assert "\x1b" not in plain
+    coloured = printed(force_terminal=True)
+    assert "\x1b[31m8 -> gone\x1b[0m" in coloured
+    assert "\x1b[33m█" in coloured  # 2 of 16 channels
+    assert "\x1b[36m██████████" in coloured  # 4 of 4
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", printed(force_terminal=True))
+
+
+def test_rows_for_csv() -> None:
+    (conv1, conv2) = describe.rows(describe.network(tiny(6), tiny(8)))
+    assert (conv1["output_shape"], conv1["channels"], conv1["was"], conv2["layer"]) == ("6x4x4", 6, 8, "conv2")
+    assert describe.rows(describe.change(tiny(8), tiny(6)))[0] == {
+        "layer": "conv1",
+        "channels_before": 8,
+        "channels_after": 6,
+        "macs_before": 3456,
+        "macs_after": 2592,
+        "params_before": 216,
+        "params_after": 162,
+    }
+    lines = describe.rows({"run": "x", "networks": [], "metrics": [metrics(1), {**metrics(2), "sparsity": 0.5}]})
+    assert ([line["sparsity"] for line in lines], [line["epoch"] for line in lines]) == ([None, 0.5], [1, 2])
+
+
 @pytest.mark.parametrize(
     ("number", "words"), [(0, "0"), (950, "950"), (1000, "1 K"), (41_234_567, "41.2 M"), (2.5e9, "2.5 G"), (3e12, "3 T"), (-2000, "-2 K")]
 )
@@ -184,7 +222,7 @@ def test_count(number: float, words: str) -> None:
     assert count(number) == words
 
 
-@pytest.mark.parametrize(("part", "filled"), [(0, 0), (1, 1), (5, 5), (10, 10)])
+@pytest.mark.parametrize(("part", "filled"), [(0, 0), (0.1, 1), (1, 1), (5, 5), (10, 10)])
 def test_bar(part: int, filled: int) -> None:
     assert bar(part, 10) == "█" * filled + "░" * (BAR_WIDTH - filled)
 
@@ -206,7 +244,7 @@ def event(channels: tuple[int, int], **changes: object) -> Reconfiguration:
 def test_progress_prints_plain_lines() -> None:
     output = console()
     progress = TrainingProgress(output)
-    progress.started(total_epochs=20, epoch=0, steps_per_epoch=5, dense_macs=8000)
+    progress.started(run=RunPaths(Path(), "x"), total_epochs=20, epoch=0, steps_per_epoch=5, dense_macs=8000)
     progress.stepped(1, 5)
     progress.epoch_ended(metrics(10))
     progress.reconfigured(event((1200, 1100)))
@@ -248,13 +286,13 @@ def test_batch_line(batch: BatchChange, line: str) -> None:
     assert text(output).splitlines()[1] == f"  {line}"
 
 
-def test_bar_follows_the_steps_of_a_larger_batch() -> None:
+def test_bar_follows_the_steps_of_a_larger_batch(tmp_path: Path) -> None:
     output = console(force_terminal=True)
     progress = TrainingProgress(output)
-    progress.started(total_epochs=4, epoch=0, steps_per_epoch=10, dense_macs=8000)
+    progress.started(run=write_run(tmp_path, "x"), total_epochs=4, epoch=0, steps_per_epoch=10, dense_macs=8000)
     progress.stepped(2, 10)
     batch = BatchChange((32, 64), (1.0, 1.0), 1.0, measured=False, steps_per_epoch=5)
-    progress.reconfigured(replace(event((1200, 1100)), batch=batch))
+    progress.reconfigured(replace(event((1200, 1100)), batch=batch, network=RunPaths(tmp_path, "x").network(2)))
     progress.stepped(3, 5)
     progress.close()
     assert "75%" in text(output)
@@ -265,21 +303,28 @@ def test_time_left_counts_from_where_the_run_went_on(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("prunetrain.report.progress.time.monotonic", lambda: now[0])
     output = console()
     progress = TrainingProgress(output)
-    progress.started(total_epochs=20, epoch=10, steps_per_epoch=5, dense_macs=8000)
+    progress.started(run=RunPaths(Path(), "x"), total_epochs=20, epoch=10, steps_per_epoch=5, dense_macs=8000)
     now[0] += 6
     progress.epoch_ended(metrics(12))  # two epochs in six seconds; eight are left
     assert text(output).split()[-1] == "24s"
 
 
-def test_progress_has_a_bar_on_a_terminal() -> None:
+def test_progress_has_a_bar_and_the_networks_profile_on_a_terminal(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "x", {0: residual(), 2: residual(inner=(3, 1)), 4: without_a_branch()})
+    for later in (2, 4):
+        run.network(later).rename(tmp_path / f"{later}.py")
     output = console(force_terminal=True)
     progress = TrainingProgress(output)
-    progress.started(total_epochs=2, epoch=0, steps_per_epoch=5, dense_macs=8000)
+    progress.started(run=run, total_epochs=2, epoch=0, steps_per_epoch=5, dense_macs=8000)
     progress.stepped(1, 5)
+    for later in (2, 4):
+        progress.reconfigured(replace(event((9, 8)), network=tmp_path / f"{later}.py"))
     progress.close()
     progress.close()
     assert "━" in text(output)
     assert "50%" in text(output)
+    for profile in ("███████", "█▃██▁██", "█  ████"):
+        assert f"channels left in 7 layers  {profile}\x1b" in text(output)
 
 
 def test_outcome(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from prunetrain.training.state import load_state
 
 CPU = torch.device("cpu")
 FIELDS = """
-epoch train_loss lasso train_top1 val_loss val_top1 lr batch_size macs params nonzero_params channels train_macs_total train_images_total
-epoch_seconds images_per_second peak_memory_bytes workers gradient_bytes
+epoch train_loss lasso train_top1 val_loss val_top1 lr lasso_strength batch_size macs params nonzero_params channels train_macs_total
+train_images_total epoch_seconds images_per_second peak_memory_bytes workers gradient_bytes
 """.split()
 
 

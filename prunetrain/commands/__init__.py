@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "Train a network and make it smaller while it trains.",
     "reconfigure": "Cut the dead channels of a checkpoint once, offline.",
     "inspect": "Show a network's layers, what changed, or a run's history.",
+    "report": "Write runs as one HTML page with pictures.",
     "prune": "Prune a checkpoint by another method, and retrain it.",
     "study": "Compare methods at many rates on one network, with plots.",
     "sweep": "Train by every config file in a folder.",

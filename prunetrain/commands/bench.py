@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from prunetrain.commands.inspect import find_run, network_of
+from prunetrain.commands.inspect import network_of
 from prunetrain.commands.options import config_option, given
 from prunetrain.config import build_config
 from prunetrain.graph.load import read_graph
+from prunetrain.report.history import find_run
 
 
 @click.command("bench")

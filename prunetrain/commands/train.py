@@ -29,6 +29,9 @@ from prunetrain.training.stopping import exit_code
     metavar="N",
     help="With --gpus or --nproc: how often all go on from the last checkpoint after a worker died.  [default: 3]",
 )
+@click.option(
+    "--tensorboard", is_flag=True, help="Write an event file for TensorBoard as well, into the tensorboard/ of the run's checkpoints."
+)
 @click.option("--list-models", is_flag=True, help="Name the networks of the zoo, and the ways to others, and exit.")
 @click.pass_context
 def command(
@@ -39,6 +42,7 @@ def command(
     gpus: int | None,
     nproc: int | None,
     max_restarts: int | None,
+    tensorboard: bool,
     list_models: bool,
     **params: Any,
 ) -> None:
@@ -54,13 +58,17 @@ def command(
         for spelling, meaning in models.SPELLINGS.items():
             click.echo(f"{spelling:{width}}  {meaning}")
         return
+    if tensorboard:
+        from prunetrain.report.tensorboard import require_tensorboard
+
+        require_tensorboard()
     from prunetrain.training.joining import FAILED, PEER_LOST, PeerFailed, PeerLost, launched, one_voice
 
     if (gpus is not None or nproc is not None or max_restarts is not None) and not launched():
         ctx.exit(_launch(ctx, gpus, nproc, max_restarts, resolve(params | _device(gpus))))
     try:
         with one_voice():
-            stopped_by = _train(resume, params | _device(gpus), gpus or nproc)
+            stopped_by = _train(resume, params | _device(gpus), gpus or nproc, tensorboard)
     except PeerFailed:
         ctx.exit(FAILED)
     except PeerLost:
@@ -89,14 +97,15 @@ def _launch(ctx: click.Context, gpus: int | None, nproc: int | None, max_restart
     return launch(ctx.meta[ARGUMENTS], workers, 3 if max_restarts is None else max_restarts)
 
 
-def _train(resume: str | None, params: dict[str, Any], workers: int | None) -> Signals | None:
+def _train(resume: str | None, params: dict[str, Any], workers: int | None, tensorboard: bool) -> Signals | None:
     """Start a run or go on with one, alone or as one of several workers; the signal that stopped it before its end."""
     config = resolve(params)
 
     from prunetrain.report.progress import TrainingProgress
+    from prunetrain.report.tensorboard import TensorBoard
     from prunetrain.report.terminal import console, print_outcome
     from prunetrain.training.environment import choose_device
-    from prunetrain.training.events import Silent
+    from prunetrain.training.events import Several, Silent
     from prunetrain.training.joining import join
     from prunetrain.training.run import continue_run, resume_run, start_run
 
@@ -105,8 +114,10 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None) -> S
             raise ConfigError(f"the launcher started {ranks.world_size} workers, not {workers}: leave out --gpus and --nproc")
         run = ranks.on_first(lambda: _present_run(resume, config))
         output = console()
-        progress = TrainingProgress(output)
-        observer = progress if ranks.rank == 0 else Silent()
+        shown: list[TrainingProgress | TensorBoard] = [TrainingProgress(output)]
+        if tensorboard:
+            shown.append(TensorBoard())
+        observer = Several(*shown) if ranks.rank == 0 else Silent()
         try:
             if run is not None:
                 outcome = continue_run(run, config, chosen(params), observer)
@@ -115,7 +126,8 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None) -> S
             else:
                 outcome = start_run(config, observer)
         finally:
-            progress.close()
+            for one in shown:
+                one.close()
         if ranks.rank == 0:
             print_outcome(output, outcome)
     return outcome.stopped_by

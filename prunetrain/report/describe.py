@@ -87,6 +87,26 @@ def change(before: LayerGraph, after: LayerGraph) -> dict[str, Any]:
     }
 
 
+def rows(described: dict[str, Any]) -> list[dict[str, Any]]:
+    """What one of these dictionaries has a table of, as rows of plain values with the same keys, ready for CSV.
+
+    A network: its layers. A change: the layers that differ, `..._before` and `..._after`. A run: its epochs, or its networks if it has no
+    metrics.
+    """
+    if "run" in described:
+        lines = described["metrics"] or described["networks"]
+        names = list(dict.fromkeys(name for line in lines for name in line))
+        return [{name: line.get(name) for name in names} for line in lines]
+    if "network" in described:
+        return [row | {"output_shape": "x".join(map(str, row["output_shape"]))} for row in described["layers"]]
+    moments = ("before", "after")
+    return [
+        {"layer": row["layer"]}
+        | {f"{key}_{moment}": row[key][place] for key in ("channels", "macs", "params") for place, moment in enumerate(moments)}
+        for row in described["layers"]
+    ]
+
+
 def _of(row: Any, what: str) -> int:
     if row is None:
         return 0

@@ -1,12 +1,22 @@
-"""Progress of a training run: a live bar on a terminal, one plain line an epoch elsewhere. In: the events of `training.events`."""
+"""Progress of a training run. In: the events of `training.events`. Out: one plain line an epoch, and on a terminal a live view below them.
+
+The live view is a bar with the time that is left, and the profile of the network: a column a layer, as high as the share of channels
+that it kept.
+"""
 
 import time
+from collections.abc import Iterable
+from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from prunetrain.channels.selection import KEEP_ALL, Granularity
-from prunetrain.report.tables import count, listed, share
+from prunetrain.graph.costs import out_channels
+from prunetrain.graph.load import read_graph
+from prunetrain.paths import RunPaths
+from prunetrain.report.tables import count, duration, listed, profile, share
 from prunetrain.training.events import BatchChange, Metrics, Reconfiguration
 
 
@@ -24,18 +34,21 @@ class TrainingProgress:
         self._steps = 1
         self._started = 0.0
         self._first_epoch = 0
-        self._bar: Progress | None = None
+        self._bar: _View | None = None
+        self._dense: dict[str, int] = {}
 
-    def started(self, *, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
+    def started(self, *, run: RunPaths, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
         """Print the column heads; show the bar on a terminal."""
         self._total_epochs, self._steps, self._first_epoch = total_epochs, max(1, steps_per_epoch), epoch
         self._dense_macs = dense_macs
         self._started = time.monotonic()
         self._console.print(
-            f"{'epoch':>9}  {'loss':>7}  {'train':>6}  {'val top-1':>9}  {'MACs left':>9}  {'images/s':>8}  {'time left':>9}"
+            f"{'epoch':>9}  {'loss':>7}  {'train':>6}  {'val top-1':>9}  {'MACs left':>9}  {'images/s':>8}  {'time left':>9}",
+            highlight=False,
         )
         if self._console.is_terminal:
-            self._bar = Progress(
+            self._dense = _channels(run.network(0))
+            self._bar = _View(
                 TextColumn("epoch {task.fields[epoch]}"),
                 BarColumn(),
                 TaskProgressColumn(),
@@ -44,6 +57,7 @@ class TrainingProgress:
                 transient=True,
             )
             self._task = self._bar.add_task("", total=total_epochs, completed=epoch, epoch=epoch + 1)
+            self._show_profile(run.newest_network())
             self._bar.start()
 
     def stepped(self, epoch: int, step: int) -> None:
@@ -64,6 +78,7 @@ class TrainingProgress:
 
     def reconfigured(self, event: Reconfiguration) -> None:
         """Say what was cut."""
+        self._show_profile(event.network)
         change = event.change
         before, after = change.channels
         text = "  nothing to cut yet"
@@ -85,6 +100,12 @@ class TrainingProgress:
             self._steps = max(1, event.batch.steps_per_epoch)
             self._console.print(f"  {batch_line(event.batch)}", style="cyan", highlight=False, soft_wrap=True)
 
+    def _show_profile(self, network: Path) -> None:
+        if self._bar:
+            now = _channels(network)
+            self._bar.profile = profile([share(now.get(name, 0), dense) for name, dense in self._dense.items()])
+            self._bar.refresh()
+
     def message(self, text: str) -> None:
         """Print a line."""
         self._console.print(text, highlight=False, soft_wrap=True)
@@ -95,22 +116,27 @@ class TrainingProgress:
             self._bar.stop()
 
 
+class _View(Progress):
+    """The bar, and under it the profile of the network."""
+
+    profile = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(f"channels left in {len(self.profile)} layers  {self.profile}", style="cyan", no_wrap=True, overflow="ellipsis")
+
+
+def _channels(network: Path) -> dict[str, int]:
+    made = {layer.name: out_channels(layer) for layer in read_graph(network).layers}
+    return {name: channels for name, channels in made.items() if channels}
+
+
 def batch_line(change: BatchChange) -> str:
     """What became of the batch, for reading: "batch 128 -> 192, learning rate x1.5 (estimated 410 M of 420 M bytes a step)"."""
     old, new = change.batch_size
     how = "measured" if change.measured else "estimated"
     memory = f"({how} {count(change.memory[1])} of {count(change.budget)} bytes a step)"
     return f"batch {old} -> {new}, learning rate x{new / old:.3g} {memory}" if new > old else f"batch stays at {old} {memory}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for reading: 42s, 3m10s, 2h05m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02}m"
 
 
 def _multiples(granularity: Granularity) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 BAR_WIDTH = 10
 MOST_NAMES = 3  # of spaces in a line
@@ -17,7 +18,7 @@ def print_network(console: Console, described: dict[str, Any]) -> None:
     for row in described["layers"]:
         kept = f"{row['channels']}" if row["channels"] == row["was"] else f"{row['channels']} of {row['was']}"
         output = "x".join(map(str, row["output_shape"]))
-        table.add_row(row["layer"], output, kept, bar(row["channels"], row["was"]), count(row["macs"]), count(row["params"]))
+        table.add_row(row["layer"], output, kept, _coloured(row["channels"], row["was"]), count(row["macs"]), count(row["params"]))
     total, dense = described["totals"], described.get("dense_totals")
     table.add_section()
     table.add_row("total", "", f"{total['channels']:,}", "", count(total["macs"]), count(total["params"]))
@@ -54,8 +55,8 @@ def print_change(console: Console, described: dict[str, Any]) -> None:
     table = new_table("", "layer", "channels", "", "MACs saved", "params saved")
     for row in described["layers"]:
         (old, new), macs, params = row["channels"], row["macs"], row["params"]
-        label = f"{old} -> {new}" if new else f"{old} -> gone"
-        table.add_row(row["layer"], label, bar(new, max(old, new)), count(macs[0] - macs[1]), count(params[0] - params[1]))
+        label = Text(f"{old} -> {new}") if new else Text(f"{old} -> gone", style="red")
+        table.add_row(row["layer"], label, _coloured(new, max(old, new)), count(macs[0] - macs[1]), count(params[0] - params[1]))
     total = described["totals"]
     table.add_section()
     saved = [f"{count(total[key][0] - total[key][1])} ({1 - share(total[key][1], total[key][0]):.1%})" for key in ("macs", "params")]
@@ -71,7 +72,7 @@ def print_run(console: Console, described: dict[str, Any]) -> None:
         table.add_row(
             Path(row["file"]).name,
             f"{row['channels']:,}",
-            bar(row["channels"], networks[0]["channels"]),
+            _coloured(row["channels"], networks[0]["channels"]),
             count(row["macs"]),
             f"{share(row['macs'], networks[0]['macs']):.1%}",
             count(row["params"]),
@@ -103,9 +104,21 @@ def share(part: float, whole: float) -> float:
 
 
 def bar(part: float, whole: float) -> str:
-    """A bar as long as part is of whole."""
-    filled = round(BAR_WIDTH * part / whole) if whole else 0
+    """A bar as long as part is of whole; a part that is there at all is seen."""
+    filled = max(round(BAR_WIDTH * part / whole), part > 0) if whole else 0
     return "█" * filled + "░" * (BAR_WIDTH - filled)
+
+
+def profile(shares: list[float]) -> str:
+    """A column for each share, from none to a whole one: " ▁▄█". Only a whole one is full, and only none is empty."""
+    return "".join(" ▁▂▃▄▅▆▇█"[min(8, max(int(8 * kept), kept > 0))] for kept in shares)
+
+
+def _coloured(part: float, whole: float) -> Text:
+    """A bar whose filled part stands out where there is colour; less than a quarter in another."""
+    text = Text(bar(part, whole), style="dim")
+    text.highlight_regex("█+", "yellow not dim" if part < whole / 4 else "cyan not dim")
+    return text
 
 
 def count(number: float) -> str:
@@ -114,6 +127,16 @@ def count(number: float) -> str:
         if abs(number) >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for reading: 42s, 3m10s, 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02}m"
 
 
 def new_table(title: str, *columns: str) -> Table:

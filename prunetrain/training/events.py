@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 from prunetrain.channels.selection import Granularity
 from prunetrain.channels.slicing import Cut
 from prunetrain.graph.costs import Costs, costs
+from prunetrain.paths import RunPaths
 
 Metrics: TypeAlias = dict[str, Any]
 """A line of metrics.jsonl."""
@@ -73,7 +74,7 @@ class Reconfiguration:
 class Observer(Protocol):
     """Receives what happens."""
 
-    def started(self, *, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
+    def started(self, *, run: RunPaths, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
         """Training begins or goes on after `epoch` epochs."""
 
     def stepped(self, epoch: int, step: int) -> None:
@@ -92,7 +93,7 @@ class Observer(Protocol):
 class Silent:
     """An observer that keeps everything to itself."""
 
-    def started(self, *, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None: ...
+    def started(self, *, run: RunPaths, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None: ...
 
     def stepped(self, epoch: int, step: int) -> None: ...
 
@@ -101,3 +102,30 @@ class Silent:
     def reconfigured(self, event: Reconfiguration) -> None: ...
 
     def message(self, text: str) -> None: ...
+
+
+class Several:
+    """An observer that tells others, in their order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def started(self, *, run: RunPaths, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
+        for one in self._observers:
+            one.started(run=run, total_epochs=total_epochs, epoch=epoch, steps_per_epoch=steps_per_epoch, dense_macs=dense_macs)
+
+    def stepped(self, epoch: int, step: int) -> None:
+        for one in self._observers:
+            one.stepped(epoch, step)
+
+    def epoch_ended(self, metrics: Metrics) -> None:
+        for one in self._observers:
+            one.epoch_ended(metrics)
+
+    def reconfigured(self, event: Reconfiguration) -> None:
+        for one in self._observers:
+            one.reconfigured(event)
+
+    def message(self, text: str) -> None:
+        for one in self._observers:
+            one.message(text)

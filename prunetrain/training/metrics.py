@@ -27,6 +27,7 @@ def metrics_of(state: TrainState, result: EpochResult, evaluation: Evaluation) -
             "val_loss": evaluation.loss if math.isfinite(evaluation.loss) else None,
             "val_top1": evaluation.top1,
             "lr": state.optimizer.param_groups[0]["lr"],
+            "lasso_strength": state.progress.lasso_strength or 0.0,
             "batch_size": state.batch_size,
             "macs": state.costs.macs,
             "params": state.costs.params,

@@ -210,6 +210,7 @@ def _train(state: TrainState, data: DataSource, observer: Observer, requests: Re
         each = state.environment.images_each(state.batch_size)
         observer.message(f"{ranks.world_size} workers: {each} images a step each, {state.batch_size} in all")
     observer.started(
+        run=state.run,
         total_epochs=config.epochs,
         epoch=state.progress.epoch,
         steps_per_epoch=data.steps_per_epoch(state.batch_size),

@@ -1,0 +1,129 @@
+"""Which curves a report has. In: a run's metrics. Out: `Chart`s: names, titles, units, how to read each value; no drawing."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from prunetrain.graph.costs import TRAIN_TO_FORWARD
+from prunetrain.report.history import History
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one line shows, a number an epoch; `dashed` tells a chart's second kind of line from its first."""
+
+    label: str
+    read: Callable[[History], list[float]]
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure with a line of each kind for every run.
+
+    `unit` is the label of the vertical axis; `kind` how its numbers are written: "percent", "number" (12 M) or "plain"; `against` what the
+    horizontal axis counts, one of `AXES`; `zero`: the vertical axis starts at 0; `log`: it is logarithmic.
+    """
+
+    name: str
+    title: str
+    unit: str
+    curves: tuple[Curve, ...]
+    kind: str = "plain"
+    zero: bool = False
+    log: bool = False
+    against: str = "epoch"
+
+    def shown_for(self, runs: Sequence[History]) -> bool:
+        """Whether any run has something to show here: a number that is not zero."""
+        return any(value and not math.isnan(value) for run in runs for curve in self.curves for value in curve.read(run))
+
+    def kinds(self, runs: Sequence[History]) -> tuple[Curve, ...]:
+        """The kinds of lines that it has for these runs; none if there is but one, which needs no name."""
+        kinds = tuple(curve for curve in self.curves if any(not math.isnan(value) for run in runs for value in curve.read(run)))
+        return kinds if len(kinds) > 1 else ()
+
+
+def _field(name: str) -> Callable[[History], list[float]]:
+    return lambda run: run.values(name)
+
+
+def _dense_train_macs(run: History) -> list[float]:
+    """Training MACs that the dense network would have taken so far; nothing where none were removed."""
+    if run.dense is None or not run.train_macs_removed > 0:
+        return [math.nan] * len(run.metrics)
+    return [TRAIN_TO_FORWARD * run.dense.macs * images for images in run.values("train_images_total")]
+
+
+def _not_zero(run: History) -> list[float]:
+    """Parameters that are not zero; nothing where no method made zeros that stay."""
+    masked = not all(map(math.isnan, run.values("sparsity")))
+    return run.values("nonzero_params") if masked else [math.nan] * len(run.metrics)
+
+
+def _one(field: str) -> tuple[Curve, ...]:
+    return (Curve("", _field(field)),)
+
+
+AXES = {"epoch": "epoch", "train_macs_total": "MACs of training so far", "seconds": "seconds of training so far"}
+"""What a horizontal axis may count, and its label."""
+
+CHARTS = (
+    Chart(
+        "accuracy",
+        "Accuracy",
+        "top-1",
+        (Curve("validation", _field("val_top1")), Curve("training images, augmented", _field("train_top1"), dashed=True)),
+        kind="percent",
+    ),
+    Chart(
+        "loss",
+        "Loss",
+        "cross-entropy (nats)",
+        (Curve("validation", _field("val_loss")), Curve("training, without the lasso", _field("train_loss"), dashed=True)),
+    ),
+    Chart("macs", "Cost of one image", "MACs, forward", _one("macs"), kind="number", zero=True),
+    Chart(
+        "params",
+        "Size",
+        "parameters",
+        (Curve("parameters", _field("params")), Curve("those that are not zero", _not_zero, dashed=True)),
+        kind="number",
+        zero=True,
+    ),
+    Chart(
+        "training-macs",
+        "Cost of training so far",
+        "MACs",
+        (Curve("trained", _field("train_macs_total")), Curve("the dense network, same images", _dense_train_macs, dashed=True)),
+        kind="number",
+        zero=True,
+    ),
+    Chart(
+        "accuracy-by-training-macs",
+        "Accuracy against the cost of training",
+        "top-1, validation",
+        _one("val_top1"),
+        kind="percent",
+        against="train_macs_total",
+    ),
+    Chart("accuracy-by-time", "Accuracy against time", "top-1, validation", _one("val_top1"), kind="percent", against="seconds"),
+    Chart("sparsity", "Weights at zero", "share of all weights", _one("sparsity"), kind="percent", zero=True),
+    Chart("admm", "ADMM: how far weights are from sparse", "|W - Z| / |W|", _one("admm_relative"), zero=True),
+    Chart("lasso", "Group lasso", "lambda · R (nats)", _one("lasso"), zero=True),
+    Chart("lambda", "Strength of the lasso", "lambda", _one("lasso_strength"), zero=True),
+    Chart("learning-rate", "Learning rate", "learning rate", _one("lr"), log=True),
+    Chart("batch-size", "Batch", "images a step", _one("batch_size"), zero=True),
+    Chart("epoch-seconds", "Time of an epoch", "seconds, training alone", _one("epoch_seconds"), zero=True),
+    Chart("images-per-second", "Throughput", "images a second", _one("images_per_second"), kind="number", zero=True),
+    Chart("memory", "Peak memory", "bytes", _one("peak_memory_bytes"), kind="number", zero=True),
+    Chart("exchange", "Gradients exchanged", "bytes a step and worker", _one("gradient_bytes"), kind="number", zero=True),
+)
+
+
+def horizontal(chart: Chart, run: History) -> list[float]:
+    """Where a chart's values stand on its horizontal axis."""
+    if chart.against == "seconds":
+        return list(accumulate(run.values("epoch_seconds")))
+    return run.values(chart.against)

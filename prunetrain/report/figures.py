@@ -1,0 +1,218 @@
+"""The figures of a report. In: `History`s. Out: matplotlib figures, as SVG or PNG bytes.
+
+matplotlib draws them (the extra `plot`): it places ticks and labels better than a few hundred lines of our own would, and gives SVG and
+PNG from one drawing. What it lacks, colours that follow the reader's light or dark setting and the page's own font, `vector.py` adds
+afterwards. A wide figure that a phone would shrink until nothing can be read (the heat map) is drawn at two widths, and the page shows
+the one that fits.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import groupby, pairwise
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from prunetrain.errors import ConfigError
+from prunetrain.report.charts import AXES, Chart, Curve, horizontal
+from prunetrain.report.colours import FILE, Ink
+from prunetrain.report.history import History
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDE, NARROW = 7.2, 3.7  # inches of a heat map
+CHART_SIZE = (3.7, 2.45)  # inches
+ROW = 0.19  # inches of a layer in a heat map
+FONT_SIZE = 8.5
+DOTS_PER_INCH = 200  # of PNG files
+TIP = "tip: "
+"""Before an element's id: the rest is a text to show when one points at it."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a figure is drawn: its colours, and whether it stands alone (a title, a legend, letters as outlines) or in a page."""
+
+    ink: Ink = FILE
+    alone: bool = True
+
+
+def require_matplotlib() -> None:
+    """Check that figures can be drawn.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("a report needs matplotlib: pip install 'prunetrain[plot]', or pip install matplotlib") from error
+
+
+def draw_chart(chart: Chart, runs: Sequence[History], style: Style, form: str) -> bytes:
+    """A chart of all runs, as a file of a form: "svg" or "png"."""
+    marks = _legend(chart, runs, style) if style.alone else []
+    width, height = CHART_SIZE
+    with _figure((width, height + 0.19 * len(marks)), style) as figure:
+        axes = figure.add_subplot()
+        for index, run in enumerate(runs):
+            for curve in chart.curves:
+                _draw(axes, horizontal(chart, run), curve, run, style.ink.of_run(index))
+        _dress(axes, chart, style)
+        if style.alone:
+            axes.set_title(chart.title, loc="left", fontsize=FONT_SIZE + 1)
+            if marks:
+                figure.legend(handles=marks, loc="outside lower left", frameon=False, ncols=1)
+        return _saved(figure, chart.name, form)
+
+
+def _draw(axes: "Axes", across: list[float], curve: Curve, run: History, colour: str) -> None:
+    values = curve.read(run)
+    if all(map(math.isnan, values)):
+        return
+    marker = "o" if len(values) == 1 else None
+    axes.plot(across, values, color=colour, linestyle=_dashes(curve), linewidth=1.0 if curve.dashed else 1.6, marker=marker, markersize=4)
+
+
+def _dashes(curve: Curve) -> Any:
+    return (0, (3, 2)) if curve.dashed else "solid"
+
+
+def _legend(chart: Chart, runs: Sequence[History], style: Style) -> list[Any]:
+    """A mark for each run, and one for each kind of line; of a single one none."""
+    from matplotlib.lines import Line2D
+
+    marks = [Line2D([], [], color=style.ink.of_run(index), linewidth=1.6, label=run.label) for index, run in enumerate(runs)]
+    kinds = [Line2D([], [], color=style.ink.text, linestyle=_dashes(curve), label=curve.label) for curve in chart.kinds(runs)]
+    return (marks if len(marks) > 1 else []) + kinds
+
+
+def _dress(axes: "Axes", chart: Chart, style: Style) -> None:
+    """Axes, their labels and numbers."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
+
+    axes.set_ylabel(chart.unit)
+    axes.set_xlabel(AXES[chart.against])
+    if chart.against == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    else:
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    if chart.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    if chart.kind == "percent":
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    elif chart.kind == "number":
+        axes.yaxis.set_major_formatter(EngFormatter())
+    if chart.zero:
+        axes.set_ylim(0, 1.06 * axes.dataLim.y1)
+    axes.grid(axis="y", color=style.ink.faint, linewidth=0.6)
+    _open(axes, style)
+
+
+def draw_channels(run: History, style: Style, form: str, width: float = WIDE) -> bytes:
+    """The channels of every layer over the epochs: a row a layer, a colour for the share that is kept.
+
+    A network file holds from its epoch to the next one's; the last for as long as an interval usually is, so that it is seen.
+
+    Args:
+        run: has at least one network file.
+        style: colours.
+        form: "svg" or "png".
+        width: inches.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    layers, starts = run.layers, [float(network.epoch) for network in run.networks]
+    steps = [later - earlier for earlier, later in pairwise(starts)]
+    edges = [*starts, max(float(run.epochs), starts[-1] + (median(steps) if steps else 1.0))]
+    with _figure((width, ROW * len(layers) + (1.15 if style.alone else 0.95)), style) as figure:
+        axes = figure.add_subplot()
+        for row, layer in enumerate(layers):
+            spans = [(count, edges[place], edges[place + 1]) for place, count in enumerate(layer.channels)]
+            for count, same in groupby(spans, key=lambda span: span[0]):
+                held = list(same)
+                left, right = held[0][1], held[-1][2]
+                tip = f"{layer.name}: {count} of {layer.dense} channels from epoch {left:g}"
+                colour = style.ink.of_share(count / layer.dense) if count else "none"
+                axes.barh(row, right - left, 0.84, left, color=colour, gid=TIP + tip, antialiased=False)
+                if not count:
+                    axes.plot([left, right], [row, row], color=style.ink.faint, linewidth=1)
+        axes.set_yticks(range(len(layers)), [layer.name for layer in layers])
+        axes.set(xlim=(edges[0], edges[-1]), ylim=(len(layers) - 0.4, -0.6), xlabel="network after epoch")
+        axes.set_xticks([tick for tick in MaxNLocator(steps=[1, 2, 5, 10], integer=True).tick_values(0, run.epochs) if tick <= run.epochs])
+        _label_ends(axes, run)
+        _open(axes, style)
+        axes.tick_params(axis="y", length=0)
+        if style.alone:
+            axes.set_title(f"{run.label}: channels kept, layer by layer", loc="left", fontsize=FONT_SIZE + 1)
+        _heat_legend(figure, style)
+        return _saved(figure, f"channels-{run.label}-{width}", form)
+
+
+def _label_ends(axes: "Axes", run: History) -> None:
+    """What became of each layer, at the right: `5 of 16`."""
+    right = axes.secondary_yaxis("right")
+    texts = [f"{layer.channels[-1]} of {layer.dense}" if layer.channels[-1] else f"gone, was {layer.dense}" for layer in run.layers]
+    right.set_yticks(range(len(run.layers)), texts)
+    right.tick_params(length=0)
+    right.spines["right"].set_visible(False)
+
+
+def _heat_legend(figure: "Figure", style: Style) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    marks: list[Any] = [Patch(color=style.ink.of_share(share), label=f"{share:.0%}") for share in (1.0, 0.75, 0.5, 0.25, 0.02)]
+    gone = Line2D([], [], color=style.ink.faint, linewidth=1, label="gone")
+    figure.legend(handles=[*marks, gone], loc="outside lower left", ncols=6, frameon=False, handlelength=1.1, columnspacing=1.0)
+
+
+def _open(axes: "Axes", style: Style) -> None:
+    """No frame at the top and at the right."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(style.ink.faint)
+    axes.tick_params(color=style.ink.faint)
+
+
+@contextmanager
+def _figure(size: tuple[float, float], style: Style) -> Iterator["Figure"]:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    background = style.ink.paper if style.alone else "none"
+    settings: dict[Any, Any] = {
+        "font.family": "sans-serif",
+        "font.size": FONT_SIZE,
+        "text.color": style.ink.text,
+        "text.parse_math": False,
+        "axes.labelcolor": style.ink.text,
+        "axes.facecolor": background,
+        "xtick.labelcolor": style.ink.text,
+        "ytick.labelcolor": style.ink.text,
+        "svg.fonttype": "path" if style.alone else "none",
+        "path.simplify": False,
+    }
+    with rc_context(settings):
+        yield Figure(figsize=size, facecolor=background, layout="constrained")
+
+
+def _saved(figure: "Figure", name: str, form: str) -> bytes:
+    """A figure as a file: the same bytes for the same figure."""
+    from matplotlib import rc_context
+
+    buffer = BytesIO()
+    with rc_context({"svg.hashsalt": name}):
+        if form == "svg":
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "prunetrain"})
+        else:
+            figure.savefig(buffer, format=form, dpi=DOTS_PER_INCH, metadata={"Software": "prunetrain"})
+    return buffer.getvalue()

@@ -1,0 +1,173 @@
+"""Runs as a report reads them. In: the network files and metrics.jsonl of a run. Out: `History`, plain values. No torch."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from prunetrain.errors import ConfigError
+from prunetrain.foreign.opening import read_bytes
+from prunetrain.foreign.refusal import RefusedFileError, printable
+from prunetrain.graph.costs import TRAIN_TO_FORWARD, Costs, costs, out_channels
+from prunetrain.graph.load import read_source
+from prunetrain.graph.parse import parse
+from prunetrain.paths import CHECKPOINTS, NETWORKS, RunPaths, existing_run
+
+METRICS = ("epoch", "train_loss", "lasso", "train_top1", "val_top1", "lr", "macs", "epoch_seconds", "images_per_second")
+MOST_METRICS = 2**28  # bytes, of half a million epochs
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network file: the epoch after which it was written, its text, its costs, and the output channels of each layer that makes some."""
+
+    epoch: int
+    file: str
+    source: str
+    costs: Costs
+    channels: dict[str, int]
+
+
+@dataclass(frozen=True)
+class LayerHistory:
+    """Output channels of a layer in every network of a run; 0 where the network has no such layer. `dense` is the most it ever had."""
+
+    name: str
+    channels: tuple[int, ...]
+
+    @property
+    def dense(self) -> int:
+        return max(self.channels)
+
+
+@dataclass(frozen=True)
+class History:
+    """A run: what it is called in a report, its networks by epoch, its lines of metrics by epoch. One of the two may be empty."""
+
+    label: str
+    networks: tuple[Network, ...]
+    metrics: tuple[dict[str, Any], ...]
+
+    def values(self, field: str) -> list[float]:
+        """A field of the metrics, a number an epoch; NaN where a line has no such number."""
+        return [number(line, field) for line in self.metrics]
+
+    def last(self, field: str) -> float:
+        """A field's value after the last epoch; NaN if there is none."""
+        return number(self.metrics[-1], field) if self.metrics else math.nan
+
+    @property
+    def dense(self) -> Costs | None:
+        return self.networks[0].costs if self.networks else None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained, as far as the files tell."""
+        trained = self.last("epoch")
+        return max(self.networks[-1].epoch if self.networks else 0, 0 if math.isnan(trained) else int(trained))
+
+    def kept(self, what: str) -> float:
+        """The share of the dense network's `channels`, `macs` or `params` that the last network has; NaN without network files."""
+        return _share(getattr(self.networks[-1].costs, what), getattr(self.networks[0].costs, what)) if self.networks else math.nan
+
+    @property
+    def train_macs_removed(self) -> float:
+        """The share of training MACs that the dense network would have needed over the same images, and that were not spent; or NaN."""
+        if self.dense is None:
+            return math.nan
+        return 1 - _share(self.last("train_macs_total"), TRAIN_TO_FORWARD * self.dense.macs * self.last("train_images_total"))
+
+    @cached_property
+    def layers(self) -> tuple[LayerHistory, ...]:
+        """Every layer that any of the networks has, in forward order, lined up by name."""
+        names: list[str] = []
+        for network in self.networks:
+            place = 0
+            for name in network.channels:
+                if name in names:
+                    place = names.index(name) + 1
+                else:
+                    names.insert(place, name)
+                    place += 1
+        return tuple(LayerHistory(name, tuple(network.channels.get(name, 0) for network in self.networks)) for name in names)
+
+
+def read_history(run: RunPaths, label: str) -> History:
+    """Read a run's files.
+
+    Raises:
+        NetworkFileError: if one of its network files cannot be read.
+        ConfigError: if a line of its metrics is none.
+    """
+    networks = tuple(_read_network(epoch, path) for epoch, path in run.network_files().items())
+    return History(label, networks, tuple(read_metrics(run)))
+
+
+def labels(runs: Sequence[RunPaths]) -> list[str]:
+    """What to call the runs beside each other: their names, and the folders as well where two have one name."""
+    names = [run.name for run in runs]
+    return [run.name if names.count(run.name) == 1 else printable(f"{run.output_dir}/{run.name}") for run in runs]
+
+
+def number(line: dict[str, Any], field: str) -> float:
+    """A number of a line of metrics; NaN if it has none, or one that is not finite."""
+    value = line.get(field)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+
+
+def find_run(what: str, output_dir: Path) -> RunPaths | None:
+    """The run of a name or folder, if it is one."""
+    path = Path(what)
+    folder = path.resolve()
+    if path.is_dir() and folder.parent.name in (NETWORKS, CHECKPOINTS):
+        return RunPaths(folder.parent.parent, folder.name)
+    return None if path.is_file() else existing_run(output_dir, what)
+
+
+def read_metrics(run: RunPaths) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; none if there is no such file.
+
+    Raises:
+        ConfigError: for a line that is no table in JSON with such numbers.
+    """
+    if not run.metrics.exists():
+        return []
+    lines = []
+    try:
+        content = read_bytes(run.metrics, MOST_METRICS)
+    except RefusedFileError as refused:
+        raise ConfigError(f"{run.metrics}: not a file of metrics: {refused}") from None
+    for row, line in enumerate(content.splitlines(), start=1):
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            values = None
+        if not _is_metrics(values):
+            raise ConfigError(f"{run.metrics}:{row}: not a line of metrics")
+        lines.append(values)
+    return lines
+
+
+def _read_network(epoch: int, path: Path) -> Network:
+    source = read_source(path)
+    graph = parse(source, str(path))
+    made = {layer.name: out_channels(layer) for layer in graph.layers}
+    return Network(epoch, path.name, source, costs(graph), {name: channels for name, channels in made.items() if channels is not None})
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def _is_metrics(values: object) -> bool:
+    """Whether a line has all that the tables show, and nothing but plain values."""
+    if not isinstance(values, dict) or not all(isinstance(value, float | str | None) or _is_count(value) for value in values.values()):
+        return False
+    return all(isinstance(values.get(name), float) or _is_count(values.get(name)) for name in METRICS)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and abs(value) < 2**63

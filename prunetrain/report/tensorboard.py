@@ -1,0 +1,100 @@
+"""A training run in TensorBoard (the extra `tensorboard`). In: the events of `training.events`. Out: an event file in the run's folder.
+
+Every number of a line of metrics is a scalar by epoch. The channels of the network's layers are scalars as well, and one histogram: its
+buckets are the layers in forward order, 0 to n, and a bucket's height is the layer's channels, so that TensorBoard shows the network's
+profile shrink.
+"""
+
+from typing import TYPE_CHECKING
+
+from prunetrain.errors import ConfigError
+from prunetrain.graph.costs import out_channels
+from prunetrain.graph.load import read_graph
+from prunetrain.paths import RunPaths
+from prunetrain.training.events import Metrics, Reconfiguration, Silent
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+TAGS = {
+    "train_loss": "loss/training",
+    "val_loss": "loss/validation",
+    "lasso": "lasso/penalty",
+    "lasso_strength": "lasso/lambda",
+    "train_top1": "top-1/training",
+    "val_top1": "top-1/validation",
+    "macs": "cost/MACs",
+    "params": "cost/parameters",
+    "channels": "cost/channels",
+    "train_macs_total": "cost/training MACs",
+    "epoch_seconds": "time/seconds an epoch",
+    "images_per_second": "time/images a second",
+    "peak_memory_bytes": "memory/peak bytes",
+}
+"""Where a field of the metrics stands; others stand under `training/`."""
+
+
+def require_tensorboard() -> None:
+    """Check that event files can be written.
+
+    Raises:
+        ConfigError: if tensorboard is not installed.
+    """
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("--tensorboard needs tensorboard: pip install 'prunetrain[tensorboard]', or pip install tensorboard") from error
+
+
+class TensorBoard(Silent):
+    """An `Observer` that writes to `RunPaths.tensorboard`. What an interrupted run wrote after the epoch that it goes on from is hidden."""
+
+    def __init__(self) -> None:
+        self._writer: SummaryWriter | None = None
+
+    def started(self, *, run: RunPaths, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
+        """Open the event file."""
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(str(run.tensorboard), purge_step=epoch + 1)
+        if epoch == 0:
+            self._add_channels(run.network(0), 0)
+
+    def epoch_ended(self, metrics: Metrics) -> None:
+        """Write the epoch's numbers."""
+        assert self._writer is not None
+        for name, value in metrics.items():
+            if name != "epoch" and isinstance(value, int | float):
+                self._writer.add_scalar(TAGS.get(name, f"training/{name}"), value, metrics["epoch"])
+        self._writer.flush()
+
+    def reconfigured(self, event: Reconfiguration) -> None:
+        """Write the channels that are left."""
+        self._add_channels(event.network, event.epoch)
+
+    def close(self) -> None:
+        """Finish the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _add_channels(self, network: "Path", epoch: int) -> None:
+        assert self._writer is not None
+        made = {layer.name: out_channels(layer) for layer in read_graph(network).layers}
+        channels = {name: count for name, count in made.items() if count is not None}
+        for name, count in channels.items():
+            self._writer.add_scalar(f"channels/{name}", count, epoch)
+        counts = list(channels.values())
+        self._writer.add_histogram_raw(
+            "channels by layer",
+            min=0,
+            max=len(counts),
+            num=sum(counts),
+            sum=sum((place + 0.5) * count for place, count in enumerate(counts)),
+            sum_squares=sum((place + 0.5) ** 2 * count for place, count in enumerate(counts)),
+            bucket_limits=list(range(1, len(counts) + 1)),
+            bucket_counts=counts,
+            global_step=epoch,
+        )
+        self._writer.flush()

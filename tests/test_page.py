@@ -1,0 +1,210 @@
+"""`prunetrain report`: the page's words, its drawings, what is escaped, its errors. How it looks in a browser: test_browser.py."""
+
+import builtins
+import re
+import struct
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from graphs import chain, without_a_branch
+from reported import write_run
+from runs import invoke
+
+from prunetrain.paths import RunPaths
+from prunetrain.report.charts import CHARTS, horizontal
+from prunetrain.report.history import read_history
+
+pytest.importorskip("matplotlib", reason="matplotlib, the extra `plot`, is not installed")
+
+FIGURES = {chart.name for chart in CHARTS} - {"sparsity", "admm", "exchange"}  # what a run by group lasso in one process has
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs, one of them with a branch that goes, and a dense one; the report of all in `report.html`."""
+    folder = tmp_path_factory.mktemp("runs").resolve()
+    write_run(folder, "pruned")
+    write_run(folder, "chain", {0: chain(), 3: chain()})
+    write_run(folder, "dense", {0: without_a_branch()}, lasso=0.0, lasso_strength=0.0)
+    result = invoke("report", "pruned", "chain", "dense", "--output-dir", folder, "-o", folder / "report.html")
+    assert (result.exit_code, result.stderr, result.stdout) == (0, "", f"page     {folder}/report.html\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text()
+
+
+@pytest.fixture
+def few_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it matters little which charts there are: drawing takes most of a page's time."""
+    for module in ("page", "charts"):
+        monkeypatch.setattr(f"prunetrain.report.{module}.CHARTS", CHARTS[:1])
+
+
+def figures(page: str) -> dict[str, ElementTree.Element]:
+    """The drawings of a page by what they are called for a screen reader."""
+    drawn = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+    return {svg.attrib["aria-label"]: svg for svg in drawn}
+
+
+def test_summary(page: str) -> None:
+    rows = re.findall(r'<th scope="row">.*?</span>(.*?)</th>(.*?)</tr>', page)
+    cells = {name: re.findall("<td>(.*?)</td>", values) for name, values in rows}
+    assert list(cells) == ["pruned", "chain", "dense"]
+    assert cells["dense"][:2] == ["4", "80.00%"]
+    assert [cells["dense"][index] for index in (3, 5)] == ["0.0%", "0.0%"]
+    assert cells["pruned"][-1] == "10s"
+
+
+def test_every_figure_is_there_and_ids_are_unique(page: str) -> None:
+    drawn = figures(page)
+    charts = {f"{chart.title}: {chart.unit}" for chart in CHARTS if chart.name in FIGURES}
+    maps = {f"{run}: channels of every layer over the epochs" for run in ("pruned", "chain")}  # the dense one has one network only
+    assert set(drawn) == charts | maps
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    referred = {*re.findall(r"url\(#([^)]+)\)", page), *re.findall(r'href="#([^"]+)"', page)}
+    assert referred == set(ids)
+
+
+def test_heat_map_names_layers_and_what_became_of_them(page: str) -> None:
+    svg = figures(page)["pruned: channels of every layer over the epochs"]
+    words = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"conv1", "layer1_0_conv1", "fc", "gone, was 8", "8 of 8", "10 of 10", "network after epoch"} <= set(words)
+    tips = {element.text for element in svg.iter("{http://www.w3.org/2000/svg}title")}
+    assert {"layer1_0_conv1: 3 of 8 channels from epoch 2", "layer1_0_conv1: 0 of 8 channels from epoch 4"} <= tips
+
+
+def test_colours_follow_the_reader(page: str) -> None:
+    drawings = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert "var(--run-0)" in drawings
+    assert "color-mix(in srgb, var(--heat) 100.0%, var(--paper))" in drawings
+    assert re.findall(r"#[0-9a-f]{6}\b", drawings) == []  # no fixed colour
+    assert "prefers-color-scheme: dark" in page
+
+
+@pytest.mark.usefixtures("few_charts")
+def test_page_is_a_function_of_the_files(folder: Path) -> None:
+    again = folder / "again.html"
+    pages = []
+    for _ in range(2):
+        assert invoke("report", "pruned", "dense", "--output-dir", folder, "-o", again).exit_code == 0
+        pages.append(again.read_text())
+    assert pages[0] == pages[1]
+
+
+def test_page_asks_for_nothing(page: str) -> None:
+    assert "default-src 'none'" in page
+    assert set(re.findall(r"https?://[^\s\"<]+", page)) == {"http://www.w3.org/2000/svg"}
+
+
+@pytest.mark.usefixtures("few_charts")
+def test_what_comes_from_files_is_escaped(tmp_path: Path) -> None:
+    evil = tmp_path / "<script>alert(1)</script>"
+    runs = [write_run(evil, "x"), write_run(tmp_path / "b", "x")]
+    network = runs[0].network(2)
+    network.write_text(network.read_text().replace("# layer1.0", "# </script><img src=x onerror=alert(2)>"))
+    result = invoke("report", runs[0].networks, runs[1].checkpoints, "-o", tmp_path / "page.html")
+    assert (result.exit_code, result.stderr) == (0, "")
+    page = (tmp_path / "page.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert "\\u003cimg src=x" in page  # inside the JSON
+
+
+@pytest.mark.parametrize("form", ["svg", "png"])
+@pytest.mark.usefixtures("few_charts")
+def test_figures_as_files(folder: Path, tmp_path: Path, form: str) -> None:
+    result = invoke(
+        "report", "pruned", "dense", "--output-dir", folder, "-o", tmp_path / "x.html", "--figures", tmp_path / "figures", "--format", form
+    )
+    assert (result.exit_code, result.stderr) == (0, "")
+    files = sorted((tmp_path / "figures").iterdir())
+    assert [path.name for path in files] == [f"accuracy.{form}", f"channels-pruned.{form}"]
+    assert {line.removeprefix("figure   ") for line in result.stdout.splitlines()[1:]} == {str(path) for path in files}
+    for path in files:
+        content = path.read_bytes()
+        if form == "svg":
+            assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
+            assert b"var(--" not in content
+        else:
+            width, height = struct.unpack(">II", content[16:24])
+            assert min(width, height) > 300
+
+
+@pytest.mark.usefixtures("few_charts")
+def test_runs_without_metrics_or_networks(tmp_path: Path) -> None:
+    write_run(tmp_path, "networks", epochs=0)
+    (tmp_path / "generated_nets" / "metrics").mkdir()
+    write_run(tmp_path, "metrics", {}, epochs=1)
+    result = invoke("report", "networks", "metrics", "--output-dir", tmp_path, "-o", tmp_path / "x.html")
+    assert (result.exit_code, result.stderr) == (0, "")
+    page = (tmp_path / "x.html").read_text()
+    assert "networks: channels of every layer" in page
+    assert "Accuracy" in page
+
+
+def test_charts_without_anything_to_show_are_left_out(tmp_path: Path) -> None:
+    history = read_history(write_run(tmp_path, "x", sparsity=0.5, lasso_strength=0.0), "x")
+    shown = {chart.name for chart in CHARTS if chart.shown_for([history])}
+    assert "sparsity" in shown
+    (size,) = (chart for chart in CHARTS if chart.name == "params")
+    assert size.kinds([history]) == ()
+    masked = read_history(write_run(tmp_path, "y", sparsity=0.5, nonzero_params=7), "y")
+    assert [curve.label for curve in size.kinds([history, masked])] == ["parameters", "those that are not zero"]
+    assert not {"lambda", "exchange"} & shown
+
+
+def test_time_adds_up(tmp_path: Path) -> None:
+    (chart,) = (chart for chart in CHARTS if chart.name == "accuracy-by-time")
+    assert horizontal(chart, read_history(write_run(tmp_path, "x"), "x")) == [2.5, 5.0, 7.5, 10.0]
+
+
+def test_errors_are_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def error(*args: str | Path) -> str:
+        result = invoke("report", *args, "--output-dir", folder)
+        assert (result.exit_code, result.stdout) == (2, "")
+        return result.stderr
+
+    mine = tmp_path / "mine.html"
+    mine.write_text("mine")
+    assert error("prund") == f"error: no run prund: name a run in {folder}, or one of its folders, or --output-dir where the run is\n"
+    assert error("dense", "-o", mine) == f"error: {mine} is there already and is no report: choose another name, or --force\n"
+    assert error("dense", "-o", tmp_path) == f"error: {tmp_path} is a folder: name a file with -o\n"
+    assert mine.read_text() == "mine"
+    assert "run" in error()
+    broken = write_run(tmp_path, "broken")
+    broken.network(2).write_text("import os")
+    assert error(broken.networks).startswith(f"error: {broken.network(2)}:1: ")
+    monkeypatch.setattr(builtins, "__import__", without_matplotlib(builtins.__import__))
+    assert error("dense") == "error: a report needs matplotlib: pip install 'prunetrain[plot]', or pip install matplotlib\n"
+
+
+def without_matplotlib(real: Any) -> Any:
+    def replaced(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.partition(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    return replaced
+
+
+@pytest.mark.usefixtures("few_charts")
+def test_force_and_older_reports(folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.html"
+    mine.write_text("mine")
+    assert invoke("report", "dense", "--output-dir", folder, "-o", mine, "--force").exit_code == 0
+    assert invoke("report", "dense", "--output-dir", folder, "-o", mine).exit_code == 0
+
+
+@pytest.mark.usefixtures("few_charts")
+def test_run_of_the_shortest_kind(tmp_path: Path) -> None:
+    """One network, no epoch: a run that was stopped at once."""
+    run = RunPaths(tmp_path, "short")
+    write_run(tmp_path, "short", {0: chain()}, epochs=0)
+    assert invoke("report", run.networks, "-o", tmp_path / "x.html").exit_code == 0
