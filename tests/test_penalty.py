@@ -90,6 +90,7 @@ def test_a_resumed_run_may_have_another_interval(images: Path, tmp_path: Path) -
     """The channels that were fading are of the network before the cut."""
     changes: dict[str, Any] = {"epochs": 6, "prune_interval": 1, "penalty_ratio": 0.1, "target_macs": 0.5, "target_by": 0.67}
     outcome = start_run(settings(images, tmp_path, **changes), Recorder((3, 10)))
-    assert load_checkpoint(outcome.run.last).progress.fading == []
+    assert load_checkpoint(outcome.run.checkpoint(2)).progress.fading == []
+    assert load_checkpoint(outcome.run.last).progress.fading != []
     resumed = resume_run(outcome.run.last, {"prune_interval": 2}, Recorder())
     assert costs(read_graph(resumed.network)).macs <= 0.5 * resumed.history[0]["macs"]
