@@ -110,6 +110,7 @@ def _read(selector: selectors.BaseSelector, key: selectors.SelectorKey, seed: st
         if not worker.begun:
             results.add(result)
             worker.cases.pop(0)
+            _tell(results)
         return
     worker.process.kill()
     code = worker.process.wait()
@@ -120,6 +121,13 @@ def _read(selector: selectors.BaseSelector, key: selectors.SelectorKey, seed: st
     elif code not in (0, -9):
         raise RuntimeError(f"the worker in {worker.folder} ended with {code}")
     _start(selector, worker.folder, seed, worker.cases)
+
+
+def _tell(results: Results) -> None:
+    """Say now and then how far it is; on stderr, so that the table stays by itself."""
+    done = results.outcomes.total()
+    if done % 250 == 0:
+        print(f"{done:,} cases, {len(results.violations)} violations", file=sys.stderr, flush=True)
 
 
 def table(results: Results, kinds: list[str]) -> str:

@@ -36,7 +36,7 @@ def _change(rng: random.Random, container: Any, key: Any) -> None:
         del container[key]
     elif choice < 0.2 and isinstance(container, dict):
         container[rng.choice((*WORDS[:-2], 3, 10**6))] = container[key]
-    elif isinstance(container[key], Tensor) and rng.random() < 0.8:
+    elif isinstance(container[key], Tensor) and _is_plain(container[key]) and rng.random() < 0.8:
         container[key] = _tensor(rng, container[key])
     else:
         container[key] = _value(rng)
@@ -61,6 +61,11 @@ def _value(rng: random.Random) -> Any:
     return rng.choice((rng.choice(values), rng.choice(NUMBERS), rng.choice(FLOATS), rng.choice(WORDS)))
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether nothing was done to it yet that most operations refuse."""
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_complex()
+
+
 def _tensor(rng: random.Random, tensor: Tensor) -> Tensor:
     """A tensor in place of another: of another type, shape or layout, or with numbers that are none."""
     changes = (
@@ -71,7 +76,7 @@ def _tensor(rng: random.Random, tensor: Tensor) -> Tensor:
         lambda: tensor.to(torch.complex64),
         tensor.flatten,
         lambda: tensor[None],
-        lambda: tensor.reshape(-1)[:1].expand(tensor.shape),
+        lambda: tensor.reshape(-1)[:1].expand(tensor.shape or 3),
         lambda: tensor.reshape(-1)[:1].expand(10**12),
         lambda: torch.cat([tensor.reshape(1, -1)] * 2),
         lambda: torch.full_like(tensor, 1),

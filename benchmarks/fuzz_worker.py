@@ -206,8 +206,10 @@ def _problems(code: object, stdout: str, stderr: str, before: dict[str, object],
     left = [path for path in after if path.endswith(".tmp")]
     if left:
         problems.append(f"left {left}")
-    if code == 2 and after != before:
-        changed = sorted(path for path in after.keys() | before.keys() if after.get(path) != before.get(path))
+    changed = sorted(path for path in after.keys() | before.keys() if after.get(path) != before.get(path))
+    if "training diverged" in stderr:  # a run that began, and what it left until then is whole
+        changed = [path for path in changed if path in before]
+    if code == 2 and changed:
         problems.append(f"failed, and changed {', '.join(changed)[:500]}")
     return problems
 

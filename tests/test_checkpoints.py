@@ -153,9 +153,13 @@ def test_foreign_files(run: RunPaths) -> None:
         assert "not a checkpoint of prunetrain" in refusal(run), name
 
 
-def test_another_format(run: RunPaths) -> None:
-    change(run, lambda content: content.update(format=1))
-    assert refusal(run) == "checkpoints/x/last.pt: format 1, and this version reads 2; use the version that wrote it"
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(1, "1"), (True, "True"), (2.0, "2.0"), (None, "None"), ("2", "'2'"), (torch.ones(2, 2), "tensor([[1., 1.], [1., 1.]])")],
+)
+def test_another_format(run: RunPaths, number: object, shown: str) -> None:
+    change(run, lambda content: content.update(format=number))
+    assert refusal(run) == f"checkpoints/x/last.pt: format {shown}, and this version reads 2; use the version that wrote it"
 
 
 @pytest.mark.parametrize("key", [item.name for item in fields(Checkpoint)])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import SGD, AdamW
 
 from prunetrain.config import TrainConfig
@@ -92,3 +93,20 @@ def test_optimizers_follow_the_settings() -> None:
 def test_lasso_pull(settings: dict[str, Any], pull: float) -> None:
     optimizer = build_optimizer([nn.Parameter(torch.ones(1))], TrainConfig(**settings))
     assert lasso_pull(optimizer, 0.02) == pytest.approx(pull)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_first_step_that_overflows(optimizer: str) -> None:
+    """It is skipped, and the next is as if it were the first."""
+    changed = []
+    for gradients in ([torch.inf, 0.5], [0.5]):
+        parameter = torch.nn.Parameter(torch.ones(1000))
+        built = build_optimizer([parameter], TrainConfig(optimizer=optimizer, lr=0.1))
+        scaler = GradScaler("cpu", init_scale=4.0)
+        for gradient in gradients:
+            scaler.scale((parameter * gradient).sum()).backward()
+            scaler.step(built)
+            scaler.update()
+            built.zero_grad(set_to_none=True)
+        changed.append(parameter.detach())
+    assert not changed[0].eq(1).any() and torch.equal(changed[0], changed[1])

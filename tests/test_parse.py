@@ -593,6 +593,13 @@ def test_deep_nesting_is_refused_in_its_line() -> None:
         parse(source, "net.py")
 
 
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "(1, (0x" + "f" * 5000 + ",))"])
+def test_a_number_too_long_to_be_shown(number: str) -> None:
+    source = deep(f"x * {number}")
+    with pytest.raises(NetworkFileError, match=r"^net.py:[0-9]+: a number beyond 32 bits: code that cannot be shown \((Constant|Tuple)\)$"):
+        parse(source, "net.py")
+
+
 # Files.
 
 TOUCH = "__import__('pathlib').Path({!r}).touch()"
@@ -664,7 +671,9 @@ def test_a_network_too_large_for_this_machine(tmp_path: Path) -> None:
 
 def test_a_network_with_too_many_channels_to_follow() -> None:
     source = NETWORK.replace("self.fc = nn.Linear(4, 2)", "self.fc = nn.Linear(4, 2_000_000_000)")
-    with pytest.raises(NetworkFileError, match=r"^net.py:20: the network has more than 67,108,864 channels in all of its results$"):
+    with pytest.raises(
+        NetworkFileError, match=rf"^net.py:{line_of(source, 'self.fc(x)')}: the network has more than 67,108,864 channels in all "
+    ):
         parse(source, "net.py")
 
 

@@ -195,7 +195,7 @@ def test_offline_cut_in_the_middle_of_an_epoch(images: Path, tmp_path: Path) -> 
 
 def test_dense_checkpoint_cannot_be_cut_in_place(images: Path, tmp_path: Path) -> None:
     state, _ = trained(images, tmp_path)
-    state.progress = replace(state.progress, epoch=0)
+    state.progress = replace(state.progress, epoch=0, history=[])
     save_checkpoint(state.run.last, state.checkpoint())
     with pytest.raises(OutputError, match="train at least one epoch first"):
         reconfigure_checkpoint(state.run.last, {}, granularity=1)

@@ -273,7 +273,7 @@ class Breaking(Recorder):
         patch.setattr(loop, "_train_step", broken)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])  # the last is finite, its square is not
 @pytest.mark.parametrize(
     ("at", "before", "place"),
     [((3, 2), "is from before", (2, 0)), ((3, 10), "is from before", (2, 0)), ((1, 4), "nothing was trained before", None)],

@@ -21,7 +21,9 @@ from prunetrain.paths import RunPaths
 from prunetrain.training import granularity, reconfiguration, run, state
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import worker_signals
+from prunetrain.training.environment import Environment
 from prunetrain.training.run import Outcome, resume_run, start_run
+from prunetrain.training.state import TrainState
 from prunetrain.training.stopping import SIGNALS, Action, Pacer, Requests, StopRequested, exit_code, stopping_on_signals
 
 TOP = Path(__file__).parent.parent
@@ -148,8 +150,8 @@ def test_minutes_make_checkpoints_within_an_epoch(images: Path, tmp_path: Path, 
         def stepped(self, epoch: int, step: int) -> None:
             now[0] += 20  # seconds a step
 
-    save = run.save_checkpoint
-    monkeypatch.setattr(run, "save_checkpoint", lambda path, checkpoint: (written.append(checkpoint.progress), save(path, checkpoint)))
+    save = TrainState.save
+    monkeypatch.setattr(TrainState, "save", lambda self, path: (written.append(self.progress), save(self, path)))
     monkeypatch.setattr(run, "Pacer", lambda requests, minutes: Pacer(requests, minutes, lambda: now[0]))
     outcome = start_run(settings(images, tmp_path / "often", epochs=2, checkpoint_minutes=1), Clock())
     steps = [(progress.epoch, progress.step) for progress in written]
@@ -182,7 +184,7 @@ def signalling(function: Callable[..., Any], *, call: int = 1) -> Callable[..., 
         (granularity, "pick", 1, (1, 10)),  # after the timing
         (reconfiguration, "write_pair", 1, (1, 10)),
         (reconfiguration, "evaluate", 1, (1, 10)),  # after the pair was written
-        (run, "save_checkpoint", 2, (2, 0)),
+        (TrainState, "save", 2, (2, 0)),
         (run, "append_line", 3, (3, 0)),
         (run, "append_line", 4, (4, 0)),  # the last one: nothing is left to stop
     ],
@@ -216,7 +218,7 @@ def test_a_signal_at_an_epochs_end(
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(run, "load_data"), (state, "build"), (state, "trace_with_state"), (state, "save_checkpoint"), (state, "load_state")],
+    [(Environment, "load_data"), (state, "build"), (state, "trace_with_state"), (state, "save_checkpoint"), (state, "load_state")],
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_training_leaves_nothing(

@@ -12,5 +12,7 @@ def printable(text: str) -> str:
 
 def shown(word: object) -> str:
     """A word out of a foreign file as an error message may have it: quoted, escaped, and short."""
-    text = repr(word[:60] + "..." if isinstance(word, str) and len(word) > 60 else word)
+    if isinstance(word, str):
+        return repr(word[:60] + "..." if len(word) > 60 else word)
+    text = printable(repr(word))
     return text if len(text) <= 200 else text[:197] + "..."

@@ -41,11 +41,10 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as it stands in a file; `parameter` says whether it was an nn.Parameter, `requires_grad` whether it wants gradients."""
+    """A tensor as it stands in a file, all of it inside its storage; a parameter is one too."""
 
     storage: Storage
     shape: tuple[int, ...]
-    requires_grad: bool
 
 
 class Ordered(dict[Any, Any]):
@@ -75,7 +74,7 @@ def _tensor(*arguments: object) -> StoredTensor:
         reach += (size - 1) * step
     if start + reach + (count > 0) > storage.length:
         raise RefusedFileError("it has a tensor that reaches beyond its storage")
-    return StoredTensor(storage, sizes, requires_grad)
+    return StoredTensor(storage, sizes)
 
 
 def _parameter(data: object, requires_grad: object, hooks: object) -> StoredTensor:

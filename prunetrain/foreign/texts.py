@@ -24,7 +24,9 @@ def read_toml(text: str) -> object:
     """
     try:
         return _checked(tomllib.loads(text))
-    except (RecursionError, OverflowError):
+    except tomllib.TOMLDecodeError:
+        raise
+    except (ValueError, RecursionError, OverflowError):  # of a number of 5,000 digits, for one
         raise RefusedFileError("a number or a nesting in it is too large to read") from None
 
 

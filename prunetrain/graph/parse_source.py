@@ -101,5 +101,8 @@ def _flat(value: object) -> Iterator[object]:
 
 def shown(node: ast.AST) -> str:
     """The code of a node, short enough for a message."""
-    text = ast.unparse(node).splitlines()[0]
+    try:
+        text = ast.unparse(node).splitlines()[0]
+    except ValueError:  # of a number of 5,000 digits, or a format string in a way that Python writes but does not print
+        text = f"code that cannot be shown ({type(node).__name__})"
     return text if len(text) <= 80 else text[:77] + "..."

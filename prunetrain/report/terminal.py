@@ -1,6 +1,10 @@
 """The console, and what a finished run says at its end."""
 
-from typing import TYPE_CHECKING
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
@@ -16,8 +20,38 @@ _PLAIN_WIDTH = 160  # columns when nobody's terminal sets them, so that files an
 
 def console() -> Console:
     """Standard output, in colour on a terminal only; NO_COLOR and the terminal's width are respected."""
+    if sys.stdout.isatty():
+        return Console(markup=False, file=cast(IO[str], _Terminal(sys.stdout)))
     console = Console(markup=False)
     return console if console.is_terminal else Console(markup=False, width=_PLAIN_WIDTH)
+
+
+class _Terminal:
+    """A terminal that may close while a run goes on: from then on, what is printed there goes nowhere."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with _may_be_closed():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _may_be_closed():
+            self._stream.flush()
+
+
+@contextmanager
+def _may_be_closed() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 def print_outcome(output: Console, outcome: "Outcome") -> None:

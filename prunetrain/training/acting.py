@@ -4,11 +4,11 @@ In: a run. Out: a `TrainingMethod` for the loop, and the state to go on from. Be
 or filters are pruned softly; afterwards masks hold.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -160,10 +160,12 @@ class Lasso(Idle):
         self._lasso = state.lasso
 
     def after_backward_(self, loss: Tensor) -> None:
-        """Set lambda, if this is the first batch; add the gradient."""
+        """Set lambda, if this is the first batch whose loss is finite; add the gradient."""
         state = self._state
         if state.progress.lasso_strength is None:
             mean = state.environment.ranks.mean(float(loss), state.device)
+            if not math.isfinite(mean):  # an overflow of float16, whose step is skipped
+                return
             strength = self._lasso.strength_for(state.config.penalty_ratio, mean)
             state.progress = replace(state.progress, lasso_strength=strength)
         if state.config.lasso_step == "subgradient":
@@ -178,8 +180,3 @@ class Lasso(Idle):
     def strength(self) -> float:
         """Lambda."""
         return self._state.progress.lasso_strength or 0.0
-
-    @torch.no_grad()
-    def penalty(self) -> float:
-        """Lambda * R, as it is now."""
-        return self.strength * float(self._lasso.penalty())

@@ -106,7 +106,7 @@ def _absent(path: Path) -> CheckpointError:
 def _checked(path: Path, content: object) -> Checkpoint:
     if not isinstance(content, Mapping) or content.get("mark") != _MARK:
         raise CheckpointError(f"{path}: not a checkpoint of prunetrain")
-    if content.get("format") != FORMAT:
+    if type(content.get("format")) is not int or content["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: format {shown(content.get('format'))}, and this version reads {FORMAT}; use the version that wrote it"
         )

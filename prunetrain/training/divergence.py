@@ -6,11 +6,12 @@ import torch
 
 from prunetrain.errors import DivergedError
 from prunetrain.training.loop import EpochResult
+from prunetrain.training.metrics import lasso_term
 from prunetrain.training.state import TrainState
 
 
 def check_finite(state: TrainState, result: EpochResult) -> None:
-    """Check the loss of the present epoch so far, and all weights and buffers. Waits for the device.
+    """Check the loss of the present epoch so far, all weights and buffers, and the penalty. Waits for the device.
 
     Args:
         state: right after the epoch's last or latest step.
@@ -23,6 +24,8 @@ def check_finite(state: TrainState, result: EpochResult) -> None:
         what = f"the loss is {result.loss}"
     elif broken := _broken_tensor(state):
         what = f"{broken} is not finite"
+    elif not math.isfinite(lasso_term(state)):
+        what = "weights are too large to be squared"
     else:
         return
     before = f"{state.run.last} is from before" if state.run.last.exists() else "nothing was trained before"

@@ -27,8 +27,8 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         if set(entries) != shaped | counts:
             raise ValueError(f"it should hold {', '.join(sorted(shaped | counts))} of each parameter")
         for key, entry in entries.items():
-            wanted = parameters[index].shape if key in shaped else torch.Size()
-            if not isinstance(entry, Tensor) or entry.shape != wanted or entry.dtype != torch.float32:
+            wanted = parameters[index] if key in shaped else torch.tensor(0.0)
+            if not isinstance(entry, Tensor) or (entry.shape, entry.dtype) != (wanted.shape, wanted.dtype):
                 raise ValueError(f"its {key} does not fit its parameter")
     optimizer.load_state_dict({"state": saved["state"], "param_groups": built})
     _complete(optimizer)

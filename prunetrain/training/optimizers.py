@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -12,10 +13,18 @@ from prunetrain.regularizers.group_lasso import pull
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
-    """SGD or AdamW over all parameters in one group, in torch's fused form."""
+    """SGD or AdamW over all parameters in one group, in torch's fused form.
+
+    SGD's momenta start as zeros, as the formula has it: torch would make them in the first step, and if a loss scaler has that step
+    skipped, as float16 often does, the fused form leaves them unwritten.
+    """
     if config.optimizer == "adamw":
         return AdamW(parameters, lr=config.lr, betas=(config.momentum, 0.999), weight_decay=config.weight_decay, fused=True)
-    return SGD(parameters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay, fused=True)
+    sgd = SGD(parameters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay, fused=True)
+    learning = [parameter for group in sgd.param_groups for parameter in group["params"] if parameter.requires_grad and config.momentum]
+    for parameter in learning:
+        sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+    return sgd
 
 
 def build_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, batch_size: int) -> LambdaLR:
