@@ -67,7 +67,10 @@ TRAIN = ("train", "--dataset", "npz", "--data-dir", "images.npz", "--model", "le
     ("args", "line"),
     [
         (("trian",), "unknown command 'trian': did you mean train? Try prunetrain --help"),
-        (("train", "--epoch", "3"), "unknown option '--epoch': did you mean --epochs or --nproc? Try prunetrain train --help"),
+        (
+            ("train", "--epoch", "3"),
+            "unknown option '--epoch': did you mean --epochs or --save-epochs or --nproc? Try prunetrain train --help",
+        ),
         ((*TRAIN, "--model", "resnet21"), "unknown model 'resnet21': did you mean resnet32 or resnet20 or resnet18?"),
         ((*TRAIN, "--dataset", "cifar11"), "unknown dataset 'cifar11': did you mean cifar10 or cifar100?"),
         ((*TRAIN, "--recipe", "digit"), "unknown recipe 'digit': did you mean digits?"),

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -181,8 +180,3 @@ class Lasso(Idle):
     def strength(self) -> float:
         """Lambda."""
         return self._state.progress.lasso_strength or 0.0
-
-    @torch.no_grad()
-    def penalty(self) -> float:
-        """Lambda * R, as it is now."""
-        return self.strength * float(self._lasso.penalty())

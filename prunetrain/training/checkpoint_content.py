@@ -179,5 +179,8 @@ def _check_method(method: object, model: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             fits = type(tensor) is Tensor and name in model and tensor.shape == model[name].shape and not tensor.requires_grad
             _require(fits, f"its method's {shown(kind)} of {shown(name)} does not fit a weight")
-            _require(kind != "keep" or tensor.dtype == torch.bool, f"its mask of {shown(name)} is none")
-    _require(_has_words_as_keys(method["numbers"]) and all(map(_is_number, method["numbers"].values())), "its method's numbers are none")
+            wanted = torch.bool if kind == "keep" else model[name].dtype
+            _require(tensor.dtype == wanted, f"its method's {shown(kind)} of {shown(name)} is of another type")
+    _require(_has_words_as_keys(method["numbers"]), "its method's numbers are no table")
+    for name, number in method["numbers"].items():
+        _require(_is_number(number) and isfinite(number), f"its method's {shown(name)} is no number")

@@ -5,8 +5,8 @@ import math
 import torch
 
 from prunetrain.errors import DivergedError
-from prunetrain.training.acting import Lasso
 from prunetrain.training.loop import EpochResult
+from prunetrain.training.metrics import lasso_term
 from prunetrain.training.state import TrainState
 
 
@@ -24,7 +24,7 @@ def check_finite(state: TrainState, result: EpochResult) -> None:
         what = f"the loss is {result.loss}"
     elif broken := _broken_tensor(state):
         what = f"{broken} is not finite"
-    elif state.lasso and not math.isfinite(Lasso(state).penalty()):
+    elif not math.isfinite(lasso_term(state)):
         what = "weights are too large to be squared"
     else:
         return

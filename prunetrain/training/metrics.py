@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from prunetrain.files import write_text
-from prunetrain.training.acting import Lasso
 from prunetrain.training.events import Metrics
 from prunetrain.training.loop import EpochResult, Evaluation
 from prunetrain.training.state import TrainState
@@ -22,7 +21,7 @@ def metrics_of(state: TrainState, result: EpochResult, evaluation: Evaluation) -
         {
             "epoch": state.progress.epoch + 1,
             "train_loss": result.loss,
-            "lasso": Lasso(state).penalty() if state.lasso else 0.0,
+            "lasso": lasso_term(state),
             "train_top1": result.top1,
             "val_loss": evaluation.loss if math.isfinite(evaluation.loss) else None,
             "val_top1": evaluation.top1,
@@ -49,6 +48,11 @@ def metrics_of(state: TrainState, result: EpochResult, evaluation: Evaluation) -
 def count_nonzero(model: nn.Module) -> int:
     """How many parameters are not zero."""
     return int(sum(parameter.count_nonzero() for parameter in model.parameters()))
+
+
+def lasso_term(state: TrainState) -> float:
+    """What the lasso adds to the loss, lambda * R; infinite where squares of weights are."""
+    return (state.progress.lasso_strength or 0.0) * float(state.lasso.penalty()) if state.lasso else 0.0
 
 
 def line_of(metrics: Metrics) -> str:
