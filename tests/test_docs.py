@@ -163,9 +163,13 @@ OF_ANOTHER_NETWORK = ("--model", "--model-arg", "--weights", "--dataset", "--dat
 
 
 def small_training(args: list[str], place: Path) -> list[str]:
-    """The same flags, another network, other data, one epoch."""
-    kept = without(args, OF_ANOTHER_NETWORK)
-    return [*kept, *SMALL_DATA, "--data-dir", str(place / "images.npz"), "--model", "lenet-300-100", "--epochs", "1"]
+    """The same flags, another network, other data, one epoch; of a method, one before and one after each pruning."""
+    kept, epochs = without(args, OF_ANOTHER_NETWORK), 1
+    if "--prune-at" in args:
+        rounds = args[args.index("--rounds") + 1] if "--rounds" in args else "1"
+        kept, epochs = [*without(kept, ("--prune-at",)), "--prune-at", "1"], 1 + int(rounds)
+    model = "resnet20" if {"fpgm", "filters"} & set(args) else "lenet-300-100"  # which has no filters
+    return [*kept, *SMALL_DATA, "--data-dir", str(place / "images.npz"), "--model", model, "--epochs", str(epochs)]
 
 
 def same_files(args: list[str], place: Path) -> list[str]:
