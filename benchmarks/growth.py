@@ -36,10 +36,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(f"{machine()}, {arguments.threads} threads; {arguments.repeats} repeats")
+    torch.set_num_threads(1)
+    print(f"{machine()}, 1 thread, CPU time; median of {arguments.repeats} repeats")
     for name, build in CHAINS.items():
         print(f"\n{name}: milliseconds a layer\n")
         _print_table("layers", LAYERS, _measured(build, LAYERS, arguments.repeats), 1e3)
@@ -48,7 +47,7 @@ def main() -> None:
 
 
 def _measured(build: Callable[[int], nn.Module], sizes: Sequence[int], repeats: int) -> list[dict[str, float]]:
-    """Seconds by phase for networks of these sizes, median."""
+    """Seconds of CPU time by phase for networks of these sizes, median."""
     times: list[list[dict[str, float]]] = [[] for _ in sizes]
     models = [_half_dead(build(size)) for size in sizes]
     for repeat in range(repeats + 1):
@@ -61,10 +60,10 @@ def _measured(build: Callable[[int], nn.Module], sizes: Sequence[int], repeats: 
 
 def _seconds(model: nn.Module) -> dict[str, float]:
     """One pass from the model to the smaller network."""
-    marks = [time.perf_counter()]
+    marks = [time.process_time()]
 
     def lap() -> None:
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
 
     traced = trace_with_state(model, torch.zeros(1, *IMAGE))
     lap()

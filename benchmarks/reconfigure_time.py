@@ -1,14 +1,18 @@
-"""How long an offline reconfiguration of ResNet-50 (3x224x224, 1000 classes, SGD momentum) takes with a third of its channels dead.
+"""How long an offline reconfiguration takes with a third of the channels dead (3x224x224, 1000 classes, SGD momentum).
 
-    python benchmarks/reconfigure_time.py --repeats 5
+    python benchmarks/reconfigure_time.py --models torchvision:resnet50 torchvision:densenet201 --repeats 5
 
-Out: a Markdown table of seconds by phase, median and range. `select` is finding what is dead, spaces and constants; `slice` weights,
-buffers and momentum; `write` the network file and the checkpoint, synced to disk; `load` reading both back into a module.
+Out: a Markdown table of seconds by phase, median and range. `select` is finding what is dead, spaces and
+constants; `slice` weights, buffers and momentum; `write` the network file and the checkpoint, synced to disk; `load` reading both back into
+a module. The last row is CPU time, to which nothing is added while the machine does something else.
 """
 
 import argparse
 import statistics
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,25 +31,54 @@ from prunetrain.training.state import TrainState, new_state
 
 
 def main() -> None:
-    """Prepare the checkpoint, cut it several times, print the table."""
+    """Cut each network several times, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["resnet50"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"{machine()}, {arguments.threads} threads; {arguments.repeats} repeats")
+    for model in arguments.models:
+        _print_table(model, *_measured(model, arguments.repeats))
+
+
+Seconds = dict[str, list[float]]
+
+
+def _measured(model: str, repeats: int) -> tuple[tuple[int, int], Seconds]:
+    """Channels before and after, and seconds by phase; a cut before these does not count."""
+    seconds: Seconds = {}
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = _checkpoint_with_dead_channels(Path(folder))
-        done = [reconfigure_checkpoint(checkpoint, {"output_dir": folder}, 1).change for _ in range(arguments.repeats)]
-    phases = {phase: [change.seconds[phase] for change in done] for phase in done[0].seconds}
-    phases["total"] = [sum(change.seconds.values()) for change in done]
-    print(f"{machine()}, {torch.get_num_threads()} threads; {arguments.repeats} repeats")
-    print(f"channels {done[0].channels[0]:,} -> {done[0].channels[1]:,}\n")
+        checkpoint = _checkpoint_with_dead_channels(Path(folder), model)
+        for repeat in range(repeats + 1):
+            cpu: list[float] = []
+            with _cpu_time(cpu):
+                change = reconfigure_checkpoint(checkpoint, {"output_dir": folder}, 1).change
+            if repeat:
+                for phase, time_taken in (*change.seconds.items(), ("total", sum(change.seconds.values())), ("total, CPU time", cpu[0])):
+                    seconds.setdefault(phase, []).append(time_taken)
+    return change.channels, seconds
+
+
+@contextmanager
+def _cpu_time(times: list[float]) -> Iterator[None]:
+    """Adds the CPU seconds of this process inside to `times`."""
+    start = time.process_time()
+    yield
+    times.append(time.process_time() - start)
+
+
+def _print_table(model: str, channels: tuple[int, int], seconds: Seconds) -> None:
+    print(f"\n{model}: channels {channels[0]:,} -> {channels[1]:,}\n")
     print("| phase | seconds, median | lowest | highest |\n| --- | --- | --- | --- |")
-    for phase, seconds in phases.items():
-        print(f"| {phase} | {statistics.median(seconds):.3f} | {min(seconds):.3f} | {max(seconds):.3f} |")
+    for phase, found in seconds.items():
+        print(f"| {phase} | {statistics.median(found):.3f} | {min(found):.3f} | {max(found):.3f} |", flush=True)
 
 
-def _checkpoint_with_dead_channels(folder: Path) -> Path:
-    config = TrainConfig(model="resnet50", dataset="fake", image_size=224, batch_size=2, output_dir=str(folder), device="cpu")
-    run = RunPaths(folder, "resnet50")
+def _checkpoint_with_dead_channels(folder: Path, model: str) -> Path:
+    config = TrainConfig(model=model, dataset="fake", image_size=224, batch_size=2, output_dir=str(folder), device="cpu")
+    run = RunPaths(folder, model.rsplit(":", maxsplit=1)[-1])
     state = new_state(config, run, load_data(config, torch.device("cpu")), Environment(torch.device("cpu")))
     for parameter in state.model.parameters():
         parameter.grad = torch.randn_like(parameter)

@@ -76,7 +76,7 @@ def _cut(proposal: Proposal, word: str, conditions: Conditions) -> LayerGraph:
 
 def _compare(name: str, graphs: dict[str, LayerGraph], conditions: Conditions, rounds: int) -> None:
     steps = [TrainingStep(graph, conditions) for graph in graphs.values()]
-    seconds = time_in_turn(steps, rounds=rounds, wait=conditions.wait)
+    seconds = time_in_turn(steps, rounds=rounds, wait=conditions.wait, clock=conditions.clock)
     whole = costs(graphs["dense"]).macs
     for (word, graph), times in zip(graphs.items(), seconds, strict=True):
         macs, ratio = costs(graph).macs / whole, ratios(times, seconds[0])

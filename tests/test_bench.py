@@ -87,7 +87,7 @@ def test_a_run_is_its_dense_and_its_newest_network(run: RunPaths) -> None:
 def test_tables(run: RunPaths) -> None:
     text = printed(run.network(0), run.network(10), "--layers", "--amp", "--channels-last", "--threads", "1")
     first, *lines = text.splitlines()
-    assert re.search(r", 1 thread, bfloat16, channels-last, batch 2; torch .*; median of 2 rounds \(quartiles\)$", first)
+    assert re.search(r", 1 thread, bfloat16, channels-last, batch 2; torch .*; median of 2 rounds \(quartiles\), CPU time$", first)
     assert lines[1].split() == ["of", "a", "network", "toy/epoch_000.py", "toy/epoch_010.py", "ratio"]
     labels = ["training step", "inference, a batch", "inference, one image", "group lasso", "peak memory of training", "MACs", "parameters"]
     assert all(line.startswith(label) for line, label in zip(lines[2:], labels, strict=False))

@@ -30,7 +30,7 @@ def test_spread() -> None:
     assert ratios([1.0, 3.0], [2.0, 2.0]) == [0.5, 1.5]
 
 
-def test_actions_take_turns_and_short_ones_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_actions_take_turns_and_short_ones_are_repeated() -> None:
     """On a clock by hand: a takes 30 ms, b 6 ms, so that b is done four times a round."""
     now, order = [0.0], []
 
@@ -38,11 +38,28 @@ def test_actions_take_turns_and_short_ones_are_repeated(monkeypatch: pytest.Monk
         order.append(name)
         now[0] += seconds
 
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    seconds = time_in_turn([lambda: action("a", 0.03), lambda: action("b", 0.006)], rounds=2, wait=lambda: None, warmup=1)
+    actions = [lambda: action("a", 0.03), lambda: action("b", 0.006)]
+    seconds = time_in_turn(actions, rounds=2, wait=lambda: None, clock=lambda: now[0], warmup=1)
     assert "".join(order) == "ab" + 2 * "abbbb"
     assert seconds[0] == pytest.approx([0.03, 0.03])
     assert seconds[1] == pytest.approx([0.006, 0.006])
+
+
+def test_one_cpu_thread_is_timed_by_cpu_time() -> None:
+    """Sleeping is what a process does while others compute: it counts only where threads share the work."""
+
+    def slept() -> float:
+        start = FLOAT32.clock()
+        time.sleep(0.05)
+        return FLOAT32.clock() - start
+
+    with threads(1):
+        assert FLOAT32.one_thread()
+        assert slept() < 0.04
+    with threads(2):
+        assert not FLOAT32.one_thread()
+        assert slept() >= 0.05
+    assert not Conditions(torch.device("cuda"), 2).one_thread()
 
 
 def test_an_action_without_duration_is_not_repeated_for_ever() -> None:

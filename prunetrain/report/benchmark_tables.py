@@ -45,7 +45,8 @@ def machine_line(machine: dict[str, Any]) -> str:
     parts += ["channels-last"] if machine["channels_last"] else []
     parts += ["compiled"] if machine["compile"] else []
     parts.append(f"batch {machine['batch_size']}; torch {machine['torch']}, Python {machine['python']}")
-    return f"{', '.join(parts)}; median of {machine['rounds']} rounds (quartiles)"
+    clock = ", CPU time" if machine["clock"] == "CPU time" else ""
+    return f"{', '.join(parts)}; median of {machine['rounds']} rounds (quartiles){clock}"
 
 
 def print_layers(console: Console, described: dict[str, Any]) -> None:

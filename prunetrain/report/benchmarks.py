@@ -31,6 +31,7 @@ def machine(conditions: Conditions, rounds: int) -> dict[str, Any]:
         "channels_last": conditions.channels_last,
         "compile": conditions.compile,
         "rounds": rounds,
+        "clock": "CPU time" if conditions.one_thread() else "time",
     }
 
 

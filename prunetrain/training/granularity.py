@@ -159,7 +159,10 @@ def measured_choice(proposal: Proposal, conditions: Conditions, effort: Effort, 
 def _time_steps(graphs: list[LayerGraph], conditions: Conditions) -> list[float]:
     """Median seconds of a training step of each network, all of them in turn so that a busy machine slows all alike."""
     steps: list[Callable[[], None]] = [TrainingStep(graph, conditions) for graph in graphs]
-    return [statistics.median(times) for times in time_in_turn(steps, rounds=_ROUNDS, wait=conditions.wait, warmup=_WARMUP)]
+    return [
+        statistics.median(times)
+        for times in time_in_turn(steps, rounds=_ROUNDS, wait=conditions.wait, clock=conditions.clock, warmup=_WARMUP)
+    ]
 
 
 def _key(state: TrainState, proposal: Proposal) -> str:

@@ -1,6 +1,7 @@
 """How a network runs while it is timed: device, batch, precision, memory format, compiled or not."""
 
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -69,6 +70,18 @@ class Conditions:
             ):
                 raise ConfigError(f"batches of {self.batch_size} images do not fit into memory: use a smaller --batch-size") from None
             raise
+
+    def clock(self) -> float:
+        """Seconds, for differences.
+
+        Where one CPU thread computes, the CPU time of this process, to which nothing is added while the machine does something else;
+        elsewhere the time that passes.
+        """
+        return time.process_time() if self.one_thread() else time.perf_counter()
+
+    def one_thread(self) -> bool:
+        """Whether one CPU thread does all the work."""
+        return self.device.type == "cpu" and torch.get_num_threads() == 1
 
     def wait(self) -> None:
         """Return when the device has done everything that it was given."""

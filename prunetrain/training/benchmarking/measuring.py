@@ -39,6 +39,6 @@ def measure(graphs: Sequence[LayerGraph], conditions: Conditions, *, rounds: int
     for graph in graphs:
         step = TrainingStep(graph, conditions)
         actions += [step, Inference(graph, conditions), Inference(graph, conditions.with_batch(1)), LassoStep(graph, step.model)]
-    seconds = time_in_turn(actions, rounds=rounds, wait=conditions.wait)
+    seconds = time_in_turn(actions, rounds=rounds, wait=conditions.wait, clock=conditions.clock)
     each = len(actions) // len(graphs)
     return [Measured(peak, *seconds[number * each : (number + 1) * each]) for number, peak in enumerate(peaks)]

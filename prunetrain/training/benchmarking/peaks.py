@@ -3,7 +3,6 @@
 The two lines of a roofline (Williams, Waterman and Patterson 2009, doi 10.1145/1498765.1498785).
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,20 +33,20 @@ def measure_peaks(conditions: Conditions) -> Peaks:
     kind = conditions.device.type
     side = _SIDES[kind]
     left, right = (torch.rand(side, side, device=conditions.device, dtype=compute_type(conditions.amp)) for _ in range(2))
-    product = _fastest(lambda: left @ right, conditions.wait)
+    product = _fastest(lambda: left @ right, conditions)
     source = torch.empty(_COPIED[kind] // 4, device=conditions.device).zero_()
     target = torch.empty_like(source)
-    copy = _fastest(lambda: target.copy_(source), conditions.wait)
+    copy = _fastest(lambda: target.copy_(source), conditions)
     return Peaks(side**3 / product, 2 * _COPIED[kind] / copy)
 
 
-def _fastest(action: Callable[[], object], wait: Callable[[], None]) -> float:
+def _fastest(action: Callable[[], object], conditions: Conditions) -> float:
     """Seconds of the fastest of some tries, after one that does not count."""
     seconds = []
     for _ in range(_TRIES + 1):
-        wait()
-        start = time.perf_counter()
+        conditions.wait()
+        start = conditions.clock()
         action()
-        wait()
-        seconds.append(time.perf_counter() - start)
+        conditions.wait()
+        seconds.append(conditions.clock() - start)
     return min(seconds[1:])

@@ -4,7 +4,6 @@ In: graphs. Out: for each step its MACs, the bytes it must move, and seconds. St
 functions, after the function and the layer before it, so that steps of a network and of its cut form can be told to be the same.
 """
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -145,10 +144,10 @@ class _Walk:
 
     def _seconds(self, action: Callable[[], object]) -> float:
         self._conditions.wait()
-        start = time.perf_counter()
+        start = self._conditions.clock()
         action()
         self._conditions.wait()
-        return time.perf_counter() - start
+        return self._conditions.clock() - start
 
 
 def _name(value: Value) -> str:

@@ -32,13 +32,21 @@ def ratios(sample: Sequence[float], base: Sequence[float]) -> list[float]:
     return [seconds / of for seconds, of in zip(sample, base, strict=True)]
 
 
-def time_in_turn(actions: Sequence[Callable[[], object]], *, rounds: int, wait: Callable[[], None], warmup: int = 2) -> list[list[float]]:
+def time_in_turn(
+    actions: Sequence[Callable[[], object]],
+    *,
+    rounds: int,
+    wait: Callable[[], None],
+    clock: Callable[[], float] = time.perf_counter,
+    warmup: int = 2,
+) -> list[list[float]]:
     """Seconds of every action in every round.
 
     Args:
         actions: what to time; short ones are repeated within a round, and the mean of the repetitions counts.
         rounds: how many times each has its turn.
         wait: returns when the device has done what it was given.
+        clock: seconds, for differences.
         warmup: rounds before these that do not count.
 
     Returns:
@@ -46,11 +54,11 @@ def time_in_turn(actions: Sequence[Callable[[], object]], *, rounds: int, wait: 
     """
     repeats = [1] * len(actions)
     for _ in range(warmup):
-        repeats = [_repeats(_time(action, 1, wait)) for action in actions]
+        repeats = [_repeats(_time(action, 1, wait, clock)) for action in actions]
     seconds: list[list[float]] = [[] for _ in actions]
     for _ in range(rounds):
         for action, number, times in zip(actions, repeats, seconds, strict=True):
-            times.append(_time(action, number, wait))
+            times.append(_time(action, number, wait, clock))
     return seconds
 
 
@@ -58,10 +66,10 @@ def _repeats(seconds: float) -> int:
     return max(1, min(_MOST_REPEATS, math.ceil(_SHORTEST / max(seconds, 1e-9))))
 
 
-def _time(action: Callable[[], object], number: int, wait: Callable[[], None]) -> float:
+def _time(action: Callable[[], object], number: int, wait: Callable[[], None], clock: Callable[[], float]) -> float:
     wait()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(number):
         action()
     wait()
-    return (time.perf_counter() - start) / number
+    return (clock() - start) / number
