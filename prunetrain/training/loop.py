@@ -1,6 +1,6 @@
 """One epoch of training, and validation; each of several processes with its share of every batch.
 
-No value leaves the device during an epoch except at its ends.
+No value leaves the device during an epoch except at its ends, and for lambda at the run's first batch.
 """
 
 import math
@@ -137,15 +137,20 @@ def _train_step(state: TrainState, images: Tensor, labels: Tensor) -> tuple[Tens
         loss = loss_of(outputs, labels, aux_weight=state.config.aux_weight, label_smoothing=state.config.label_smoothing)
     torch.autograd.backward(state.scaler.scale(loss))
     strength = _regularize(state, loss)
-    scale = state.scaler.get_scale()
+    scale = _scale(state)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    stepped = state.scaler.get_scale() >= scale  # a step with overflows is skipped, and the scale lowered
-    if state.lasso and state.config.lasso_step == "proximal" and stepped:
-        state.lasso.shrink_(lasso_pull(state.optimizer, strength))
+    if state.lasso and state.config.lasso_step == "proximal":
+        skipped = scale > _scale(state) if state.scaler.is_enabled() else None  # after an overflow, and the scale is lowered
+        state.lasso.shrink_(lasso_pull(state.optimizer, strength), unless=skipped)
     state.scheduler.step()
     return loss.detach(), (logits_of(outputs).detach().argmax(1) == labels).sum()
+
+
+def _scale(state: TrainState) -> Tensor:
+    """The loss scaler's factor, 1 where nothing is scaled; still on the device, where `get_scale` would wait for it."""
+    return state.scaler.scale(torch.ones((), device=state.device))
 
 
 def _regularize(state: TrainState, loss: Tensor) -> float:
