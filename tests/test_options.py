@@ -20,11 +20,12 @@ from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.training import recipes
 
 FLAGS = """
---amp --augment --aux-weight --batch-size --channels-last --checkpoint-minutes --compile --config --criterion --data-dir --dataset --device
---download --dynamic-batch --epochs --image-size --keep --label-smoothing --lasso-groups --lasso-step --lr --lr-gamma --max-batch-size
---milestones --model --model-arg --momentum --name --nesterov --no-augment --no-channels-last --no-compile --no-download --no-dynamic-batch
---no-nesterov --no-sync-batch-norm --optimizer --output-dir --penalty-ratio --prune-interval --recipe --residual --round-to --schedule
---seed --sync-batch-norm --target-by --target-macs --threshold --warmup-epochs --weight-decay --weights --workers -b -j
+--amp --augment --aux-weight --batch-size --cache --channels-last --checkpoint-minutes --compile --config --criterion --data-dir --dataset
+--device --download --dynamic-batch --epochs --image-size --keep --label-smoothing --lasso-groups --lasso-step --lr --lr-gamma
+--max-batch-size --milestones --model --model-arg --momentum --name --nesterov --no-augment --no-channels-last --no-compile --no-download
+--no-dynamic-batch --no-nesterov --no-sync-batch-norm --optimizer --output-dir --penalty-ratio --prune-interval --recipe --residual
+--round-to --schedule --seed --sync-batch-norm --target-by --target-macs --threshold --warmup-epochs --weight-decay --weights --workers -b
+-j
 """.split()
 TOP = Path(__file__).parent.parent
 FIELDS = dataclasses.fields(TrainConfig)
@@ -235,7 +236,7 @@ def test_group_help_lists_commands_without_importing_them(invoke: Invoke) -> Non
         (["xyz"], "unknown command 'xyz': choose from absent, work. Try prunetrain --help"),
         (["--hepl"], "unknown option '--hepl': did you mean --help? Try prunetrain --help"),
         (["work", "--epohcs", "3"], "unknown option '--epohcs': did you mean --epochs? Try prunetrain work --help"),
-        (["work", "--batch", "3"], "unknown option '--batch': did you mean --batch-size? Try prunetrain work --help"),
+        (["work", "--epoch", "3"], "unknown option '--epoch': did you mean --epochs? Try prunetrain work --help"),
         (["work", "-z"], "unknown option '-z'. Try prunetrain work --help"),
         (["work", "more"], "got unexpected extra argument (more). Try prunetrain work --help"),
         (["work", "--epochs", "five"], "invalid value for '--epochs': 'five' is not a valid integer. Try prunetrain work --help"),

@@ -32,8 +32,8 @@ from prunetrain.training.stopping import Action, Pacer, Requests, StopRequested,
 # What may change between a run and its continuation; everything else decides what the run computes.
 CHANGEABLE = frozenset(
     """
-    epochs prune_interval threshold criterion round_to dynamic_batch max_batch_size data_dir download workers device compile milestones
-    schedule checkpoint_minutes keep
+    epochs prune_interval threshold criterion round_to dynamic_batch max_batch_size data_dir download cache workers device compile
+    milestones schedule checkpoint_minutes keep
     """.split()
 )
 
@@ -132,7 +132,7 @@ def _lock_and_find(run: RunPaths, observer: Observer, held: ExitStack) -> Path |
 
 def _start(config: TrainConfig, observer: Observer, requests: Requests, held: ExitStack) -> Outcome:
     environment = Environment.of(config)
-    data = environment.load_data(config)
+    data = environment.load_data(config, observer.message)
     requests.check()
     state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, environment, observer.message)
     environment.ranks.on_first(lambda: held.enter_context(state.run.locked()))
@@ -143,7 +143,7 @@ def _go_on(path: Path, given: dict[str, Any], observer: Observer, requests: Requ
     config = config_of(path, given)
     observer.message(f"resuming from {path}")
     environment = Environment.of(config)
-    data = environment.load_data(config)
+    data = environment.load_data(config, observer.message)
     state = load_state(path, config, data, environment)
     state.check_fits(data)
     _check_place(path, state, data)
@@ -185,13 +185,13 @@ def config_of(path: Path, given: dict[str, Any]) -> TrainConfig:
 
 
 def stored_config(path: Path, checkpoint: Checkpoint) -> TrainConfig:
-    """The settings inside a checkpoint, but for `download`: whoever wants data downloaded to the folder that it names says so again.
+    """The settings inside a checkpoint, but for `download` and `cache`: whoever wants data written to the folders that it names says so.
 
     Raises:
         CheckpointError: if they cannot be read.
     """
     try:
-        return replace(build_config(checkpoint.config), download=False)
+        return replace(build_config(checkpoint.config), download=False, cache="")
     except ConfigError as error:
         raise CheckpointError(f"{path}: its settings are not readable: {error}") from None
 

@@ -43,7 +43,7 @@ from prunetrain.training.optimizers import build_optimizer, build_scheduler
 from prunetrain.training.outputs import Outputs
 from prunetrain.training.precision import autocast
 
-_OF_A_MACHINE = ("data_dir", "download", "workers", "device", "output_dir")  # settings that may differ from machine to machine
+_OF_A_MACHINE = ("data_dir", "download", "cache", "workers", "device", "output_dir")  # settings that may differ from machine to machine
 
 
 @dataclass
