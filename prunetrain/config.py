@@ -59,6 +59,7 @@ class TrainConfig:
     )
     data_dir: str = setting("data", "Folder of the data sets; for `folder` the one with train/ and val/, for `npz` the file.")
     download: bool = setting(False, "Download the data set when it is absent.")
+    cache: str = setting("", "Folder to keep the images of `folder` in, decoded, when they fit into memory; batches stay the same.")
     image_size: int = setting(224, "Side of the square crop that `folder` and `fake` feed to the network, pixels.")
     epochs: int = setting(40, "Passes over the training data.")
     batch_size: int = setting(32, "Images a step, over all workers together.", flags=("-b",))

@@ -21,7 +21,7 @@ from prunetrain.errors import ConfigError, DataError
 from prunetrain.training.data import DATASETS, DataSource, fake, load_data
 from prunetrain.training.data.augmentation import Augmentation, Moves
 from prunetrain.training.data.base import Statistics, epoch_generator, one_line, some
-from prunetrain.training.data.folder import centre, random_window
+from prunetrain.training.data.decoding import centre, random_window
 from prunetrain.training.data.npz import DIGITS, DIGITS_STATISTICS
 from prunetrain.training.data.public import PUBLIC_SETS
 

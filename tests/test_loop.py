@@ -1,5 +1,6 @@
 """The training loop against loops written out by hand: same batches, same seed, same bits."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 import torch
 from runs import RESNET, Recorder, settings, write_images
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
@@ -168,6 +171,64 @@ def test_bfloat16(images: Path, tmp_path: Path, step: str) -> None:
     assert {parameter.dtype for parameter in start.state.model.parameters()} == {torch.float32}
     assert all(parameter.isfinite().all() for parameter in start.state.model.parameters())
     assert 0 < evaluate(start.state, start.data).loss < 10
+
+
+class Waits(TorchDispatchMode):
+    """While entered, counts the operations that would wait for a GPU: values read into Python, and shapes that hang on values."""
+
+    OPERATIONS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ in self.OPERATIONS
+        return func(*args, **(kwargs or {}))
+
+
+WAITLESS: dict[str, dict[str, Any]] = {
+    "proximal": {},
+    "subgradient": {"lasso_step": "subgradient"},
+    "slices": {"lasso_groups": "slices"},
+    "bfloat16": {**RESNET, "amp": "bfloat16", "channels_last": True},
+    "loss scaler": {},
+    "adamw": {"optimizer": "adamw", "lr": 0.001},
+    "fading": {"target_macs": 0.5},
+    "augmented": {},
+}
+
+
+@pytest.mark.parametrize("case", WAITLESS)
+def test_no_step_waits_for_the_device(case: str, images: Path, tmp_path: Path) -> None:
+    start = Start(images, tmp_path, **WAITLESS[case], augment=case == "augmented")
+    if case == "loss scaler":
+        start.state.scaler = GradScaler("cpu", init_scale=4.0)
+    if case == "fading":  # begins with the epoch after the first
+        start.train()
+        start.state.progress = replace(start.state.progress, epoch=2, step=0, running={})
+    counts, observer = [], Recorder()
+    with Waits() as waits:
+        observer.stepped = lambda epoch, step: counts.append(waits.count)  # type: ignore[method-assign]
+        train_one_epoch(start.state, start.data, observer, lambda: Action.GO_ON)
+    assert bool(start.state.progress.fading) == (case == "fading")
+    assert len(counts) == 5
+    assert 0 < counts[0] == counts[-1] < waits.count  # lambda at the first, sums at the end
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_a_skipped_step_leaves_every_weight(overflow: bool, images: Path, tmp_path: Path) -> None:
+    start = Start(images, tmp_path, batch_size=160)
+    start.train()
+    start.state.progress = replace(start.state.progress, epoch=1, step=0, running={})
+    start.state.scaler = GradScaler("cpu", init_scale=4.0)
+    forward = start.state.forward
+    start.state.forward = lambda x: forward(x) * (math.inf if overflow else 1)  # type: ignore[operator]
+    before = {name: tensor.clone() for name, tensor in start.state.model.state_dict().items()}
+    start.train()
+    same = [torch.equal(tensor, before[name]) for name, tensor in start.state.model.state_dict().items()]
+    assert all(same) if overflow else not any(same)
+    assert start.state.scaler.get_scale() == (2.0 if overflow else 4.0)
 
 
 def test_epoch_can_be_stopped_and_taken_up(images: Path, tmp_path: Path) -> None:

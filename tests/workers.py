@@ -91,7 +91,7 @@ def in_float64() -> Iterator[None]:
     load_data = Environment.load_data
     torch.set_default_dtype(torch.float64)
     try:
-        with patch.object(Environment, "load_data", lambda self, config: Doubles(load_data(self, config))):
+        with patch.object(Environment, "load_data", lambda self, *args: Doubles(load_data(self, *args))):
             yield
     finally:
         torch.set_default_dtype(torch.float32)

@@ -42,7 +42,7 @@ class HeldMasks(Idle):
         """Zero the gradients of what is gone, which so adds nothing to momentum or to a gradient's norm."""
         self._masks.apply_({name: weight.grad for name, weight in self._weights.items() if weight.grad is not None})
 
-    def after_step_(self, optimizer: Optimizer) -> None:
+    def after_step_(self, optimizer: Optimizer, skipped: Tensor | None = None) -> None:
         """Zero what an optimizer's older state may have moved."""
         self._masks.apply_(self._weights)
 

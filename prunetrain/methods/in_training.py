@@ -33,7 +33,7 @@ class Idle:
     def after_backward_(self, loss: Tensor) -> None:
         """Nothing."""
 
-    def after_step_(self, optimizer: Optimizer) -> None:
+    def after_step_(self, optimizer: Optimizer, skipped: Tensor | None = None) -> None:
         """Nothing."""
 
     def after_epoch_(self, epoch: int) -> None:
@@ -58,8 +58,14 @@ class TrainingMethod(Protocol):
         """Change the gradients, which are there and unscaled; `loss` is the batch's, detached."""
         ...
 
-    def after_step_(self, optimizer: Optimizer) -> None:
-        """Change the weights; not called for a step that was skipped for its overflows."""
+    def after_step_(self, optimizer: Optimizer, skipped: Tensor | None = None) -> None:
+        """Change the weights.
+
+        Args:
+            optimizer: what has just stepped.
+            skipped: a single truth value on their device: whether the step was skipped for its overflows, so that the weights must stay
+                as they are; None where no step can be.
+        """
         ...
 
     def after_epoch_(self, epoch: int) -> None:

@@ -100,11 +100,12 @@ class GroupLasso:
                 layer.weight.grad.addcmul_(layer.weight, factor.to(layer.weight.grad.dtype))
 
     @torch.no_grad()
-    def shrink_(self, amount: float | Mapping[str, float]) -> None:
+    def shrink_(self, amount: float | Mapping[str, float], *, unless: Tensor | None = None) -> None:
         """The proximal step: multiply every group by max(0, 1 - amount / its norm). Makes exact zeros.
 
         Args:
             amount: one for all, or by the name of the layer, whose weights it is for; layers that are not there stay as they are.
+            unless: a single truth value on the weights' device; where it is true, all stay as they are, and nobody waited to know.
         """
         amounts = amount if isinstance(amount, Mapping) else {layer.name: amount for layer in self._layers}
         wanted = {value for value in amounts.values() if value > 0}
@@ -112,6 +113,8 @@ class GroupLasso:
             return
         norms = self._norms()
         factors = {value: (1 - value / norms).clamp_(min=0) for value in wanted}
+        if unless is not None:
+            factors = {value: torch.where(unless, 1.0, factor) for value, factor in factors.items()}
         for layer in self._layers:
             numbers = factors.get(amounts.get(layer.name, 0.0))
             factor = None if numbers is None else self._per_weight(layer, numbers, product=True)

@@ -171,10 +171,10 @@ class Lasso(Idle):
         if state.config.lasso_step == "subgradient":
             self._lasso.add_gradient_(self.strength)
 
-    def after_step_(self, optimizer: Optimizer) -> None:
+    def after_step_(self, optimizer: Optimizer, skipped: Tensor | None = None) -> None:
         """Shrink the groups."""
         if self._state.config.lasso_step == "proximal":
-            self._lasso.shrink_(lasso_pull(optimizer, self.strength))
+            self._lasso.shrink_(lasso_pull(optimizer, self.strength), unless=skipped)
 
     @property
     def strength(self) -> float:

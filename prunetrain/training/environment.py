@@ -7,7 +7,7 @@ import torch
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError
 from prunetrain.training.data import DataSource, load_data
-from prunetrain.training.data.base import Share
+from prunetrain.training.data.base import Say, Share, silent
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.joining import launched, local_rank
 
@@ -48,16 +48,17 @@ class Environment:
             )
         return batch_size // workers
 
-    def load_data(self, config: TrainConfig) -> DataSource:
-        """The data set of the settings; if it is to be downloaded, by rank 0 first.
+    def load_data(self, config: TrainConfig, say: Say = silent) -> DataSource:
+        """The data set of the settings; if it is to be downloaded or decoded into a cache, by rank 0 first. `say` as for `load_data`.
 
         Raises:
             DataError: if it cannot be read.
             WorkerError: if it is not the same everywhere.
         """
-        if config.download and self.ranks.world_size > 1:
-            self.ranks.on_first(lambda: load_data(config, self.device).num_train)
-        data = load_data(config, self.device)
+        first_alone = self.ranks.world_size > 1 and bool(config.download or config.cache)
+        if first_alone:
+            self.ranks.on_first(lambda: load_data(config, self.device, say).num_train)
+        data = load_data(config, self.device, silent if first_alone else say)
         self.ranks.check_same("data set", f"{data.num_train} {data.num_val} {data.input_shape} {data.class_names}")
         return data
 

@@ -1,6 +1,6 @@
 """One epoch of training, and validation; each of several processes with its share of every batch.
 
-No value leaves the device during an epoch except at its ends.
+No value leaves the device during an epoch except at its ends, and for lambda at the run's first batch.
 """
 
 import time
@@ -137,14 +137,19 @@ def _train_step(state: TrainState, images: Tensor, labels: Tensor) -> tuple[Tens
     method = state.method
     state.scaler.unscale_(state.optimizer)
     method.after_backward_(loss.detach())
-    scale = state.scaler.get_scale()
+    scale = _scale(state)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    if state.scaler.get_scale() >= scale:  # a step with overflows is skipped, and the scale lowered
-        method.after_step_(state.optimizer)
+    skipped = scale > _scale(state) if state.scaler.is_enabled() else None  # after an overflow, and the scale is lowered
+    method.after_step_(state.optimizer, skipped)
     state.scheduler.step()
     return loss.detach(), (logits_of(outputs).detach().argmax(1) == labels).sum()
+
+
+def _scale(state: TrainState) -> Tensor:
+    """The loss scaler's factor, 1 where nothing is scaled; still on the device, where `get_scale` would wait for it."""
+    return state.scaler.scale(torch.ones((), device=state.device))
 
 
 @torch.inference_mode()

@@ -35,8 +35,8 @@ from prunetrain.training.stored import stored_config
 # What may change between a run and its continuation; everything else decides what the run computes.
 CHANGEABLE = frozenset(
     """
-    epochs prune_interval threshold criterion round_to dynamic_batch max_batch_size data_dir download workers device compile milestones
-    schedule checkpoint_minutes keep
+    epochs prune_interval threshold criterion round_to dynamic_batch max_batch_size data_dir download cache workers device compile
+    milestones schedule checkpoint_minutes keep
     """.split()
 )
 
@@ -148,7 +148,7 @@ def _lock_and_find(run: RunPaths, observer: Observer, held: ExitStack) -> Path |
 
 def _start(config: TrainConfig, observer: Observer, requests: Requests, held: ExitStack, create: Creation) -> Outcome:
     environment = Environment.of(config)
-    data = environment.load_data(config)
+    data = environment.load_data(config, observer.message)
     requests.check()
     state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, environment, say=observer.message, create=create)
     environment.ranks.on_first(lambda: held.enter_context(state.run.locked()))
@@ -162,7 +162,7 @@ def _go_on(path: Path, given: dict[str, Any], observer: Observer, requests: Requ
     config = config_of(path, given)
     observer.message(f"resuming from {path}")
     environment = Environment.of(config)
-    data = environment.load_data(config)
+    data = environment.load_data(config, observer.message)
     state = load_state(path, config, data, environment)
     state.check_fits(data)
     _check_place(path, state, data)

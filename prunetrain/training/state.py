@@ -47,7 +47,7 @@ from prunetrain.training.outputs import Outputs
 from prunetrain.training.precision import autocast
 from prunetrain.training.pruning import start_of
 
-_OF_A_MACHINE = ("data_dir", "download", "workers", "device", "output_dir")  # settings that may differ from machine to machine
+_OF_A_MACHINE = ("data_dir", "download", "cache", "workers", "device", "output_dir")  # settings that may differ from machine to machine
 
 
 @dataclass

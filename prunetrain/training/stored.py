@@ -9,12 +9,12 @@ from prunetrain.training.checkpoints import Checkpoint
 
 
 def stored_config(path: Path, checkpoint: Checkpoint) -> TrainConfig:
-    """The settings inside a checkpoint, but for `download`: whoever wants data downloaded to the folder that it names says so again.
+    """The settings inside a checkpoint, but for `download` and `cache`: whoever wants data written to the folders that it names says so.
 
     Raises:
         CheckpointError: if they cannot be read.
     """
     try:
-        return replace(build_config(checkpoint.config), download=False)
+        return replace(build_config(checkpoint.config), download=False, cache="")
     except ConfigError as error:
         raise CheckpointError(f"{path}: its settings are not readable: {error}") from None

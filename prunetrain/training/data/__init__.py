@@ -10,7 +10,7 @@ import torch
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, DataError, unknown_name
 from prunetrain.training.data import fake, folder, npz, public
-from prunetrain.training.data.base import Batch, DataSource
+from prunetrain.training.data.base import Batch, DataSource, Say, silent
 
 __all__ = ["DATASETS", "Batch", "DataSource", "load_data"]
 
@@ -25,16 +25,18 @@ _LOADERS: dict[str, Callable[[TrainConfig, torch.device], DataSource]] = {
 DATASETS: tuple[str, ...] = tuple(_LOADERS)
 
 
-def load_data(config: TrainConfig, device: torch.device) -> DataSource:
-    """The data set that `config` names.
+def load_data(config: TrainConfig, device: torch.device, say: Say = silent) -> DataSource:
+    """The data set that `config` names; `say` is told what a person should know of it.
 
     Raises:
-        ConfigError: when there is no data set of this name.
+        ConfigError: when there is no data set of this name, or none that could be cached.
         DataError: when it is absent, damaged or unusable, or smaller than one batch; the message says what to do.
     """
     if config.dataset not in _LOADERS:
         raise ConfigError(unknown_name("dataset", config.dataset, DATASETS))
-    source = _LOADERS[config.dataset](config, device)
+    if config.cache and config.dataset != "folder":
+        raise ConfigError(f"--cache is for --dataset folder: {config.dataset} is in memory as it is")
+    source = folder.load(config, device, say) if config.dataset == "folder" else _LOADERS[config.dataset](config, device)
     if config.batch_size > source.num_train:
         raise DataError(
             f"{config.dataset} has {source.num_train:,} training images, too few for a batch of {config.batch_size:,}:"

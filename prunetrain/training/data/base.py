@@ -3,7 +3,7 @@
 In: uint8 images. Out: batches of float32 images (N, C, H, W), normalised, and int64 labels (N,), both on the run's device.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,12 @@ import torch
 from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
+Say = Callable[[str], object]
+"""What is told a line for people."""
+
+
+def silent(line: str) -> None:
+    """Told anything, says nothing."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,12 @@ class Normalizer:
         self._shift = (-mean / std).to(device, torch.float32)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(level / 255 - mean) / std, on the images' device."""
-        return images.to(torch.float32).mul_(self._scale).add_(self._shift)
+        """(level / 255 - mean) / std, on the images' device and in their memory format."""
+        if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
+            return images.to(torch.float32).mul_(self._scale).add_(self._shift)
+        rows = images.permute(0, 2, 3, 1).flatten(2).to(torch.float32)  # (N, H, W * C): few numbers a channel would be slow to broadcast
+        scale, shift = (numbers.flatten().repeat(images.shape[3]) for numbers in (self._scale, self._shift))
+        return rows.mul_(scale).add_(shift).view(images.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:

@@ -1,6 +1,7 @@
-"""Folders of images in ImageNet's layout, decoded by worker processes.
+"""Folders of images in ImageNet's layout, decoded by worker processes, or once and for all (`decoded.py`).
 
-In: files. Out: a `DataSource`. Workers give square uint8 images; normalisation runs on the device, a batch at a time.
+In: files. Out: a `DataSource`. Workers give batches of square uint8 images, channels last, in shared memory; on the device, to which they
+are copied from pinned memory where it is a GPU, they are normalised a batch at a time.
 
 Large images (over 64 pixels) are cropped as in Szegedy et al. 2014 (arXiv 1409.4842, section 6): a window of 8% to 100% of the area, side
 ratio 3/4 to 4/3, resized to `image_size`, mirrored half of the time; for validation the shorter side is resized to image_size * 256 / 224
@@ -8,21 +9,20 @@ and the centre is taken. Small images are resized to `image_size` and then moved
 Each image's randomness depends on (seed, epoch, position in the epoch), so neither the number of workers nor a restart changes it.
 """
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from prunetrain.config import TrainConfig
-from prunetrain.errors import DataError
 from prunetrain.training.data.augmentation import Augmentation
-from prunetrain.training.data.base import WHOLE, Batch, Normalizer, Share, Statistics, epoch_generator, one_line
+from prunetrain.training.data.base import WHOLE, Batch, Normalizer, Say, Share, Statistics, epoch_generator, silent
+from prunetrain.training.data.decoded import DecodedImages, keep
+from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable, random_window
 from prunetrain.training.data.folder_scan import Samples, scan
 from prunetrain.training.data.worker_signals import held_back, leave_signals_to_parent
 
@@ -35,8 +35,8 @@ Key = tuple[int, int]  # position in the epoch, number of the image
 class FolderSource:
     """A `DataSource` over files."""
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        """List the files; none is opened yet."""
+    def __init__(self, config: TrainConfig, device: torch.device, say: Say) -> None:
+        """List the files. None is opened yet, unless they are to be cached, of which `say` is told."""
         index = scan(Path(config.data_dir))
         side = config.image_size
         self.input_shape = (3, side, side)
@@ -44,15 +44,18 @@ class FolderSource:
         self.num_classes = len(index.class_names)
         self.num_train = len(index.train.paths)
         self.num_val = len(index.val.paths)
-        self._index = index
         small = side <= SMALL_SIDE
-        self._resized_side = side if small else side * 256 // 224  # of the shorter side before the centre crop
+        centred = Decoding(side, side if small else side * 256 // 224)
         self._augmentation = Augmentation.natural(side, side) if config.augment and small else None
         self._window_seed = config.seed if config.augment and not small else None
+        windowed = Decoding(side, None)
+        self._train = _Half.of(index.train, centred if self._window_seed is None else windowed, "train", config, say)
+        self._val = _Half.of(index.val, centred, "val", config, say)
         self._normalize = Normalizer(IMAGENET, device)
         self._seed = config.seed
         self._workers = config.workers
         self._device = device
+        self._channels_last = config.channels_last
 
     def train_batches(self, epoch: int, batch_size: int, *, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Shuffled, augmented batches from number `start` on; images of skipped batches are not opened."""
@@ -62,23 +65,34 @@ class FolderSource:
         seed = None if self._window_seed is None else (self._window_seed, epoch)
         spans = [share.of(step * batch_size, (step + 1) * batch_size) for step in range(start, self.steps_per_epoch(batch_size))]
         keys = ([(position, order[position]) for position in range(span.start, span.stop)] for span in spans)
-        for span, (images, labels) in zip(spans, self._load(self._index.train, keys, seed), strict=True):
+        for span, (images, labels) in zip(spans, self._load(self._train, keys, seed), strict=True):
             yield self._normalize(images if moves is None else moves[span].apply(images)), labels
 
     def val_batches(self, batch_size: int, *, share: Share = WHOLE) -> Iterator[Batch]:
         """Every validation image once, in order."""
         spans = (share.of(first, min(first + batch_size, self.num_val)) for first in range(0, self.num_val, batch_size))
         keys = ([(i, i) for i in range(span.start, span.stop)] for span in spans if span.start < span.stop)
-        for images, labels in self._load(self._index.val, keys, None):
+        for images, labels in self._load(self._val, keys, None):
             yield self._normalize(images), labels
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Number of complete batches in the training images."""
         return self.num_train // batch_size
 
-    def _load(self, samples: Samples, keys: Iterable[list[Key]], window_seed: tuple[int, int] | None) -> Iterator[Batch]:
+    def _load(self, half: "_Half", keys: Iterable[list[Key]], window_seed: tuple[int, int] | None) -> Iterator[Batch]:
+        """Batches on the device, uint8 (N, 3, side, side) in the memory format of the settings."""
+        if isinstance(half.images, DecodedImages) and window_seed is None:
+            batches = _gathered(half.images, half.labels, keys)
+        else:
+            batches = self._decoded(Views(half.images, half.labels, self.input_shape[1], window_seed), keys)
+        for images, labels in batches:
+            moved = images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)  # channels-last, as decoders give them
+            yield moved if self._channels_last else moved.contiguous(), labels.to(self._device, non_blocking=True)
+
+    def _decoded(self, views: "Views", keys: Iterable[list[Key]]) -> Iterator[Batch]:
+        """Batches from the workers, uint8 (N, side, side, 3)."""
         loader = DataLoader(
-            ImageFiles(samples, self.input_shape[1], self._resized_side, window_seed),
+            views,
             batch_sampler=keys,
             num_workers=self._workers,
             collate_fn=_collate,
@@ -90,83 +104,64 @@ class FolderSource:
             batches = iter(loader)
         for batch in batches:
             if isinstance(batch, Unreadable):
-                raise DataError(batch.message)
-            images, labels = batch
-            yield images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+                raise batch.error()
+            yield batch
 
 
 @dataclass(frozen=True)
-class Unreadable:
-    """Why an image could not be read. Returned, not raised: an exception would arrive from a worker with its traceback as message."""
+class _Half:
+    """The images of training or validation, and their labels."""
 
-    message: str
+    images: ImageFiles | DecodedImages
+    labels: tuple[int, ...]
+
+    @classmethod
+    def of(cls, samples: Samples, decoding: Decoding, split: str, config: TrainConfig, say: Say) -> "_Half":
+        """Out of the cache, where there is to be one and it has room; out of the files otherwise."""
+        files = ImageFiles(samples.paths, decoding)
+        kept = keep(files, Path(config.cache), split, workers=config.workers, say=say) if config.cache else None
+        return cls(kept or files, samples.labels)
 
 
-class ImageFiles(Dataset[tuple[Tensor, int] | Unreadable]):
-    """Decodes images: uint8 (3, side, side). A random window of each where there is a seed, its centre where there is none."""
+def _gathered(images: DecodedImages, labels: Sequence[int], keys: Iterable[list[Key]]) -> Iterator[Batch]:
+    """Batches of what is decoded and has its size: a copy of memory, for which no worker is needed."""
+    for batch in keys:
+        numbers = [number for _, number in batch]
+        yield torch.from_numpy(images.squares(numbers)), torch.tensor([labels[number] for number in numbers])
 
-    def __init__(self, samples: Samples, side: int, resized_side: int, window_seed: tuple[int, int] | None) -> None:
-        """Seed is (seed, epoch); `resized_side` is what the shorter side becomes before the centre is cut."""
-        self._samples = samples
+
+class Views(Dataset[tuple[Tensor, int] | Unreadable]):
+    """Images as the network sees them: uint8 (side, side, 3). A random window of each where there is a seed."""
+
+    def __init__(self, images: ImageFiles | DecodedImages, labels: Sequence[int], side: int, window_seed: tuple[int, int] | None) -> None:
+        """Seed is (seed, epoch)."""
+        self._images = images
+        self._labels = labels
         self._side = side
-        self._resized_side = resized_side
         self._window_seed = window_seed
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int] | Unreadable:
         """Image and label, or why there is none."""
         position, number = key
-        path = self._samples.paths[number]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except Exception as error:  # Pillow's decoders raise anything on damaged files
-            return Unreadable(f"{path} cannot be read as an image ({one_line(error)}): replace or remove it")
-        if self._window_seed is None:
-            image = centre(image, self._side, self._resized_side)
-        else:
+        image = self._images[number]
+        if isinstance(image, Unreadable):
+            return image
+        if self._window_seed is not None:
             image = random_window(image, self._side, np.random.default_rng((*self._window_seed, position)))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), self._samples.labels[number]
-
-
-def centre(image: Image.Image, side: int, resized_side: int) -> Image.Image:
-    """Resize the shorter side to `resized_side`, then cut the middle `side` x `side`; pixel for pixel as torchvision does."""
-    width, height = image.size
-    shorter = min(width, height)
-    if shorter != resized_side:
-        width, height = (resized_side * length // shorter for length in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - side) / 2), round((height - side) / 2)
-    return image.crop((left, top, left + side, top + side))
-
-
-def random_window(image: Image.Image, side: int, random: np.random.Generator) -> Image.Image:
-    """A random part of the image, resized to `side` x `side` and mirrored half of the time; torchvision's RandomResizedCrop and flip."""
-    left, top, width, height = _draw_window(*image.size, random)
-    image = image.crop((left, top, left + width, top + height)).resize((side, side), Image.Resampling.BILINEAR)
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else image
-
-
-def _draw_window(width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
-    for _ in range(10):
-        area = width * height * random.uniform(0.08, 1)
-        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(random.integers(width - w + 1)), int(random.integers(height - h + 1)), w, h
-    w, h = min(width, max(1, round(height * 4 / 3))), min(height, max(1, round(width * 4 / 3)))  # the middle, as near to square as allowed
-    return (width - w) // 2, (height - h) // 2, w, h
+        return torch.from_numpy(np.array(image)), self._labels[number]
 
 
 def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> Batch | Unreadable:
+    """A batch, in memory that the parent shares where a worker makes it; or the first image that is unreadable."""
     images, labels = [], []
     for item in items:
         if isinstance(item, Unreadable):
             return item
         images.append(item[0])
         labels.append(item[1])
-    return torch.stack(images), torch.tensor(labels)
+    return default_collate(images), torch.tensor(labels)
 
 
-def load(config: TrainConfig, device: torch.device) -> FolderSource:
-    """The folder that `data_dir` names."""
-    return FolderSource(config, device)
+def load(config: TrainConfig, device: torch.device, say: Say = silent) -> FolderSource:
+    """The folder that `data_dir` names; `say` is told what becomes of its cache."""
+    return FolderSource(config, device, say)

@@ -1,0 +1,129 @@
+"""The training loop beside a loop by hand of the same recipe: same network, batch, precision and optimizer, and nothing else.
+
+    python benchmarks/loop_overhead.py --rounds 9
+
+Out: a Markdown table. By hand: batches that lie ready in memory, normalised and in the right memory format; autocast, cross-entropy,
+backward, fused SGD. Ours: `train_one_epoch`, with shuffling, crops and flips, the schedule, metrics and an observer; and the same with
+the coupled lasso and its proximal step. All take turns, an epoch each, in one process; a figure is the median over rounds of (by hand) /
+(ours), so the throughput of ours in that of the loop by hand, with quartiles. On a CPU the process's own processor time counts, with one
+thread, so that other processes are not measured.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from runs import machine
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunetrain.config import TrainConfig
+from prunetrain.graph.load import load_network
+from prunetrain.paths import RunPaths
+from prunetrain.training.benchmarking.rounds import Spread
+from prunetrain.training.data import DataSource, load_data
+from prunetrain.training.environment import Environment
+from prunetrain.training.events import Silent
+from prunetrain.training.loop import train_one_epoch
+from prunetrain.training.precision import autocast
+from prunetrain.training.state import TrainState, new_state
+from prunetrain.training.stopping import Action
+
+BATCH = 128
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="resnet20,lenet5")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--amp", default="bfloat16", choices=("off", "bfloat16", "float16"))
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device(arguments.device)
+    print(f"{machine()}; device {device}; batch {BATCH}, {arguments.amp}, channels-last; {arguments.rounds} rounds\n")
+    print("| network | loop | throughput in that of the loop by hand, median (quartiles) |\n| --- | --- | --- |")
+    for model in arguments.models.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            _compare(model, arguments.amp, device, Path(folder), arguments.rounds)
+
+
+def _compare(model: str, amp: str, device: torch.device, folder: Path, rounds: int) -> None:
+    config = TrainConfig(
+        model=model,
+        dataset="fake",
+        image_size=32,
+        batch_size=BATCH,
+        amp=amp,
+        channels_last=True,
+        target_macs=0.0,
+        lr=1e-3,
+        device=str(device),
+    )
+    data = load_data(config, device)
+    plain, lasso = (_state(replace(config, penalty_ratio=ratio), data, folder / str(ratio)) for ratio in (0.0, 0.25))
+    loops: dict[str, Callable[[], object]] = {
+        "by hand": _Hand(plain, data),
+        "ours": lambda: _epoch(plain, data),
+        "ours, with lasso": lambda: _epoch(lasso, data),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for number in range(rounds + 1):
+        for name, loop in loops.items():
+            taken = _timed(loop, device)
+            if number:  # the first round warms up
+                seconds[name].append(taken)
+    for name, times in seconds.items():
+        if name != "by hand":
+            spread = Spread.of([hand / own for hand, own in zip(seconds["by hand"], times, strict=True)])
+            print(f"| {model} | {name} | {spread.median:.3f} ({spread.low:.3f} to {spread.high:.3f}) |", flush=True)
+
+
+def _state(config: TrainConfig, data: DataSource, folder: Path) -> TrainState:
+    return new_state(config, RunPaths(folder, "run"), data, Environment(torch.device(config.device)))
+
+
+def _epoch(state: TrainState, data: DataSource) -> None:
+    state.progress = replace(state.progress, step=0, running={})
+    train_one_epoch(state, data, Silent(), lambda: Action.GO_ON)
+
+
+class _Hand:
+    """An epoch of the loop by hand."""
+
+    def __init__(self, state: TrainState, data: DataSource) -> None:
+        self._config = state.config
+        self._device = state.device
+        self._model: nn.Module = load_network(state.network).to(state.device).to(memory_format=torch.channels_last).train()
+        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True)
+        self._scaler = torch.amp.GradScaler(state.device.type, enabled=state.config.amp == "float16")
+        self._batches: list[tuple[Tensor, Tensor]] = [
+            (images.contiguous(memory_format=torch.channels_last), labels) for images, labels in data.train_batches(0, BATCH)
+        ]
+
+    def __call__(self) -> None:
+        for images, labels in self._batches:
+            with autocast(self._device, self._config.amp):
+                loss = F.cross_entropy(self._model(images), labels)
+            torch.autograd.backward(self._scaler.scale(loss))
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+            self._optimizer.zero_grad(set_to_none=True)
+
+
+def _timed(loop: Callable[[], object], device: torch.device) -> float:
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    start = clock()
+    loop()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Images decoded once and kept (`--cache DIR`): raw pixels in a file that all processes map into memory.
+
+In: paths and how they are decoded. Out: the same images, bit for bit, without decoding. The system keeps a mapped file in memory once for
+all processes of a machine, those that train and those that decode, and frees the memory when it needs it; a later run finds the file again.
+
+Everything that is not random is done before an image is kept: validation images and small ones (`folder.py`) as the squares that they
+become, others as they were decoded. The folder's name is a digest of the files' names, sizes and times, so changed files are decoded anew.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from prunetrain.errors import BusyError, DataError
+from prunetrain.files import output_error
+from prunetrain.foreign.memory import available_memory, readable
+from prunetrain.locking import locked
+from prunetrain.training.data.base import Say, one_line
+from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable
+from prunetrain.training.data.worker_signals import held_back, leave_signals_to_parent
+
+_SIZES, _PIXELS = "sizes.npy", "pixels.bin"
+_AT_A_TIME = 16  # images that a worker decodes before it hands them over
+_VERSION = 1  # of the format, and of what decoding does
+_SHARE = 0.75  # of the free memory that kept images may take
+_LOOK_AGAIN = 0.5  # seconds, while another process decodes the same images
+
+_Part = tuple[Tensor, Tensor]  # sizes, int32 (n, 2), and pixels, uint8 (bytes,)
+
+
+class DecodedImages:
+    """Images by number, read from a mapped file.
+
+    Attributes:
+        sizes: width and height of each, int32 (N, 2).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open a folder that `keep` has written.
+
+        Raises:
+            OSError, ValueError: if it is not whole.
+        """
+        self._folder = folder
+        self.sizes: npt.NDArray[np.int32] = np.load(folder / _SIZES, allow_pickle=False)
+        self._ends = 3 * np.cumsum(self.sizes.prod(axis=1, dtype=np.int64))
+        self._pixels: npt.NDArray[np.uint8] | None = None
+        if (folder / _PIXELS).stat().st_size != self._ends[-1]:
+            raise ValueError("another number of pixels than its sizes say")
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """All pixels one after the other, (bytes,); mapped when a process first asks."""
+        if self._pixels is None:
+            self._pixels = np.memmap(self._folder / _PIXELS, dtype=np.uint8, mode="r")
+        return self._pixels
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the mapping, which would be sent pixel for pixel to a process that is not forked."""
+        return self.__dict__ | {"_pixels": None}
+
+    def __getitem__(self, number: int) -> Image.Image:
+        """One image."""
+        width, height = self.sizes[number].tolist()
+        end = int(self._ends[number])
+        return Image.fromarray(np.asarray(self.pixels[end - 3 * width * height : end]).reshape(height, width, 3))
+
+    def squares(self, numbers: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """Images that are all of one size, (N, H, W, 3)."""
+        width, height = self.sizes[0].tolist()
+        return np.asarray(self.pixels).reshape(-1, height, width, 3)[numbers]
+
+
+def keep(files: ImageFiles, cache: Path, split: str, *, workers: int, say: Say) -> DecodedImages | None:
+    """The images of some files out of the cache, where they are put first if they are not there.
+
+    Args:
+        files: the images, at least one.
+        cache: folder of the cache.
+        split: what to call them: "train" or "val".
+        workers: processes that decode.
+        say: is told what was written, or why nothing was.
+
+    Returns:
+        None where they do not fit into the memory that is free, or into the disk.
+
+    Raises:
+        DataError: for an image that cannot be read.
+        OutputError: if the cache cannot be written.
+    """
+    folder = cache / f"{split}-{_digest(files)}"
+    while (images := _opened(folder)) is None:
+        try:
+            with locked(folder.with_suffix(".lock"), str(folder)):
+                if _opened(folder) is None and not _write(files, folder, workers, say):
+                    return None
+        except BusyError:
+            time.sleep(_LOOK_AGAIN)
+    return images if _fits(int(images.pixels.nbytes), f"the {len(files.paths):,} {split} images in {cache}", say) else None
+
+
+def _opened(folder: Path) -> DecodedImages | None:
+    try:
+        return DecodedImages(folder)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _digest(files: ImageFiles) -> str:
+    """Changes with the files and with what decoding makes of them."""
+    digest = hashlib.sha256(f"{_VERSION} {files.decoding}".encode())
+    for path in files.paths:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({one_line(error)}): replace or remove it") from error
+        digest.update(f"\0{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:20]
+
+
+def _fits(size: int, what: str, say: Say) -> bool:
+    if size <= (limit := int(_SHARE * available_memory())):
+        return True
+    say(f"not cached: {what} take {readable(size)} or more decoded, and {readable(limit)} of memory may be used")
+    return False
+
+
+def _write(files: ImageFiles, folder: Path, workers: int, say: Say) -> bool:
+    """Decode everything into a folder, which appears when it is whole; False if there is no room."""
+    what = f"the {len(files.paths):,} images of {folder}"
+    total = 0
+    for number, path in enumerate(files.paths):
+        total += _bytes(files.decoding, path)
+        if number % 1000 == 0 and not _fits(total, what, say):  # of a million files the first few say enough
+            return False
+    if not _fits(total, what, say):
+        return False
+    if total > (free := shutil.disk_usage(folder.parent).free):
+        say(f"not cached: {what} take {readable(total)} decoded, and the disk has {readable(free)} free")
+        return False
+    partial = folder.with_suffix(".partial")  # from a process that was killed, if it is there
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _decode_into(partial, files, workers)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    say(f"cached {what}: {readable(total)} of pixels")
+    return True
+
+
+def _bytes(decoding: Decoding, path: str) -> int:
+    size = decoding.size(path)
+    if isinstance(size, Unreadable):
+        raise size.error()
+    return 3 * size[0] * size[1]
+
+
+def _decode_into(folder: Path, files: ImageFiles, workers: int) -> None:
+    """Workers decode, this process writes."""
+    sizes: list[Tensor] = []
+    with (folder / _PIXELS).open("wb") as file:
+        for part in _parts(files, workers):
+            if isinstance(part, Unreadable):
+                raise part.error()
+            sizes.append(part[0])
+            file.write(part[1].numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+    np.save(folder / _SIZES, torch.cat(sizes).numpy())
+
+
+def _parts(files: ImageFiles, workers: int) -> Iterator[_Part | Unreadable]:
+    """All images, some at a time, in order."""
+    loader = DataLoader(
+        _Decoded(files),
+        batch_size=_AT_A_TIME,
+        num_workers=workers,
+        collate_fn=_joined,
+        worker_init_fn=leave_signals_to_parent,
+        generator=torch.Generator(),  # the loader would draw from torch's global state otherwise
+    )
+    with held_back():
+        parts = iter(loader)
+    yield from parts
+
+
+class _Decoded(Dataset[Image.Image | Unreadable]):
+    def __init__(self, files: ImageFiles) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files.paths)
+
+    def __getitem__(self, number: int) -> Image.Image | Unreadable:
+        return self._files[number]
+
+
+def _joined(images: list[Image.Image | Unreadable]) -> _Part | Unreadable:
+    """The sizes of some images, and their pixels one after the other; or the first that is unreadable."""
+    pixels = []
+    for image in images:
+        if isinstance(image, Unreadable):
+            return image
+        pixels.append(torch.from_numpy(np.array(image)))
+    sizes = torch.tensor([(image.shape[1], image.shape[0]) for image in pixels], dtype=torch.int32)
+    return sizes, torch.cat([image.flatten() for image in pixels])

@@ -1,0 +1,124 @@
+"""One image file as pixels, and the window of it that a network sees.
+
+In: a path. Out: an RGB image, or why there is none. What is random about an image comes after this, in `random_window`.
+
+A JPEG with far more pixels than are wanted is decoded at a half, a quarter or an eighth of its size, which is several times faster: libjpeg
+leaves out the high frequencies that the resize that follows would average away. The shorter side stays at least twice what is wanted, so
+images up to four times the wanted size are decoded in full.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from prunetrain.errors import DataError
+from prunetrain.training.data.base import one_line
+
+_MARGIN = 2  # times what is wanted that the shorter side has at least after decoding
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Why an image could not be read. Returned, not raised: an exception would arrive from a worker with its traceback as message."""
+
+    message: str
+
+    def error(self) -> DataError:
+        """What the parent raises."""
+        return DataError(self.message)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How files become images.
+
+    Attributes:
+        side: of the square that a network sees, pixels.
+        resized_side: what the shorter side becomes before the centre of that size is cut; None leaves the image whole, for a random window.
+    """
+
+    side: int
+    resized_side: int | None
+
+    def decode(self, path: str) -> Image.Image | Unreadable:
+        """The image in a file."""
+        try:
+            with Image.open(path) as file:
+                extent = self._reduce(file)
+                image = file.convert("RGB")
+        except Exception as error:  # Pillow's decoders raise anything on damaged files
+            return _unreadable(path, error)
+        return image if self.resized_side is None else centre(image, self.side, self.resized_side, extent)
+
+    def size(self, path: str) -> tuple[int, int] | Unreadable:
+        """Width and height of what `decode` gives, from the file's header alone."""
+        if self.resized_side is not None:
+            return self.side, self.side
+        try:
+            with Image.open(path) as file:
+                self._reduce(file)
+                return file.size
+        except Exception as error:
+            return _unreadable(path, error)
+
+    def _reduce(self, file: Image.Image) -> tuple[float, float]:
+        """Ask the decoder for fewer pixels, which only that of JPEGs can give; what width and height come to, the last pixel in parts."""
+        wanted = _MARGIN * (self.resized_side or self.side)
+        reduced = file.draft(None, (wanted, wanted))
+        return file.size if reduced is None else reduced[1][2:]
+
+
+def _unreadable(path: str, error: Exception) -> Unreadable:
+    return Unreadable(f"{path} cannot be read as an image ({one_line(error)}): replace or remove it")
+
+
+class ImageFiles:
+    """Images by number, each decoded when it is asked for."""
+
+    def __init__(self, paths: Sequence[str], decoding: Decoding) -> None:
+        """Remember where they are; no file is opened."""
+        self.paths = paths
+        self.decoding = decoding
+
+    def __getitem__(self, number: int) -> Image.Image | Unreadable:
+        """One image."""
+        return self.decoding.decode(self.paths[number])
+
+
+def centre(image: Image.Image, side: int, resized_side: int, extent: tuple[float, float] | None = None) -> Image.Image:
+    """Resize the shorter side to `resized_side`, then cut the middle `side` x `side`; pixel for pixel as torchvision does.
+
+    Args:
+        image: RGB.
+        side: of the result.
+        resized_side: at least `side`.
+        extent: width and height of what counts, where the last column and row were rounded up from a part of a pixel.
+    """
+    extent = extent or image.size
+    shorter = min(extent)
+    if shorter != resized_side:
+        width, height = (int(resized_side * length // shorter) for length in extent)
+        image = image.resize((width, height), Image.Resampling.BILINEAR, box=(0, 0, *extent))
+    left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+    return image.crop((left, top, left + side, top + side))
+
+
+def random_window(image: Image.Image, side: int, random: np.random.Generator) -> Image.Image:
+    """A random part of the image, resized to `side` x `side` and mirrored half of the time; torchvision's RandomResizedCrop and flip."""
+    left, top, width, height = _draw_window(*image.size, random)
+    image = image.crop((left, top, left + width, top + height)).resize((side, side), Image.Resampling.BILINEAR)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else image
+
+
+def _draw_window(width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+    for _ in range(10):
+        area = width * height * random.uniform(0.08, 1)
+        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(random.integers(width - w + 1)), int(random.integers(height - h + 1)), w, h
+    w, h = min(width, max(1, round(height * 4 / 3))), min(height, max(1, round(width * 4 / 3)))  # the middle, as near to square as allowed
+    return (width - w) // 2, (height - h) // 2, w, h
