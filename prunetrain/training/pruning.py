@@ -117,7 +117,7 @@ def _shares_of_round(graph: LayerGraph, config: TrainConfig, rounds: int, sizes:
     """
     shares = {}
     for name, now in channels_of(graph).items():
-        was, rate = sizes[name], rates_of_rounds(config.rates.get(name, config.rate), config.rounds)[rounds]
+        was, rate = sizes.get(name, now), rates_of_rounds(config.rates.get(name, config.rate), config.rounds)[rounds]
         count = removed_count(was, rate) - (was - now)
         shares[name] = min(count + 0.5, now - 0.5) / now if count > 0 else 0.0
     return shares
