@@ -13,9 +13,10 @@ from prunetrain import methods
 from prunetrain.channels.removal import remove_channels
 from prunetrain.channels.selection import KeepPlan
 from prunetrain.channels.slicing import Cut
-from prunetrain.config import ADMM, GROUP_LASSO, TrainConfig
+from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.method_settings import ADMM, GROUP_LASSO
 from prunetrain.methods.bridges import filter_masks, plan_of_masks
 from prunetrain.methods.counting import rates_of_rounds, removed_count
 from prunetrain.methods.in_training import cut_state, nothing_kept
