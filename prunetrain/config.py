@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunetrain.errors import ConfigError, unknown_name
+from prunetrain.method_settings import GROUP_LASSO, METHODS, RETRAINING, check_method, share_of
 
 
 def setting(
@@ -27,22 +28,6 @@ def setting(
         repeated: name of the flag, without dashes, of a setting that is a tuple of `name=value`, one a flag.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "flags": flags, "bare": bare, "repeated": repeated})
-
-
-GROUP_LASSO = "group-lasso"
-ADMM = "admm"
-METHODS = (GROUP_LASSO, ADMM, "2:4", "filter-l1", "filter-l2", "fpgm", "magnitude", "magnitude-std", "random", "random-weights", "unit")
-WEIGHT_METHODS = (ADMM, "2:4", "magnitude", "magnitude-std", "random-weights")
-"""Methods that remove single weights; of which `STRUCTURED` remove filters or input channels if told to."""
-
-STRUCTURED = (ADMM, "magnitude")
-METHOD_SETTINGS = (
-    *("layer_rates", "scope", "structure", "streams", "norm_share", "slice", "rounds", "retrain", "rewind_epoch"),
-    *("method_interval", "rho", "rho_factor", "rho_max"),
-)
-"""What a method may be told beside its rate: fields of `TrainConfig`."""
-
-RETRAINING = ("finetune", "lr-rewind", "weight-rewind", "init-rewind")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +117,7 @@ class TrainConfig:
         for item in dataclasses.fields(self):
             _check_value(item, getattr(self, item.name))
         _check_ranges(self)
-        _check_method(self)
+        check_method(self)
 
     @property
     def penalised(self) -> bool:
@@ -157,7 +142,7 @@ class TrainConfig:
     @property
     def rates(self) -> dict[str, float]:
         """Layers with a rate of their own."""
-        return {name: _share(f"layer-rate {name}", rate) for name, rate in parse_arguments(self.layer_rates, "layer-rate").items()}
+        return {name: share_of(f"layer-rate {name}", rate) for name, rate in parse_arguments(self.layer_rates, "layer-rate").items()}
 
     @property
     def granularity(self) -> int | None:
@@ -299,47 +284,6 @@ def _check_ranges(config: TrainConfig) -> None:
         raise ConfigError("nesterov needs --optimizer sgd and a momentum over 0")
     if list(config.milestones) != sorted(set(config.milestones)) or any(epoch < 1 for epoch in config.milestones):
         raise ConfigError(f"milestones must be epochs from 1, each later than the one before, not {','.join(map(str, config.milestones))}")
-
-
-def _share(what: str, rate: Any) -> float:
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise ConfigError(f"{what} must be from 0 and under 1, the fraction to remove, not {rate}")
-    return float(rate)
-
-
-def _check_method(config: TrainConfig) -> None:
-    """Check that what the settings say of a method goes together."""
-    if config.method == GROUP_LASSO:
-        if config.rate or config.prune_at or config.rounds > 1:
-            raise ConfigError(
-                "rate, prune-at and rounds are for the other methods: name one with --method; group-lasso has --penalty-ratio"
-            )
-        return
-    assert all(rate < 1 for rate in config.rates.values())
-    if config.method != "magnitude-std":
-        _share("rate", config.rate)
-    if config.slice and config.method in WEIGHT_METHODS and (config.structure == "weights" or config.method not in STRUCTURED):
-        hint = ", or give --structure filters" if config.method in STRUCTURED else ""
-        raise ConfigError(f"{config.method} removes single weights, which cannot be cut: leave out --slice{hint}")
-    if config.slice and config.method in STRUCTURED and config.rounds > 1:
-        raise ConfigError(f"--slice goes with one round of {config.method}: leave it out, or prune the pruned network again")
-    if config.dynamic_batch:
-        raise ConfigError(f"--dynamic-batch goes with the group lasso: leave it out with --method {config.method}")
-    left = config.epochs - config.prune_at
-    if left < 0 or left % config.rounds or (config.rounds > 1 and left == 0):
-        raise ConfigError(
-            f"of {config.epochs} epochs, {left} come after --prune-at {config.prune_at}: "
-            f"they must share out evenly among {config.rounds} rounds"
-        )
-    if config.method == ADMM and not 0 < config.rho <= config.rho_max:
-        raise ConfigError(f"rho must be over 0 and at most rho-max, {config.rho_max}, not {config.rho}")
-    if config.retrain == "init-rewind" and config.rewind_epoch:
-        raise ConfigError(f"init-rewind goes back to epoch 0, not {config.rewind_epoch}: use weight-rewind for that")
-    if config.retrain != "finetune" and (left == 0 or config.rewind_epoch > config.prune_at):
-        raise ConfigError(
-            f"{config.retrain} needs epochs after --prune-at, which is {config.prune_at} of {config.epochs}, "
-            f"and a rewind-epoch of at most that, not {config.rewind_epoch}"
-        )
 
 
 def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]:

@@ -180,6 +180,15 @@ def test_missing_part(run: RunPaths, key: str) -> None:
         lambda content: content["optimizer"].pop("param_groups"),
         lambda content: content["optimizer"].update(param_groups=[]),
         lambda content: content.update(rng={"cpu": torch.zeros(3)}),
+        lambda content: content.update(method=3),
+        lambda content: content["method"].update(more={}),
+        lambda content: content["method"].update(tensors=[]),
+        lambda content: content["method"].update(tensors={"keep": {"fc1.weight": torch.ones(3, dtype=torch.bool)}}),
+        lambda content: content["method"].update(tensors={"keep": {"fc1.weight": torch.ones_like(content["model"]["fc1.weight"])}}),
+        lambda content: content["method"].update(tensors={"early": {"fc1.weight": content["model"]["fc1.weight"]}}),
+        lambda content: content["method"].update(tensors={"z": {"fc9.weight": torch.ones(1)}}),
+        lambda content: content["method"].update(numbers={"round": float("inf")}),
+        lambda content: content["method"].update(numbers={"round": -1}),
     ],
 )
 def test_unreadable_part(run: RunPaths, edit: Callable[[dict[str, Any]], object]) -> None:

@@ -9,10 +9,11 @@ import torch
 from runs import Recorder, assert_identical, assert_same_run, invoke, settings, write_images
 from torch import Tensor
 
-from prunetrain.config import METHODS, TrainConfig
+from prunetrain.config import TrainConfig
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.graph.load import read_graph
 from prunetrain.library.prune import prune
+from prunetrain.method_settings import METHODS
 from prunetrain.methods import names
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.optimizers import lr_factor
@@ -218,6 +219,7 @@ def test_the_methods_of_the_settings_are_those_there_are() -> None:
         ({"method": "group-lasso", "rate": 0.5}, "rate, prune-at and rounds are for the other methods"),
         ({"method": "2:4", "rate": 0.4}, "2:4 removes half of the weights: give rate 0.5"),
         ({"method": "admm", "rate": 0.5, "rho": 0.0}, "rho must be over 0"),
+        ({"method": "admm", "rate": 0.5, "during": 0}, "admm acts before it prunes: give --during"),
         ({"method": "fpgm", "rate": 0.5, "retrain": "weight-rewind", "rewind_epoch": 2}, "no such checkpoint to go back to"),
         ({"method": "fpgm", "rate": 0.5, "retrain": "weight-rewind", "rewind_epoch": 9}, "give a rewind-epoch under 3"),
         ({"method": "fpgm", "rate": 0.5, "retrain": "init-rewind", "rewind_epoch": 1}, "init-rewind goes back to epoch 0, not 1"),
@@ -239,6 +241,8 @@ def test_bad_pruning_is_one_line_and_leaves_nothing(trained: Outcome, tmp_path: 
 
 
 def test_a_network_is_cut_after_an_epoch_at_the_earliest(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="admm acts before it prunes: give --prune-at"):
+        of(images, tmp_path, **MLP, method="admm", rate=0.5)
     with pytest.raises(ConfigError, match="fpgm cuts, and a network is cut after an epoch of training at the earliest: give --prune-at 1"):
         start_run(of(images, tmp_path, **CONVS, method="fpgm", rate=0.5), Recorder())
     untrained = start_run(of(images, tmp_path, **CONVS, epochs=1, name="base"), Recorder()).run.checkpoint(0)

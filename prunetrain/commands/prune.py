@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from prunetrain.commands.options import config_option, given
-from prunetrain.config import METHOD_SETTINGS
 from prunetrain.errors import ConfigError
+from prunetrain.method_settings import METHOD_SETTINGS
 from prunetrain.training.stopping import exit_code
 
 _OWN = "as in the checkpoint"

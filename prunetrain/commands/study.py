@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 import click
 
 from prunetrain.commands.options import config_options_but, given, resolve
-from prunetrain.config import METHOD_SETTINGS
 from prunetrain.errors import ConfigError
+from prunetrain.method_settings import METHOD_SETTINGS
 
 _Value = TypeVar("_Value", int, float)
 

@@ -28,7 +28,7 @@ def prune(
 
     Args:
         checkpoint: of a run of `prunetrain train`, at the end of an epoch.
-        method: one of `prunetrain.config.METHODS`.
+        method: one of `prunetrain.method_settings.METHODS`.
         rate: share to remove, in [0, 1); for magnitude-std the factor of the standard deviation; group-lasso has `penalty_ratio` instead.
         epochs: of retraining after each pruning; by default 10, or where `retrain` takes the schedule back, the rest of it.
         during: epochs of training with the method before it prunes for good: ADMM pulls, filter methods prune softly. By default none,

@@ -91,7 +91,13 @@ class Admm(Idle):
         return {"tensors": {"z": dict(self._state.z), "u": dict(self._state.u)}, "numbers": {"rho": self._rho, **vars(self._residuals)}}
 
     def load_state_dict(self, state: MethodState) -> None:
-        """Go on from a state."""
+        """Go on from a state.
+
+        Raises:
+            ValueError: if it is of other weights.
+        """
+        if any(state["tensors"][kind].keys() != self._state.z.keys() for kind in ("z", "u")):
+            raise ValueError("Z and U are of other weights")
         z, u = ({name: tensor.to(self._weights[name].device) for name, tensor in state["tensors"][kind].items()} for kind in ("z", "u"))
         self._state = AdmmState(z, u)
         numbers = dict(state["numbers"])

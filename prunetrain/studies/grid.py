@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from prunetrain import methods
-from prunetrain.config import ADMM, GROUP_LASSO, STRUCTURED, TrainConfig, settings_from
+from prunetrain.config import TrainConfig, settings_from
 from prunetrain.errors import ConfigError
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.library.prune import prune
+from prunetrain.method_settings import ADMM, GROUP_LASSO, STRUCTURED
 from prunetrain.methods.counting import check_rate
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
 from prunetrain.paths import RunPaths

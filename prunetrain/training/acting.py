@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunetrain import methods
-from prunetrain.config import ADMM, GROUP_LASSO, TrainConfig
+from prunetrain.config import TrainConfig
 from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.method_settings import ADMM, GROUP_LASSO
 from prunetrain.methods.admm import Admm, AdmmSettings
 from prunetrain.methods.admm_steps import projection
 from prunetrain.methods.holding import HeldMasks

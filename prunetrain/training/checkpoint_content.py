@@ -176,6 +176,7 @@ def _check_method(method: object, model: Mapping[str, Tensor]) -> None:
     _require(_has_words_as_keys(method["tensors"]), "its method's tensors are no table")
     for kind, tensors in method["tensors"].items():
         _require(_has_words_as_keys(tensors), f"its method's {shown(kind)} is no table")
+        _require(kind != "early" or tensors.keys() == model.keys(), "its method's early weights are not those of its network")
         for name, tensor in tensors.items():
             fits = type(tensor) is Tensor and name in model and tensor.shape == model[name].shape and not tensor.requires_grad
             _require(fits, f"its method's {shown(kind)} of {shown(name)} does not fit a weight")
@@ -183,4 +184,4 @@ def _check_method(method: object, model: Mapping[str, Tensor]) -> None:
             _require(tensor.dtype == wanted, f"its method's {shown(kind)} of {shown(name)} is of another type")
     _require(_has_words_as_keys(method["numbers"]), "its method's numbers are no table")
     for name, number in method["numbers"].items():
-        _require(_is_number(number) and isfinite(number), f"its method's {shown(name)} is no number")
+        _require(_is_number(number) and isfinite(number) and number >= 0, f"its method's {shown(name)} is no number from 0")

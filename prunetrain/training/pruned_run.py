@@ -12,13 +12,14 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from prunetrain.config import ADMM, GROUP_LASSO, TrainConfig, build_config
+from prunetrain.config import TrainConfig, build_config
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.files import write_text
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_source
 from prunetrain.graph.parse import parse
+from prunetrain.method_settings import ADMM, GROUP_LASSO
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
 from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
 from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, read_network_of
@@ -85,6 +86,8 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
             raise ConfigError("group-lasso goes on training, and takes nothing back: leave out --retrain")
         return build_config(values, {"epochs": done + epochs}, given)
     during = (epochs if method == ADMM else 0) if during is None else during
+    if method == ADMM and during == 0:
+        raise ConfigError("admm acts before it prunes: give --during, the epochs that it is to have")
     rounds = max(1, given.get("rounds", 1))
     return build_config(values, {"prune_at": done + during, "epochs": done + during + rounds * epochs}, given)
 

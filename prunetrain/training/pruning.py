@@ -13,9 +13,10 @@ from prunetrain import methods
 from prunetrain.channels.removal import remove_channels
 from prunetrain.channels.selection import KeepPlan
 from prunetrain.channels.slicing import Cut
-from prunetrain.config import ADMM, GROUP_LASSO, TrainConfig
+from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.method_settings import ADMM, GROUP_LASSO
 from prunetrain.methods.bridges import filter_masks, plan_of_masks
 from prunetrain.methods.counting import rates_of_rounds, removed_count
 from prunetrain.methods.in_training import cut_state, nothing_kept
@@ -117,7 +118,7 @@ def _shares_of_round(graph: LayerGraph, config: TrainConfig, rounds: int, sizes:
     """
     shares = {}
     for name, now in channels_of(graph).items():
-        was, rate = sizes[name], rates_of_rounds(config.rates.get(name, config.rate), config.rounds)[rounds]
+        was, rate = sizes.get(name, now), rates_of_rounds(config.rates.get(name, config.rate), config.rounds)[rounds]
         count = removed_count(was, rate) - (was - now)
         shares[name] = min(count + 0.5, now - 0.5) / now if count > 0 else 0.0
     return shares

@@ -1,0 +1,78 @@
+"""What the settings say of the methods: their names, and what goes together.
+
+In: a `TrainConfig`. Out: nothing, or an error that says what to do.
+"""
+
+from typing import TYPE_CHECKING
+
+from prunetrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prunetrain.config import TrainConfig
+
+GROUP_LASSO = "group-lasso"
+ADMM = "admm"
+METHODS = (GROUP_LASSO, "2:4", ADMM, "filter-l1", "filter-l2", "fpgm", "magnitude", "magnitude-std", "random", "random-weights", "unit")
+WEIGHT_METHODS = (ADMM, "2:4", "magnitude", "magnitude-std", "random-weights")
+"""Methods that remove single weights; of which `STRUCTURED` remove filters or input channels if told to."""
+
+STRUCTURED = (ADMM, "magnitude")
+METHOD_SETTINGS = (
+    *("layer_rates", "scope", "structure", "streams", "norm_share", "slice", "rounds", "retrain", "rewind_epoch"),
+    *("method_interval", "rho", "rho_factor", "rho_max"),
+)
+"""What a method may be told beside its rate: fields of `TrainConfig`."""
+
+RETRAINING = ("finetune", "lr-rewind", "weight-rewind", "init-rewind")
+
+
+def share_of(what: str, rate: object) -> float:
+    """A share that can be removed, out of a setting.
+
+    Raises:
+        ConfigError: for anything but a number from 0 and under 1.
+    """
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise ConfigError(f"{what} must be from 0 and under 1, the fraction to remove, not {rate}")
+    return float(rate)
+
+
+def check_method(config: "TrainConfig") -> None:
+    """Check that what the settings say of a method goes together.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    if config.method == GROUP_LASSO:
+        if config.rate or config.prune_at or config.rounds > 1:
+            raise ConfigError(
+                "rate, prune-at and rounds are for the other methods: name one with --method; group-lasso has --penalty-ratio"
+            )
+        return
+    assert all(rate < 1 for rate in config.rates.values())
+    if config.method != "magnitude-std":
+        share_of("rate", config.rate)
+    if config.slice and config.method in WEIGHT_METHODS and (config.structure == "weights" or config.method not in STRUCTURED):
+        hint = ", or give --structure filters" if config.method in STRUCTURED else ""
+        raise ConfigError(f"{config.method} removes single weights, which cannot be cut: leave out --slice{hint}")
+    if config.slice and config.method in STRUCTURED and config.rounds > 1:
+        raise ConfigError(f"--slice goes with one round of {config.method}: leave it out, or prune the pruned network again")
+    if config.dynamic_batch:
+        raise ConfigError(f"--dynamic-batch goes with the group lasso: leave it out with --method {config.method}")
+    left = config.epochs - config.prune_at
+    if left < 0 or left % config.rounds or (config.rounds > 1 and left == 0):
+        raise ConfigError(
+            f"of {config.epochs} epochs, {left} come after --prune-at {config.prune_at}: "
+            f"they must share out evenly among {config.rounds} rounds"
+        )
+    if config.method == ADMM and config.prune_at == 0:
+        raise ConfigError("admm acts before it prunes: give --prune-at, the epochs that it is to have")
+    if config.method == ADMM and not 0 < config.rho <= config.rho_max:
+        raise ConfigError(f"rho must be over 0 and at most rho-max, {config.rho_max}, not {config.rho}")
+    if config.retrain == "init-rewind" and config.rewind_epoch:
+        raise ConfigError(f"init-rewind goes back to epoch 0, not {config.rewind_epoch}: use weight-rewind for that")
+    if config.retrain != "finetune" and (left == 0 or config.rewind_epoch > config.prune_at):
+        raise ConfigError(
+            f"{config.retrain} needs epochs after --prune-at, which is {config.prune_at} of {config.epochs}, "
+            f"and a rewind-epoch of at most that, not {config.rewind_epoch}"
+        )
