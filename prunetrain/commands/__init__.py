@@ -122,7 +122,8 @@ def _usage_line(error: click.ClickException) -> str:
         text = f"unknown option {error.option_name!r}"
         params = ctx.command.get_params(ctx) if ctx else []
         known = {flag.lstrip("-") for param in params for flag in (*param.opts, *param.secondary_opts) if flag.startswith("--")}
-        near = difflib.get_close_matches(error.option_name.lstrip("-"), sorted(known))
+        given = error.option_name.lstrip("-")
+        near = sorted(flag for flag in known if flag.startswith(given)) or difflib.get_close_matches(given, sorted(known))
         if near:
             text += f": did you mean {' or '.join(f'--{flag}' for flag in near)}?"
     text = text[:1].lower() + text[1:]
