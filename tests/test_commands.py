@@ -50,7 +50,7 @@ def parsed(*args: str | Path) -> Any:
     return json.loads(printed(*args, "--json"))
 
 
-WITHOUT_DEFAULT = ("config", "resume", "milestones", "model_args", "weights", "layer_rates", "save_epochs", "threshold_std")
+WITHOUT_DEFAULT = ("config", "resume", "milestones", "model_args", "weights", "layer_rates", "save_epochs", "threshold_std", "cache")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
