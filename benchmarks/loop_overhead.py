@@ -48,7 +48,8 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device(arguments.device)
     print(
-        f"{machine()}; device {device}; batch {BATCH}, {arguments.amp}, channels-last; {arguments.rounds} rounds of {arguments.steps} steps\n"
+    conditions = f"{machine()}; device {device}; batch {BATCH}, {arguments.amp}, channels-last"
+    print(f"{conditions}; {arguments.rounds} rounds of {arguments.steps} steps\n")
     )
     print("| network | loop | throughput in that of the loop by hand, median (quartiles) |\n| --- | --- | --- |")
     fake.MAX_TRAIN = BATCH * arguments.steps
