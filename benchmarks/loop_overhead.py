@@ -47,10 +47,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(arguments.device)
-    print(
     conditions = f"{machine()}; device {device}; batch {BATCH}, {arguments.amp}, channels-last"
     print(f"{conditions}; {arguments.rounds} rounds of {arguments.steps} steps\n")
-    )
     print("| network | loop | throughput in that of the loop by hand, median (quartiles) |\n| --- | --- | --- |")
     fake.MAX_TRAIN = BATCH * arguments.steps
     for model in arguments.models.split(","):
