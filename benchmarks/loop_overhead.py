@@ -25,7 +25,7 @@ from prunetrain.config import TrainConfig
 from prunetrain.graph.load import load_network
 from prunetrain.paths import RunPaths
 from prunetrain.training.benchmarking.rounds import Spread
-from prunetrain.training.data import DataSource, load_data
+from prunetrain.training.data import DataSource, fake, load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.events import Silent
 from prunetrain.training.loop import train_one_epoch
@@ -41,13 +41,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="resnet20,lenet5")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=8, help="an epoch, of which CIFAR-10 has 390; a small net needs more of them")
     parser.add_argument("--amp", default="bfloat16", choices=("off", "bfloat16", "float16"))
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(arguments.device)
-    print(f"{machine()}; device {device}; batch {BATCH}, {arguments.amp}, channels-last; {arguments.rounds} rounds\n")
+    conditions = f"{machine()}; device {device}; batch {BATCH}, {arguments.amp}, channels-last"
+    print(f"{conditions}; {arguments.rounds} rounds of {arguments.steps} steps\n")
     print("| network | loop | throughput in that of the loop by hand, median (quartiles) |\n| --- | --- | --- |")
+    fake.MAX_TRAIN = BATCH * arguments.steps
     for model in arguments.models.split(","):
         with tempfile.TemporaryDirectory() as folder:
             _compare(model, arguments.amp, device, Path(folder), arguments.rounds)

@@ -30,15 +30,33 @@ class Moves:
         return Moves(self.padding, self.top.to(device), self.left.to(device), None if self.mirrored is None else self.mirrored.to(device))
 
     def apply(self, images: Tensor) -> Tensor:
-        """Cut the windows: (N, C, H, W) to the same shape, with one gather over a view of all windows."""
+        """Move every image once, the first as the first move says: (N, C, H, W) to the same shape."""
+        return self.cut(pad(images, self.padding), torch.arange(len(images), device=images.device))
+
+    def cut(self, padded: Tensor, chosen: Tensor) -> Tensor:
+        """The windows of some images, in one gather over a view of all windows.
+
+        Args:
+            padded: what `pad` made of a set of images, (M, C, H + 2 * padding, W + 2 * padding).
+            chosen: numbers of the images, (N,).
+
+        Returns:
+            (N, C, H, W).
+        """
         if self.padding:
-            height, width = images.shape[2:]
-            padded = F.pad(images, (self.padding,) * 4)
-            windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2p + 1, 2p + 1, H, W), no copy
-            images = windows[torch.arange(len(images), device=images.device), :, self.top, self.left]
+            height, width = (length - 2 * self.padding for length in padded.shape[2:])
+            windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (M, C, 2p + 1, 2p + 1, H, W), no copy
+            images = windows[chosen, :, self.top, self.left]
+        else:
+            images = padded[chosen]
         if self.mirrored is not None:
             images = torch.where(self.mirrored[:, None, None, None], images.flip(3), images)
         return images
+
+
+def pad(images: Tensor, padding: int) -> Tensor:
+    """Images with a black border of so many pixels on all sides; the same tensor where it is none."""
+    return F.pad(images, (padding,) * 4) if padding else images
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from prunetrain.training.data.augmentation import Augmentation
+from prunetrain.training.data.augmentation import Augmentation, pad
 from prunetrain.training.data.base import WHOLE, Batch, Normalizer, Share, Split, Statistics, epoch_generator
 
 
@@ -32,7 +32,8 @@ class InMemory:
         self.num_classes = len(self.class_names)
         self.num_train = len(train.labels)
         self.num_val = len(val.labels)
-        self._train = train.to(device)
+        padding = augmentation.padding if augmentation else 0
+        self._train = Split(pad(train.images.to(device), padding), train.labels.to(device))  # once for all, not in every step
         self._val = val.to(device)
         self._normalize = Normalizer(statistics, device)
         self._augmentation = augmentation
@@ -47,9 +48,7 @@ class InMemory:
         for step in range(start, self.steps_per_epoch(batch_size)):
             span = share.of(step * batch_size, (step + 1) * batch_size)
             chosen = order[span]
-            images = self._train.images[chosen]
-            if moves is not None:
-                images = moves[span].apply(images)
+            images = self._train.images[chosen] if moves is None else moves[span].cut(self._train.images, chosen)
             yield self._normalize(images), self._train.labels[chosen]
 
     def val_batches(self, batch_size: int, *, share: Share = WHOLE) -> Iterator[Batch]:
