@@ -5,7 +5,7 @@
 
 Each case spoils one file of a small real run (checkpoint, network file, settings, data, weights, metrics) and runs a command on it. What
 may come of it: success, or exit code 2 with one line on stderr and nothing changed. Everything else is a violation: a traceback, a file
-that foreign code was to make, a program started, a write outside of the folder, half-written files, a minute of time, memory that ran out.
+that foreign code was to make, a program started, a write outside of the folder, half-written files, a minute of computing, memory run out.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 from fuzz_kinds import KINDS
 
-_WAIT = 150  # seconds without a word from a worker
+_WAIT = 600  # seconds without a word from any worker, on a machine however busy: then their cases wait for something
 _WORKER = Path(__file__).with_name("fuzz_worker.py")
 
 
@@ -75,8 +75,9 @@ def run(folder: Path, seed: str, cases: list[str], workers: int) -> Results:
         _start(selector, folder / str(number), seed, share)
     while selector.get_map():
         ready = selector.select(timeout=_WAIT)
-        for key, _ in ready or [(key, 0) for key in selector.get_map().values()]:
+        for key, _ in ready or [(key, 0) for key in selector.get_map().values() if key.data.begun]:
             _read(selector, key, seed, results, silent=not ready)
+    selector.close()
     return results
 
 
@@ -84,7 +85,7 @@ def run(folder: Path, seed: str, cases: list[str], workers: int) -> Results:
 class _Worker:
     """A process, the folder that it works in, the cases that it has not finished, and whether it has begun with the first of them."""
 
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[bytes]"
     folder: Path
     cases: list[str]
     begun: bool = False
@@ -93,7 +94,7 @@ class _Worker:
 def _start(selector: selectors.BaseSelector, folder: Path, seed: str, cases: list[str]) -> None:
     if cases:
         command = [sys.executable, str(_WORKER), str(folder), seed, *cases[:500]]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0)  # or `select` would miss lines
         assert process.stdout is not None
         selector.register(process.stdout, selectors.EVENT_READ, _Worker(process, folder, cases))
 
@@ -115,6 +116,7 @@ def _read(selector: selectors.BaseSelector, key: selectors.SelectorKey, seed: st
     worker.process.kill()
     code = worker.process.wait()
     selector.unregister(stream)
+    stream.close()
     if worker.begun:
         problem = "hangs" if silent else f"ended the process with {code}"
         results.add({"case": worker.cases.pop(0), "problems": [problem], "lines": [], "refused": False, "seconds": 0.0})

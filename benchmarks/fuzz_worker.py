@@ -19,7 +19,7 @@ from typing import Any
 
 FREE = 2**30  # bytes that the tool is told are free
 MOST = 3 * 2**30  # bytes that it may take beyond what it has at the start
-LIMIT = 60  # seconds of a command
+LIMIT = 60  # seconds of processor time of a command
 UNSPOILT = "unspoilt"
 _STARTS = frozenset({"os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "subprocess.Popen", "socket.connect", "pty.spawn"})
 _WRITES = frozenset({"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "shutil.rmtree"})
@@ -116,7 +116,7 @@ def run_case(work: Path, originals: dict[str, Path], seed: str, case: str, watch
         before = _contents(folder)
         code, stdout, stderr = _run(command, work, watch)
         lines.append(f"{' '.join(command)} -> {code}: {stderr.strip()[-300:]}")
-        problems += _problems(code, stdout, stderr, before, _contents(folder))
+        problems += problems_of(code, stdout, stderr, before, _contents(folder))
         problems += [f"did {seen}" for seen in watch.seen]
         watch.seen.clear()
     if canary.exists():
@@ -135,8 +135,8 @@ def _run(command: list[str], work: Path, watch: Watch) -> tuple[object, str, str
     torch.manual_seed(0)
     code: object = 0
     with _into(1, work / "stdout"), _into(2, work / "stderr"):
-        signal.signal(signal.SIGALRM, _too_long)
-        signal.alarm(LIMIT)
+        signal.signal(signal.SIGPROF, _too_long)
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
         watch.on = True
         try:
             command_line(command, prog_name="prunetrain")
@@ -149,13 +149,13 @@ def _run(command: list[str], work: Path, watch: Watch) -> tuple[object, str, str
             code = 1
         finally:
             watch.on = False
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     stdout, stderr = ((work / name).read_bytes().decode(errors="replace") for name in ("stdout", "stderr"))
     return code, stdout, stderr
 
 
 def _too_long(number: int, frame: object) -> None:
-    raise TimeoutError(f"longer than {LIMIT} seconds")  # an OSError: seen as an error line, so `_problems` looks for it
+    raise TimeoutError(f"longer than {LIMIT} seconds")  # an OSError: seen as an error line, so `problems_of` looks for it
 
 
 @contextlib.contextmanager
@@ -187,7 +187,8 @@ def _contents(folder: Path) -> dict[str, object]:
     return found
 
 
-def _problems(code: object, stdout: str, stderr: str, before: dict[str, object], after: dict[str, object]) -> list[str]:
+def problems_of(code: object, stdout: str, stderr: str, before: dict[str, object], after: dict[str, object]) -> list[str]:
+    """What a command did that it should not: by its exit code, what it said, and the folder before and after."""
     problems = []
     if code not in (0, 2):
         problems.append(f"exit code {code}: {stderr.strip()[-1500:]}")
