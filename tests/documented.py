@@ -40,7 +40,7 @@ class Shown:
 def commands(path: Path) -> Iterator[Shown]:
     """Every command of a document, in order."""
     language: str | None = None
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in _lines(path):
         if fence := _FENCE.match(line):
             language = None if language is not None else fence[1]
         elif language in SHELLS:
@@ -52,6 +52,16 @@ def commands(path: Path) -> Iterator[Shown]:
         elif language is None:
             for text in _INLINE.findall(line):
                 yield Shown(path.name, number, text, inline=True)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, from 1; one that ends in a backslash goes on in the next."""
+    begun: tuple[int, str] | None = None
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        start, text = (begun[0], f"{begun[1]} {line.strip()}") if begun else (number, line)
+        begun = (start, text[:-1].rstrip()) if text.endswith("\\") else None
+        if begun is None:
+            yield start, text
 
 
 def python_blocks(path: Path) -> list[str]:

@@ -159,7 +159,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SMALL_DATA = ("--dataset", "npz", "--device", "cpu", "-b", "32")
-OF_ANOTHER_NETWORK = ("--model", "--model-arg", "--weights", "--dataset", "--data-dir", "--recipe", "--epochs", "-b", "--batch-size")
+OF_ANOTHER_NETWORK = (
+    "--model",
+    "--model-arg",
+    "--weights",
+    "--dataset",
+    "--data-dir",
+    "--cache",
+    "--recipe",
+    "--epochs",
+    "-b",
+    "--batch-size",
+)
 
 
 def small_training(args: list[str], place: Path) -> list[str]:
