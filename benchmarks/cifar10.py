@@ -1,7 +1,7 @@
-"""Dense and pruned trainings side by side on CIFAR-10, with a schedule short enough for a CPU.
+"""Dense and pruned trainings side by side on a small CIFAR-10, with a schedule short enough for a CPU.
 
-    python benchmarks/small_cifar10.py cifar10.npz cifar10-10k.npz --train 1000 --test 1000 --whole
-    python benchmarks/cifar10.py runs/cifar10 cifar10-10k.npz
+    python benchmarks/small_cifar10.py cifar10.npz cifar10-small.npz
+    python benchmarks/cifar10.py runs/cifar10 cifar10-small.npz
 
 In: a folder for the runs, an .npz of images. Out: a Markdown table, a row for each network and way to prune. Training time is CPU time of
 one thread, which a busy machine hardly changes, against the dense runs of the same seeds. Runs are kept in the folder, so that an
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from runs import Result, cpu_seconds, machine, removed, top1_spread, train
 
-COMMON = "--dataset npz --batch-size 64 --lr 0.1 --schedule cosine --epochs 10 --amp --channels-last --workers 0"
+COMMON = "--dataset npz --batch-size 64 --lr 0.1 --schedule cosine --epochs 12 --amp --channels-last"
 DENSE = "dense"
 PAPER = "the paper's lasso, ratio 0.65"
 WAYS = {
@@ -23,7 +23,7 @@ WAYS = {
     "0.3 of the MACs": "--target-macs 0.3",
     PAPER: "--target-macs 0 --criterion union --lasso-groups slices --lasso-step subgradient --penalty-ratio 0.65",
 }
-NETWORKS = {"resnet20": "0,1,2", "resnet32": "0", "vgg16": "0", "resnet56": "0", "resnet50-cifar": "0"}  # and their seeds
+NETWORKS = {"resnet20": "0,1,2", "resnet32": "0", "vgg16": "0", "resnet56": "0", "resnet50-cifar": "0"}  # and the seeds of each
 
 
 def main() -> None:

@@ -1,10 +1,9 @@
-"""A small CIFAR-10: the first images of every class, at half the sides (for `benchmarks/early.py`) or whole (for `benchmarks/cifar10.py`).
+"""A small CIFAR-10: the first images of every class, at half the sides; what `benchmarks/early.py` trains on.
 
     python benchmarks/small_cifar10.py cifar10.npz cifar10-small.npz --train 1000 --test 500
-    python benchmarks/small_cifar10.py cifar10.npz cifar10-10k.npz --train 1000 --test 1000 --whole
 
 In: an .npz of x_train (50000, 32, 32, 3) uint8, y_train, x_test, y_test. Out: the same with `--train` and `--test` images a class, of
-16x16 pixels, each the rounded mean of 2x2, or as they were.
+16x16 pixels, each the rounded mean of 2x2.
 """
 
 import argparse
@@ -22,15 +21,13 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--train", type=int, default=1000)
     parser.add_argument("--test", type=int, default=500)
-    parser.add_argument("--whole", action="store_true", help="leave the images at their size")
     arguments = parser.parse_args()
     arrays: dict[str, Any] = {}
     with np.load(arguments.source) as whole:
         for split, count in (("train", arguments.train), ("test", arguments.test)):
             labels = whole[f"y_{split}"]
             chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in np.unique(labels)]))
-            images = whole[f"x_{split}"][chosen]
-            arrays |= {f"x_{split}": images if arguments.whole else halved(images), f"y_{split}": labels[chosen]}
+            arrays |= {f"x_{split}": halved(whole[f"x_{split}"][chosen]), f"y_{split}": labels[chosen]}
     np.savez(arguments.target, **arrays)
 
 
