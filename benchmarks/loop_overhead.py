@@ -68,17 +68,19 @@ def _compare(model: str, amp: str, device: torch.device, folder: Path, rounds: i
         lr=1e-3,
         device=str(device),
     )
-    data = load_data(config, device)
+    data, unmoved = load_data(config, device), load_data(replace(config, augment=False), device)
     plain, lasso = (_state(replace(config, penalty_ratio=ratio), data, folder / str(ratio)) for ratio in (0.0, 0.25))
     loops: dict[str, Callable[[], object]] = {
         "by hand": _Hand(plain, data),
+        "ours, without crops and flips": lambda: _epoch(plain, unmoved),
         "ours": lambda: _epoch(plain, data),
         "ours, with lasso": lambda: _epoch(lasso, data),
     }
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(rounds + 1):
-        for name, loop in loops.items():
-            taken = _timed(loop, device)
+        first = number % len(loops)  # each comes first, second, ... as often as the others
+        for name in [*loops][first:] + [*loops][:first]:
+            taken = _timed(loops[name], device)
             if number:  # the first round warms up
                 seconds[name].append(taken)
     for name, times in seconds.items():
