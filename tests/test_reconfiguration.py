@@ -14,6 +14,7 @@ from prunetrain.errors import OutputError
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import load_network, read_graph
 from prunetrain.paths import RunPaths
+from prunetrain.training import reconfiguration
 from prunetrain.training.checkpoints import load_checkpoint, save_checkpoint
 from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.environment import Environment
@@ -85,6 +86,18 @@ def test_cut_changes_nothing_but_size(images: Path, tmp_path: Path, changes: dic
     assert event.change.params[1] == sum(parameter.numel() for parameter in after.model.parameters())
     assert list(event.change.seconds) == ["select", "time", "slice", "batch", "write", "load", "validate"]
     assert_identical(dict(state.model.state_dict()), before)  # the old state is as it was
+
+
+def test_all_images_are_validated_again_only_if_a_guess_changes(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, data = trained(images, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(reconfiguration, "evaluate", lambda after, data: pytest.fail("nothing has changed"))
+        after, event = reconfigure(state, data, 0.5)
+    assert event.val_top1 == (0.5, 0.5)
+    other = [torch.tensor([1]), torch.tensor([2])]
+    monkeypatch.setattr(reconfiguration, "guesses", lambda state, images: other.pop())
+    _, event = reconfigure(state, data, 0.5)
+    assert (event.val_top1, other) == ((0.5, evaluate(after, data).top1), [])
 
 
 def test_network_and_checkpoint_belong_together(images: Path, tmp_path: Path) -> None:

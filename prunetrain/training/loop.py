@@ -173,3 +173,11 @@ def evaluate_batches(state: TrainState, batches: Iterable[tuple[Tensor, Tensor]]
         sums[3] += len(labels)
     loss, first, five, images = state.environment.ranks.sum_(sums).tolist()
     return Evaluation(loss / images, first / images, five / images)
+
+
+@torch.inference_mode()
+def guesses(state: TrainState, images: Tensor) -> Tensor:
+    """The likeliest class of each image, int64 (N,)."""
+    state.model.eval()
+    with state.autocast():
+        return logits_of(state.predict(state.to_memory_format(images))).argmax(1)
