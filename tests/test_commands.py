@@ -58,7 +58,8 @@ def test_help_shows_defaults(name: str) -> None:
         if isinstance(option, click.Option) and not option.is_flag and not option.required:
             record = option.get_help_record(click.Context(command))
             assert record
-            without = option.name in ("config", "resume", "milestones", "model_args", "weights") or (name, option.name) == ("train", "name")
+            unset = ("cache", "config", "resume", "milestones", "model_args", "weights")
+            without = option.name in unset or (name, option.name) == ("train", "name")
             assert ("[default: " in record[1]) != without, option.name
 
 
