@@ -92,7 +92,7 @@ def test_train_on_digits_needs_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     text = printed("train", "--model", "lenet-300-100", "--epochs", "2")
     assert "validation top-1" in text
     assert (tmp_path / "generated_nets" / "lenet-300-100-digits" / "epoch_000.py").exists()
-    assert load_checkpoint(tmp_path / "checkpoints" / "lenet-300-100-digits" / "last.pt").config["prune_interval"] == 5  # the recipe's
+    assert load_checkpoint(tmp_path / "checkpoints" / "lenet-300-100-digits" / "last.pt").config["target_macs"] == 0.15  # the recipe's
 
 
 def test_evaluate(run: RunPaths) -> None:
