@@ -1,18 +1,18 @@
 """The training loop beside a loop by hand of the same recipe: same network, batch, precision and optimizer, and nothing else.
 
-    python benchmarks/loop_overhead.py --rounds 9
+    python benchmarks/loop_overhead.py --rounds 3 --steps 24
 
 Out: a Markdown table. By hand: batches that lie ready in memory, normalised and in the right memory format; autocast, cross-entropy,
 backward, fused SGD. Ours: `train_one_epoch`, with shuffling, crops and flips, the schedule, metrics and an observer; and the same with
-the coupled lasso and its proximal step. All take turns, an epoch each, in one process; a figure is the median over rounds of (by hand) /
+the coupled lasso and its proximal step. All take turns, step by step, in one process; a figure is the median over steps of (by hand) /
 (ours), so the throughput of ours in that of the loop by hand, with quartiles. On a CPU the process's own processor time counts, with one
-thread, so that other processes are not measured.
+thread, so that other processes are not measured. On a GPU the device is waited for after every step of either, so what both could have
+prepared meanwhile is not seen.
 """
 
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from prunetrain.paths import RunPaths
 from prunetrain.training.benchmarking.rounds import Spread
 from prunetrain.training.data import DataSource, fake, load_data
 from prunetrain.training.environment import Environment
-from prunetrain.training.events import Silent
+from prunetrain.training.events import Observer, Silent
 from prunetrain.training.loop import train_one_epoch
 from prunetrain.training.precision import autocast
 from prunetrain.training.state import TrainState, new_state
@@ -70,36 +70,31 @@ def _compare(model: str, amp: str, device: torch.device, folder: Path, rounds: i
     )
     data, unmoved = load_data(config, device), load_data(replace(config, augment=False), device)
     plain, lasso = (_state(replace(config, penalty_ratio=ratio), data, folder / str(ratio)) for ratio in (0.0, 0.25))
-    loops: dict[str, Callable[[], object]] = {
-        "by hand": _Hand(plain, data),
-        "ours, without crops and flips": lambda: _epoch(plain, unmoved),
-        "ours": lambda: _epoch(plain, data),
-        "ours, with lasso": lambda: _epoch(lasso, data),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    hand = _Hand(plain, data)
+    loops = {"ours, without crops and flips": (plain, unmoved), "ours": (plain, data), "ours, with lasso": (lasso, data)}
+    shares: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(rounds + 1):
-        first = number % len(loops)  # each comes first, second, ... as often as the others
-        for name in [*loops][first:] + [*loops][:first]:
-            taken = _timed(loops[name], device)
+        for name, (state, source) in loops.items():
+            turns = _Turns(hand, device)
+            _epoch(state, source, turns)
             if number:  # the first round warms up
-                seconds[name].append(taken)
-    for name, times in seconds.items():
-        if name != "by hand":
-            spread = Spread.of([hand / own for hand, own in zip(seconds["by hand"], times, strict=True)])
-            print(f"| {model} | {name} | {spread.median:.3f} ({spread.low:.3f} to {spread.high:.3f}) |", flush=True)
+                shares[name] += turns.shares
+    for name, found in shares.items():
+        spread = Spread.of(found)
+        print(f"| {model} | {name} | {spread.median:.3f} ({spread.low:.3f} to {spread.high:.3f}) |", flush=True)
 
 
 def _state(config: TrainConfig, data: DataSource, folder: Path) -> TrainState:
     return new_state(config, RunPaths(folder, "run"), data, Environment(torch.device(config.device)))
 
 
-def _epoch(state: TrainState, data: DataSource) -> None:
+def _epoch(state: TrainState, data: DataSource, observer: Observer) -> None:
     state.progress = replace(state.progress, step=0, running={})
-    train_one_epoch(state, data, Silent(), lambda: Action.GO_ON)
+    train_one_epoch(state, data, observer, lambda: Action.GO_ON)
 
 
 class _Hand:
-    """An epoch of the loop by hand."""
+    """Steps of the loop by hand."""
 
     def __init__(self, state: TrainState, data: DataSource) -> None:
         self._config = state.config
@@ -111,23 +106,41 @@ class _Hand:
             (images.contiguous(memory_format=torch.channels_last), labels) for images, labels in data.train_batches(0, BATCH)
         ]
 
-    def __call__(self) -> None:
-        for images, labels in self._batches:
-            with autocast(self._device, self._config.amp):
-                loss = F.cross_entropy(self._model(images), labels)
-            torch.autograd.backward(self._scaler.scale(loss))
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-            self._optimizer.zero_grad(set_to_none=True)
+    def step(self, number: int) -> None:
+        """The step of a number, from 0, on its batch."""
+        images, labels = self._batches[number % len(self._batches)]
+        with autocast(self._device, self._config.amp):
+            loss = F.cross_entropy(self._model(images), labels)
+        torch.autograd.backward(self._scaler.scale(loss))
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
 
 
-def _timed(loop: Callable[[], object], device: torch.device) -> float:
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    start = clock()
-    loop()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock() - start
+class _Turns(Silent):
+    """An observer that does a step by hand after every step that it is told of, and compares the two.
+
+    `shares`: what each step by hand took of what ours took right before it, from one end of a step to the next, data and metrics included.
+    """
+
+    def __init__(self, hand: _Hand, device: torch.device) -> None:
+        self.shares: list[float] = []
+        self._hand, self._device = hand, device
+        self._end = _now(device)
+
+    def stepped(self, epoch: int, step: int) -> None:
+        before = _now(self._device)
+        self._hand.step(step)
+        end = _now(self._device)
+        self.shares.append((end - before) / (before - self._end))
+        self._end = end
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 if __name__ == "__main__":
