@@ -38,7 +38,7 @@ def step_memory(state: TrainState, graph: LayerGraph, images: int) -> float:
         Bytes; `OUT_OF_MEMORY` if the device has too few of them.
     """
     conditions = replace(Conditions.of(state.config, state.device), batch_size=images, compile=False)
-    return _measured(graph, conditions) if is_measured(state) else _estimated(graph, conditions)
+    return _measured(graph, conditions) if is_measured(state) else estimated_memory(graph, conditions)
 
 
 def available_memory(state: TrainState) -> float:
@@ -67,7 +67,7 @@ def _measured(graph: LayerGraph, conditions: Conditions) -> float:
         torch.cuda.reset_peak_memory_stats(conditions.device)
 
 
-def _estimated(graph: LayerGraph, conditions: Conditions) -> float:
+def estimated_memory(graph: LayerGraph, conditions: Conditions) -> float:
     """The peak over steps on tensors without memory; in bfloat16 for float16, which is as large and needs no look at values to scale."""
     conditions = replace(conditions, amp="bfloat16") if conditions.amp == "float16" else conditions
     with FakeTensorMode():
