@@ -32,9 +32,8 @@ def main() -> None:
     parser.parse_args()
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # in the measuring processes, memory that is freed goes back to the system
     print(f"{machine()}, one thread\n")
-    print(
-        "| network | image | batch | precision | estimated, MiB | taken, MiB | taken / estimated |\n| --- | --- | --- | --- | --- | --- | --- |"
-    )
+    print("| network | image | batch | precision | estimated, MiB | taken, MiB | taken / estimated |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for model, side, batch in CASES:
         graph = network(model, side)
         for amp in ("off", "bfloat16"):
