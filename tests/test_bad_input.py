@@ -69,7 +69,7 @@ TRAIN = ("train", "--dataset", "npz", "--data-dir", "images.npz", "--model", "le
         (("trian",), "unknown command 'trian': did you mean train? Try prunetrain --help"),
         (
             ("train", "--epoch", "3"),
-            "unknown option '--epoch': did you mean --epochs or --save-epochs or --nproc? Try prunetrain train --help",
+            "unknown option '--epoch': did you mean --epochs? Try prunetrain train --help",
         ),
         ((*TRAIN, "--model", "resnet21"), "unknown model 'resnet21': did you mean resnet32 or resnet20 or resnet18?"),
         ((*TRAIN, "--dataset", "cifar11"), "unknown dataset 'cifar11': did you mean cifar10 or cifar100?"),
