@@ -38,6 +38,18 @@ def test_weakest_go_first_relative_to_their_space() -> None:
     assert choose_channels(graph, state, 26, criterion="either") == []
 
 
+def test_what_rounding_keeps_does_not_fade() -> None:
+    """Counts stay even, so of the second layer's three units only one can go, and of the first's four two: its weakest."""
+    graph, state = chain()
+    first, second, _ = (layer.name for layer in graph.layers)
+    for unit, size in ((3, 0.1), (1, 0.2), (0, 0.3)):
+        state[f"{first}.weight"][unit] *= size
+        state[f"{second}.weight"][:, unit] *= size
+    ids = find_spaces(graph).ids
+    chosen = choose_channels(graph, state, 16, criterion="either", granularity=2)  # 8 + 12 + 6 MACs; 4 + 6 + 6 without two of the first
+    assert chosen == [ids[first, "out"][3], ids[first, "out"][1]]
+
+
 def test_a_channel_of_each_space_stays() -> None:
     graph, state = chain()
     chosen = choose_channels(graph, state, 0, criterion="either")
@@ -67,3 +79,18 @@ def test_what_is_chosen_and_faded_can_be_cut_for_free(model: str, share: float) 
     proposal = propose_cut(traced.graph, traced.state, threshold=1e-4, criterion="either")
     left = costs(proposal.apply(proposal.plan()).graph).macs / dense
     assert share - 0.05 < left <= share
+
+
+@pytest.mark.parametrize("model", ["resnet20", "vgg8", "mobilenet-v1-cifar"])
+def test_blocks_fade_and_go_together(model: str) -> None:
+    torch.manual_seed(0)
+    traced = trace_with_state(zoo.build(model, input_shape=(3, 32, 32), num_classes=10), torch.zeros(2, 3, 32, 32))
+    dense = costs(traced.graph).macs
+    chosen = choose_channels(traced.graph, traced.state, 0.5 * dense, criterion="either", granularity=8)
+    Fading(traced.graph, find_spaces(traced.graph), traced.state, chosen).scale_(0.0)
+    proposal = propose_cut(traced.graph, traced.state, threshold=1e-4, criterion="either")
+    ragged, rounded = proposal.plan(), proposal.plan(8)
+    assert np.array_equal(ragged.keep, rounded.keep)  # nothing faded in vain
+    assert (~ragged.keep).sum() == len(chosen)
+    assert all(kept % 8 == 0 or kept == count for kept, count in ragged.counts().values())
+    assert 0.3 < costs(proposal.graph_for(rounded)).macs / dense <= 0.5

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from prunetrain.channels.selection import KeepPlan
 from prunetrain.channels.slices import sliced_layers
-from prunetrain.channels.slicing import propose_cut
+from prunetrain.channels.slicing import Proposal, propose_cut
 from prunetrain.channels.spaces import ChannelSpaces, find_spaces
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
@@ -56,7 +57,7 @@ def choose_channels(graph: LayerGraph, state: Mapping[str, Tensor], macs: float,
         state: its state dict.
         macs: multiply-accumulates of one image.
         criterion: which dead channels go (`selection.py`).
-        granularity: channel counts stay multiples of this.
+        granularity: channel counts stay multiples of this; what would be kept to fill one up does not fade.
 
     Returns:
         Ids, weakest first. A channel's strength is the norm of all its filters and input slices, as a share of the mean of its space.
@@ -64,10 +65,13 @@ def choose_channels(graph: LayerGraph, state: Mapping[str, Tensor], macs: float,
     spaces = find_spaces(graph)
     order = _weakest_first(graph, spaces, state)
 
-    def macs_without(count: int) -> int:
+    def proposal_without(count: int) -> Proposal:
         faded = {name: tensor.clone() for name, tensor in state.items()}
         Fading(graph, spaces, faded, order[:count]).scale_(0.0)
-        proposal = propose_cut(graph, faded, threshold=float(np.finfo(np.float32).tiny), criterion=criterion)
+        return propose_cut(graph, faded, threshold=float(np.finfo(np.float32).tiny), criterion=criterion)
+
+    def macs_without(count: int) -> int:
+        proposal = proposal_without(count)
         return costs(proposal.graph_for(proposal.plan(granularity))).macs
 
     low, high = 0, len(order)
@@ -77,7 +81,22 @@ def choose_channels(graph: LayerGraph, state: Mapping[str, Tensor], macs: float,
             high = middle
         else:
             low = middle + 1
-    return order[:low]
+    proposal = proposal_without(low)
+    if proposal.graph != graph:  # whole branches go, so that its channels have other ids
+        return order[:low]
+    return _that_go(order[:low], spaces, proposal.plan(granularity))
+
+
+def _that_go(chosen: Sequence[int], spaces: ChannelSpaces, plan: KeepPlan) -> list[int]:
+    """Of some channels, weakest first, as many of each space as a plan takes out of it."""
+    left = np.bincount(spaces.space_of) - np.bincount(spaces.space_of, plan.keep).astype(np.int64)
+    going = []
+    for channel in chosen:
+        space = spaces.space_of[channel]
+        if left[space] > 0:
+            left[space] -= 1
+            going.append(channel)
+    return going
 
 
 def _weakest_first(graph: LayerGraph, spaces: ChannelSpaces, state: Mapping[str, Tensor]) -> list[int]:

@@ -17,6 +17,8 @@ from prunetrain.regularizers.fading import Fading, choose_channels
 from prunetrain.training.data import DataSource
 from prunetrain.training.state import TrainState
 
+AUTO_MULTIPLE = 8  # of channels that fade with `--round-to auto`: ragged counts are often slow, and what is rounded up would fade in vain
+
 
 def next_strength(config: TrainConfig, epoch: int, strength: float, macs_left: float) -> float:
     """Lambda for the epoch that follows.
@@ -61,7 +63,7 @@ def follow_course(state: TrainState) -> None:
     fading = progress.fading if strength else []
     if strength and config.target_macs and progress.epoch % config.prune_interval == 0:
         macs = next_macs(config, progress.epoch) * dense
-        granularity = config.granularity or 1
+        granularity = config.granularity or AUTO_MULTIPLE
         weights = state.model.state_dict()
         fading = state.environment.ranks.on_first(
             lambda: choose_channels(state.graph, weights, macs, criterion=config.criterion, granularity=granularity)
