@@ -31,7 +31,7 @@ def main() -> None:
 
 def draw(points: dict[str, list[tuple[float, float]]]) -> Figure:
     """The figure; points are (training MACs removed, top-1) in percent, by option."""
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.add_subplot()
     for number, (option, found) in enumerate(points.items()):
         removed, top1 = zip(*found, strict=True)
@@ -41,7 +41,7 @@ def draw(points: dict[str, list[tuple[float, float]]]) -> Figure:
     axes.set_xlabel("training MACs removed, %")
     axes.set_ylabel("top-1 after the last epoch, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower left")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 
