@@ -3,16 +3,14 @@
     python benchmarks/small_cifar10.py cifar10.npz cifar10-small.npz
     python benchmarks/cifar10.py runs/cifar10 cifar10-small.npz
 
-In: a folder for the runs, an .npz of images. Out: a Markdown table, a row for each network and way to prune. Training time is CPU time of
-one thread, which a busy machine hardly changes, against the dense runs of the same seeds. Runs are kept in the folder, so that an
-interrupted grid goes on where it was.
+In: a folder for the runs, an .npz of images. Out: a Markdown table, a row for each network and way to prune. Runs are kept in the folder,
+so that an interrupted grid goes on where it was. What a step takes then: `prunetrain bench` of the first and last network of a run.
 """
 
 import argparse
-import statistics
 from pathlib import Path
 
-from runs import Result, cpu_seconds, machine, removed, top1_spread, train
+from runs import machine, removed, top1_spread, train
 
 COMMON = "--dataset npz --batch-size 64 --lr 0.1 --schedule cosine --epochs 12 --amp --channels-last"
 DENSE = "dense"
@@ -36,21 +34,16 @@ def main() -> None:
     arguments = parser.parse_args()
     ways = dict(list(WAYS.items())[: arguments.ways])
     print(f"{machine()}, one thread; {COMMON}\n")
-    print("| network | way | seeds | top-1 | MACs removed | parameters removed | training MACs removed | training time |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| network | way | seeds | top-1 | MACs removed | parameters removed | training MACs removed |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for network in arguments.networks.split(","):
-        seconds: dict[str, float] = {}
         for number, (way, flags) in enumerate(ways.items()):
-            found: list[Result] = []
+            found = []
             for seed in NETWORKS[network].split(","):
-                name = f"{network}-{number}-s{seed}"
                 own = [*COMMON.split(), "--model", network, "--data-dir", str(arguments.data), "--seed", seed, *flags.split()]
-                found.append(train(arguments.folder, name, own, threads=1))
-                seconds[name] = cpu_seconds(arguments.folder, name)
-            times = [seconds[result.name] / seconds[result.name.replace(f"-{number}-s", "-0-s")] for result in found]
+                found.append(train(arguments.folder, f"{network}-{number}-s{seed}", own, threads=1))
             shares = " | ".join(removed(found, share) for share in ("macs_left", "params_left", "train_macs_left"))
-            label = f"{network} | {way} | {NETWORKS[network]}"
-            print(f"| {label} | {top1_spread(found)} | {shares} | {statistics.mean(times):.2f} |", flush=True)
+            print(f"| {network} | {way} | {NETWORKS[network]} | {top1_spread(found)} | {shares} |", flush=True)
 
 
 if __name__ == "__main__":
