@@ -40,7 +40,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> TrainState:
 
 def allocated(state: TrainState, graph: LayerGraph, images: int, file: Path) -> int:
     """Bytes that torch's allocator had given out at the peak of two real steps, the network included."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         step = TrainingStep(graph, Conditions.of(state.config, CPU).with_batch(images))
         step()
         step()
