@@ -10,14 +10,14 @@ from graphs import residual
 from networks import images_for, network, new_state
 from torch import nn
 
-from prunetrain.errors import CheckpointError, ConfigError, OutputError
+from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.methods.masks import Masks
 from prunetrain.methods.registry import decide
 from prunetrain.methods.semi_structured import keep_two_of_four
 from prunetrain.sparse.csr import csr_matrix, sparsity, to_csr
-from prunetrain.sparse.layers import SparseConv2d, SparseLinear, weight_sparsity, with_sparse_layers
+from prunetrain.sparse.layers import SparseConv2d, SparseLinear, with_sparse_layers
 from prunetrain.sparse.semi_structured import check_device, follows_two_of_four, with_semi_structured_layers
-from prunetrain.sparse.storage import file_sizes, load_sparse, packed, save_sparse
+from prunetrain.sparse.storage import file_sizes, load_sparse, packed, sparse_bytes
 
 
 def pruned(rate: float) -> dict[str, torch.Tensor]:
@@ -53,7 +53,7 @@ def test_columns_outside_are_refused(columns: list[int]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_what_is_read_is_what_was_saved(tmp_path: Path, rate: float, dtype: torch.dtype) -> None:
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in pruned(rate).items()}
-    save_sparse(tmp_path / "weights.pt", state)
+    (tmp_path / "weights.pt").write_bytes(sparse_bytes(state))
     read = load_sparse(tmp_path / "weights.pt")
     assert list(read) == list(state)
     for name, tensor in state.items():
@@ -76,7 +76,7 @@ def test_sizes_of_files(tmp_path: Path) -> None:
     state = {"fc.weight": torch.zeros(1000, 1000)}
     state["fc.weight"].view(-1)[::10] = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
     sizes = file_sizes(state)
-    save_sparse(tmp_path / "sparse.pt", state)
+    (tmp_path / "sparse.pt").write_bytes(sparse_bytes(state))
     torch.save(state, tmp_path / "dense.pt")
     assert sizes.csr == pytest.approx((tmp_path / "sparse.pt").stat().st_size, rel=1e-3)
     assert sizes.dense == pytest.approx((tmp_path / "dense.pt").stat().st_size, rel=1e-3)
@@ -121,8 +121,6 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load_sparse(tmp_path / "text.pt")
     with pytest.raises(CheckpointError, match="no such file"):
         load_sparse(tmp_path / "absent.pt")
-    with pytest.raises(OutputError):
-        save_sparse(tmp_path / "text.pt" / "weights.pt", pruned(0.5))
 
 
 # Layers.
@@ -164,7 +162,6 @@ def test_a_network_with_sparse_layers() -> None:
     assert (kinds.count(SparseConv2d), kinds.count(SparseLinear), kinds.count(nn.Conv2d)) == (5, 1, 1)
     assert not any(isinstance(layer, SparseConv2d | SparseLinear) for layer in model.modules())
     assert with_sparse_layers(model, least=0.99).state_dict().keys() == model.state_dict().keys()
-    assert weight_sparsity(network(graph, pruned(0.9))) == pytest.approx(0.9, abs=0.001)
 
 
 # 2:4.

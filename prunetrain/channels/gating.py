@@ -27,12 +27,11 @@ _SAME_TYPE = "torch.Tensor.type_as"
 
 @dataclass(frozen=True)
 class Gated:
-    """A network with gates: `sources` say where its tensors came from, `gates` how many reads and writes became narrower."""
+    """A network with gates: `sources` say where its tensors came from."""
 
     graph: LayerGraph
     state: dict[str, Tensor]
     sources: dict[str, Source]
-    gates: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,6 @@ class _Gates:
         self._made: dict[str, Tensor] = {}
         self._steps: list[Step] = []
         self._new: dict[Value, Value] = {Value(0): Value(0)}
-        self._gates = 0
         self._reading = {value: kept for value, step in graph.results() if (kept := self._reads(step)) is not None}
         self._writing = {value: write for value, step in graph.results() if (write := self._writes(value, step)) is not None}
 
@@ -96,7 +94,7 @@ class _Gates:
         kept = {name: source.gather(self._state[source.name]) for name, source in self._sources.items() if name not in self._made}
         declared_first = {name: self._made[name] for name in (tensor.name for tensor in graph.declared) if name in self._made}
         state = declared_first | kept
-        return Gated(graph, state, self._sources, self._gates)
+        return Gated(graph, state, self._sources)
 
     def _add(self, step: Step) -> Value:
         self._steps.append(step)
@@ -212,7 +210,6 @@ class _Gates:
         layer, read = self._layers[step.layer or ""], step.inputs()[0]
         source = self._new[read]
         self._cut_rows(layer, "in", kept)
-        self._gates += 1
         before = self._maker(read)
         if (
             before is not None
@@ -234,7 +231,6 @@ class _Gates:
         self._cut_rows(conv, "out", kept)
         if norm is not None:
             self._cut_rows(norm, "features", kept)
-        self._gates += 1
         end = norm or conv
         if step.target == "torch.index_add":
             taken = torch.tensor(self._declared.pop(step["index"].name).values)

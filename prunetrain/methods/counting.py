@@ -59,13 +59,3 @@ def rates_of_rounds(rate: float, rounds: int) -> Sequence[float]:
     if rounds < 1:
         raise ConfigError(f"rounds must be 1 or more, not {rounds}")
     return [1 - (1 - rate) ** (number / rounds) for number in range(1, rounds)] + [rate]
-
-
-def rate_after(share: float, rounds: int) -> float:
-    """The rate when `rounds` rounds have each removed a share of what remained: 20% three times is 48.8%.
-
-    Raises:
-        ConfigError: for a share outside [0, 1).
-    """
-    check_rate(share, "share")
-    return 1 - (1 - share) ** rounds

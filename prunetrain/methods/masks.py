@@ -58,11 +58,6 @@ class Masks:
     def _masked(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.masked_fill(~self.keep[name].to(tensor.device), 0)
 
-    def within(self, other: "Masks") -> "Masks":
-        """What stays in both."""
-        both = {name: mask & other.keep[name] if name in other.keep else mask for name, mask in self.keep.items()}
-        return Masks({**other.keep, **both})
-
     def cut(self, sources: Mapping[str, Source]) -> "Masks":
         """The masks of a smaller network, whose tensors came from `sources`."""
         return Masks({name: source.gather(self.keep[source.name]) for name, source in sources.items() if source.name in self.keep})

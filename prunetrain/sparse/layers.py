@@ -5,7 +5,6 @@ that is faster is another question: benchmarks/sparse_speed.py answers it.
 """
 
 from copy import deepcopy
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -85,10 +84,3 @@ def with_sparse_layers(model: nn.Module, least: float = 0.9) -> nn.Module:
             elif layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
                 model.set_submodule(name, SparseConv2d(layer))
     return model
-
-
-def weight_sparsity(model: nn.Module) -> float:
-    """The share of zeros among the weights of a network's linear layers and convs."""
-    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d)]
-    total = sum(prod(weight.shape) for weight in weights)
-    return sum(sparsity(weight) * weight.numel() for weight in weights) / total if total else 0.0

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from prunetrain.errors import CheckpointError
-from prunetrain.files import write_atomically
 from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.models.torch_files import load_torch_file
 from prunetrain.sparse.csr import csr_matrix, to_csr
@@ -38,21 +37,11 @@ class FileSizes:
     csr_zlib: int
 
 
-def save_sparse(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a state dict; tensors of two dimensions and more become compressed rows where that is smaller.
-
-    Raises:
-        OutputError: if the file cannot be written.
-    """
-    content = sparse_bytes(state)
-    write_atomically(path, lambda file: file.write(content))
-
-
 def load_sparse(path: Path) -> dict[str, Tensor]:
     """The state dict of a file, dense, on the CPU, in the order in which it was saved.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, or was not written by `save_sparse`.
+        CheckpointError: if the file is missing, damaged, or was not written from `sparse_bytes`.
     """
     try:
         content = load_torch_file(path)
@@ -69,7 +58,7 @@ def load_sparse(path: Path) -> dict[str, Tensor]:
 
 
 def sparse_bytes(state: Mapping[str, Tensor]) -> bytes:
-    """What `save_sparse` writes."""
+    """What `sparse_bytes` packs."""
     return _saved(packed(state))
 
 
