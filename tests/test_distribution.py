@@ -315,6 +315,18 @@ def test_sigterm_reaches_the_workers_and_none_outlives_the_launcher(tmp_path: Pa
     assert load_checkpoint(paths.last).progress.epoch >= 1
 
 
+@pytest.mark.parametrize(("rank", "finalized"), [({}, True), ({"RANK": "0"}, False)])
+def test_a_worker_ends_without_finalization(tmp_path: Path, rank: dict[str, str], finalized: bool) -> None:
+    """Whose threads of gloo would abort it now and then, with an error of C++."""
+    (tmp_path / "sitecustomize.py").write_text("import atexit; atexit.register(print, 'finalized')")  # before all others, so called last
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"} | {"PYTHONPATH": str(tmp_path)} | rank
+    for flag, code in (("--version", 0), ("--versoin", 2)):
+        command = [sys.executable, "-m", "prunetrain", flag]
+        ended = subprocess.run(command, cwd=TOP, env=environment, check=False, capture_output=True, text=True)
+        assert (ended.returncode, ended.stdout.endswith("finalized\n")) == (code, finalized)
+        assert (ended.stderr if code else ended.stdout).startswith("error: " if code else "prunetrain 0.")
+
+
 def test_an_error_of_one_worker_is_told_once_and_ends_all(tmp_path: Path) -> None:
     folder = images_of(tmp_path / "images")
     damaged = folder / "train" / "b" / "3.png"
