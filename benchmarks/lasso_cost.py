@@ -3,8 +3,9 @@
     python benchmarks/lasso_cost.py --model resnet32 --batch-size 128 --rounds 15
 
 Out: a Markdown table. The variants take turns, round after round, so that a busy machine slows all alike; each figure is the median over
-rounds of (step with the penalty) / (step without) - 1, with its quartiles. `alone` times the penalty's own code, without a step around it.
-One thread is timed by its CPU time.
+rounds of (step with the penalty) / (step without) - 1, with its quartiles. `alone` times the penalty's own code, without a step around it;
+`in a run` is its share of all steps there, where the proximal step is taken in one of `--lasso-interval`. One thread is timed by its
+CPU time.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunetrain.channels.spaces import find_spaces
+from prunetrain.config import TrainConfig
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
 from prunetrain.graph.trace import trace_with_state
@@ -66,13 +68,14 @@ def main() -> None:
     what = f"{arguments.model}, batch {arguments.batch_size}, {precision}"
     clock = ", CPU time" if arguments.threads == 1 else ""
     print(f"{what}; {machine()}, {arguments.threads} threads{clock}; {arguments.rounds} rounds\n")
-    print("| penalty | share of a step, median (quartiles) | alone, share of a step |\n| --- | --- | --- |")
+    print("| penalty | share of a step, median (quartiles) | alone, share of a step | in a run |\n| --- | --- | --- | --- |")
     for name, times in seconds.items():
         if name == "none":
             continue
         low, middle, high = statistics.quantiles((t / b - 1 for t, b in zip(times[1:], base, strict=True)), n=4)
-        lone_share = f"{statistics.median(own[name][1:]) / statistics.median(base):.2%}" if name in own else ""
-        print(f"| {name} | {middle:+.2%} ({low:+.2%} to {high:+.2%}) | {lone_share} |")
+        share = statistics.median(own[name][1:]) / statistics.median(base)
+        in_a_run = share / TrainConfig.lasso_interval if "proximal" in name else share
+        print(f"| {name} | {middle:+.2%} ({low:+.2%} to {high:+.2%}) | {share:.2%} | {in_a_run:.2%} |")
 
 
 class _Bench:

@@ -77,6 +77,7 @@ class TrainConfig:
     )
     lasso_groups: str = setting("coupled", "Groups of the lasso: filters and input slices, or channels.", choices=("slices", "coupled"))
     lasso_step: str = setting("proximal", "How the lasso acts: in the gradient, or after each step.", choices=("subgradient", "proximal"))
+    lasso_interval: int = setting(8, "Training steps between two proximal steps, each of which is as large as so many.")
     method: str = setting(
         "group-lasso", "What makes the network smaller: the group lasso, or a method that it is compared with.", choices=METHODS
     )
@@ -241,6 +242,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # from, up to and including
     "target_by": (0, 1),
     "warmup_epochs": (0, 1_000_000),
     "prune_interval": (1, 1_000_000),
+    "lasso_interval": (1, 1_000_000),
     "workers": (0, 1024),
     "keep": (0, 1_000_000),
     "norm_share": (0, 1),

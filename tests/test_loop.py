@@ -14,10 +14,13 @@ from torch.amp import GradScaler
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunetrain.channels.spaces import find_spaces
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import load_network
 from prunetrain.paths import RunPaths
+from prunetrain.regularizers.fading import Fading
+from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.environment import Environment
@@ -135,6 +138,40 @@ def test_proximal_step_shrinks_after_the_step(images: Path, tmp_path: Path) -> N
     rows, columns = ((1 - amount / moved.norm(dim=dim, keepdim=True)).clamp(min=0) for dim in (1, 0))
     torch.testing.assert_close(start.state.model.get_parameter("fc2.weight").detach(), moved * rows * columns)
     assert float(rows.max()) < 1
+
+
+@pytest.mark.parametrize(("interval", "acts"), [(3, {3: 3, 5: 2}), (1, dict.fromkeys(range(1, 6), 1)), (8, {5: 5})])
+def test_the_lasso_acts_every_few_steps_and_at_the_end(images: Path, tmp_path: Path, interval: int, acts: dict[int, int]) -> None:
+    """`acts`: after which of the 5 steps of an epoch, and for how many."""
+    start = Start(images, tmp_path, lasso_step="proximal", lasso_interval=interval, prune_interval=1, momentum=0.5, weight_decay=0.0)
+    start.state.progress = replace(start.state.progress, fading=[200, 203])
+    start.train()
+    model = start.model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+    graph, weights = start.state.graph, dict(model.named_parameters())
+    lasso = GroupLasso(graph, find_spaces(graph), weights, groups=start.config.lasso_groups)
+    fading = Fading(graph, find_spaces(graph), weights, [200, 203])
+    for step, (batch, labels) in enumerate(start.batches(), start=1):
+        F.cross_entropy(model(batch), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step in acts:
+            assert start.state.progress.lasso_strength
+            lasso.shrink_(acts[step] * 0.1 / (1 - 0.5) * start.state.progress.lasso_strength)
+            fading.scale_((5 - step) / (5 - step + acts[step]))
+    for name, weight in weights.items():
+        torch.testing.assert_close(start.state.model.get_parameter(name), weight)
+    assert sum(not row.any() for row in weights["fc1.weight"]) == 2
+
+
+def test_the_lasso_goes_on_where_a_checkpoint_left_it(images: Path, tmp_path: Path) -> None:
+    whole, halves = (Start(images, tmp_path / name, lasso_interval=2) for name in ("whole", "halves"))
+    whole.train()
+    for action in (Action.SAVE, Action.GO_ON):  # stops after the first step, in the middle of two
+        train_one_epoch(halves.state, halves.data, Recorder(), lambda action=action: action)  # type: ignore[misc]
+    assert halves.state.progress.step == 5
+    for one, other in zip(whole.state.model.parameters(), halves.state.model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_dead_groups_are_exact_zeros(images: Path, tmp_path: Path) -> None:

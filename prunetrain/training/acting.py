@@ -4,13 +4,10 @@ In: a run. Out: a `TrainingMethod` for the loop, and the state to go on from. Be
 or filters are pruned softly; afterwards masks hold.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from prunetrain import methods
 from prunetrain.config import TrainConfig
@@ -24,10 +21,6 @@ from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Options
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
 from prunetrain.methods.soft_filters import SoftFilters
-from prunetrain.training.optimizers import lasso_pull
-
-if TYPE_CHECKING:
-    from prunetrain.training.state import TrainState
 
 _ROUND, _SETTLED, _EARLY = "round", "settled", "early"
 _SIZE = "channels of "
@@ -150,34 +143,3 @@ def _before_pruning(config: TrainConfig, graph: LayerGraph, weights: Mapping[str
 def copied(model: nn.Module) -> dict[str, Tensor]:
     """A network's state dict, which training does not change."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-class Lasso(Idle):
-    """The group lasso as a `TrainingMethod`. Its lambda is in the run's progress, and is set at the first batch."""
-
-    def __init__(self, state: "TrainState") -> None:
-        assert state.lasso is not None
-        self._state = state
-        self._lasso = state.lasso
-
-    def after_backward_(self, loss: Tensor) -> None:
-        """Set lambda, if this is the first batch whose loss is finite; add the gradient."""
-        state = self._state
-        if state.progress.lasso_strength is None:
-            mean = state.environment.ranks.mean(float(loss), state.device)
-            if not math.isfinite(mean):  # an overflow of float16, whose step is skipped
-                return
-            strength = self._lasso.strength_for(state.config.penalty_ratio, mean)
-            state.progress = replace(state.progress, lasso_strength=strength)
-        if state.config.lasso_step == "subgradient":
-            self._lasso.add_gradient_(self.strength)
-
-    def after_step_(self, optimizer: Optimizer, skipped: Tensor | None = None) -> None:
-        """Shrink the groups."""
-        if self._state.config.lasso_step == "proximal":
-            self._lasso.shrink_(lasso_pull(optimizer, self.strength), unless=skipped)
-
-    @property
-    def strength(self) -> float:
-        """Lambda."""
-        return self._state.progress.lasso_strength or 0.0

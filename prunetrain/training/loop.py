@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prunetrain.graph.costs import TRAIN_TO_FORWARD
+from prunetrain.methods.in_training import TrainingMethod
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Agreement, Ranks
 from prunetrain.training.events import Observer
+from prunetrain.training.lasso import Lasso
 from prunetrain.training.outputs import logits_of, loss_of
-from prunetrain.training.penalty import fading_of, follow_course, steps_to_cut
+from prunetrain.training.penalty import follow_course
 from prunetrain.training.state import TrainState, mixed_seed
 from prunetrain.training.stopping import Action
 
@@ -61,11 +63,9 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, wis
         follow_course(state)
         torch.manual_seed(mixed_seed(config.seed, progress.epoch, ranks.rank))
     agreement, action = Agreement(ranks), Action.GO_ON
-    fading, steps_left = fading_of(state), steps_to_cut(state, data)
+    method = Lasso(state, state.lasso, data.steps_per_epoch(state.batch_size)) if state.lasso else state.acting.method
     for images, labels in data.train_batches(progress.epoch, state.batch_size, start=step, share=state.environment.share):
-        loss, correct = _train_step(state, images, labels)
-        if fading:
-            fading.scale_(1 - 1 / (steps_left - step))  # norms fall in a straight line, to zero with the last step
+        loss, correct = _train_step(state, method, images, labels)
         running.add(loss, correct, len(labels))
         step += 1
         observer.stepped(progress.epoch + 1, step)
@@ -128,13 +128,12 @@ def _losses(sums: dict[str, float]) -> list[float]:
     return [sums[key] for key in takewhile(sums.__contains__, _loss_keys())]
 
 
-def _train_step(state: TrainState, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _train_step(state: TrainState, method: TrainingMethod, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """One optimizer step; returns the mean cross-entropy and the number of right guesses, both still on the device."""
     with state.autocast():
         outputs = state.forward(state.to_memory_format(images))
         loss = loss_of(outputs, labels, aux_weight=state.config.aux_weight, label_smoothing=state.config.label_smoothing)
     torch.autograd.backward(state.scaler.scale(loss))
-    method = state.method
     state.scaler.unscale_(state.optimizer)
     method.after_backward_(loss.detach())
     scale = _scale(state)

@@ -9,7 +9,6 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from prunetrain.config import TrainConfig
-from prunetrain.regularizers.group_lasso import pull
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
@@ -63,8 +62,3 @@ def lr_factor(config: TrainConfig, steps_per_epoch: int, growth: float = 1.0) ->
         return growth
 
     return factor
-
-
-def lasso_pull(optimizer: Optimizer, strength: float) -> float:
-    """How far the lasso moves a group's norm in one step (`group_lasso.pull`)."""
-    return strength * pull(optimizer, optimizer.param_groups[0])

@@ -10,11 +10,9 @@ Without a target, lambda stays what it was at the first batch. With one, the wea
 from dataclasses import replace
 from math import ceil
 
-from prunetrain.channels.spaces import find_spaces
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
-from prunetrain.regularizers.fading import Fading, choose_channels
-from prunetrain.training.data import DataSource
+from prunetrain.regularizers.fading import choose_channels
 from prunetrain.training.state import TrainState
 
 AUTO_MULTIPLE = 8  # of channels that fade with `--round-to auto`: ragged counts are often slow, and what is rounded up would fade in vain
@@ -69,17 +67,3 @@ def follow_course(state: TrainState) -> None:
             lambda: choose_channels(state.graph, weights, macs, criterion=config.criterion, granularity=granularity)
         )
     state.progress = replace(progress, lasso_strength=strength, fading=fading)
-
-
-def fading_of(state: TrainState) -> Fading | None:
-    """The channels on their way out, if there are any."""
-    if not state.progress.fading:
-        return None
-    return Fading(state.graph, find_spaces(state.graph), dict(state.model.named_parameters()), state.progress.fading)
-
-
-def steps_to_cut(state: TrainState, data: DataSource) -> int:
-    """Steps from the start of this epoch to the next reconfiguration."""
-    epoch, interval = state.progress.epoch, state.config.prune_interval
-    end = min(state.config.epochs, epoch - epoch % interval + interval)
-    return (end - epoch) * data.steps_per_epoch(state.batch_size)

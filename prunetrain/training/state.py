@@ -28,13 +28,12 @@ from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.trace import trace_with_state
-from prunetrain.methods.in_training import TrainingMethod
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
 from prunetrain.models import build, weights
 from prunetrain.models.assembling import assemble
 from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
 from prunetrain.regularizers.group_lasso import GroupLasso
-from prunetrain.training.acting import Acting, Lasso, acting_in, copied
+from prunetrain.training.acting import Acting, acting_in, copied
 from prunetrain.training.batch_norm import synchronise
 from prunetrain.training.checkpoints import Checkpoint, Progress, load_checkpoint, read_network_of, restore_rng, rng_state, save_checkpoint
 from prunetrain.training.data import DataSource
@@ -80,11 +79,6 @@ class TrainState:
     def device(self) -> torch.device:
         """Where this process computes."""
         return self.environment.device
-
-    @property
-    def method(self) -> TrainingMethod:
-        """What acts in a training step."""
-        return Lasso(self) if self.lasso else self.acting.method
 
     @property
     def batch_size(self) -> int:

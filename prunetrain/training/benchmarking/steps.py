@@ -61,7 +61,7 @@ class Inference:
 
 
 class LassoStep:
-    """What the group lasso (coupled, proximal) adds to a training step of a model, which it shrinks by next to nothing."""
+    """A proximal step of the group lasso (coupled) of a model, which it shrinks by next to nothing; training takes one every few steps."""
 
     def __init__(self, graph: LayerGraph, model: nn.Module) -> None:
         self._lasso = GroupLasso(graph, find_spaces(graph), dict(model.named_parameters()), groups=TrainConfig.lasso_groups)

@@ -1,0 +1,75 @@
+"""The group lasso, and the channels that fade, in a run's training steps.
+
+In: a run at some step of an epoch. Out: its gradients or weights changed, and lambda at the first batch.
+
+The proximal step reads and writes every weight, whatever the batch; so it is taken every `lasso_interval` steps and at the end of every
+epoch, as large as that many (ProxSkip, arXiv 2202.09357, takes the proximal step in one of 1 / p steps, 1 / p times as large). Fading
+follows its straight line at the same steps. Which these are is a function of the step alone, so that a resumed run takes the same ones.
+"""
+
+import math
+from dataclasses import replace
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from prunetrain.channels.spaces import find_spaces
+from prunetrain.methods.in_training import Idle
+from prunetrain.regularizers.fading import Fading
+from prunetrain.regularizers.group_lasso import GroupLasso, pull
+from prunetrain.training.state import TrainState
+
+
+class Lasso(Idle):
+    """The group lasso as a `TrainingMethod`, for what is left of an epoch.
+
+    Args:
+        state: the run, at the step that comes next; its lambda is set at the first batch of all.
+        lasso: of its network.
+        steps: of the whole epoch.
+    """
+
+    def __init__(self, state: TrainState, lasso: GroupLasso, steps: int) -> None:
+        self._state = state
+        self._lasso = lasso
+        self._steps = steps
+        self._done = state.progress.step
+        self._steps_to_cut = _epochs_to_cut(state) * steps
+        channels = state.progress.fading
+        self._fading = Fading(state.graph, find_spaces(state.graph), dict(state.model.named_parameters()), channels) if channels else None
+
+    def after_backward_(self, loss: Tensor) -> None:
+        """Set lambda, if this is the first batch whose loss is finite; add the gradient."""
+        state = self._state
+        if state.progress.lasso_strength is None:
+            mean = state.environment.ranks.mean(float(loss), state.device)
+            if not math.isfinite(mean):  # an overflow of float16, whose step is skipped
+                return
+            strength = self._lasso.strength_for(state.config.penalty_ratio, mean)
+            state.progress = replace(state.progress, lasso_strength=strength)
+        if state.config.lasso_step == "subgradient":
+            self._lasso.add_gradient_(self._strength)
+
+    def after_step_(self, optimizer: Optimizer, skipped: Tensor | None = None) -> None:
+        """Shrink the groups, and what fades, if it is time."""
+        self._done += 1
+        interval = self._state.config.lasso_interval
+        if self._done % interval and self._done < self._steps:
+            return
+        covered = (self._done - 1) % interval + 1  # steps since this was done last
+        if self._state.config.lasso_step == "proximal":
+            self._lasso.shrink_(covered * self._strength * pull(optimizer, optimizer.param_groups[0]), unless=skipped)
+        if self._fading:  # in a straight line, to zero with the last step
+            left = self._steps_to_cut - self._done
+            self._fading.scale_(left / (left + covered))
+
+    @property
+    def _strength(self) -> float:
+        """Lambda."""
+        return self._state.progress.lasso_strength or 0.0
+
+
+def _epochs_to_cut(state: TrainState) -> int:
+    """Epochs from the start of this one to the next reconfiguration."""
+    epoch, interval = state.progress.epoch, state.config.prune_interval
+    return min(state.config.epochs, epoch - epoch % interval + interval) - epoch
