@@ -1,6 +1,8 @@
 """A reconfiguration keeps what the network computes, its momentum and all else of a run; while it trains, and offline from a checkpoint."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,16 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.load import load_network, read_graph
 from prunetrain.paths import RunPaths
 from prunetrain.training import reconfiguration
+from prunetrain.training import state as state_module
 from prunetrain.training.checkpoints import load_checkpoint, save_checkpoint
 from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.evaluation import evaluate_checkpoint
+from prunetrain.training.events import Metrics
 from prunetrain.training.loop import evaluate, train_one_epoch
 from prunetrain.training.offline import reconfigure_checkpoint
 from prunetrain.training.reconfiguration import reconfigure
-from prunetrain.training.run import resume_run
+from prunetrain.training.run import resume_run, start_run
 from prunetrain.training.state import TrainState, new_state
 from prunetrain.training.stopping import Action
 
@@ -221,3 +225,35 @@ def test_offline_cut_that_finds_no_room_leaves_nothing(images: Path, tmp_path: P
     with largest_file(20_000), pytest.raises(OutputError, match="file too large"):
         reconfigure_checkpoint(state.run.last, {}, granularity=1)
     assert sorted(path.name for path in tmp_path.glob("*/*")) == ["x", "x"]
+
+
+def test_only_a_cut_builds_and_compiles_anew(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimizer, and the graphs that the compiler sees."""
+    compiled: list[object] = []
+    built: list[object] = []
+    graphs: list[int] = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        compiled.append(module)
+        return module.forward
+
+    def build(*args: Any) -> torch.optim.Optimizer:
+        built.append(args)
+        return builder(*args)
+
+    class Counter(Recorder):
+        """Counts the graphs that there were after every epoch instead."""
+
+        def epoch_ended(self, metrics: Metrics) -> None:
+            graphs.append(len(compiled))
+
+    compiler, builder = torch.compile, state_module.build_optimizer
+    monkeypatch.setattr(torch, "compile", lambda model: compiler(model, backend=backend))
+    monkeypatch.setattr(state_module, "build_optimizer", build)
+    counter = Counter()
+    start_run(settings(images, tmp_path, epochs=8, prune_interval=1, compile=True), counter)
+    cuts = [before != after for before, after in (event.change.params for event in counter.reconfigurations)]
+    assert cuts[:3] == [False, False, True]
+    assert len(built) == 1 + sum(cuts)
+    grew = [after > before for before, after in pairwise([0, *graphs])]
+    assert grew == [True, False, *cuts[2:]]

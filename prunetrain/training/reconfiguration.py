@@ -1,6 +1,7 @@
 """One reconfiguration of a run: select, cut, write, load. What comes back is the state that `--resume` would give.
 
-Of several processes the first selects, cuts and writes; then all load the same files, and compare what they loaded.
+Of several processes the first selects, cuts and writes; then all load the same files, and compare what they loaded. Where nothing was cut
+the run goes on as it is, so that neither its optimizer nor a compiled network is built anew.
 """
 
 import time
@@ -11,6 +12,7 @@ import torch
 
 from prunetrain.channels.selection import commonest
 from prunetrain.channels.slicing import Cut, gate, propose_cut, slice_optimizer_state
+from prunetrain.graph.load import read_graph, read_source, sha256_of
 from prunetrain.training.batch_size import choose_batch_size
 from prunetrain.training.checkpoints import Checkpoint
 from prunetrain.training.data import DataSource
@@ -18,7 +20,7 @@ from prunetrain.training.events import BatchChange, Change, Reconfiguration
 from prunetrain.training.granularity import choose_granularity
 from prunetrain.training.loop import evaluate, guesses
 from prunetrain.training.memory import restart_peak
-from prunetrain.training.state import TrainState, load_state, write_pair
+from prunetrain.training.state import TrainState, load_state, restore_generators, write_pair
 
 
 class Watch:
@@ -49,13 +51,25 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
     watch = Watch()
     checkpoint = state.checkpoint()
     path, change, batch = state.environment.ranks.on_first(lambda: _cut_and_write(state, data, checkpoint, watch))
-    after = load_state(path, state.config, data, state.environment)
+    after = load_state(path, state.config, data, state.environment) if batch or _is_new(path, state) else _renamed(state, checkpoint)
     restart_peak(after)
     watch.lap("load")
     top1 = _top1_after(state, after, data, val_top1)
     watch.lap("validate")
     change = replace(change, seconds={**change.seconds, **watch.seconds})
     return after, Reconfiguration(state.progress.epoch, change, after.network, (val_top1, top1), batch)
+
+
+def _is_new(checkpoint: Path, state: TrainState) -> bool:
+    """Whether the network that was written is another one than that which trains."""
+    return read_graph(state.run.network(state.progress.epoch)) != state.graph
+
+
+def _renamed(state: TrainState, checkpoint: Checkpoint) -> TrainState:
+    """The run on the network file of this epoch, which is that of the one before but for its header: nothing is built or compiled anew."""
+    restore_generators(checkpoint.rng, state.config.seed, state.progress, state.environment)
+    network = state.run.network(state.progress.epoch)
+    return replace(state, network=network, network_sha256=sha256_of(read_source(network)))
 
 
 def _top1_after(before: TrainState, after: TrainState, data: DataSource, val_top1: float) -> float:

@@ -319,7 +319,7 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
         if checkpoint.scaler:
             scaler.load_state_dict(checkpoint.scaler)
         acting = acting_in(config, graph, model, progress.epoch, checkpoint.method)
-        _restore_rng(checkpoint.rng, config.seed, progress, environment)
+        restore_generators(checkpoint.rng, config.seed, progress, environment)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: its optimizer's or method's state does not fit its network ({str(error).splitlines()[0]})"
@@ -330,6 +330,7 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
         raise CheckpointError(f"{path}: damaged, it fades channels that {network} does not have")
     if config.penalised:
         lasso = GroupLasso(graph, spaces, dict(model.named_parameters()), groups=config.lasso_groups)
+    forward = _compiled(environment.ranks.parallel(model, static_graph=device.type == "cuda" and not config.compile), config)
     return TrainState(
         config=config,
         run=run,
@@ -339,8 +340,8 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
         network=network,
         network_sha256=checkpoint.network_sha256,
         model=model,
-        forward=_compiled(environment.ranks.parallel(model, static_graph=device.type == "cuda" and not config.compile), config),
-        predict=_compiled(model, config),
+        forward=forward,
+        predict=forward if environment.ranks.world_size == 1 else _compiled(model, config),
         optimizer=optimizer,
         scheduler=scheduler,
         scaler=scaler,
@@ -360,7 +361,7 @@ def mixed_seed(seed: int, epoch: int, rank: int, step: int = 0) -> int:
     return (seed * 1_000_003 + epoch * 7_919 + rank * 15_485_863 + step * 32_452_843 + 1) % 2**63
 
 
-def _restore_rng(states: Mapping[str, Any], seed: int, progress: Progress, environment: Environment) -> None:
+def restore_generators(states: Mapping[str, Any], seed: int, progress: Progress, environment: Environment) -> None:
     """Put back this process's generators. With another number of processes than before, those after the first draw anew."""
     ranks, others = environment.ranks, states.get("others", [])
     if ranks.rank == 0:
