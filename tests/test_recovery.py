@@ -17,11 +17,13 @@ from torch import Tensor
 from prunetrain.config import TrainConfig
 from prunetrain.errors import BusyError, CheckpointError, DivergedError, NetworkFileError, OutputError
 from prunetrain.locking import locked
+from prunetrain.methods.in_training import TrainingMethod
 from prunetrain.paths import RunPaths
 from prunetrain.training import divergence, loop, run
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.recovery import keep_newest, newest_whole
 from prunetrain.training.run import Outcome, continue_run, resume_run, start_run
+from prunetrain.training.state import TrainState
 
 TOP = Path(__file__).parent.parent
 
@@ -264,8 +266,8 @@ class Breaking(Recorder):
         self.at, self.value = at, value
         step = loop._train_step
 
-        def broken(state: object, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            result = step(state, images, labels)
+        def broken(state: TrainState, method: TrainingMethod, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            result = step(state, method, images, labels)
             if (state.progress.epoch + 1, len(self.steps) % 10 + 1) == self.at:
                 next(state.model.parameters()).data[0, 0] = value
             return result

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,14 @@ from prunetrain.training.state import TrainState
 from prunetrain.training.stopping import SIGNALS, Action, Pacer, Requests, StopRequested, exit_code, stopping_on_signals
 
 TOP = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def as_without_nohup() -> Iterator[None]:
+    """Tests, and what they start, heed SIGHUP even where the tests themselves were started with nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="module")
