@@ -34,24 +34,29 @@ class Moves:
         return self.cut(pad(images, self.padding), torch.arange(len(images), device=images.device))
 
     def cut(self, padded: Tensor, chosen: Tensor) -> Tensor:
-        """The windows of some images, in one gather over a view of all windows.
+        """The windows of some images, row by row of one plain gather: several times as fast as indexing with one.
 
         Args:
             padded: what `pad` made of a set of images, (M, C, H + 2 * padding, W + 2 * padding).
             chosen: numbers of the images, (N,).
 
         Returns:
-            (N, C, H, W).
+            (N, C, H, W), in the memory format of `padded`.
         """
-        if self.padding:
-            height, width = (length - 2 * self.padding for length in padded.shape[2:])
-            windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (M, C, 2p + 1, 2p + 1, H, W), no copy
-            images = windows[chosen, :, self.top, self.left]
-        else:
-            images = padded[chosen]
+        if not padded.is_contiguous(memory_format=torch.channels_last):
+            padded = padded.contiguous()
+        count, channels, high, wide = padded.shape
+        height, width = high - 2 * self.padding, wide - 2 * self.padding
+        planes, depth = (channels, 1) if padded.is_contiguous() else (1, channels)  # memory: planes of rows of pixels of so many numbers
+        rows = padded.as_strided((count * planes * high * wide - width + 1, width * depth), (depth, 1))  # one from each pixel on
+        plane = chosen[:, None] * planes + torch.arange(planes, device=chosen.device)
+        corner = (plane * high + self.top[:, None]) * wide + self.left[:, None]
+        starts = corner[:, :, None] + torch.arange(height, device=chosen.device) * wide
+        images = rows.index_select(0, starts.flatten()).view(-1, planes, height, width, depth)
         if self.mirrored is not None:
-            images = torch.where(self.mirrored[:, None, None, None], images.flip(3), images)
-        return images
+            both = torch.cat([images, images.flip(3)])
+            images = both.index_select(0, torch.arange(len(chosen), device=chosen.device) + len(chosen) * self.mirrored)
+        return images[..., 0] if depth == 1 else images[:, 0].permute(0, 3, 1, 2)
 
 
 def pad(images: Tensor, padding: int) -> Tensor:

@@ -70,10 +70,6 @@ class Split:
     images: Tensor
     labels: Tensor
 
-    def to(self, device: torch.device) -> "Split":
-        """The same images on `device`."""
-        return Split(self.images.to(device), self.labels.to(device))
-
 
 @dataclass(frozen=True)
 class Statistics:

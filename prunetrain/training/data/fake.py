@@ -37,4 +37,5 @@ def load(config: TrainConfig, device: torch.device) -> InMemory:
         augmentation=Augmentation.natural(side, side) if config.augment else None,
         seed=config.seed,
         device=device,
+        channels_last=config.channels_last,
     )

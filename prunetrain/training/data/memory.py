@@ -24,19 +24,21 @@ class InMemory:
         augmentation: Augmentation | None,
         seed: int,
         device: torch.device,
+        channels_last: bool,
     ) -> None:
-        """Move both splits to `device`; `augmentation` None leaves training images as they are."""
+        """Move both splits to `device`, in the memory format that batches are to have; `augmentation` None leaves images as they are."""
         channels, height, width = train.images.shape[1:]
         self.input_shape = (channels, height, width)
         self.class_names = tuple(class_names)
         self.num_classes = len(self.class_names)
         self.num_train = len(train.labels)
         self.num_val = len(val.labels)
-        padding = augmentation.padding if augmentation else 0
-        self._train = Split(pad(train.images.to(device), padding), train.labels.to(device))  # once for all, not in every step
-        self._val = val.to(device)
+        self._augmentation = augmentation or Augmentation(padding=0, flip=False)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        padded = pad(train.images.to(device), self._augmentation.padding)  # once for all, not in every step
+        self._train = Split(padded.contiguous(memory_format=layout), train.labels.to(device))
+        self._val = Split(val.images.to(device).contiguous(memory_format=layout), val.labels.to(device))
         self._normalize = Normalizer(statistics, device)
-        self._augmentation = augmentation
         self._seed = seed
         self._device = device
 
@@ -44,12 +46,11 @@ class InMemory:
         """Shuffled, augmented batches from number `start` on. Order and moves of the whole epoch are drawn first, images gathered later."""
         generator = epoch_generator(self._seed, epoch)
         order = torch.randperm(self.num_train, generator=generator).to(self._device)
-        moves = self._augmentation.draw(self.num_train, generator).to(self._device) if self._augmentation else None
+        moves = self._augmentation.draw(self.num_train, generator).to(self._device)
         for step in range(start, self.steps_per_epoch(batch_size)):
             span = share.of(step * batch_size, (step + 1) * batch_size)
             chosen = order[span]
-            images = self._train.images[chosen] if moves is None else moves[span].cut(self._train.images, chosen)
-            yield self._normalize(images), self._train.labels[chosen]
+            yield self._normalize(moves[span].cut(self._train.images, chosen)), self._train.labels[chosen]
 
     def val_batches(self, batch_size: int, *, share: Share = WHOLE) -> Iterator[Batch]:
         """Every validation image once, in order."""

@@ -43,6 +43,7 @@ def load(config: TrainConfig, device: torch.device) -> InMemory:
         augmentation=Augmentation(natural.padding, flip=channels == 3) if config.augment else None,
         seed=config.seed,
         device=device,
+        channels_last=config.channels_last,
     )
 
 
@@ -57,6 +58,7 @@ def load_digits(config: TrainConfig, device: torch.device) -> InMemory:
         augmentation=Augmentation(padding=1, flip=False) if config.augment else None,
         seed=config.seed,
         device=device,
+        channels_last=config.channels_last,
     )
 
 

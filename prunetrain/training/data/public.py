@@ -70,6 +70,7 @@ def load(config: TrainConfig, device: torch.device) -> InMemory:
         augmentation=public.augmentation if config.augment else None,
         seed=config.seed,
         device=device,
+        channels_last=config.channels_last,
     )
 
 
