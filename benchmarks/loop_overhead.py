@@ -5,9 +5,9 @@
 Out: a Markdown table. By hand: batches that lie ready in memory, normalised and in the right memory format; autocast, cross-entropy,
 backward, fused SGD. Ours: `train_one_epoch`, with shuffling, crops and flips, the schedule, metrics and an observer; and the same with
 the coupled lasso and its proximal step. All take turns, step by step, in one process; a figure is the median over eight steps each (one
-has the proximal step) of (by hand) / (ours), so the throughput of ours in that of the loop by hand, with quartiles. On a CPU the process's own processor time counts, with one
-thread, so that other processes are not measured. On a GPU the device is waited for after every step of either, so what both could have
-prepared meanwhile is not seen.
+has the proximal step) of (by hand) / (ours), so the throughput of ours in that of the loop by hand, with quartiles. On a CPU the
+process's own processor time counts, with one thread, so that other processes are not measured. On a GPU the device is waited for after
+every step of either, so what both could have prepared meanwhile is not seen.
 """
 
 import argparse

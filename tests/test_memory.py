@@ -1,9 +1,6 @@
 """The estimate of a training step's memory: the counter by hand, and against what torch's allocator really gave out, network by network."""
 
 import json
-import platform
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -161,34 +158,3 @@ def test_gpu_that_is_too_small(state: TrainState, monkeypatch: pytest.MonkeyPatc
     on_gpu = replace(state, environment=Environment(torch.device("cuda")))
     assert step_memory(on_gpu, state.graph, 50) == OUT_OF_MEMORY
     assert (allocator.peak, allocator.released) == (100, 1)
-
-
-_ALLOCATIONS = """
-import resource, torch
-from prunetrain.training import allocator
-
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-
-def faults_of_twenty_steps():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        torch.ones(2**26, dtype=torch.uint8)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-found = [faults_of_twenty_steps()]
-allocator.keep_freed_memory()
-faults_of_twenty_steps()
-found += [faults_of_twenty_steps(), resident()]
-allocator.give_back_freed_memory()
-print(*found, resident())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
-def test_what_is_freed_is_kept_until_a_cut() -> None:
-    """In a process of its own, which has 64 MB for a moment again and again."""
-    ended = subprocess.run([sys.executable, "-c", _ALLOCATIONS], capture_output=True, text=True, check=True)
-    before, kept, resident, given_back = map(int, ended.stdout.split())
-    assert kept < before / 10  # pages that the system cleared anew
-    assert given_back < resident - 0.9 * 2**26

@@ -191,7 +191,7 @@ def signalling(function: Callable[..., Any], *, call: int = 1) -> Callable[..., 
         (reconfiguration, "propose_cut", 1, (1, 10)),
         (reconfiguration, "choose_granularity", 1, (1, 10)),
         (reconfiguration, "write_pair", 1, (1, 10)),
-        (reconfiguration, "after_cut", 1, (1, 10)),  # after the pair was written
+        (reconfiguration, "restart_peak", 1, (1, 10)),  # after the pair was written
         (TrainState, "save", 2, (2, 0)),
         (run, "append_line", 3, (3, 0)),
         (run, "append_line", 4, (4, 0)),  # the last one: nothing is left to stop

@@ -42,7 +42,6 @@ def command(
     graphs = [read_graph(path) for path in paths]
 
     from prunetrain.report import benchmarks
-    from prunetrain.training.allocator import keep_freed_memory
     from prunetrain.training.benchmarking import conditions, measuring, peaks, profiling
     from prunetrain.training.environment import choose_device
     from prunetrain.training.state import check_batch
@@ -51,8 +50,6 @@ def command(
     setting = conditions.Conditions.of(config, choose_device(config))
     for path, graph in zip(paths, graphs, strict=True):
         check_batch(graph, setting.batch_size, str(path))
-    if setting.device.type == "cpu":
-        keep_freed_memory()
     with conditions.threads(threads), setting.enough_memory():
         measured = measuring.measure(graphs, setting, rounds=rounds)
         described: dict[str, Any] = {

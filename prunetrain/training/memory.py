@@ -12,7 +12,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.training.allocator import give_back_freed_memory
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.memory import peak_memory
 from prunetrain.training.benchmarking.steps import TrainingStep
@@ -51,12 +50,10 @@ def available_memory(state: TrainState) -> float:
     return free + unused - _RESERVE * total
 
 
-def after_cut(state: TrainState) -> None:
-    """Let the allocator's record of its most memory begin anew, on a GPU; a process on a CPU has but one, and gives back what is free."""
+def restart_peak(state: TrainState) -> None:
+    """Let the allocator's record of its most memory begin anew, on a GPU; a process on a CPU has but one."""
     if is_measured(state):
         torch.cuda.reset_peak_memory_stats(state.device)
-    else:
-        give_back_freed_memory()
 
 
 def _measured(graph: LayerGraph, conditions: Conditions) -> float:

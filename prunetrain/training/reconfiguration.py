@@ -19,7 +19,7 @@ from prunetrain.training.data import DataSource
 from prunetrain.training.events import BatchChange, Change, Reconfiguration
 from prunetrain.training.granularity import choose_granularity
 from prunetrain.training.loop import evaluate, guesses
-from prunetrain.training.memory import after_cut
+from prunetrain.training.memory import restart_peak
 from prunetrain.training.state import TrainState, load_state, restore_generators, write_pair
 
 
@@ -52,7 +52,7 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
     checkpoint = state.checkpoint()
     path, change, batch = state.environment.ranks.on_first(lambda: _cut_and_write(state, data, checkpoint, watch))
     after = load_state(path, state.config, data, state.environment) if batch or _is_new(path, state) else _renamed(state, checkpoint)
-    after_cut(after)
+    restart_peak(after)
     watch.lap("load")
     top1 = _top1_after(state, after, data, val_top1)
     watch.lap("validate")

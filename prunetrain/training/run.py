@@ -15,7 +15,6 @@ from prunetrain.files import append_line
 from prunetrain.graph.costs import costs
 from prunetrain.models import short_name
 from prunetrain.paths import LAST, RunPaths, run_of_checkpoint
-from prunetrain.training.allocator import keep_freed_memory
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Ranks
@@ -207,8 +206,6 @@ def config_of(path: Path, given: dict[str, Any]) -> TrainConfig:
 def _train(state: TrainState, data: DataSource, observer: Observer, requests: Requests) -> Outcome:
     config, ranks = state.config, state.environment.ranks
     note_run(state.run.checkpoints)
-    if state.device.type == "cpu":
-        keep_freed_memory()
     if ranks.world_size > 1:
         each = state.environment.images_each(state.batch_size)
         observer.message(f"{ranks.world_size} workers: {each} images a step each, {state.batch_size} in all")
