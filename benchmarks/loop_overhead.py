@@ -25,12 +25,13 @@ from prunetrain.config import TrainConfig
 from prunetrain.graph.load import load_network
 from prunetrain.paths import RunPaths
 from prunetrain.training.benchmarking.rounds import Spread
+from prunetrain.training.creation import new_state
 from prunetrain.training.data import DataSource, fake, load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.events import Observer, Silent
 from prunetrain.training.loop import train_one_epoch
 from prunetrain.training.precision import autocast
-from prunetrain.training.state import TrainState, new_state
+from prunetrain.training.state import TrainState
 from prunetrain.training.stopping import Action
 
 BATCH = 128

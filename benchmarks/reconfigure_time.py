@@ -24,10 +24,11 @@ from prunetrain.channels.spaces import Role, find_spaces
 from prunetrain.config import TrainConfig
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import save_checkpoint
+from prunetrain.training.creation import new_state
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.offline import reconfigure_checkpoint
-from prunetrain.training.state import TrainState, new_state
+from prunetrain.training.state import TrainState
 
 
 def main() -> None:

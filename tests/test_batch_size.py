@@ -16,13 +16,14 @@ from prunetrain.paths import RunPaths
 from prunetrain.training import batch_size as batch_size_module
 from prunetrain.training.batch_size import choose_batch_size, largest_batch, upper_limit
 from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.creation import new_state
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.evaluation import evaluate_checkpoint
 from prunetrain.training.events import BatchChange, Metrics, Reconfiguration
 from prunetrain.training.offline import reconfigure_checkpoint
 from prunetrain.training.run import Outcome, resume_run, start_run
-from prunetrain.training.state import TrainState, load_state, new_state
+from prunetrain.training.state import TrainState, load_state
 
 CPU = torch.device("cpu")
 GROWING = {"batch_size": 8, "dynamic_batch": True, "max_batch_size": 48, "warmup_epochs": 1, "schedule": "cosine", "lr": 0.05}

@@ -27,6 +27,7 @@ from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, OutputError, WorkerError
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.creation import new_state
 from prunetrain.training.data import Batch, DataSource, load_data
 from prunetrain.training.data.base import Share
 from prunetrain.training.distribution import Agreement, Ranks
@@ -34,7 +35,7 @@ from prunetrain.training.environment import Environment
 from prunetrain.training.joining import STORE, PeerFailed, one_voice
 from prunetrain.training.loop import train_one_epoch
 from prunetrain.training.run import resume_run, start_run
-from prunetrain.training.state import TrainState, new_state
+from prunetrain.training.state import TrainState
 
 TOP = Path(__file__).parent.parent
 CPU = torch.device("cpu")

@@ -17,12 +17,13 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.paths import RunPaths, newest_run
 from prunetrain.training import granularity, reconfiguration
 from prunetrain.training.benchmarking.conditions import Conditions
+from prunetrain.training.creation import new_state
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.events import Silent
 from prunetrain.training.granularity import Effort, Timing, choose_granularity, measured_choice, pick
 from prunetrain.training.run import resume_run, start_run
-from prunetrain.training.state import TrainState, new_state
+from prunetrain.training.state import TrainState
 
 CPU = torch.device("cpu")
 ENOUGH = {"epoch_seconds": 1e4, "images_per_second": 16.0}  # a line of history after which all can be timed

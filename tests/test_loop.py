@@ -22,10 +22,11 @@ from prunetrain.paths import RunPaths
 from prunetrain.regularizers.fading import Fading
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.creation import new_state
 from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.loop import evaluate, evaluate_batches, train_one_epoch
-from prunetrain.training.state import TrainState, new_state
+from prunetrain.training.state import TrainState
 from prunetrain.training.stopping import Action
 
 CPU = torch.device("cpu")

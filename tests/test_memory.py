@@ -20,10 +20,11 @@ from prunetrain.training import memory
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.memory import LiveBytes
 from prunetrain.training.benchmarking.steps import TrainingStep
+from prunetrain.training.creation import new_state
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.memory import OUT_OF_MEMORY, available_memory, is_measured, step_memory
-from prunetrain.training.state import TrainState, new_state
+from prunetrain.training.state import TrainState
 
 CPU = torch.device("cpu")
 DEEP = {"resnet32", "resnet44", "resnet56", "resnet110"}  # more of resnet20's blocks, and slow

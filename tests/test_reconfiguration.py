@@ -19,6 +19,7 @@ from prunetrain.paths import RunPaths
 from prunetrain.training import reconfiguration
 from prunetrain.training import state as state_module
 from prunetrain.training.checkpoints import load_checkpoint, save_checkpoint
+from prunetrain.training.creation import new_state
 from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.evaluation import evaluate_checkpoint
@@ -27,7 +28,7 @@ from prunetrain.training.loop import evaluate, train_one_epoch
 from prunetrain.training.offline import reconfigure_checkpoint
 from prunetrain.training.reconfiguration import reconfigure
 from prunetrain.training.run import resume_run, start_run
-from prunetrain.training.state import TrainState, new_state
+from prunetrain.training.state import TrainState
 from prunetrain.training.stopping import Action
 
 CPU = torch.device("cpu")

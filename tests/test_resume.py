@@ -16,7 +16,7 @@ from torch import nn
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError
 from prunetrain.paths import RunPaths
-from prunetrain.training import state as state_module
+from prunetrain.training import creation
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.run import Outcome, resume_run, start_run
 
@@ -81,7 +81,7 @@ def test_dropout_resumes(images: Path, tmp_path: Path, monkeypatch: pytest.Monke
     def build(*args: object, **named: object) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 4))
 
-    monkeypatch.setattr(state_module, "build", build)
+    monkeypatch.setattr(creation, "build", build)
     whole = start_run(settings(images, tmp_path / "whole", epochs=2, penalty_ratio=0.2), Recorder())
     parts = start_run(settings(images, tmp_path / "parts", epochs=2, penalty_ratio=0.2), Recorder((1, 4)))
     assert_same_run(resume_run(parts.run.last, {}, Recorder()).run, whole.run)

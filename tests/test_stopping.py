@@ -18,7 +18,7 @@ from PIL import Image
 from runs import Recorder, arguments, assert_same_run, invoke, settings, write_images
 
 from prunetrain.paths import RunPaths
-from prunetrain.training import granularity, reconfiguration, run, state
+from prunetrain.training import creation, granularity, reconfiguration, run, state
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import worker_signals
 from prunetrain.training.environment import Environment
@@ -227,7 +227,7 @@ def test_a_signal_at_an_epochs_end(
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(Environment, "load_data"), (state, "build"), (state, "trace_with_state"), (state, "save_checkpoint"), (state, "load_state")],
+    [(Environment, "load_data"), (creation, "build"), (creation, "trace_with_state"), (state, "save_checkpoint"), (creation, "load_state")],
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_training_leaves_nothing(

@@ -43,8 +43,8 @@ def command(
 
     from prunetrain.report import benchmarks
     from prunetrain.training.benchmarking import conditions, measuring, peaks, profiling
+    from prunetrain.training.creation import check_batch
     from prunetrain.training.environment import choose_device
-    from prunetrain.training.state import check_batch
 
     config = build_config(given(params))
     setting = conditions.Conditions.of(config, choose_device(config))

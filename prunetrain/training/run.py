@@ -16,6 +16,7 @@ from prunetrain.graph.costs import costs
 from prunetrain.models import short_name
 from prunetrain.paths import LAST, RunPaths, run_of_checkpoint
 from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.creation import Creation, create_network, new_state
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.divergence import check_finite
@@ -28,7 +29,7 @@ from prunetrain.training.pruned_run import prune_in_training
 from prunetrain.training.pruning import is_due
 from prunetrain.training.reconfiguration import reconfigure
 from prunetrain.training.recovery import discard_unborn, keep_newest, make_newest, newest_whole
-from prunetrain.training.state import Creation, TrainState, create_network, load_state, new_state
+from prunetrain.training.state import TrainState, load_state
 from prunetrain.training.stopping import Action, Pacer, Requests, StopRequested, stopping_on_signals
 from prunetrain.training.stored import stored_config
 

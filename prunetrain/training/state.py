@@ -1,14 +1,13 @@
-"""A run in memory: network, optimizer and progress; built fresh from the settings, or loaded from a network file and a checkpoint.
+"""A run in memory: network, optimizer and progress, as a network file and a checkpoint have them (`creation.py` writes the first two).
 
 `load_state` is the one way back from disk: `--resume` and every reconfiguration go through it.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
-from math import prod
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from prunetrain.channels.spaces import find_spaces
-from prunetrain.config import TrainConfig, parse_arguments
+from prunetrain.config import TrainConfig
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.files import write_text
 from prunetrain.graph.costs import Costs, costs
@@ -27,11 +26,9 @@ from prunetrain.graph.memory import check_results_fit
 from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
 from prunetrain.graph.shapes import infer_shapes
-from prunetrain.graph.trace import trace_with_state
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
-from prunetrain.models import build, weights
 from prunetrain.models.assembling import assemble
-from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
+from prunetrain.paths import RunPaths
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.acting import Acting, acting_in, copied
 from prunetrain.training.batch_norm import synchronise
@@ -44,7 +41,6 @@ from prunetrain.training.optimizer_state import load_optimizer
 from prunetrain.training.optimizers import build_optimizer, build_scheduler
 from prunetrain.training.outputs import Outputs
 from prunetrain.training.precision import autocast
-from prunetrain.training.pruning import start_of
 
 _OF_A_MACHINE = ("data_dir", "download", "cache", "workers", "device", "output_dir")  # settings that may differ from machine to machine
 
@@ -143,121 +139,6 @@ class TrainState:
         """
         checkpoint = self.checkpoint()
         self.environment.ranks.on_first(lambda: save_checkpoint(path, checkpoint))
-
-
-class Creation(Protocol):
-    """Writes the first pair of files of a run, and returns the checkpoint's path. When `files` is left by an error, they go again."""
-
-    def __call__(
-        self,
-        config: TrainConfig,
-        run: RunPaths,
-        data: DataSource,
-        environment: Environment,
-        *,
-        say: Callable[[str], object],
-        files: ExitStack,
-    ) -> Path:
-        """See `new_state`."""
-        ...
-
-
-def create_network(
-    config: TrainConfig, run: RunPaths, data: DataSource, environment: Environment, *, say: Callable[[str], object], files: ExitStack
-) -> Path:
-    """A `Creation` of a network with random weights, or those of a file, flattened."""
-    torch.manual_seed(config.seed)
-    arguments = parse_arguments(config.model_args)
-    model = build(config.model, input_shape=data.input_shape, num_classes=data.num_classes, model_args=arguments)
-    if config.weights:
-        for line in weights.load_weights(model, Path(config.weights)).lines():
-            say(line)
-    traced = trace_with_state(model, torch.zeros(2, *data.input_shape))
-    _check_outputs(traced.graph, config, data)
-    _check_batch(traced.graph, config, environment)
-    free = files.enter_context(new_run(run.output_dir, run.name))
-    first = Checkpoint(
-        network="",
-        network_sha256="",
-        model=traced.state,
-        optimizer={},
-        parameters=[],
-        scaler={},
-        rng=rng_state(environment.device),
-        config=replace(config, name=free.name).to_dict(),
-        progress=Progress(),
-    )
-    pruned = start_of(config, traced.graph, first, traced.state)
-    if pruned.graph != traced.graph:
-        raise ConfigError(
-            f"{config.method} cuts, and a network is cut after an epoch of training at the earliest: give --prune-at 1 or more"
-        )
-    return write_pair(free, traced.graph, traced.graph, pruned.checkpoint)
-
-
-def new_state(
-    config: TrainConfig,
-    run: RunPaths,
-    data: DataSource,
-    environment: Environment,
-    *,
-    say: Callable[[str], object] = lambda line: None,
-    create: Creation = create_network,
-) -> TrainState:
-    """A run at its start: its first network file and checkpoint written, by rank 0; and read back, by all.
-
-    Args:
-        config: the settings; the run's name goes into them.
-        run: where it is to be; if another run is there, the next free name is taken.
-        data: decides the network's input and output.
-        environment: where to train.
-        say: is told what is worth a line, such as what was left out of a file of weights.
-        create: writes the first files.
-
-    Raises:
-        ConfigError: for a network that cannot be built or does not fit the data, and weights that do not fit it.
-        OutputError: if the files cannot be written.
-    """
-    environment.images_each(config.batch_size)
-    with ExitStack() as files:
-        path = environment.ranks.on_first(lambda: create(config, run, data, environment, say=say, files=files))
-        return load_state(path, replace(config, name=run_of_checkpoint(path).name), data, environment)
-
-
-def _check_outputs(graph: LayerGraph, config: TrainConfig, data: DataSource) -> None:
-    """Refuse a network that was not built for the data's number of classes, as a person's own file may be."""
-    shape = infer_shapes(graph)[graph.output.index][1:]
-    if shape != (data.num_classes,):
-        raise ConfigError(
-            f"{config.model} gives {'x'.join(map(str, shape))} numbers an image, and the data has {data.num_classes} classes: "
-            "it must return one logit a class, so let what makes it take num_classes"
-        )
-
-
-def _check_batch(graph: LayerGraph, config: TrainConfig, environment: Environment) -> None:
-    together = config.batch_size if config.sync_batch_norm else environment.images_each(config.batch_size)
-    check_batch(graph, together, config.model, workers=config.batch_size // together)
-
-
-def check_batch(graph: LayerGraph, images: int, name: str, *, workers: int = 1) -> None:
-    """Refuse batches of one image where BatchNorm would see one value a channel, which has no variance.
-
-    Args:
-        graph: the network.
-        images: a step, that each BatchNorm sees together.
-        name: how the message calls the network.
-        workers: among which a batch is shared.
-
-    Raises:
-        ConfigError: if it would.
-    """
-    shapes = infer_shapes(graph)
-    kinds = {f"self.{layer.name}": layer.kind for layer in graph.layers}
-    for value, step in graph.results():
-        if images == 1 and "BatchNorm" in kinds.get(step.target, "") and prod(shapes[value.index][2:]) == 1:
-            shared = f" of {workers} workers" if workers > 1 else ""
-            advice = f"use {2 * workers} or more"
-            raise ConfigError(f"--batch-size {workers}{shared} is too small for {name}, whose BatchNorm sees one value a channel: {advice}")
 
 
 def write_pair(run: RunPaths, graph: LayerGraph, dense: LayerGraph, checkpoint: Checkpoint) -> Path:

@@ -1,0 +1,141 @@
+"""How a run begins: its network built, or taken from a checkpoint, and its first pair of files written.
+
+In: settings, data. Out: the first network file and checkpoint on disk, and the `TrainState` that is read back from them.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from prunetrain.config import TrainConfig, parse_arguments
+from prunetrain.errors import ConfigError
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.shapes import infer_shapes
+from prunetrain.graph.trace import trace_with_state
+from prunetrain.models import build, weights
+from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
+from prunetrain.training.checkpoints import Checkpoint, Progress, rng_state
+from prunetrain.training.data import DataSource
+from prunetrain.training.environment import Environment
+from prunetrain.training.pruning import start_of
+from prunetrain.training.state import TrainState, load_state, write_pair
+
+
+class Creation(Protocol):
+    """Writes the first pair of files of a run, and returns the checkpoint's path. When `files` is left by an error, they go again."""
+
+    def __call__(
+        self,
+        config: TrainConfig,
+        run: RunPaths,
+        data: DataSource,
+        environment: Environment,
+        *,
+        say: Callable[[str], object],
+        files: ExitStack,
+    ) -> Path:
+        """See `new_state`."""
+        ...
+
+
+def create_network(
+    config: TrainConfig, run: RunPaths, data: DataSource, environment: Environment, *, say: Callable[[str], object], files: ExitStack
+) -> Path:
+    """A `Creation` of a network with random weights, or those of a file, flattened."""
+    torch.manual_seed(config.seed)
+    arguments = parse_arguments(config.model_args)
+    model = build(config.model, input_shape=data.input_shape, num_classes=data.num_classes, model_args=arguments)
+    if config.weights:
+        for line in weights.load_weights(model, Path(config.weights)).lines():
+            say(line)
+    traced = trace_with_state(model, torch.zeros(2, *data.input_shape))
+    _check_outputs(traced.graph, config, data)
+    _check_batch(traced.graph, config, environment)
+    free = files.enter_context(new_run(run.output_dir, run.name))
+    first = Checkpoint(
+        network="",
+        network_sha256="",
+        model=traced.state,
+        optimizer={},
+        parameters=[],
+        scaler={},
+        rng=rng_state(environment.device),
+        config=replace(config, name=free.name).to_dict(),
+        progress=Progress(),
+    )
+    pruned = start_of(config, traced.graph, first, traced.state)
+    if pruned.graph != traced.graph:
+        raise ConfigError(
+            f"{config.method} cuts, and a network is cut after an epoch of training at the earliest: give --prune-at 1 or more"
+        )
+    return write_pair(free, traced.graph, traced.graph, pruned.checkpoint)
+
+
+def new_state(
+    config: TrainConfig,
+    run: RunPaths,
+    data: DataSource,
+    environment: Environment,
+    *,
+    say: Callable[[str], object] = lambda line: None,
+    create: Creation = create_network,
+) -> TrainState:
+    """A run at its start: its first network file and checkpoint written, by rank 0; and read back, by all.
+
+    Args:
+        config: the settings; the run's name goes into them.
+        run: where it is to be; if another run is there, the next free name is taken.
+        data: decides the network's input and output.
+        environment: where to train.
+        say: is told what is worth a line, such as what was left out of a file of weights.
+        create: writes the first files.
+
+    Raises:
+        ConfigError: for a network that cannot be built or does not fit the data, and weights that do not fit it.
+        OutputError: if the files cannot be written.
+    """
+    environment.images_each(config.batch_size)
+    with ExitStack() as files:
+        path = environment.ranks.on_first(lambda: create(config, run, data, environment, say=say, files=files))
+        return load_state(path, replace(config, name=run_of_checkpoint(path).name), data, environment)
+
+
+def _check_outputs(graph: LayerGraph, config: TrainConfig, data: DataSource) -> None:
+    """Refuse a network that was not built for the data's number of classes, as a person's own file may be."""
+    shape = infer_shapes(graph)[graph.output.index][1:]
+    if shape != (data.num_classes,):
+        raise ConfigError(
+            f"{config.model} gives {'x'.join(map(str, shape))} numbers an image, and the data has {data.num_classes} classes: "
+            "it must return one logit a class, so let what makes it take num_classes"
+        )
+
+
+def _check_batch(graph: LayerGraph, config: TrainConfig, environment: Environment) -> None:
+    together = config.batch_size if config.sync_batch_norm else environment.images_each(config.batch_size)
+    check_batch(graph, together, config.model, workers=config.batch_size // together)
+
+
+def check_batch(graph: LayerGraph, images: int, name: str, *, workers: int = 1) -> None:
+    """Refuse batches of one image where BatchNorm would see one value a channel, which has no variance.
+
+    Args:
+        graph: the network.
+        images: a step, that each BatchNorm sees together.
+        name: how the message calls the network.
+        workers: among which a batch is shared.
+
+    Raises:
+        ConfigError: if it would.
+    """
+    shapes = infer_shapes(graph)
+    kinds = {f"self.{layer.name}": layer.kind for layer in graph.layers}
+    for value, step in graph.results():
+        if images == 1 and "BatchNorm" in kinds.get(step.target, "") and prod(shapes[value.index][2:]) == 1:
+            shared = f" of {workers} workers" if workers > 1 else ""
+            advice = f"use {2 * workers} or more"
+            raise ConfigError(f"--batch-size {workers}{shared} is too small for {name}, whose BatchNorm sees one value a channel: {advice}")
