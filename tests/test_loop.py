@@ -21,6 +21,7 @@ from prunetrain.graph.load import load_network
 from prunetrain.paths import RunPaths
 from prunetrain.regularizers.fading import Fading
 from prunetrain.regularizers.group_lasso import GroupLasso
+from prunetrain.training import lasso as lasso_module
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import DataSource, load_data
@@ -141,9 +142,31 @@ def test_proximal_step_shrinks_after_the_step(images: Path, tmp_path: Path) -> N
     assert float(rows.max()) < 1
 
 
-@pytest.mark.parametrize(("interval", "acts"), [(3, {3: 3, 5: 2}), (1, dict.fromkeys(range(1, 6), 1)), (8, {5: 5})])
-def test_the_lasso_acts_every_few_steps_and_at_the_end(images: Path, tmp_path: Path, interval: int, acts: dict[int, int]) -> None:
-    """`acts`: after which of the 5 steps of an epoch, and for how many."""
+EVERY_STEP = dict.fromkeys(range(1, 6), 1)
+
+
+@pytest.mark.parametrize(
+    ("interval", "smooth", "acts", "fades"),
+    [
+        (3, 0, {3: 3, 5: 2}, {3: 3, 5: 2}),
+        (3, 1, {3: 3, 5: 2}, {3: 3, 4: 1, 5: 1}),  # one part of two, then at every step
+        (3, 16, {3: 3, 5: 2}, EVERY_STEP),
+        (1, 16, EVERY_STEP, EVERY_STEP),
+        (8, 0, {5: 5}, {5: 5}),
+    ],
+)
+def test_the_lasso_acts_every_few_steps_and_at_the_end(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    interval: int,
+    smooth: int,
+    acts: dict[int, int],
+    fades: dict[int, int],
+) -> None:
+    """`acts` and `fades`: after which of the 5 steps of an epoch the lasso and fading act, and for how many steps."""
+    monkeypatch.setattr(lasso_module, "_SMOOTH", smooth)
     start = Start(images, tmp_path, lasso_step="proximal", lasso_interval=interval, prune_interval=1, momentum=0.5, weight_decay=0.0)
     start.state.progress = replace(start.state.progress, fading=[200, 203])
     start.train()
@@ -159,7 +182,8 @@ def test_the_lasso_acts_every_few_steps_and_at_the_end(images: Path, tmp_path: P
         if step in acts:
             assert start.state.progress.lasso_strength
             lasso.shrink_(acts[step] * 0.1 / (1 - 0.5) * start.state.progress.lasso_strength)
-            fading.scale_((5 - step) / (5 - step + acts[step]))
+        if step in fades:
+            fading.scale_((5 - step) / (5 - step + fades[step]))
     for name, weight in weights.items():
         torch.testing.assert_close(start.state.model.get_parameter(name), weight)
     assert sum(not row.any() for row in weights["fc1.weight"]) == 2

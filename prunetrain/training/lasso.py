@@ -4,10 +4,12 @@ In: a run at some step of an epoch. Out: its gradients or weights changed, and l
 
 The proximal step reads and writes every weight, whatever the batch; so it is taken every `lasso_interval` steps and at the end of every
 epoch, as large as that many (ProxSkip, arXiv 2202.09357, takes the proximal step in one of 1 / p steps, 1 / p times as large). Fading
-follows its straight line at the same steps. Which these are is a function of the step alone, so that a resumed run takes the same ones.
+follows its straight line at the same steps, and towards its end at every step: what goes would grow anew in between, and the cut is to
+take next to nothing. Which steps these are is a function of the step alone, so that a resumed run takes the same ones.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
@@ -18,6 +20,8 @@ from prunetrain.methods.in_training import Idle
 from prunetrain.regularizers.fading import Fading
 from prunetrain.regularizers.group_lasso import GroupLasso, pull
 from prunetrain.training.state import TrainState
+
+_SMOOTH = 16  # of what is left to fade, no step takes more than one part, as long as there are steps enough
 
 
 class Lasso(Idle):
@@ -53,15 +57,24 @@ class Lasso(Idle):
     def after_step_(self, optimizer: Optimizer, skipped: Tensor | None = None) -> None:
         """Shrink the groups, and what fades, if it is time."""
         self._done += 1
-        interval = self._state.config.lasso_interval
-        if self._done % interval and self._done < self._steps:
-            return
-        covered = (self._done - 1) % interval + 1  # steps since this was done last
-        if self._state.config.lasso_step == "proximal":
-            self._lasso.shrink_(covered * self._strength * pull(optimizer, optimizer.param_groups[0]), unless=skipped)
-        if self._fading:  # in a straight line, to zero with the last step
+        if self._state.config.lasso_step == "proximal" and self._shrinks(self._done):
+            amount = self._strength * pull(optimizer, optimizer.param_groups[0])
+            self._lasso.shrink_(amount * self._since(self._shrinks), unless=skipped)
+        if self._fading and self._fades(self._done):  # in a straight line, to zero with the last step
             left = self._steps_to_cut - self._done
-            self._fading.scale_(left / (left + covered))
+            self._fading.scale_(left / (left + self._since(self._fades)))
+
+    def _shrinks(self, step: int) -> bool:
+        """Whether the proximal step follows a step of the epoch."""
+        return step % self._state.config.lasso_interval == 0 or step == self._steps
+
+    def _fades(self, step: int) -> bool:
+        """Whether fading follows a step of the epoch."""
+        return self._shrinks(step) or self._steps_to_cut - step < _SMOOTH * self._state.config.lasso_interval
+
+    def _since(self, acts: Callable[[int], bool]) -> int:
+        """How many steps what acts now stands for: those since it last did."""
+        return next(count for count in range(1, self._done + 1) if count == self._done or acts(self._done - count))
 
     @property
     def _strength(self) -> float:
