@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunetrain.channels.spaces import find_spaces
-from prunetrain.config import TrainConfig
+from prunetrain.config import LASSO_INTERVAL
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
 from prunetrain.graph.trace import trace_with_state
@@ -74,7 +74,7 @@ def main() -> None:
             continue
         low, middle, high = statistics.quantiles((t / b - 1 for t, b in zip(times[1:], base, strict=True)), n=4)
         share = statistics.median(own[name][1:]) / statistics.median(base)
-        in_a_run = share / TrainConfig.lasso_interval if "proximal" in name else share
+        in_a_run = share / LASSO_INTERVAL if "proximal" in name else share
         print(f"| {name} | {middle:+.2%} ({low:+.2%} to {high:+.2%}) | {share:.2%} | {in_a_run:.2%} |")
 
 

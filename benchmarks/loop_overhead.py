@@ -21,7 +21,7 @@ from runs import machine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunetrain.config import TrainConfig
+from prunetrain.config import LASSO_INTERVAL, TrainConfig
 from prunetrain.graph.load import load_network
 from prunetrain.paths import RunPaths
 from prunetrain.training.benchmarking.rounds import Spread
@@ -66,6 +66,7 @@ def _compare(model: str, amp: str, device: torch.device, folder: Path, rounds: i
         amp=amp,
         channels_last=True,
         target_macs=0.0,
+        lasso_interval=LASSO_INTERVAL,
         lr=1e-3,
         device=str(device),
     )
@@ -137,7 +138,7 @@ class _Turns(Silent):
         end = _now(self._device)
         self._by_hand += end - before
         self._ours += before - self._end
-        if step % TrainConfig.lasso_interval == 0:
+        if step % LASSO_INTERVAL == 0:
             self.shares.append(self._by_hand / self._ours)
             self._by_hand = self._ours = 0.0
         self._end = end

@@ -13,6 +13,8 @@ from typing import Any
 from prunetrain.errors import ConfigError, unknown_name
 from prunetrain.method_settings import GROUP_LASSO, METHODS, RETRAINING, check_method, share_of
 
+LASSO_INTERVAL = 8  # training steps between two proximal steps, with a target
+
 
 def setting(
     default: Any, help: str, *, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (), bare: str | None = None, repeated: str = ""
@@ -77,7 +79,9 @@ class TrainConfig:
     )
     lasso_groups: str = setting("coupled", "Groups of the lasso: filters and input slices, or channels.", choices=("slices", "coupled"))
     lasso_step: str = setting("proximal", "How the lasso acts: in the gradient, or after each step.", choices=("subgradient", "proximal"))
-    lasso_interval: int = setting(8, "Training steps between two proximal steps, each of which is as large as so many.")
+    lasso_interval: int = setting(
+        0, "Training steps between two proximal steps, each of which is as large as so many; 0: 8 with --target-macs, else 1."
+    )
     method: str = setting(
         "group-lasso", "What makes the network smaller: the group lasso, or a method that it is compared with.", choices=METHODS
     )
@@ -119,6 +123,11 @@ class TrainConfig:
             _check_value(item, getattr(self, item.name))
         _check_ranges(self)
         check_method(self)
+
+    @property
+    def proximal_interval(self) -> int:
+        """Training steps between two proximal steps; a lasso that alone decides what dies acts in every one."""
+        return self.lasso_interval or (LASSO_INTERVAL if self.target_macs else 1)
 
     @property
     def penalised(self) -> bool:
@@ -242,7 +251,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # from, up to and including
     "target_by": (0, 1),
     "warmup_epochs": (0, 1_000_000),
     "prune_interval": (1, 1_000_000),
-    "lasso_interval": (1, 1_000_000),
+    "lasso_interval": (0, 1_000_000),
     "workers": (0, 1024),
     "keep": (0, 1_000_000),
     "norm_share": (0, 1),

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, DataError
 from prunetrain.training.data import DATASETS, DataSource, fake, load_data
-from prunetrain.training.data.augmentation import Augmentation, Moves
+from prunetrain.training.data.augmentation import Augmentation, Moves, pad
 from prunetrain.training.data.base import Statistics, epoch_generator, one_line, some
 from prunetrain.training.data.decoding import centre, random_window
 from prunetrain.training.data.npz import DIGITS, DIGITS_STATISTICS
@@ -188,6 +188,25 @@ def test_an_unknown_name_is_a_config_error() -> None:
 
 def moves(padding: int, top: list[int], left: list[int], mirrored: list[bool] | None = None) -> Moves:
     return Moves(padding, torch.tensor(top), torch.tensor(left), None if mirrored is None else torch.tensor(mirrored))
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 4, 5), (2, 1, 3), (3, 2, 1)], ids=str)
+def test_windows_do_not_hang_on_the_memory_format(shape: tuple[int, ...], padding: int) -> None:
+    """The same pixels as by plain indexing, in the format of the images."""
+    images = torch.randint(0, 256, (9, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    drawn = Augmentation(padding, flip=True).draw(9, epoch_generator(0, 0))
+    border = torch.nn.functional.pad(images, (padding,) * 4)
+    _, height, width = shape
+    windows = [border[n, :, drawn.top[n] :, drawn.left[n] :][:, :height, :width] for n in range(9)]
+    assert drawn.mirrored is not None
+    expected = torch.stack([window.flip(2) if mirror else window for window, mirror in zip(windows, drawn.mirrored, strict=True)])
+    for layout in (torch.contiguous_format, torch.channels_last):
+        padded = pad(images, padding, layout)
+        assert torch.equal(padded, border)
+        found = drawn.cut(padded, torch.arange(9))
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=layout)
 
 
 def test_moves_computed_by_hand() -> None:

@@ -72,7 +72,7 @@ def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> flo
 
 
 def test_one_two_and_four_workers_agree(network: str, tmp_path: Path) -> None:
-    synced = DIGITS | {"model": network, "batch_size": 32, "penalty_ratio": 0.48, "lasso_interval": 1, "sync_batch_norm": True}
+    synced = DIGITS | {"model": network, "batch_size": 32, "penalty_ratio": 0.48, "sync_batch_norm": True}
     told = {}
     for count in (1, 2, 4):
         configs = [TrainConfig(**changes, output_dir=str(tmp_path / f"{count}")) for changes in (LENET, synced)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from prunetrain.config import TrainConfig
+from prunetrain.config import LASSO_INTERVAL
 from prunetrain.graph.costs import Costs, costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.training.benchmarking.conditions import Conditions, hardware
@@ -39,7 +39,7 @@ def machine(conditions: Conditions, rounds: int) -> dict[str, Any]:
 def network(name: str, graph: LayerGraph, measured: Measured) -> dict[str, Any]:
     """One network's costs, times and memory."""
     cost = costs(graph)
-    lasso = [alone / TrainConfig.lasso_interval for alone in measured.lasso_step]  # the seconds of a training step that it takes
+    lasso = [alone / LASSO_INTERVAL for alone in measured.lasso_step]  # the seconds of a training step that it takes
     lasso = [own / (own + step) for own, step in zip(lasso, measured.train_step, strict=True)]
     return {
         "network": name,

@@ -2,10 +2,11 @@
 
 In: a run at some step of an epoch. Out: its gradients or weights changed, and lambda at the first batch.
 
-The proximal step reads and writes every weight, whatever the batch; so it is taken every `lasso_interval` steps and at the end of every
+The proximal step reads and writes every weight, whatever the batch; so it is taken every `proximal_interval` steps and at the end of every
 epoch, as large as that many (ProxSkip, arXiv 2202.09357, takes the proximal step in one of 1 / p steps, 1 / p times as large). Fading
 follows its straight line at the same steps, and towards its end at every step: what goes would grow anew in between, and the cut is to
-take next to nothing. Which steps these are is a function of the step alone, so that a resumed run takes the same ones.
+take next to nothing. Which steps these are is a function of the step alone, so that a resumed run takes the same ones; where
+float16 skips one of them for its overflows, the stroke is lost with it.
 """
 
 import math
@@ -66,11 +67,11 @@ class Lasso(Idle):
 
     def _shrinks(self, step: int) -> bool:
         """Whether the proximal step follows a step of the epoch."""
-        return step % self._state.config.lasso_interval == 0 or step == self._steps
+        return step % self._state.config.proximal_interval == 0 or step == self._steps
 
     def _fades(self, step: int) -> bool:
         """Whether fading follows a step of the epoch."""
-        return self._shrinks(step) or self._steps_to_cut - step < _SMOOTH * self._state.config.lasso_interval
+        return self._shrinks(step) or self._steps_to_cut - step < _SMOOTH * self._state.config.proximal_interval
 
     def _since(self, acts: Callable[[int], bool]) -> int:
         """How many steps what acts now stands for: those since it last did."""

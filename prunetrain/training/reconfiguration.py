@@ -12,7 +12,7 @@ import torch
 
 from prunetrain.channels.selection import commonest
 from prunetrain.channels.slicing import Cut, gate, propose_cut, slice_optimizer_state
-from prunetrain.graph.load import read_graph, read_source, sha256_of
+from prunetrain.graph.load import read_source, sha256_of
 from prunetrain.training.batch_size import choose_batch_size
 from prunetrain.training.checkpoints import Checkpoint
 from prunetrain.training.data import DataSource
@@ -38,7 +38,7 @@ class Watch:
 
 
 def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[TrainState, Reconfiguration]:
-    """Cut what is dead, write the smaller network and its checkpoint, and load the two.
+    """Cut what is dead, write the network and its checkpoint, and load the two if they are new.
 
     Args:
         state: the run at the end of an epoch; unchanged.
@@ -50,8 +50,8 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
     """
     watch = Watch()
     checkpoint = state.checkpoint()
-    path, change, batch = state.environment.ranks.on_first(lambda: _cut_and_write(state, data, checkpoint, watch))
-    after = load_state(path, state.config, data, state.environment) if batch or _is_new(path, state) else _renamed(state, checkpoint)
+    path, new, change, batch = state.environment.ranks.on_first(lambda: _cut_and_write(state, data, checkpoint, watch))
+    after = load_state(path, state.config, data, state.environment) if new else _renamed(state, checkpoint, batch)
     restart_peak(after)
     watch.lap("load")
     top1 = _top1_after(state, after, data, val_top1)
@@ -60,16 +60,17 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
     return after, Reconfiguration(state.progress.epoch, change, after.network, (val_top1, top1), batch)
 
 
-def _is_new(checkpoint: Path, state: TrainState) -> bool:
-    """Whether the network that was written is another one than that which trains."""
-    return read_graph(state.run.network(state.progress.epoch)) != state.graph
+def _renamed(state: TrainState, checkpoint: Checkpoint, batch: BatchChange | None) -> TrainState:
+    """The run on the network file of this epoch, which is that of the one before but for its header: nothing is built or compiled anew.
 
-
-def _renamed(state: TrainState, checkpoint: Checkpoint) -> TrainState:
-    """The run on the network file of this epoch, which is that of the one before but for its header: nothing is built or compiled anew."""
-    restore_generators(checkpoint.rng, state.config.seed, state.progress, state.environment)
-    network = state.run.network(state.progress.epoch)
-    return replace(state, network=network, network_sha256=sha256_of(read_source(network)))
+    Network, optimizer and what acts are those of `state`.
+    """
+    ranks, network = state.environment.ranks, state.run.network(state.progress.epoch)
+    sha256 = sha256_of(read_source(network))
+    ranks.check_same("network file", sha256)
+    progress = replace(state.progress, batch_size=batch.batch_size[1]) if batch else state.progress
+    restore_generators(checkpoint.rng, state.config.seed, progress, state.environment)
+    return replace(state, network=network, network_sha256=sha256, progress=progress)
 
 
 def _top1_after(before: TrainState, after: TrainState, data: DataSource, val_top1: float) -> float:
@@ -88,8 +89,10 @@ def _top1_after(before: TrainState, after: TrainState, data: DataSource, val_top
     return val_top1 if ranks.on_first(same_guesses) else evaluate(after, data).top1
 
 
-def _cut_and_write(state: TrainState, data: DataSource, checkpoint: Checkpoint, watch: Watch) -> tuple[Path, Change, BatchChange | None]:
-    """The path of the smaller checkpoint, what was cut, and how the batch grows."""
+def _cut_and_write(
+    state: TrainState, data: DataSource, checkpoint: Checkpoint, watch: Watch
+) -> tuple[Path, bool, Change, BatchChange | None]:
+    """The path of the smaller checkpoint, whether network or batch are other ones now, what was cut, and how the batch grows."""
     config = state.config
     proposal = propose_cut(state.graph, state.model.state_dict(), threshold=config.threshold, criterion=config.criterion)
     watch.lap("select")
@@ -106,7 +109,8 @@ def _cut_and_write(state: TrainState, data: DataSource, checkpoint: Checkpoint, 
     watch.lap("batch")
     path = write_pair(state.run, cut.graph, state.dense, smaller)
     watch.lap("write")
-    return path, Change.of(state.costs, cut, granularity, dict(watch.seconds)), batch
+    new = cut.graph != state.graph or (batch is not None and batch.batch_size[0] != batch.batch_size[1])
+    return path, new, Change.of(state.costs, cut, granularity, dict(watch.seconds)), batch
 
 
 def cut_checkpoint(checkpoint: Checkpoint, cut: Cut) -> Checkpoint:

@@ -1,6 +1,6 @@
 """A run in memory: network, optimizer and progress, as a network file and a checkpoint have them (`creation.py` writes the first two).
 
-`load_state` is the one way back from disk: `--resume` and every reconfiguration go through it.
+`load_state` is the one way back from disk: `--resume` and every reconfiguration that cuts go through it.
 """
 
 from collections.abc import Callable, Mapping
@@ -234,7 +234,7 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
 
 
 def _compiled(model: nn.Module, config: TrainConfig) -> Callable[[Tensor], Outputs]:
-    return torch.compile(model) if config.compile else model
+    return torch.compile(model, dynamic=False) if config.compile else model
 
 
 def mixed_seed(seed: int, epoch: int, rank: int, step: int = 0) -> int:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -48,20 +47,25 @@ class Moves:
         count, channels, high, wide = padded.shape
         height, width = high - 2 * self.padding, wide - 2 * self.padding
         planes, depth = (channels, 1) if padded.is_contiguous() else (1, channels)  # memory: planes of rows of pixels of so many numbers
-        rows = padded.as_strided((count * planes * high * wide - width + 1, width * depth), (depth, 1))  # one from each pixel on
+        rows = padded.as_strided((max(0, count * planes * high * wide - width + 1), width * depth), (depth, 1))  # one from each pixel on
         plane = chosen[:, None] * planes + torch.arange(planes, device=chosen.device)
         corner = (plane * high + self.top[:, None]) * wide + self.left[:, None]
         starts = corner[:, :, None] + torch.arange(height, device=chosen.device) * wide
-        images = rows.index_select(0, starts.flatten()).view(-1, planes, height, width, depth)
+        images = rows.index_select(0, starts.flatten()).view(len(chosen), planes, height, width, depth)
         if self.mirrored is not None:
             both = torch.cat([images, images.flip(3)])
             images = both.index_select(0, torch.arange(len(chosen), device=chosen.device) + len(chosen) * self.mirrored)
         return images[..., 0] if depth == 1 else images[:, 0].permute(0, 3, 1, 2)
 
 
-def pad(images: Tensor, padding: int) -> Tensor:
-    """Images with a black border of so many pixels on all sides; the same tensor where it is none."""
-    return F.pad(images, (padding,) * 4) if padding else images
+def pad(images: Tensor, padding: int, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """Images (N, C, H, W) in a memory format, with a black border of so many pixels; the same tensor where that changes nothing."""
+    if not padding:
+        return images.contiguous(memory_format=layout)
+    height, width = (length + 2 * padding for length in images.shape[2:])
+    padded = torch.empty((*images.shape[:2], height, width), dtype=images.dtype, device=images.device, memory_format=layout).zero_()
+    padded[:, :, padding:-padding, padding:-padding] = images  # into place: a set is not to lie in memory once more
+    return padded
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ class InMemory:
         self.num_val = len(val.labels)
         self._augmentation = augmentation or Augmentation(padding=0, flip=False)
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        padded = pad(train.images.to(device), self._augmentation.padding)  # once for all, not in every step
-        self._train = Split(padded.contiguous(memory_format=layout), train.labels.to(device))
+        padded = pad(train.images.to(device), self._augmentation.padding, layout)  # once for all, not in every step
+        self._train = Split(padded, train.labels.to(device))
         self._val = Split(val.images.to(device).contiguous(memory_format=layout), val.labels.to(device))
         self._normalize = Normalizer(statistics, device)
         self._seed = seed
