@@ -4,7 +4,8 @@
 
 Out: a Markdown table. The variants take turns, round after round, so that a busy machine slows all alike; each figure is the median over
 rounds of (step with the penalty) / (step without) - 1, with its quartiles. `alone` times the penalty's own code, without a step around it;
-`in a run` is its share of all steps there, where the proximal step is taken in one of `--lasso-interval`. One thread is timed by its
+`in a run` is its share of all steps there, where the proximal step is taken in one of `--lasso-interval`. `fading` is that of the channels
+that go first, to 90% of the MACs. One thread is timed by its
 CPU time.
 """
 
@@ -19,11 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunetrain.channels.spaces import find_spaces
-from prunetrain.config import LASSO_INTERVAL
+from prunetrain.config import LASSO_INTERVAL, TrainConfig
+from prunetrain.graph.costs import costs
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
 from prunetrain.graph.trace import trace_with_state
+from prunetrain.regularizers.fading import Fading, choose_channels
 from prunetrain.regularizers.group_lasso import GroupLasso
+from prunetrain.training.course import AUTO_MULTIPLE
 from prunetrain.zoo import build
 
 STRENGTH = 1e-3
@@ -54,6 +58,7 @@ def main() -> None:
         "coupled, subgradient": lambda: bench.coupled.add_gradient_(STRENGTH),
         "coupled, proximal": lambda: bench.coupled.shrink_(1e-9),
         "naive autograd penalty": lambda: torch.autograd.backward(STRENGTH * bench.naive_penalty()),
+        "fading": lambda: bench.fading.scale_(0.999),
     }
     bench.keep_gradients()
     seconds = {name: [_timed(run) for _ in range(1)] for name, run in variants.items()}
@@ -76,6 +81,7 @@ def main() -> None:
         share = statistics.median(own[name][1:]) / statistics.median(base)
         in_a_run = share / LASSO_INTERVAL if "proximal" in name else share
         print(f"| {name} | {middle:+.2%} ({low:+.2%} to {high:+.2%}) | {share:.2%} | {in_a_run:.2%} |")
+    print(f"| fading | | {statistics.median(own['fading'][1:]) / statistics.median(base):.2%} | |")
 
 
 class _Bench:
@@ -93,6 +99,9 @@ class _Bench:
         spaces, weights = find_spaces(traced.graph), dict(self._model.named_parameters())
         self.slices = GroupLasso(traced.graph, spaces, weights, groups="slices")
         self.coupled = GroupLasso(traced.graph, spaces, weights, groups="coupled")
+        macs = 0.9 * costs(traced.graph).macs
+        going = choose_channels(traced.graph, traced.state, macs, criterion=TrainConfig.criterion, granularity=AUTO_MULTIPLE)
+        self.fading = Fading(traced.graph, spaces, weights, going)
 
     def step(
         self,

@@ -25,6 +25,7 @@ from workers import NETWORK, Story, in_float64, together
 
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, OutputError, WorkerError
+from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.creation import new_state
@@ -105,6 +106,14 @@ def run(rank: int, config: TrainConfig, stop_at: tuple[int, int] | None = None) 
 
 def go_on(rank: int, checkpoint: str, given: dict[str, Any]) -> list[dict[str, Any]]:
     return resume_run(Path(checkpoint), given, Recorder()).history
+
+
+def test_workers_go_on_where_nothing_is_cut(tmp_path: Path) -> None:
+    config = TrainConfig(**LENET | {"penalty_ratio": 0.01}, name="x", output_dir=str(tmp_path))
+    assert together(2, run, tmp_path / "processes", config) == [True] * 2
+    paths = RunPaths(tmp_path, "x")
+    assert len({read_graph(network) for network in paths.networks.glob("epoch_*.py")}) == 1
+    assert sorted(path.name for path in paths.checkpoints.glob("epoch_*.pt")) == ["epoch_000.pt", "epoch_002.pt", "epoch_004.pt"]
 
 
 def assert_same_run(left: RunPaths, right: RunPaths) -> None:

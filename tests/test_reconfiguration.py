@@ -28,7 +28,7 @@ from prunetrain.training.loop import evaluate, train_one_epoch
 from prunetrain.training.offline import reconfigure_checkpoint
 from prunetrain.training.reconfiguration import reconfigure
 from prunetrain.training.run import resume_run, start_run
-from prunetrain.training.state import TrainState
+from prunetrain.training.state import TrainState, load_state
 from prunetrain.training.stopping import Action
 
 CPU = torch.device("cpu")
@@ -103,6 +103,26 @@ def test_all_images_are_validated_again_only_if_a_guess_changes(images: Path, tm
     monkeypatch.setattr(reconfiguration, "guesses", lambda state, images: other.pop())
     _, event = reconfigure(state, data, 0.5)
     assert (event.val_top1, other) == ((0.5, evaluate(after, data).top1), [])
+
+
+@pytest.mark.parametrize("changes", [{}, {"dynamic_batch": True, "max_batch_size": 32}], ids=str)
+def test_where_nothing_is_cut_the_run_is_what_resuming_gives(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = settings(images, tmp_path, name="x", penalty_ratio=0.01, batch_size=32, **changes)
+    data = load_data(config, CPU)
+    state = new_state(config, RunPaths(tmp_path, "x"), data, Environment(CPU))
+    train_one_epoch(state, data, Recorder(), lambda: Action.GO_ON)
+    state.progress = replace(state.progress, epoch=1, step=0, running={})
+    after, event = reconfigure(state, data, 0.5)
+    assert event.change.channels[0] == event.change.channels[1]
+    assert after.model is state.model
+    found, drawn = after.checkpoint(), torch.rand(3)
+    resumed = load_state(after.run.checkpoint(1), config, data, Environment(CPU))
+    again = resumed.checkpoint()
+    assert torch.equal(drawn, torch.rand(3))
+    assert (found.network, found.network_sha256, found.progress) == (again.network, again.network_sha256, again.progress)
+    assert_identical(found.model, again.model)
+    assert_identical(found.optimizer, again.optimizer)
+    assert resumed.optimizer.param_groups[0]["lr"] == after.optimizer.param_groups[0]["lr"]
 
 
 def test_network_and_checkpoint_belong_together(images: Path, tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from prunetrain.graph.costs import TRAIN_TO_FORWARD
 from prunetrain.methods.in_training import TrainingMethod
+from prunetrain.training.course import follow_course
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Agreement, Ranks
 from prunetrain.training.events import Observer
 from prunetrain.training.lasso import Lasso
 from prunetrain.training.outputs import logits_of, loss_of
-from prunetrain.training.penalty import follow_course
 from prunetrain.training.state import TrainState, mixed_seed
 from prunetrain.training.stopping import Action
 

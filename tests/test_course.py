@@ -10,7 +10,7 @@ from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.training.checkpoints import load_checkpoint
-from prunetrain.training.penalty import course_epochs, next_macs, next_strength
+from prunetrain.training.course import course_epochs, next_macs, next_strength
 from prunetrain.training.run import Outcome, resume_run, start_run
 
 
