@@ -1,27 +1,37 @@
 """Dense and pruned trainings side by side on a small CIFAR-10, with a schedule short enough for a CPU.
 
     python benchmarks/small_cifar10.py cifar10.npz cifar10-small.npz
+    python benchmarks/small_cifar10.py cifar10.npz cifar10-10k.npz --pixels 32
     python benchmarks/cifar10.py runs/cifar10 cifar10-small.npz
+    python benchmarks/cifar10.py runs/cifar10 cifar10-10k.npz --networks vgg16
 
-In: a folder for the runs, an .npz of images. Out: a Markdown table, a row for each network and way to prune. Runs are kept in the folder,
-so that an interrupted grid goes on where it was. What a step takes then: `prunetrain bench` of the first and last network of a run.
+In: a folder for the runs, an .npz of images. Out: a Markdown table, a row for each network and way to prune. A run's time is the CPU time
+of its one thread from start to exit, over the dense run's of the same seed. Runs are kept in the folder, so that an interrupted grid goes
+on where it was. What a step takes then: `prunetrain bench` of the first and last network of a run.
 """
 
 import argparse
+import statistics
 from pathlib import Path
 
-from runs import machine, removed, top1_spread, train
+from runs import Result, cpu_seconds, machine, removed, top1_spread, train
 
-COMMON = "--dataset npz --batch-size 64 --lr 0.1 --schedule cosine --epochs 12 --amp --channels-last"
-DENSE = "dense"
-PAPER = "the paper's lasso, ratio 0.65"
+COMMON = "--dataset npz --batch-size 64 --schedule cosine --warmup-epochs 1 --amp --channels-last"
+SCHEDULES = {  # each network's own
+    "resnet20": "--epochs 16 --lr 0.05",
+    "resnet32": "--epochs 16 --lr 0.05",
+    "resnet56": "--epochs 16 --lr 0.05",
+    "resnet50-cifar": "--epochs 16 --lr 0.05",
+    "vgg16": "--epochs 8 --lr 0.02",
+}
 WAYS = {
-    DENSE: "--penalty-ratio 0",
+    "dense": "--penalty-ratio 0",
     "half the MACs (default)": "",
     "0.3 of the MACs": "--target-macs 0.3",
-    PAPER: "--target-macs 0 --criterion union --lasso-groups slices --lasso-step subgradient --penalty-ratio 0.65",
+    "the paper's lasso, ratio 0.65": (
+        "--target-macs 0 --criterion union --lasso-groups slices --lasso-step subgradient --penalty-ratio 0.65"
+    ),
 }
-NETWORKS = {"resnet20": "0,1,2", "resnet32": "0", "resnet56": "0,1", "resnet50-cifar": "0"}  # and the seeds of each
 
 
 def main() -> None:
@@ -29,21 +39,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--ways", type=int, default=len(WAYS), help="only the first so many ways to prune")
+    parser.add_argument("--networks", default="resnet20,resnet32,resnet56,resnet50-cifar")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--ways", type=int, default=3, help="only the first so many ways to prune")
     arguments = parser.parse_args()
-    ways = dict(list(WAYS.items())[: arguments.ways])
-    print(f"{machine()}, one thread; {COMMON}\n")
-    print("| network | way | seeds | top-1 | MACs removed | parameters removed | training MACs removed |")
+    ways = list(WAYS)[: arguments.ways]
+    print(f"{machine()}, one thread; seeds {arguments.seeds}; {COMMON}\n")
+    print("| network | way | top-1 | MACs removed | parameters removed | training MACs removed | run's time |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for network in arguments.networks.split(","):
-        for number, (way, flags) in enumerate(ways.items()):
-            found = []
-            for seed in NETWORKS[network].split(","):
-                own = [*COMMON.split(), "--model", network, "--data-dir", str(arguments.data), "--seed", seed, *flags.split()]
-                found.append(train(arguments.folder, f"{network}-{number}-s{seed}", own, threads=1))
-            shares = " | ".join(removed(found, share) for share in ("macs_left", "params_left", "train_macs_left"))
-            print(f"| {network} | {way} | {NETWORKS[network]} | {top1_spread(found)} | {shares} |", flush=True)
+        found: dict[str, list[Result]] = {way: [] for way in ways}
+        for seed in arguments.seeds.split(","):  # all ways of a seed before the next seed
+            for number, way in enumerate(ways):
+                flags = f"{COMMON} {SCHEDULES[network]} --model {network} --seed {seed} {WAYS[way]}".split()
+                name = f"{network}-{number}-s{seed}"
+                found[way].append(train(arguments.folder, name, [*flags, "--data-dir", str(arguments.data)], threads=1))
+        dense = [cpu_seconds(arguments.folder, result.name) for result in found[ways[0]]]
+        for way in ways:
+            ratios = [cpu_seconds(arguments.folder, result.name) / of for result, of in zip(found[way], dense, strict=True)]
+            time = f"{statistics.mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            shares = " | ".join(removed(found[way], share) for share in ("macs_left", "params_left", "train_macs_left"))
+            print(f"| {network} | {way} | {top1_spread(found[way])} | {shares} | {time} |", flush=True)
 
 
 if __name__ == "__main__":

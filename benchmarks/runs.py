@@ -52,16 +52,18 @@ def train(output_dir: Path, name: str, flags: list[str], threads: int) -> Result
     """
     run = RunPaths(output_dir, name)
     if not (output_dir / f"{name}.done").exists():
+        continued = run.metrics.exists()
         command = [sys.executable, "-m", "prunetrain", "train", "--output-dir", str(output_dir), "--name", name, "--resume", "auto", *flags]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         before = _child_seconds()
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-        (output_dir / f"{name}.done").write_text(f"{_child_seconds() - before:.1f}")
+        seconds = float("nan") if continued else _child_seconds() - before  # what a part of it took says nothing
+        (output_dir / f"{name}.done").write_text(f"{seconds:.1f}")
     return read_result(run)
 
 
 def cpu_seconds(output_dir: Path, name: str) -> float:
-    """CPU time of a run that `train` has brought to its end in one go: all of it, from start to exit. A busy machine hardly changes it."""
+    """CPU time of a run that `train` has made, from start to exit; NaN if it was interrupted. A busy machine hardly changes it."""
     return float((output_dir / f"{name}.done").read_text())
 
 

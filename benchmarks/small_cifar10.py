@@ -1,9 +1,9 @@
-"""A small CIFAR-10: the first images of every class, at half the sides; what `benchmarks/early.py` trains on.
+"""A small CIFAR-10: the first images of every class, at half the sides or as they are; what `early.py` and `cifar10.py` train on.
 
-    python benchmarks/small_cifar10.py cifar10.npz cifar10-small.npz --train 1000 --test 500
+    python benchmarks/small_cifar10.py cifar10.npz cifar10-small.npz --train 1000 --test 500 --pixels 16
 
 In: an .npz of x_train (50000, 32, 32, 3) uint8, y_train, x_test, y_test. Out: the same with `--train` and `--test` images a class, of
-16x16 pixels, each the rounded mean of 2x2.
+16x16 pixels, each the rounded mean of 2x2, or of 32x32.
 """
 
 import argparse
@@ -21,13 +21,15 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--train", type=int, default=1000)
     parser.add_argument("--test", type=int, default=500)
+    parser.add_argument("--pixels", type=int, choices=(16, 32), default=16)
     arguments = parser.parse_args()
     arrays: dict[str, Any] = {}
     with np.load(arguments.source) as whole:
         for split, count in (("train", arguments.train), ("test", arguments.test)):
             labels = whole[f"y_{split}"]
             chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in np.unique(labels)]))
-            arrays |= {f"x_{split}": halved(whole[f"x_{split}"][chosen]), f"y_{split}": labels[chosen]}
+            images = whole[f"x_{split}"][chosen]
+            arrays |= {f"x_{split}": halved(images) if arguments.pixels == 16 else images, f"y_{split}": labels[chosen]}
     np.savez(arguments.target, **arrays)
 
 
