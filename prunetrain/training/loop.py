@@ -107,7 +107,7 @@ class _Running:
         return cls(loss, correct, int(whole.get("images", 0)), whole.get("seconds", 0.0))
 
     def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
-        self.loss += loss.double() * images
+        self.loss.add_(loss, alpha=images)  # in float64
         self.correct += correct
         self.images += images
 
@@ -136,18 +136,18 @@ def _train_step(state: TrainState, method: TrainingMethod, images: Tensor, label
     torch.autograd.backward(state.scaler.scale(loss))
     state.scaler.unscale_(state.optimizer)
     method.after_backward_(loss.detach())
-    scale = _scale(state)
+    scale = _scale(state) if state.scaler.is_enabled() else None
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    skipped = scale > _scale(state) if state.scaler.is_enabled() else None  # after an overflow, and the scale is lowered
+    skipped = None if scale is None else scale > _scale(state)  # after an overflow, and the scale is lowered
     method.after_step_(state.optimizer, skipped)
     state.scheduler.step()
     return loss.detach(), (logits_of(outputs).detach().argmax(1) == labels).sum()
 
 
 def _scale(state: TrainState) -> Tensor:
-    """The loss scaler's factor, 1 where nothing is scaled; still on the device, where `get_scale` would wait for it."""
+    """The loss scaler's factor; still on the device, where `get_scale` would wait for it."""
     return state.scaler.scale(torch.ones((), device=state.device))
 
 

@@ -102,14 +102,22 @@ class Normalizer:
         mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (statistics.mean, statistics.std))
         self._scale = (1 / (255 * std)).to(device, torch.float32)
         self._shift = (-mean / std).to(device, torch.float32)
+        self._row = (self._scale.flatten()[:0], self._shift.flatten()[:0])  # both, repeated along the last width
 
     def __call__(self, images: Tensor) -> Tensor:
         """(level / 255 - mean) / std, on the images' device and in their memory format."""
         if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
             return images.to(torch.float32).mul_(self._scale).add_(self._shift)
-        rows = images.permute(0, 2, 3, 1).flatten(2).to(torch.float32)  # (N, H, W * C): few numbers a channel would be slow to broadcast
-        scale, shift = (numbers.flatten().repeat(images.shape[3]) for numbers in (self._scale, self._shift))
-        return rows.mul_(scale).add_(shift).view(images.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        pixels = images.permute(0, 2, 3, 1)
+        scale, shift = self._along(images.shape[3])
+        rows = pixels.flatten(2).to(torch.float32)  # (N, H, W * C): few numbers a channel would be slow to broadcast
+        return rows.mul_(scale).add_(shift).view(pixels.shape).permute(0, 3, 1, 2)
+
+    def _along(self, width: int) -> tuple[Tensor, Tensor]:
+        """Scale and shift of a row of pixels, each (width * C,)."""
+        if len(self._row[0]) != width * self._scale.numel():
+            self._row = (self._scale.flatten().repeat(width), self._shift.flatten().repeat(width))
+        return self._row
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
