@@ -19,6 +19,7 @@ from prunetrain.channels.slicing import Proposal, propose_cut
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.parse import parse
+from prunetrain.training.benchmarking.allocator import keep_freed_memory
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.rounds import Spread, ratios, time_in_turn
 from prunetrain.training.benchmarking.steps import TrainingStep
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     amp = "bfloat16" if arguments.bfloat16 else "off"
     conditions = Conditions(torch.device("cpu"), arguments.batch_size, amp, arguments.channels_last)
     precision = f"{'bfloat16' if arguments.bfloat16 else 'float32'}{', channels-last' if arguments.channels_last else ''}"

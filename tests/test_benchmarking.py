@@ -1,5 +1,8 @@
 """What `prunetrain bench` measures with: rounds, memory, and profiles of steps with their MACs and bytes, by hand."""
 
+import platform
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -188,3 +191,28 @@ def test_the_machine_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hardware(CPU)
     monkeypatch.setattr(Path, "exists", lambda path: False)
     assert isinstance(hardware(CPU), str)
+
+
+_FAULTS = """
+import resource, torch
+from prunetrain.training.benchmarking.allocator import keep_freed_memory
+
+def faults_of_twenty_steps():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**26, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+left_alone = faults_of_twenty_steps()
+keep_freed_memory()
+faults_of_twenty_steps()
+print(left_alone, faults_of_twenty_steps())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
+def test_freed_memory_is_kept() -> None:
+    """In a process of its own, which has 64 MB for a moment again and again."""
+    ended = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True)
+    left_alone, kept = map(int, ended.stdout.split())
+    assert kept < left_alone / 10  # pages that the system cleared anew
