@@ -55,7 +55,7 @@ def zoo_graph(name: str, *, width: int) -> LayerGraph:
         changes: dict[str, Any] = {
             size: sizes[layer.name, axis] for axis, size in layer.signature.sizes.items() if (layer.name, axis) in sizes
         }
-        if layer.is_depthwise:
+        if layer.conv_groups > 1:  # depthwise
             changes |= {"in_channels": changes["out_channels"], "groups": changes["out_channels"]}
         layers.append(layer.with_arguments(**changes))
     return well_conditioned(replace(graph, layers=tuple(layers)))

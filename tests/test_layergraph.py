@@ -173,14 +173,6 @@ def test_with_arguments_changes_and_drops() -> None:
     assert changed.with_arguments(stride=1, out_channels=4) == CONV
 
 
-@pytest.mark.parametrize(
-    ("channels", "groups", "expected"), [((4, 4), 4, True), ((4, 8), 4, True), ((4, 4), 2, False), ((4, 4), 1, False), ((1, 4), 1, False)]
-)
-def test_depthwise(channels: tuple[int, int], groups: int, expected: bool) -> None:
-    layer = Layer.make("conv", "Conv2d", in_channels=channels[0], out_channels=channels[1], kernel_size=3, groups=groups)
-    assert layer.is_depthwise is expected
-
-
 def test_a_step_tells_what_it_reads() -> None:
     step = Step.make("F.dropout", input=Value(3), p=0.1, training=TRAINING)
     assert (step.layer, step.inputs(), step.attributes()) == (None, (Value(3),), ("training",))

@@ -89,11 +89,6 @@ class Layer:
         return int(self["groups"]) if self.is_convolution else 1
 
     @property
-    def is_depthwise(self) -> bool:
-        """Whether every group of a conv reads one channel, so that input channels pass through to outputs of their own."""
-        return self.conv_groups > 1 and self.conv_groups == self["in_channels"]
-
-    @property
     def passes_groups(self) -> bool:
         """Whether a grouped convolution is cut by whole groups, as it has no fewer of these than channels in each.
 
