@@ -3,7 +3,7 @@
     python benchmarks/small_cifar10.py cifar10.npz cifar10-small.npz
     python benchmarks/small_cifar10.py cifar10.npz cifar10-10k.npz --pixels 32
     python benchmarks/cifar10.py runs/cifar10 cifar10-small.npz
-    python benchmarks/cifar10.py runs/cifar10 cifar10-10k.npz --networks vgg16
+    python benchmarks/cifar10.py runs/cifar10 cifar10-10k.npz --networks vgg16 --seeds 0
 
 In: a folder for the runs, an .npz of images. Out: a Markdown table, a row for each network and way to prune. A run's time is the CPU time
 of its one thread from start to exit, over the dense run's of the same seed. Runs are kept in the folder, so that an interrupted grid goes
@@ -24,13 +24,11 @@ SCHEDULES = {  # each network's own
     "resnet50-cifar": "--epochs 16 --lr 0.05",
     "vgg16": "--epochs 8 --lr 0.02",
 }
+DENSE = "dense"
 WAYS = {
-    "dense": "--penalty-ratio 0",
+    DENSE: "--penalty-ratio 0",
     "half the MACs (default)": "",
     "0.3 of the MACs": "--target-macs 0.3",
-    "the paper's lasso, ratio 0.65": (
-        "--target-macs 0 --criterion union --lasso-groups slices --lasso-step subgradient --penalty-ratio 0.65"
-    ),
 }
 
 
@@ -41,21 +39,19 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--networks", default="resnet20,resnet32,resnet56,resnet50-cifar")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--ways", type=int, default=3, help="only the first so many ways to prune")
     arguments = parser.parse_args()
-    ways = list(WAYS)[: arguments.ways]
     print(f"{machine()}, one thread; seeds {arguments.seeds}; {COMMON}\n")
     print("| network | way | top-1 | MACs removed | parameters removed | training MACs removed | run's time |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for network in arguments.networks.split(","):
-        found: dict[str, list[Result]] = {way: [] for way in ways}
+        found: dict[str, list[Result]] = {way: [] for way in WAYS}
         for seed in arguments.seeds.split(","):  # all ways of a seed before the next seed
-            for number, way in enumerate(ways):
-                flags = f"{COMMON} {SCHEDULES[network]} --model {network} --seed {seed} {WAYS[way]}".split()
+            for number, (way, own) in enumerate(WAYS.items()):
+                flags = f"{COMMON} {SCHEDULES[network]} --model {network} --seed {seed} {own}".split()
                 name = f"{network}-{number}-s{seed}"
                 found[way].append(train(arguments.folder, name, [*flags, "--data-dir", str(arguments.data)], threads=1))
-        dense = [cpu_seconds(arguments.folder, result.name) for result in found[ways[0]]]
-        for way in ways:
+        dense = [cpu_seconds(arguments.folder, result.name) for result in found[DENSE]]
+        for way in WAYS:
             ratios = [cpu_seconds(arguments.folder, result.name) / of for result, of in zip(found[way], dense, strict=True)]
             time = f"{statistics.mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
             shares = " | ".join(removed(found[way], share) for share in ("macs_left", "params_left", "train_macs_left"))

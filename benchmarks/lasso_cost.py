@@ -5,8 +5,7 @@
 Out: a Markdown table. The variants take turns, round after round, so that a busy machine slows all alike; each figure is the median over
 rounds of (step with the penalty) / (step without) - 1, with its quartiles. `alone` times the penalty's own code, without a step around it;
 `in a run` is its share of all steps there, where the proximal step is taken in one of `--lasso-interval`. `fading` is that of the channels
-that go first, to 90% of the MACs. One thread is timed by its
-CPU time.
+that go first, to 90% of the MACs. One thread is timed by its CPU time.
 """
 
 import argparse

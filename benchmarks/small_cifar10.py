@@ -2,8 +2,8 @@
 
     python benchmarks/small_cifar10.py cifar10.npz cifar10-small.npz --train 1000 --test 500 --pixels 16
 
-In: an .npz of x_train (50000, 32, 32, 3) uint8, y_train, x_test, y_test. Out: the same with `--train` and `--test` images a class, of
-16x16 pixels, each the rounded mean of 2x2, or of 32x32.
+In: an .npz of x_train (50000, 32, 32, 3) uint8, y_train, x_test, y_test. Out: the same with `--train` and `--test` images a class, as they
+are (`--pixels 32`) or of 16x16 pixels, each the rounded mean of 2x2.
 """
 
 import argparse

@@ -14,9 +14,9 @@ _code = 1  # unless `main` ends otherwise: by an exception, which Python has tol
 
 def _leave() -> None:
     """End this process."""
-    with suppress(Exception):  # what reads a stream has gone, or it was closed
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # what reads it has gone, or it was closed
+            stream.flush()
     os._exit(_code)
 
 

@@ -18,7 +18,7 @@ def test_windows_do_not_hang_on_the_memory_format(shape: tuple[int, ...], paddin
     """The same pixels as by plain indexing, in the format of the images."""
     images = torch.randint(0, 256, (9, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     drawn = Augmentation(padding, flip=True).draw(9, epoch_generator(0, 0))
-    border = torch.nn.functional.pad(images, (padding,) * 4)
+    border = F.pad(images, (padding,) * 4)
     _, height, width = shape
     windows = [border[n, :, drawn.top[n] :, drawn.left[n] :][:, :height, :width] for n in range(9)]
     assert drawn.mirrored is not None

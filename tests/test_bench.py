@@ -17,7 +17,7 @@ from prunetrain.graph.load import read_graph
 from prunetrain.graph.render import render
 from prunetrain.paths import RunPaths
 from prunetrain.report import benchmarks
-from prunetrain.training.benchmarking import peaks
+from prunetrain.training.benchmarking import allocator, measuring, peaks
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.measuring import Measured
 from prunetrain.training.benchmarking.peaks import Peaks
@@ -190,3 +190,16 @@ def test_batches_beyond_the_memory_are_refused(tmp_path: Path) -> None:
     result = invoke("bench", tmp_path / "toy.py", "--batch-size", "10000000", "--device", "cpu")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "error: batches of 10000000 images do not fit into memory: use a smaller --batch-size\n"
+
+
+def test_freed_memory_is_kept_before_anything_is_timed(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    order, measure = [], measuring.measure
+
+    def measured(*args: Any, **keywords: Any) -> list[Measured]:
+        order.append("measure")
+        return measure(*args, **keywords)
+
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: order.append("keep"))
+    monkeypatch.setattr(measuring, "measure", measured)
+    printed(run.network(10))
+    assert order == ["keep", "measure"]
