@@ -24,9 +24,8 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
 from prunetrain.graph.trace import trace_with_state
-from prunetrain.regularizers.fading import Fading, choose_channels
+from prunetrain.regularizers.fading import Fading, choose_channels, coarsest_blocks
 from prunetrain.regularizers.group_lasso import GroupLasso
-from prunetrain.training.course import AUTO_MULTIPLE
 from prunetrain.zoo import build
 
 STRENGTH = 1e-3
@@ -99,7 +98,8 @@ class _Bench:
         self.slices = GroupLasso(traced.graph, spaces, weights, groups="slices")
         self.coupled = GroupLasso(traced.graph, spaces, weights, groups="coupled")
         macs = 0.9 * costs(traced.graph).macs
-        going = choose_channels(traced.graph, traced.state, macs, criterion=TrainConfig.criterion, granularity=AUTO_MULTIPLE)
+        blocks = coarsest_blocks(traced.graph, traced.state, macs, criterion=TrainConfig.criterion)
+        going = choose_channels(traced.graph, traced.state, macs, criterion=TrainConfig.criterion, granularity=blocks)
         self.fading = Fading(traced.graph, spaces, weights, going)
 
     def step(

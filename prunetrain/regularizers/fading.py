@@ -12,12 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prunetrain.channels.selection import KeepPlan
+from prunetrain.channels.selection import Granularity, KeepPlan
 from prunetrain.channels.slices import sliced_layers
 from prunetrain.channels.slicing import Proposal, propose_cut
 from prunetrain.channels.spaces import ChannelSpaces, find_spaces
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
+
+_LARGEST_BLOCK = 16  # channels
 
 
 class Fading:
@@ -49,7 +51,35 @@ class Fading:
             weight.mul_(torch.where(mask, factor, 1.0).to(weight.dtype))
 
 
-def choose_channels(graph: LayerGraph, state: Mapping[str, Tensor], macs: float, *, criterion: str, granularity: int = 1) -> list[int]:
+def coarsest_blocks(graph: LayerGraph, state: Mapping[str, Tensor], macs: float, *, criterion: str) -> dict[str, int]:
+    """The coarsest blocks in which channels can go until the network needs at most this many MACs.
+
+    Blocks of 16, where a space has that many, are what most hardware likes: of a narrow network, smaller ones hardly save time
+    (docs/performance.md). Where they do not reach the number, no block is more than a half of its space, then a quarter, and so on.
+
+    Args:
+        graph: the network.
+        state: its state dict.
+        macs: multiply-accumulates of one image.
+        criterion: which dead channels go (`selection.py`).
+
+    Returns:
+        A granularity: the size of the block, a power of two, for every space by name.
+    """
+    ranking = _Ranking(graph, state, criterion)
+    smallest = ranking.without(len(ranking.order))
+    sizes = {space.name: len(space.channels) for space in ranking.spaces.spaces}
+    parts = 1
+    while True:
+        blocks = {name: _power_of_two(min(_LARGEST_BLOCK, size // parts)) for name, size in sizes.items()}
+        if parts >= max(sizes.values()) or _macs(smallest, blocks) <= macs:
+            return blocks
+        parts *= 2
+
+
+def choose_channels(
+    graph: LayerGraph, state: Mapping[str, Tensor], macs: float, *, criterion: str, granularity: Granularity = 1
+) -> list[int]:
     """The fewest channels, weakest first, without which the network needs at most this many MACs; else all but one a space.
 
     Args:
@@ -62,29 +92,42 @@ def choose_channels(graph: LayerGraph, state: Mapping[str, Tensor], macs: float,
     Returns:
         Ids, weakest first. A channel's strength is the norm of all its filters and input slices, as a share of the mean of its space.
     """
-    spaces = find_spaces(graph)
-    order = _weakest_first(graph, spaces, state)
-
-    def proposal_without(count: int) -> Proposal:
-        faded = {name: tensor.clone() for name, tensor in state.items()}
-        Fading(graph, spaces, faded, order[:count]).scale_(0.0)
-        return propose_cut(graph, faded, threshold=float(np.finfo(np.float32).tiny), criterion=criterion)
-
-    def macs_without(count: int) -> int:
-        proposal = proposal_without(count)
-        return costs(proposal.graph_for(proposal.plan(granularity))).macs
-
-    low, high = 0, len(order)
+    ranking = _Ranking(graph, state, criterion)
+    low, high = 0, len(ranking.order)
     while low < high:
         middle = (low + high) // 2
-        if macs_without(middle) <= macs:
+        if _macs(ranking.without(middle), granularity) <= macs:
             high = middle
         else:
             low = middle + 1
-    proposal = proposal_without(low)
+    proposal, chosen = ranking.without(low), ranking.order[:low]
     if proposal.graph != graph:  # whole branches go, so that its channels have other ids
-        return order[:low]
-    return _that_go(order[:low], spaces, proposal.plan(granularity))
+        return chosen
+    return _that_go(chosen, ranking.spaces, proposal.plan(granularity))
+
+
+class _Ranking:
+    """A network's channels that may go, weakest first, and the network without some of them."""
+
+    def __init__(self, graph: LayerGraph, state: Mapping[str, Tensor], criterion: str) -> None:
+        self._graph, self._state, self._criterion = graph, state, criterion
+        self.spaces = find_spaces(graph)
+        self.order = _weakest_first(graph, self.spaces, state)
+
+    def without(self, count: int) -> Proposal:
+        """What could be cut if so many had faded."""
+        faded = {name: tensor.clone() for name, tensor in self._state.items()}
+        Fading(self._graph, self.spaces, faded, self.order[:count]).scale_(0.0)
+        return propose_cut(self._graph, faded, threshold=float(np.finfo(np.float32).tiny), criterion=self._criterion)
+
+
+def _macs(proposal: Proposal, granularity: Granularity) -> int:
+    return costs(proposal.graph_for(proposal.plan(granularity))).macs
+
+
+def _power_of_two(number: int) -> int:
+    """The largest that is not larger, at least 1."""
+    return 1 << max(0, number.bit_length() - 1)
 
 
 def _that_go(chosen: Sequence[int], spaces: ChannelSpaces, plan: KeepPlan) -> list[int]:

@@ -10,12 +10,11 @@ Without a target, lambda stays what it was at the first batch. With one, the wea
 from dataclasses import replace
 from math import ceil
 
+from prunetrain.channels.selection import Granularity
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
-from prunetrain.regularizers.fading import choose_channels
+from prunetrain.regularizers.fading import choose_channels, coarsest_blocks
 from prunetrain.training.state import TrainState
-
-AUTO_MULTIPLE = 8  # of channels that fade with `--round-to auto`: ragged counts are often slow, and what is rounded up would fade in vain
 
 
 def next_strength(config: TrainConfig, epoch: int, strength: float, macs_left: float) -> float:
@@ -60,10 +59,15 @@ def follow_course(state: TrainState) -> None:
     strength = next_strength(config, progress.epoch, progress.lasso_strength, state.costs.macs / dense)
     fading = progress.fading if strength else []
     if strength and config.target_macs and progress.epoch % config.prune_interval == 0:
-        macs = next_macs(config, progress.epoch) * dense
-        granularity = config.granularity or AUTO_MULTIPLE
-        weights = state.model.state_dict()
-        fading = state.environment.ranks.on_first(
-            lambda: choose_channels(state.graph, weights, macs, criterion=config.criterion, granularity=granularity)
-        )
+        fading = state.environment.ranks.on_first(lambda: _choose(state, dense))
     state.progress = replace(progress, lasso_strength=strength, fading=fading)
+
+
+def _choose(state: TrainState, dense_macs: int) -> list[int]:
+    """The channels that fade in the interval; with `--round-to auto` in the coarsest blocks that still lead to the target."""
+    config, weights = state.config, state.model.state_dict()
+    granularity: Granularity | None = config.granularity
+    if granularity is None:
+        granularity = coarsest_blocks(state.graph, weights, config.target_macs * dense_macs, criterion=config.criterion)
+    macs = next_macs(config, state.progress.epoch) * dense_macs
+    return choose_channels(state.graph, weights, macs, criterion=config.criterion, granularity=granularity)

@@ -15,7 +15,6 @@ Choices are kept beside the run's checkpoints before the network that they lead 
 import hashlib
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -53,7 +52,7 @@ _MOST_BYTES = 2**20  # of the file of timings
 
 @dataclass(frozen=True)
 class Timing:
-    """A granularity, what a training step takes with it (seconds, median), and the MACs of the network it leads to."""
+    """A granularity, what a training step takes with it (seconds), and the MACs of the network it leads to."""
 
     granularity: Granularity
     seconds: float
@@ -157,12 +156,9 @@ def measured_choice(proposal: Proposal, conditions: Conditions, effort: Effort, 
 
 
 def _time_steps(graphs: list[LayerGraph], conditions: Conditions) -> list[float]:
-    """Median seconds of a training step of each network, all of them in turn so that a busy machine slows all alike."""
+    """Seconds of a training step of each network, the fastest of some in turn: whatever else the machine does only adds to it."""
     steps: list[Callable[[], None]] = [TrainingStep(graph, conditions) for graph in graphs]
-    return [
-        statistics.median(times)
-        for times in time_in_turn(steps, rounds=_ROUNDS, wait=conditions.wait, clock=conditions.clock, warmup=_WARMUP)
-    ]
+    return [min(times) for times in time_in_turn(steps, rounds=_ROUNDS, wait=conditions.wait, clock=conditions.clock, warmup=_WARMUP)]
 
 
 def _key(state: TrainState, proposal: Proposal) -> str:
