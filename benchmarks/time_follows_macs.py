@@ -2,9 +2,11 @@
 
     prunetrain train --model resnet18-cifar ... --threshold 0 --penalty-ratio 0.97 --prune-interval 1   # zeros are made and stay
     python benchmarks/time_follows_macs.py checkpoints/resnet18-cifar-npz/epoch_003.pt --batch-size 32 --round-to 1,8,16,auto
+    python benchmarks/time_follows_macs.py checkpoints/vgg16/last.pt --fade-to 0.5 --batch-size 64 --round-to 8,16,32,auto
 
-In: checkpoints of runs that made dead channels and did not cut them. Out: a Markdown table. Each is cut with every `--round-to`; dense and
-cut networks take turns, round after round, and each figure is a median over rounds, with quartiles.
+In: checkpoints of runs that made dead channels and did not cut them; with `--fade-to`, of dense runs, whose weakest channels go, in blocks
+of `--round-to`, as those that a run fades. Out: a Markdown table. Each is cut with every `--round-to`; dense and cut networks take turns,
+round after round, and each figure is a median over rounds, with quartiles.
 """
 
 import argparse
@@ -14,11 +16,15 @@ from pathlib import Path
 
 import torch
 from runs import machine
+from torch import Tensor
 
 from prunetrain.channels.slicing import Proposal, propose_cut
+from prunetrain.channels.spaces import find_spaces
+from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.parse import parse
+from prunetrain.regularizers.fading import Fading, choose_channels, coarsest_blocks
 from prunetrain.training.benchmarking.allocator import keep_freed_memory
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.rounds import Spread, ratios, time_in_turn
@@ -27,6 +33,7 @@ from prunetrain.training.checkpoints import load_checkpoint, read_network_of
 from prunetrain.training.granularity import Effort, measured_choice
 
 _NETWORKS = 6  # that `auto` times whole
+CRITERION = TrainConfig.criterion
 
 
 def main() -> None:
@@ -34,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--round-to", default="1,8,16,auto")
+    parser.add_argument("--fade-to", type=float, help="share of the MACs that is left when the weakest channels have gone")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--image-size", type=int, help="side of the images, where it is to be another than in training")
     parser.add_argument("--rounds", type=int, default=9)
@@ -50,21 +58,34 @@ def main() -> None:
     print(f"{machine()}, {threads}, {precision}, batch {arguments.batch_size}; {arguments.rounds} rounds\n")
     print("| network | round-to | MACs | step time, median (quartiles) | time saved / MACs saved |\n| --- | --- | --- | --- | --- |")
     for path in arguments.checkpoints:
-        dense, proposal = _proposal(path, arguments.image_size)
+        dense, weights = _network(path, arguments.image_size)
         graphs = {"dense": dense}
         for word in arguments.round_to.split(","):
-            graphs[word] = _cut(proposal, word, conditions)
+            if arguments.fade_to:
+                graphs[word] = _faded(dense, weights, word, arguments.fade_to * costs(dense).macs)
+            else:
+                graphs[word] = _cut(propose_cut(dense, weights, threshold=1e-4, criterion=CRITERION), word, conditions)
         _compare(f"{path.parent.name}/{path.stem}", graphs, conditions, arguments.rounds)
 
 
-def _proposal(path: Path, image_size: int | None) -> tuple[LayerGraph, Proposal]:
-    """A checkpoint's network, and what of it can be cut."""
+def _network(path: Path, image_size: int | None) -> tuple[LayerGraph, dict[str, Tensor]]:
+    """A checkpoint's network and its weights."""
     checkpoint = load_checkpoint(path)
     network, source = read_network_of(path, checkpoint)
     graph = parse(source, str(network))
     if image_size:
         graph = replace(graph, input_shape=(graph.input_shape[0], image_size, image_size))
-    return graph, propose_cut(graph, checkpoint.model, threshold=1e-4, criterion="either")
+    return graph, checkpoint.model
+
+
+def _faded(graph: LayerGraph, weights: dict[str, Tensor], word: str, macs: float) -> LayerGraph:
+    """What is left when the weakest channels have gone, as few as lead to so many MACs."""
+    blocks = coarsest_blocks(graph, weights, macs, criterion=CRITERION) if word == "auto" else int(word)
+    going = choose_channels(graph, weights, macs, criterion=CRITERION, granularity=blocks)
+    faded = {name: tensor.clone() for name, tensor in weights.items()}
+    Fading(graph, find_spaces(graph), faded, going).scale_(0.0)
+    proposal = propose_cut(graph, faded, threshold=float(torch.finfo().tiny), criterion=CRITERION)
+    return proposal.graph_for(proposal.plan())
 
 
 def _cut(proposal: Proposal, word: str, conditions: Conditions) -> LayerGraph:
