@@ -12,86 +12,17 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from datafiles import CPU, assert_same, error, folder_settings, good_arrays, levels, load, write_images, write_mnist, write_npz
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from prunetrain.config import TrainConfig
-from prunetrain.errors import ConfigError, DataError
+from prunetrain.errors import ConfigError
 from prunetrain.training.data import DATASETS, DataSource, fake, load_data
 from prunetrain.training.data.base import Statistics, epoch_generator, one_line, some
-from prunetrain.training.data.decoding import centre, random_window
 from prunetrain.training.data.npz import DIGITS, DIGITS_STATISTICS
 from prunetrain.training.data.public import PUBLIC_SETS
-
-CPU = torch.device("cpu")
-FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # Python 3.12's word on DataLoader
-
-
-def load(**settings: Any) -> DataSource:
-    return load_data(TrainConfig(**settings), CPU)
-
-
-def error(**settings: Any) -> str:
-    """The message of the DataError that loading, or else one pass over the data, raises."""
-    with pytest.raises(DataError) as caught:
-        source = load(**settings)
-        list(source.train_batches(0, settings.get("batch_size", 32)))
-        list(source.val_batches(32))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def assert_same(left: list[tuple[Tensor, Tensor]], right: list[tuple[Tensor, Tensor]]) -> None:
-    assert len(left) == len(right) > 0
-    for (x, y), (other_x, other_y) in zip(left, right, strict=True):
-        assert torch.equal(x, other_x)
-        assert torch.equal(y, other_y)
-
-
-def levels(rng: np.random.Generator, *shape: int) -> np.ndarray[Any, Any]:
-    return rng.integers(0, 256, shape, dtype=np.uint8)
-
-
-def good_arrays(*shape: int, classes: int = 4) -> dict[str, np.ndarray[Any, Any]]:
-    rng = np.random.default_rng(0)
-    return {
-        "x_train": levels(rng, 40, *shape),
-        "y_train": np.arange(40) % classes,
-        "x_test": levels(rng, 10, *shape),
-        "y_test": np.arange(10) % classes,
-    }
-
-
-def write_npz(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> str:
-    np.savez(path, **arrays)  # type: ignore[arg-type]
-    return str(path)
-
-
-def write_images(root: Path, *, train: int = 6, val: int = 3, size: tuple[int, int] = (12, 10)) -> Path:
-    """Noise in ImageNet's layout, classes cat and dog; one image is grey, one in a deeper folder."""
-    rng = np.random.default_rng(1)
-    for split, count in (("train", train), ("val", val)):
-        for name in ("cat", "dog"):
-            folder = root / split / name
-            (folder / "deeper").mkdir(parents=True)
-            for i in range(count):
-                image = Image.fromarray(levels(rng, size[1], size[0], 3))
-                (image.convert("L") if i == 0 else image).save(folder / ("deeper" if i == 1 else ".") / f"{i}.png")
-    return root
-
-
-def write_mnist(root: Path, folder: str = "MNIST") -> Path:
-    """Files as torchvision finds them: big-endian header, then bytes."""
-    rng = np.random.default_rng(2)
-    raw = root / folder / "raw"
-    raw.mkdir(parents=True)
-    for name, count in (("train", 20), ("t10k", 10)):
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, count, 28, 28) + levels(rng, count, 28, 28).tobytes())
-        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, count) + bytes(i % 10 for i in range(count)))
-    return root
-
 
 # Every source keeps the contract of DataSource
 
@@ -461,153 +392,6 @@ def test_unreadable_npz_files(tmp_path: Path) -> None:
     assert "cannot be read as .npz (it is no zip file, or its end is missing)" in error(dataset="npz", data_dir=str(path))
     path.write_bytes(whole[:5000] + bytes(1000) + whole[6000:])
     assert f"{path} cannot be read as .npz (x_train: Bad CRC-32" in error(dataset="npz", data_dir=str(path))
-
-
-# Folders
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return write_images(tmp_path / "data")
-
-
-def folder_settings(root: Path, **more: Any) -> dict[str, Any]:
-    return {"dataset": "folder", "data_dir": str(root), "image_size": 8, "workers": 0, "batch_size": 4} | more
-
-
-def test_folder_finds_images_and_numbers_classes_by_name(images: Path) -> None:
-    for hidden in ("train/.cache/x.png", "train/cat/._1.png", "val/dog/.trash/y.png", "train/cat/notes.txt"):
-        (images / hidden).parent.mkdir(exist_ok=True)
-        (images / hidden).write_bytes(b"no image")
-    source = load(**folder_settings(images))
-    assert (source.class_names, source.num_train, source.num_val) == (("cat", "dog"), 12, 6)
-    labels = torch.cat([y for _, y in source.val_batches(4)])
-    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
-
-
-def test_validation_classes_keep_the_numbers_of_training(images: Path) -> None:
-    (images / "val" / "cat").rename(images / "elsewhere")
-    source = load(**folder_settings(images))
-    assert next(source.val_batches(8))[1].tolist() == [1, 1, 1]
-
-
-@FORKS
-@pytest.mark.parametrize("image_size", [8, 65])
-def test_workers_do_not_change_what_comes_out(image_size: int, images: Path) -> None:
-    alone, two = (load(**folder_settings(images, image_size=image_size, workers=workers)) for workers in (0, 2))
-    assert_same(list(alone.train_batches(1, 4, start=1)), list(two.train_batches(1, 4, start=1)))
-
-
-def test_images_of_skipped_batches_are_not_opened(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[str] = []
-    original = Image.open
-
-    def counted(path: str) -> Image.Image:
-        opened.append(path)
-        return original(path)
-
-    monkeypatch.setattr(Image, "open", counted)
-    assert len(list(load(**folder_settings(images)).train_batches(0, 4, start=2))) == 1
-    assert len(opened) == len(set(opened)) == 4
-
-
-@pytest.mark.parametrize(
-    ("size", "side", "resized"), [((120, 75), 65, 74), ((40, 300), 65, 74), ((65, 65), 65, 65), ((12, 10), 8, 8), ((7, 9), 8, 8)]
-)
-def test_validation_images_equal_torchvisions(size: tuple[int, int], side: int, resized: int) -> None:
-    image = Image.fromarray(levels(np.random.default_rng(5), size[1], size[0], 3))
-    transform = torchvision.transforms.Compose([torchvision.transforms.Resize(resized), torchvision.transforms.CenterCrop(side)])
-    np.testing.assert_array_equal(np.array(centre(image, side, resized)), np.array(transform(image)))
-
-
-def test_large_images_are_resized_by_256_over_224(tmp_path: Path) -> None:
-    write_images(tmp_path, size=(100, 90))
-    source = load(**folder_settings(tmp_path, image_size=70))
-    x, _ = next(source.val_batches(6))
-    with Image.open(tmp_path / "val" / "cat" / "2.png") as image:
-        expected = torch.from_numpy(np.array(centre(image, 70, 80)) / 255.0).permute(2, 0, 1)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(x[1], ((expected - mean.view(3, 1, 1)) / std.view(3, 1, 1)).float())
-
-
-@pytest.mark.parametrize("size", [(64, 48), (48, 64), (1, 1)])
-def test_random_windows_are_parts_of_the_image(size: tuple[int, int]) -> None:
-    width, height = size
-    ramp = np.zeros((height, width, 3), np.uint8)
-    ramp[..., 0] = np.linspace(1, 255, width).astype(np.uint8)
-    ramp[..., 1] = np.linspace(1, 255, height).astype(np.uint8)[:, None]
-    ramp[..., 2] = 9
-    image = Image.fromarray(ramp)
-    flips, widths = [], []
-    for seed in range(60):
-        window = np.array(random_window(image, 10, np.random.default_rng(seed))).astype(int)
-        assert window.shape == (10, 10, 3)
-        assert (window[..., 2] == 9).all()  # nothing from outside
-        assert (np.diff(window[..., 1], axis=0) >= 0).all()  # never upside down
-        across = np.diff(window[..., 0], axis=1)
-        assert (across >= 0).all() or (across <= 0).all()
-        flips.append(bool((across < 0).any()))
-        widths.append(abs(int(window[0, -1, 0] - window[0, 0, 0])))
-    if width > 1:
-        assert 15 <= sum(flips) <= 45
-        assert len(set(widths)) > 5
-
-
-@pytest.mark.parametrize(("size", "box"), [((400, 20), (186, 0, 213, 20)), ((20, 400), (0, 186, 20, 213))])
-def test_of_very_long_images_the_middle_is_taken(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
-    image = Image.fromarray(levels(np.random.default_rng(6), size[1], size[0], 3))
-    middle = np.array(image.crop(box).resize((10, 10), Image.Resampling.BILINEAR))
-    seen = [np.array(random_window(image, 10, np.random.default_rng(seed))) for seed in range(20)]
-    assert {np.array_equal(window, middle) + 2 * np.array_equal(window, middle[:, ::-1]) for window in seen} == {1, 2}
-
-
-def test_small_images_move_as_those_in_memory_do(images: Path) -> None:
-    plain, moved = (load(**folder_settings(images, image_size=16, augment=augment)) for augment in (False, True))
-    (x, _), (y, _) = (next(source.train_batches(2, 12)) for source in (plain, moved))
-    black = -torch.tensor([0.485, 0.456, 0.406]) / torch.tensor([0.229, 0.224, 0.225])
-    padded = F.pad(x - black.view(3, 1, 1), (2, 2, 2, 2)) + black.view(3, 1, 1)
-    windows = [padded[..., top : top + 16, left : left + 16] for top in range(5) for left in range(5)]
-    windows += [window.flip(3) for window in windows]
-    matches = torch.stack([torch.isclose(window, y, atol=1e-4).flatten(1).all(1) for window in windows])
-    assert matches.any(0).all()
-    assert matches[:25].any() and matches[25:].any()
-
-
-def test_folder_errors(images: Path, tmp_path: Path) -> None:
-    assert (
-        error(**folder_settings(tmp_path / "no"))
-        == f"{tmp_path}/no is not a folder: name the one that holds train/ and val/ with --data-dir"
-    )
-    assert f"{tmp_path} has no folder train: put images into {tmp_path}/train/CLASS" in error(**folder_settings(tmp_path))
-    (images / "val" / "emu").mkdir()
-    message = error(**folder_settings(images))
-    assert message == f"{images}/val has classes that {images}/train lacks: emu; give both the same class folders"
-    (images / "train" / "emu").mkdir()
-    assert error(**folder_settings(images)).startswith(f"{images}/train/emu has no images: add some (.jpg, ")
-    Image.new("RGB", (9, 9)).save(images / "train" / "emu" / "1.bmp")
-    assert error(**folder_settings(images)).startswith(f"{images}/val/emu has no images")
-
-
-def test_folder_without_val_or_classes(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    assert f"{tmp_path} has no folder val" in error(**folder_settings(tmp_path))
-    (tmp_path / "val").mkdir()
-    assert error(**folder_settings(tmp_path)).startswith(f"{tmp_path}/train has no class folders: put the images of each class")
-    (tmp_path / "train" / "cat").mkdir()
-    assert error(**folder_settings(tmp_path)).startswith(f"{tmp_path}/val has no class folders")
-    (tmp_path / "val" / "cat").mkdir()
-    assert error(**folder_settings(tmp_path)) == f"{tmp_path}/train has the class cat only: training needs two classes or more"
-
-
-@FORKS
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("path", ["train/dog/3.png", "val/cat/2.png"])
-def test_an_unreadable_image_is_named(workers: int, path: str, images: Path) -> None:
-    whole = (images / path).read_bytes()
-    (images / path).write_bytes(whole[: len(whole) // 2])
-    message = error(**folder_settings(images, workers=workers))
-    assert message.startswith(f"{images / path} cannot be read as an image (")
-    assert message.endswith("): replace or remove it")
 
 
 # fake, and wording
