@@ -6,11 +6,12 @@
     python benchmarks/cifar10.py runs/cifar10 cifar10-10k.npz --networks vgg16 --seeds 0
 
 In: a folder for the runs, an .npz of images. Out: a Markdown table, a row for each network and way to prune. A run's time is the CPU time
-of its one thread from start to exit, over the dense run's of the same seed. Runs are kept in the folder, so that an interrupted grid goes
-on where it was. What a step takes then: `prunetrain bench` of the first and last network of a run.
+of its one thread from start to exit, over the dense run's of the same seed, where neither was interrupted. Runs are kept in the folder,
+so that an interrupted grid goes on where it was. What a step takes then: `prunetrain bench` of the first and last network of a run.
 """
 
 import argparse
+import math
 import statistics
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def main() -> None:
         dense = [cpu_seconds(arguments.folder, result.name) for result in found[DENSE]]
         for way in WAYS:
             ratios = [cpu_seconds(arguments.folder, result.name) / of for result, of in zip(found[way], dense, strict=True)]
-            time = f"{statistics.mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            ratios = [ratio for ratio in ratios if not math.isnan(ratio)]
+            time = f"{statistics.mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
             shares = " | ".join(removed(found[way], share) for share in ("macs_left", "params_left", "train_macs_left"))
             print(f"| {network} | {way} | {top1_spread(found[way])} | {shares} | {time} |", flush=True)
 
