@@ -24,7 +24,7 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
 from prunetrain.graph.trace import trace_with_state
-from prunetrain.regularizers.fading import Fading, choose_channels, coarsest_blocks
+from prunetrain.regularizers.fading import Fading, Ranking
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.zoo import build
 
@@ -98,8 +98,8 @@ class _Bench:
         self.slices = GroupLasso(traced.graph, spaces, weights, groups="slices")
         self.coupled = GroupLasso(traced.graph, spaces, weights, groups="coupled")
         macs = 0.9 * costs(traced.graph).macs
-        blocks = coarsest_blocks(traced.graph, traced.state, macs, criterion=TrainConfig.criterion)
-        going = choose_channels(traced.graph, traced.state, macs, criterion=TrainConfig.criterion, granularity=blocks)
+        ranking = Ranking(traced.graph, traced.state, criterion=TrainConfig.criterion)
+        going = ranking.weakest(macs, ranking.coarsest_blocks(macs))
         self.fading = Fading(traced.graph, spaces, weights, going)
 
     def step(

@@ -24,7 +24,7 @@ from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.parse import parse
-from prunetrain.regularizers.fading import Fading, choose_channels, coarsest_blocks
+from prunetrain.regularizers.fading import Fading, Ranking
 from prunetrain.training.benchmarking.allocator import keep_freed_memory
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.rounds import Spread, ratios, time_in_turn
@@ -80,8 +80,8 @@ def _network(path: Path, image_size: int | None) -> tuple[LayerGraph, dict[str, 
 
 def _faded(graph: LayerGraph, weights: dict[str, Tensor], word: str, macs: float) -> LayerGraph:
     """What is left when the weakest channels have gone, as few as lead to so many MACs."""
-    blocks = coarsest_blocks(graph, weights, macs, criterion=CRITERION) if word == "auto" else int(word)
-    going = choose_channels(graph, weights, macs, criterion=CRITERION, granularity=blocks)
+    ranking = Ranking(graph, weights, criterion=CRITERION)
+    going = ranking.weakest(macs, ranking.coarsest_blocks(macs) if word == "auto" else int(word))
     faded = {name: tensor.clone() for name, tensor in weights.items()}
     Fading(graph, find_spaces(graph), faded, going).scale_(0.0)
     proposal = propose_cut(graph, faded, threshold=float(torch.finfo().tiny), criterion=CRITERION)

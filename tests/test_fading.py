@@ -11,7 +11,7 @@ from prunetrain.channels.spaces import find_spaces
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.trace import trace_with_state
-from prunetrain.regularizers.fading import Fading, choose_channels, coarsest_blocks
+from prunetrain.regularizers.fading import Fading, Ranking
 
 
 def chain() -> tuple[LayerGraph, dict[str, Tensor]]:
@@ -38,10 +38,10 @@ def test_weakest_go_first_relative_to_their_space() -> None:
     state[f"{third}.weight"][:, 0] *= 0.5
     state[f"{third}.weight"] *= 1e-3
     ids = find_spaces(graph).ids
-    chosen = choose_channels(graph, state, 19, criterion="either")  # 8 + 12 + 6 MACs; 6 + 9 + 6 without the first, 6 + 6 + 4 without both
+    chosen = Ranking(graph, state, criterion="either").weakest(19)  # 8 + 12 + 6 MACs; 6 + 9 + 6 without the first, 6 + 6 + 4 without both
     assert chosen == [ids[first, "out"][2], ids[second, "out"][0]]
-    assert choose_channels(graph, state, 21, criterion="either") == chosen[:1]
-    assert choose_channels(graph, state, 26, criterion="either") == []
+    assert Ranking(graph, state, criterion="either").weakest(21) == chosen[:1]
+    assert Ranking(graph, state, criterion="either").weakest(26) == []
 
 
 def test_what_rounding_keeps_does_not_fade() -> None:
@@ -52,13 +52,13 @@ def test_what_rounding_keeps_does_not_fade() -> None:
         state[f"{first}.weight"][unit] *= size
         state[f"{second}.weight"][:, unit] *= size
     ids = find_spaces(graph).ids
-    chosen = choose_channels(graph, state, 16, criterion="either", granularity=2)  # 8 + 12 + 6 MACs; 4 + 6 + 6 without two of the first
+    chosen = Ranking(graph, state, criterion="either").weakest(16, 2)  # 8 + 12 + 6 MACs; 4 + 6 + 6 without two of the first
     assert chosen == [ids[first, "out"][3], ids[first, "out"][1]]
 
 
 def test_a_channel_of_each_space_stays() -> None:
     graph, state = chain()
-    chosen = choose_channels(graph, state, 0, criterion="either")
+    chosen = Ranking(graph, state, criterion="either").weakest(0)
     assert len(chosen) == (4 - 1) + (3 - 1)
 
 
@@ -78,7 +78,7 @@ def test_what_is_chosen_and_faded_can_be_cut_for_free(model: str, share: float) 
     graph, state = traced_zoo(model)
     dense = costs(graph).macs
     spaces = find_spaces(graph)
-    chosen = choose_channels(graph, state, share * dense, criterion="either")
+    chosen = Ranking(graph, state, criterion="either").weakest(share * dense)
     assert not np.isin(chosen, np.flatnonzero(spaces.frozen_channels())).any()
     Fading(graph, spaces, state, chosen).scale_(0.0)
     proposal = propose_cut(graph, state, threshold=1e-4, criterion="either")
@@ -91,14 +91,14 @@ def test_blocks_are_as_coarse_as_the_target_allows(share: float, of_16: int, of_
     """All in blocks of 16 leave a ResNet-20 16 channels everywhere, 44% of its MACs; of 8 in the first stage 16%; and so on."""
     graph, state = traced_zoo("resnet20")
     macs = share * costs(graph).macs
-    blocks = coarsest_blocks(graph, state, macs, criterion="either")
+    blocks = Ranking(graph, state, criterion="either").coarsest_blocks(macs)
     spaces = {space.name: len(space.channels) for space in find_spaces(graph).spaces if not space.frozen}
     assert {size: {blocks[name] for name in spaces if spaces[name] == size} for size in (16, 32, 64)} == {
         16: {of_16},
         32: {of_32},
         64: {of_64},
     }
-    chosen = choose_channels(graph, state, macs, criterion="either", granularity=blocks)
+    chosen = Ranking(graph, state, criterion="either").weakest(macs, blocks)
     Fading(graph, find_spaces(graph), state, chosen).scale_(0.0)
     proposal = propose_cut(graph, state, threshold=1e-4, criterion="either")
     assert costs(proposal.graph_for(proposal.plan())).macs <= macs
@@ -110,7 +110,7 @@ def test_blocks_where_nothing_leads_to_the_target() -> None:
     graph, state = chain()
     first, second, _ = (layer.name for layer in graph.layers)
     for macs, blocks in ((8 + 8 + 4, (4, 2)), (8 + 8 + 3, (2, 1)), (5, (1, 1)), (0, (1, 1))):
-        found = coarsest_blocks(graph, state, macs, criterion="either")
+        found = Ranking(graph, state, criterion="either").coarsest_blocks(macs)
         assert (found[first], found[second]) == blocks, macs
 
 
@@ -118,7 +118,7 @@ def test_blocks_where_nothing_leads_to_the_target() -> None:
 def test_blocks_fade_and_go_together(model: str) -> None:
     graph, state = traced_zoo(model)
     dense = costs(graph).macs
-    chosen = choose_channels(graph, state, 0.5 * dense, criterion="either", granularity=8)
+    chosen = Ranking(graph, state, criterion="either").weakest(0.5 * dense, 8)
     Fading(graph, find_spaces(graph), state, chosen).scale_(0.0)
     proposal = propose_cut(graph, state, threshold=1e-4, criterion="either")
     ragged, rounded = proposal.plan(), proposal.plan(8)

@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prunetrain.channels.selection import Granularity, KeepPlan
+from prunetrain.channels.rewriting import rewrite
+from prunetrain.channels.selection import Bools, Candidates, Granularity, KeepPlan, make_plan
 from prunetrain.channels.slices import sliced_layers
-from prunetrain.channels.slicing import Proposal, propose_cut
+from prunetrain.channels.slicing import propose_cut
 from prunetrain.channels.spaces import ChannelSpaces, find_spaces
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
@@ -51,78 +52,89 @@ class Fading:
             weight.mul_(torch.where(mask, factor, 1.0).to(weight.dtype))
 
 
-def coarsest_blocks(graph: LayerGraph, state: Mapping[str, Tensor], macs: float, *, criterion: str) -> dict[str, int]:
-    """The coarsest blocks in which channels can go until the network needs at most this many MACs.
+class Ranking:
+    """The channels of a network that can fade, weakest first, and what it costs without some of them.
 
-    Blocks of 16, where a space has that many, are what most hardware likes: of a narrow network, smaller ones hardly save time
-    (docs/performance.md). Where they do not reach the number, no block is more than a half of its space, then a quarter, and so on.
-
-    Args:
-        graph: the network.
-        state: its state dict.
-        macs: multiply-accumulates of one image.
-        criterion: which dead channels go (`selection.py`).
-
-    Returns:
-        A granularity: the size of the block, a power of two, for every space by name.
-    """
-    ranking = _Ranking(graph, state, criterion)
-    smallest = ranking.without(len(ranking.order))
-    sizes = {space.name: len(space.channels) for space in ranking.spaces.spaces}
-    parts = 1
-    while True:
-        blocks = {name: _power_of_two(min(_LARGEST_BLOCK, size // parts)) for name, size in sizes.items()}
-        if parts >= max(sizes.values()) or _macs(smallest, blocks) <= macs:
-            return blocks
-        parts *= 2
-
-
-def choose_channels(
-    graph: LayerGraph, state: Mapping[str, Tensor], macs: float, *, criterion: str, granularity: Granularity = 1
-) -> list[int]:
-    """The fewest channels, weakest first, without which the network needs at most this many MACs; else all but one a space.
+    A channel's strength is the norm of all its filters and input slices, as a share of the mean of its space. The strongest of each space
+    stays.
 
     Args:
         graph: the network.
         state: its state dict.
-        macs: multiply-accumulates of one image.
         criterion: which dead channels go (`selection.py`).
-        granularity: channel counts stay multiples of this; what would be kept to fill one up does not fade.
-
-    Returns:
-        Ids, weakest first. A channel's strength is the norm of all its filters and input slices, as a share of the mean of its space.
     """
-    ranking = _Ranking(graph, state, criterion)
-    low, high = 0, len(ranking.order)
-    while low < high:
-        middle = (low + high) // 2
-        if _macs(ranking.without(middle), granularity) <= macs:
-            high = middle
-        else:
-            low = middle + 1
-    proposal, chosen = ranking.without(low), ranking.order[:low]
-    if proposal.graph != graph:  # whole branches go, so that its channels have other ids
-        return chosen
-    return _that_go(chosen, ranking.spaces, proposal.plan(granularity))
 
+    def __init__(self, graph: LayerGraph, state: Mapping[str, Tensor], *, criterion: str) -> None:
+        self._graph, self._spaces = graph, find_spaces(graph)
+        self._norms = _norms(graph, self._spaces, state)
+        order = _weakest_first(self._spaces, self._norms)
+        # Twice are weights looked at: which channels go now, and which would if all had faded. That is all that a choice among them needs.
+        self._dead = self._removable(state, criterion)
+        faded = {name: tensor.clone() for name, tensor in state.items()}
+        Fading(graph, self._spaces, faded, order).scale_(0.0)
+        able = self._removable(faded, criterion)
+        self._order = [channel for channel in order if able[channel]]
 
-class _Ranking:
-    """A network's channels that may go, weakest first, and the network without some of them."""
+    def coarsest_blocks(self, macs: float) -> dict[str, int]:
+        """The coarsest blocks in which channels can go until the network needs at most this many multiply-accumulates an image.
 
-    def __init__(self, graph: LayerGraph, state: Mapping[str, Tensor], criterion: str) -> None:
-        self._graph, self._state, self._criterion = graph, state, criterion
-        self.spaces = find_spaces(graph)
-        self.order = _weakest_first(graph, self.spaces, state)
+        Blocks of 16, where a space has that many, are what most hardware likes: of a narrow network, smaller ones hardly save time
+        (docs/performance.md). Where they do not reach the number, no block is more than a half of its space, then a quarter, and so on.
 
-    def without(self, count: int) -> Proposal:
-        """What could be cut if so many had faded."""
-        faded = {name: tensor.clone() for name, tensor in self._state.items()}
-        Fading(self._graph, self.spaces, faded, self.order[:count]).scale_(0.0)
-        return propose_cut(self._graph, faded, threshold=float(np.finfo(np.float32).tiny), criterion=self._criterion)
+        Returns:
+            A granularity: the size of the block, a power of two, for every space by name.
+        """
+        sizes = {space.name: len(space.channels) for space in self._spaces.spaces}
+        parts = 1
+        while True:
+            blocks = {name: _power_of_two(min(_LARGEST_BLOCK, size // parts)) for name, size in sizes.items()}
+            if parts >= max(sizes.values()) or self._macs(len(self._order), blocks) <= macs:
+                return blocks
+            parts *= 2
 
+    def weakest(self, macs: float, granularity: Granularity = 1) -> list[int]:
+        """The fewest channels without which the network needs at most this many multiply-accumulates an image; else all that can go.
 
-def _macs(proposal: Proposal, granularity: Granularity) -> int:
-    return costs(proposal.graph_for(proposal.plan(granularity))).macs
+        Args:
+            macs: the number to get down to.
+            granularity: channel counts stay multiples of this; what would be kept to fill one up does not fade.
+
+        Returns:
+            Ids (`ChannelSpaces.ids`), weakest first.
+        """
+        low, high = 0, len(self._order)
+        while low < high:
+            middle = (low + high) // 2
+            if self._macs(middle, granularity) <= macs:
+                high = middle
+            else:
+                low = middle + 1
+        return self._that_go(self._order[:low], self._plan(low, granularity))
+
+    def _removable(self, state: Mapping[str, Tensor], criterion: str) -> Bools:
+        """The channels that could be cut; none if whole branches could, since what is left then has other ids."""
+        proposal = propose_cut(self._graph, state, threshold=float(np.finfo(np.float32).tiny), criterion=criterion)
+        return proposal.candidates.removable if proposal.graph == self._graph else np.zeros(self._spaces.num_channels, dtype=bool)
+
+    def _plan(self, count: int, granularity: Granularity) -> KeepPlan:
+        """What stays when the weakest have gone."""
+        removable = self._dead.copy()
+        removable[self._order[:count]] = True
+        return make_plan(Candidates.chosen(self._spaces, removable, self._norms), granularity)
+
+    def _macs(self, count: int, granularity: Granularity) -> int:
+        return costs(rewrite(self._graph, self._plan(count, granularity)).graph).macs
+
+    def _that_go(self, chosen: Sequence[int], plan: KeepPlan) -> list[int]:
+        """Of some channels, weakest first, as many of each space as a plan takes out of it."""
+        space_of = self._spaces.space_of
+        left = np.bincount(space_of) - np.bincount(space_of, plan.keep).astype(np.int64)
+        going = []
+        for channel in chosen:
+            if left[space_of[channel]] > 0:
+                left[space_of[channel]] -= 1
+                going.append(channel)
+        return going
 
 
 def _power_of_two(number: int) -> int:
@@ -130,21 +142,8 @@ def _power_of_two(number: int) -> int:
     return 1 << max(0, number.bit_length() - 1)
 
 
-def _that_go(chosen: Sequence[int], spaces: ChannelSpaces, plan: KeepPlan) -> list[int]:
-    """Of some channels, weakest first, as many of each space as a plan takes out of it."""
-    left = np.bincount(spaces.space_of) - np.bincount(spaces.space_of, plan.keep).astype(np.int64)
-    going = []
-    for channel in chosen:
-        space = spaces.space_of[channel]
-        if left[space] > 0:
-            left[space] -= 1
-            going.append(channel)
-    return going
-
-
-def _weakest_first(graph: LayerGraph, spaces: ChannelSpaces, state: Mapping[str, Tensor]) -> list[int]:
+def _weakest_first(spaces: ChannelSpaces, norms: npt.NDArray[np.float64]) -> list[int]:
     """The channels that may go, all but the strongest of each space."""
-    norms = _norms(graph, spaces, state)
     counts = np.bincount(spaces.space_of)
     means = np.bincount(spaces.space_of, norms) / counts
     strength = norms / np.maximum(means, np.finfo(np.float64).tiny)[spaces.space_of]

@@ -13,7 +13,7 @@ from math import ceil
 from prunetrain.channels.selection import Granularity
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
-from prunetrain.regularizers.fading import choose_channels, coarsest_blocks
+from prunetrain.regularizers.fading import Ranking
 from prunetrain.training.state import TrainState
 
 
@@ -65,9 +65,9 @@ def follow_course(state: TrainState) -> None:
 
 def _choose(state: TrainState, dense_macs: int) -> list[int]:
     """The channels that fade in the interval; with `--round-to auto` in the coarsest blocks that still lead to the target."""
-    config, weights = state.config, state.model.state_dict()
+    config = state.config
+    ranking = Ranking(state.graph, state.model.state_dict(), criterion=config.criterion)
     granularity: Granularity | None = config.granularity
     if granularity is None:
-        granularity = coarsest_blocks(state.graph, weights, config.target_macs * dense_macs, criterion=config.criterion)
-    macs = next_macs(config, state.progress.epoch) * dense_macs
-    return choose_channels(state.graph, weights, macs, criterion=config.criterion, granularity=granularity)
+        granularity = ranking.coarsest_blocks(config.target_macs * dense_macs)
+    return ranking.weakest(next_macs(config, state.progress.epoch) * dense_macs, granularity)
