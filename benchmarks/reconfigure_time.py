@@ -4,7 +4,8 @@
 
 Out: a Markdown table of seconds by phase, median and range. `select` is finding what is dead, spaces and
 constants; `slice` weights, buffers and momentum; `write` the network file and the checkpoint, synced to disk; `load` reading both back into
-a module. The last row is CPU time, to which nothing is added while the machine does something else.
+a module. The last rows are CPU time, to which nothing is added while the machine does something else: of all of these, and of choosing
+what fades in a run on its way to half the MACs, which comes before an interval.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from runs import machine
 from prunetrain.channels.spaces import Role, find_spaces
 from prunetrain.config import TrainConfig
 from prunetrain.paths import RunPaths
+from prunetrain.regularizers.fading import Ranking
 from prunetrain.training.checkpoints import save_checkpoint
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import load_data
@@ -51,7 +53,12 @@ def _measured(model: str, repeats: int) -> tuple[tuple[int, int], Seconds]:
     """Channels before and after, and seconds by phase; a cut before these does not count."""
     seconds: Seconds = {}
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = _checkpoint_with_dead_channels(Path(folder), model)
+        state = _stepped(Path(folder), model)
+        choosing: list[float] = []
+        for _ in range(repeats):
+            with _cpu_time(choosing):
+                _choose(state)
+        checkpoint = _with_dead_channels(state)
         for repeat in range(repeats + 1):
             cpu: list[float] = []
             with _cpu_time(cpu):
@@ -59,7 +66,7 @@ def _measured(model: str, repeats: int) -> tuple[tuple[int, int], Seconds]:
             if repeat:
                 for phase, time_taken in (*change.seconds.items(), ("total", sum(change.seconds.values())), ("total, CPU time", cpu[0])):
                     seconds.setdefault(phase, []).append(time_taken)
-    return change.channels, seconds
+    return change.channels, seconds | {"choosing what fades, CPU time": choosing}
 
 
 @contextmanager
@@ -77,17 +84,29 @@ def _print_table(model: str, channels: tuple[int, int], seconds: Seconds) -> Non
         print(f"| {phase} | {statistics.median(found):.3f} | {min(found):.3f} | {max(found):.3f} |", flush=True)
 
 
-def _checkpoint_with_dead_channels(folder: Path, model: str) -> Path:
+def _stepped(folder: Path, model: str) -> TrainState:
+    """A run after one step of its optimizer."""
     config = TrainConfig(model=model, dataset="fake", image_size=224, batch_size=2, output_dir=str(folder), device="cpu")
     run = RunPaths(folder, model.rsplit(":", maxsplit=1)[-1])
     state = new_state(config, run, load_data(config, torch.device("cpu")), Environment(torch.device("cpu")))
     for parameter in state.model.parameters():
         parameter.grad = torch.randn_like(parameter)
     state.optimizer.step()
+    return state
+
+
+def _choose(state: TrainState) -> None:
+    """What a run does at the start of an interval (`training/course.py`)."""
+    ranking = Ranking(state.graph, state.model.state_dict(), criterion=state.config.criterion)
+    ranking.weakest(0.75 * state.costs.macs, ranking.coarsest_blocks(0.5 * state.costs.macs))
+
+
+def _with_dead_channels(state: TrainState) -> Path:
+    """A checkpoint of the run, a third of its channels dead."""
     _kill_a_third(state)
     state.progress = replace(state.progress, epoch=1)
-    save_checkpoint(run.last, state.checkpoint())
-    return run.last
+    save_checkpoint(state.run.last, state.checkpoint())
+    return state.run.last
 
 
 def _kill_a_third(state: TrainState) -> None:
