@@ -8,7 +8,10 @@ from runs import Recorder, assert_same_state, repeatable, settings, write_images
 
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
+from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
+from prunetrain.training import granularity
+from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.course import course_epochs, next_macs, next_strength
 from prunetrain.training.run import Outcome, resume_run, start_run
@@ -65,6 +68,24 @@ def test_a_target_is_met_on_time_and_every_cut_is_free(images: Path, tmp_path: P
     assert zero_strengths(outcome) == [False] * 4 + [True] * 2
     assert [event.epoch for event in recorder.reconfigurations] == [1, 2, 3, 4, 6]
     assert all(before == after for before, after in (event.val_top1 for event in recorder.reconfigurations))
+
+
+def test_a_target_is_met_where_no_cut_would_be_faster(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock says that the largest network is ten times as fast as any other."""
+
+    def largest_is_fastest(graphs: list[LayerGraph], conditions: Conditions) -> list[float]:
+        most = max(costs(graph).macs for graph in graphs)
+        return [0.1 if costs(graph).macs == most else 1.0 for graph in graphs]
+
+    monkeypatch.setattr(granularity, "_time_steps", largest_is_fastest)
+    monkeypatch.setattr(granularity, "_effort", lambda steps, batch_size: granularity.Effort(layers=True, networks=6, batch_size=16))
+    config = settings(
+        images, tmp_path, model="resnet20", epochs=4, prune_interval=1, penalty_ratio=0.1, target_by=0.75, target_macs=0.5, round_to="auto"
+    )
+    outcome = start_run(config, Recorder())
+    left = [line["macs"] / outcome.history[0]["macs"] for line in outcome.history]
+    assert 0.4 < left[3] <= 0.5
+    assert left[2] <= 0.75
 
 
 @pytest.mark.parametrize("stop", [(2, 10), (3, 1), (3, 6), (4, 10), (5, 4)], ids=str)

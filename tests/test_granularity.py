@@ -13,6 +13,7 @@ from runs import settings, write_images
 from prunetrain.channels.selection import KEEP_ALL, Granularity, commonest
 from prunetrain.channels.slicing import Proposal, propose_cut
 from prunetrain.errors import OutputError
+from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.paths import RunPaths, newest_run
 from prunetrain.training import granularity, reconfiguration
@@ -99,9 +100,11 @@ class Chooser:
     def __init__(self, *answers: Granularity) -> None:
         self.answers = list(answers)
         self.asked: list[Effort] = []
+        self.most_macs: list[float] = []
 
-    def __call__(self, proposal: Proposal, conditions: Conditions, effort: Effort, *, layers_until: float) -> Granularity:
+    def __call__(self, proposal: Proposal, conditions: Conditions, effort: Effort, *, layers_until: float, most_macs: float) -> Granularity:
         self.asked.append(effort)
+        self.most_macs.append(most_macs)
         return self.answers[len(self.asked) - 1]
 
 
@@ -238,6 +241,34 @@ def test_the_fastest_whole_network_wins(
     assert measured_choice(proposal, conditions, Effort(layers=280 in seconds, networks=4, batch_size=4)) == chosen
     assert clock.asked == ([280, 273, 300, 288] if 280 in seconds else [263, 300, 272, 264])
     assert clock.batch_size == 4
+
+
+@pytest.mark.parametrize(("most", "asked"), [(288, [273, 288, 280]), (280, [273, 280]), (279, []), (0, [])])
+def test_networks_with_too_many_macs_are_left_out(state: TrainState, monkeypatch: pytest.MonkeyPatch, most: int, asked: list[int]) -> None:
+    """273 channels of fc1 live; 280 and 288 are the next multiples of 8 and 16. Of one network alone nothing is timed."""
+    clock = Clock({300: 0.1})
+    monkeypatch.setattr(granularity, "_time_steps", clock)
+    proposal = propose(state, 27)
+    counted = {0: 0} | {channels: granularity._macs(proposal, multiple) for channels, multiple in ((280, 8), (288, 16))}
+    most_macs = counted.get(most, counted[280] - 1)
+    chosen = measured_choice(
+        proposal, Conditions.of(state.config, CPU), Effort(layers=False, networks=4, batch_size=4), most_macs=most_macs
+    )
+    assert (chosen, clock.asked) == (1, asked)
+
+
+def test_the_target_goes_before_the_last_choice(state: TrainState, chooser: Chooser) -> None:
+    """The course allows all MACs in the first interval, and the target's in the last of the two; then there is no time to measure anew."""
+    dense = costs(state.dense).macs
+    state.config = replace(state.config, epochs=2, target_macs=0.5, target_by=1.0, prune_interval=1)
+    state.progress = replace(state.progress, epoch=1, lasso_strength=1.0)
+    chooser.answers = [KEEP_ALL]
+    assert choose_granularity(state, propose(state, 10)) == KEEP_ALL
+    state.progress = replace(state.progress, epoch=2, history=[])
+    assert choose_granularity(state, propose(state, 20)) == 1
+    state.progress = replace(state.progress, lasso_strength=0.0)
+    assert choose_granularity(state, propose(state, 30)) == 1  # the last choice
+    assert chooser.most_macs == [dense]
 
 
 def test_real_timing(state: TrainState) -> None:

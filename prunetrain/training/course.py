@@ -8,7 +8,7 @@ Without a target, lambda stays what it was at the first batch. With one, the wea
 """
 
 from dataclasses import replace
-from math import ceil
+from math import ceil, inf
 
 from prunetrain.channels.selection import Granularity
 from prunetrain.config import TrainConfig
@@ -43,6 +43,14 @@ def next_macs(config: TrainConfig, epoch: int) -> float:
     """
     done = epoch / (course_epochs(config) - config.prune_interval)
     return 1 - (1 - config.target_macs) * min(1.0, done)
+
+
+def most_macs(state: TrainState) -> float:
+    """The most MACs, for one image, that the cut at the end of an interval may leave; infinite where nothing led to a target in it."""
+    config, progress = state.config, state.progress
+    if not config.target_macs or not progress.lasso_strength:
+        return inf
+    return next_macs(config, progress.epoch - config.prune_interval) * costs(state.dense).macs
 
 
 def course_epochs(config: TrainConfig) -> int:

@@ -7,6 +7,9 @@ In: a run, and what can be cut. Out: a `Granularity`. Two stages:
 2. whole training steps of the network that this leads to, of networks rounded alike throughout, and of the network without the cut take
    turns. The fastest wins; among those within a few percent of it, the one with the fewest MACs. So a cut never makes a run slower.
 
+A target in MACs goes first: only what leaves no more than the course of the run allows is considered, and where that is one network alone,
+nothing is timed.
+
 All of this takes at most 1% of the time that the run trains. Where that is too little for the layers, only whole steps are timed, on
 smaller batches if need be; where it is too little for these, the last choice of the run holds, and before any, nothing is rounded.
 Choices are kept beside the run's checkpoints before the network that they lead to is written, so that a resumed run cuts as it did.
@@ -35,6 +38,7 @@ from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.layer_times import LayerTimer
 from prunetrain.training.benchmarking.rounds import time_in_turn
 from prunetrain.training.benchmarking.steps import TrainingStep
+from prunetrain.training.course import most_macs
 from prunetrain.training.layer_choice import choose_by_layer
 from prunetrain.training.state import TrainState
 
@@ -95,7 +99,11 @@ def choose_granularity(state: TrainState, proposal: Proposal) -> Granularity:
         seconds = _AT_ONCE * (_SHARE * _run_seconds(state) - notes.spent_seconds)
         effort = _effort(seconds / _step_seconds(state), state.environment.images_each(state.batch_size))
         conditions = Conditions.of(state.config, state.device)
-        choice = last if effort is None else measured_choice(proposal, conditions, effort, layers_until=start + seconds / 2)
+        most = most_macs(state)
+        if effort is not None:
+            choice = measured_choice(proposal, conditions, effort, layers_until=start + seconds / 2, most_macs=most)
+        else:
+            choice = last if _macs(proposal, last) <= most else 1
         notes.choices[key] = choice
         notes.spent_seconds += time.perf_counter() - start
         _write(path, notes)
@@ -132,7 +140,9 @@ def _effort(steps: float, batch_size: int) -> Effort | None:
     return None
 
 
-def measured_choice(proposal: Proposal, conditions: Conditions, effort: Effort, *, layers_until: float = math.inf) -> Granularity:
+def measured_choice(
+    proposal: Proposal, conditions: Conditions, effort: Effort, *, layers_until: float = math.inf, most_macs: float = math.inf
+) -> Granularity:
     """Time layers and networks, and pick.
 
     Args:
@@ -140,19 +150,28 @@ def measured_choice(proposal: Proposal, conditions: Conditions, effort: Effort, 
         conditions: how the network runs; the batch size is that of `effort`, and nothing is compiled.
         effort: how much to time.
         layers_until: when to stop timing layers, on the clock of `time.perf_counter`.
+        most_macs: networks with more are left out, for one image; all but the smallest may be.
     """
     conditions = replace(conditions, batch_size=effort.batch_size, compile=False)
-    candidates: list[Granularity] = []
-    if effort.layers:
+    candidates: list[Granularity] = [_UNIFORM[0], KEEP_ALL, *_UNIFORM[1:]]
+    candidates = [granularity for granularity in candidates if granularity == 1 or _macs(proposal, granularity) <= most_macs]
+    if effort.layers and len(candidates) > 1:
         timer = LayerTimer(conditions)
-        candidates.append(choose_by_layer(proposal, timer, enough=lambda: time.perf_counter() > layers_until))
-    candidates += [_UNIFORM[0], KEEP_ALL, *_UNIFORM[1:]]
+        by_layer = choose_by_layer(proposal, timer, enough=lambda: time.perf_counter() > layers_until)
+        if _macs(proposal, by_layer) <= most_macs:
+            candidates.insert(0, by_layer)
     graphs: dict[LayerGraph, Granularity] = {}
     for granularity in candidates:
         graphs.setdefault(proposal.graph_for(proposal.plan(granularity)), granularity)
     chosen = list(graphs)[: effort.networks]
+    if len(chosen) == 1:
+        return graphs[chosen[0]]
     seconds = _time_steps(chosen, conditions)
     return pick([Timing(graphs[graph], time, costs(graph).macs) for graph, time in zip(chosen, seconds, strict=True)])
+
+
+def _macs(proposal: Proposal, granularity: Granularity) -> int:
+    return costs(proposal.graph_for(proposal.plan(granularity))).macs
 
 
 def _time_steps(graphs: list[LayerGraph], conditions: Conditions) -> list[float]:
@@ -162,9 +181,9 @@ def _time_steps(graphs: list[LayerGraph], conditions: Conditions) -> list[float]
 
 
 def _key(state: TrainState, proposal: Proposal) -> str:
-    """What a choice is made for: the network, what of it is dead, and how it runs."""
+    """What a choice is made for: the network, what of it is dead, how it runs, and the MACs that may be left."""
     conditions = Conditions.of(state.config, state.device).with_batch(state.batch_size)
-    parts = [render(proposal.graph), proposal.candidates.removable.tobytes().hex(), repr(conditions)]
+    parts = [render(proposal.graph), proposal.candidates.removable.tobytes().hex(), repr(conditions), repr(most_macs(state))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
