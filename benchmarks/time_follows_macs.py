@@ -3,10 +3,12 @@
     prunetrain train --model resnet18-cifar ... --threshold 0 --penalty-ratio 0.97 --prune-interval 1   # zeros are made and stay
     python benchmarks/time_follows_macs.py checkpoints/resnet18-cifar-npz/epoch_003.pt --batch-size 32 --round-to 1,8,16,auto
     python benchmarks/time_follows_macs.py checkpoints/vgg16/last.pt --fade-to 0.5 --batch-size 64 --round-to 8,16,32,auto
+    python benchmarks/time_follows_macs.py vgg8 torchvision:mobilenet_v2 --fade-to 0.5 --batch-size 64 --image-size 32 --round-to auto
 
-In: checkpoints of runs that made dead channels and did not cut them; with `--fade-to`, of dense runs, whose weakest channels go, in blocks
-of `--round-to`, as those that a run fades. Out: a Markdown table. Each is cut with every `--round-to`; dense and cut networks take turns,
-round after round, and each figure is a median over rounds, with quartiles.
+In: checkpoints of runs that made dead channels and did not cut them; with `--fade-to`, of dense runs, or networks as `--model` names them,
+with the weights that they start with, whose weakest channels go, in blocks of `--round-to`, as those that a run fades. Out: a Markdown
+table. Each is cut with every `--round-to`; dense and cut networks take turns, round after round, and each figure is a median over rounds,
+with quartiles.
 """
 
 import argparse
@@ -24,6 +26,8 @@ from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.parse import parse
+from prunetrain.graph.trace import trace_with_state
+from prunetrain.models import build
 from prunetrain.regularizers.fading import Fading, Ranking
 from prunetrain.training.benchmarking.allocator import keep_freed_memory
 from prunetrain.training.benchmarking.conditions import Conditions
@@ -33,13 +37,14 @@ from prunetrain.training.checkpoints import load_checkpoint, read_network_of
 from prunetrain.training.granularity import Effort, measured_choice
 
 _NETWORKS = 6  # that `auto` times whole
+_SIDE, _CLASSES = 32, 10  # of a network that is named
 CRITERION = TrainConfig.criterion
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("networks", nargs="+", help="checkpoints, or names as `--model` takes them")
     parser.add_argument("--round-to", default="1,8,16,auto")
     parser.add_argument("--fade-to", type=float, help="share of the MACs that is left when the weakest channels have gone")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -57,18 +62,26 @@ def main() -> None:
     threads = f"{arguments.threads} thread{'s' if arguments.threads > 1 else ''}"
     print(f"{machine()}, {threads}, {precision}, batch {arguments.batch_size}; {arguments.rounds} rounds\n")
     print("| network | round-to | MACs | step time, median (quartiles) | time saved / MACs saved |\n| --- | --- | --- | --- | --- |")
-    for path in arguments.checkpoints:
-        dense, weights = _network(path, arguments.image_size)
+    for network in arguments.networks:
+        dense, weights = _stored(Path(network), arguments.image_size) if network.endswith(".pt") else _new(network, arguments.image_size)
         graphs = {"dense": dense}
         for word in arguments.round_to.split(","):
             if arguments.fade_to:
                 graphs[word] = _faded(dense, weights, word, arguments.fade_to * costs(dense).macs)
             else:
                 graphs[word] = _cut(propose_cut(dense, weights, threshold=1e-4, criterion=CRITERION), word, conditions)
-        _compare(f"{path.parent.name}/{path.stem}", graphs, conditions, arguments.rounds)
+        _compare(network, graphs, conditions, arguments.rounds)
 
 
-def _network(path: Path, image_size: int | None) -> tuple[LayerGraph, dict[str, Tensor]]:
+def _new(spec: str, image_size: int | None) -> tuple[LayerGraph, dict[str, Tensor]]:
+    """A network before training, for ten classes."""
+    torch.manual_seed(0)
+    side = image_size or _SIDE
+    traced = trace_with_state(build(spec, input_shape=(3, side, side), num_classes=_CLASSES), torch.zeros(2, 3, side, side))
+    return traced.graph, traced.state
+
+
+def _stored(path: Path, image_size: int | None) -> tuple[LayerGraph, dict[str, Tensor]]:
     """A checkpoint's network and its weights."""
     checkpoint = load_checkpoint(path)
     network, source = read_network_of(path, checkpoint)
