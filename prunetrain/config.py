@@ -96,7 +96,10 @@ class TrainConfig:
     streams: str = setting("apart", "Residual streams stay, or filter methods prune them as well.", choices=("apart", "together"))
     norm_share: float = setting(0.0, "For fpgm, the share of what goes that goes by norm; published: 0.25.")
     slice: bool = setting(False, "Cut units, and the filters and channels that masks leave empty; filter methods always cut.")
-    prune_at: int = setting(0, "Epoch after which a method prunes for good; before it, admm pulls and filter methods prune softly.")
+    prune_at: int = setting(
+        0,
+        "Epoch after which group-lasso begins, and another method prunes for good; before it, admm pulls and filter methods prune softly.",
+    )
     rounds: int = setting(1, "Rounds of pruning and retraining; each removes the same share of what remains.")
     retrain: str = setting("finetune", "What a network goes back to after each pruning.", choices=RETRAINING)
     rewind_epoch: int = setting(0, "Epoch that lr-rewind and weight-rewind go back to.")

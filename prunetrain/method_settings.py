@@ -44,10 +44,10 @@ def check_method(config: "TrainConfig") -> None:
         ConfigError: if it does not.
     """
     if config.method == GROUP_LASSO:
-        if config.rate or config.prune_at or config.rounds > 1:
-            raise ConfigError(
-                "rate, prune-at and rounds are for the other methods: name one with --method; group-lasso has --penalty-ratio"
-            )
+        if config.rate or config.rounds > 1:
+            raise ConfigError("rate and rounds are for the other methods: name one with --method; group-lasso has --penalty-ratio")
+        if config.prune_at > config.epochs:
+            raise ConfigError(f"--prune-at {config.prune_at} comes after the run's {config.epochs} epochs: give more --epochs")
         return
     assert all(rate < 1 for rate in config.rates.values())
     if config.method != "magnitude-std":

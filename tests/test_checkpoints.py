@@ -75,6 +75,16 @@ def test_round_trip(finished: RunPaths, tmp_path: Path) -> None:
         assert_identical(vars(left) if item.name == "progress" else left, vars(right) if item.name == "progress" else right, item.name)
 
 
+def test_the_macs_of_a_long_run_can_be_read(run: RunPaths) -> None:
+    """A ResNet-50 on ImageNet passes 2**63 after 587 epochs."""
+    change(
+        run,
+        lambda content: (content["progress"].update(train_macs=2**70), content["progress"]["history"][0].update(train_macs_total=2**70)),
+    )
+    load(run)
+    assert load_checkpoint(run.last).progress.train_macs == 2**70
+
+
 def test_content_is_plain_and_documented(finished: RunPaths) -> None:
     content = torch.load(finished.last, weights_only=True)
     assert (content["mark"], content["format"]) == ("prunetrain checkpoint", 2)

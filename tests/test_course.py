@@ -13,7 +13,7 @@ from prunetrain.graph.load import read_graph
 from prunetrain.training import granularity
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.checkpoints import load_checkpoint
-from prunetrain.training.course import course_epochs, next_macs, next_strength
+from prunetrain.training.course import course_epochs, next_macs, next_strength, too_short
 from prunetrain.training.run import Outcome, resume_run, start_run
 
 
@@ -70,7 +70,17 @@ def test_a_target_is_met_on_time_and_every_cut_is_free(images: Path, tmp_path: P
     assert all(before == after for before, after in (event.val_top1 for event in recorder.reconfigurations))
 
 
-def test_a_target_is_met_where_no_cut_would_be_faster(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("changes", "course"),  # after which epoch at most which share of the MACs is left
+    [
+        ({"epochs": 4, "prune_interval": 1, "target_by": 0.75, "target_macs": 0.5}, {2: 0.75, 3: 0.5}),
+        ({"epochs": 8, "prune_interval": 3, "target_by": 1.0, "target_macs": 0.4}, {6: 0.7, 8: 0.4}),  # the last interval is a short one
+    ],
+    ids=str,
+)
+def test_a_target_is_met_where_no_cut_would_be_faster(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], course: dict[int, float]
+) -> None:
     """The clock says that the largest network is ten times as fast as any other."""
 
     def largest_is_fastest(graphs: list[LayerGraph], conditions: Conditions) -> list[float]:
@@ -79,13 +89,30 @@ def test_a_target_is_met_where_no_cut_would_be_faster(images: Path, tmp_path: Pa
 
     monkeypatch.setattr(granularity, "_time_steps", largest_is_fastest)
     monkeypatch.setattr(granularity, "_effort", lambda steps, batch_size: granularity.Effort(layers=True, networks=6, batch_size=16))
-    config = settings(
-        images, tmp_path, model="resnet20", epochs=4, prune_interval=1, penalty_ratio=0.1, target_by=0.75, target_macs=0.5, round_to="auto"
-    )
-    outcome = start_run(config, Recorder())
-    left = [line["macs"] / outcome.history[0]["macs"] for line in outcome.history]
-    assert 0.4 < left[3] <= 0.5
-    assert left[2] <= 0.75
+    outcome = start_run(settings(images, tmp_path, model="resnet20", penalty_ratio=0.1, round_to="auto", **changes), Recorder())
+    dense = outcome.history[0]["macs"]
+    for epoch, most in course.items():
+        left = costs(read_graph(outcome.run.network(epoch))).macs / dense
+        assert most - 0.15 < left <= most
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs"),
+    [
+        ({}, None),
+        ({"epochs": 2}, None),
+        ({"epochs": 1}, "1 epochs"),
+        ({"epochs": 4, "prune_interval": 4}, "4 epochs"),
+        ({"epochs": 5, "prune_interval": 4}, None),
+        ({"epochs": 9, "prune_interval": 4, "prune_at": 5}, "4 epochs"),
+        ({"epochs": 1, "target_macs": 0.0}, None),
+        ({"epochs": 1, "penalty_ratio": 0.0}, None),
+    ],
+    ids=str,
+)
+def test_a_run_that_is_too_short_for_its_target_says_so(changes: dict[str, Any], epochs: str | None) -> None:
+    said = too_short(TrainConfig(**changes))
+    assert (said is None) if epochs is None else (said or "").startswith(f"{epochs} are too few for --target-macs 0.5: ")
 
 
 @pytest.mark.parametrize("stop", [(2, 10), (3, 1), (3, 6), (4, 10), (5, 4)], ids=str)

@@ -63,12 +63,13 @@ def test_a_channel_of_each_space_stays() -> None:
 
 
 def test_fading_by_hand() -> None:
+    """A weight that both of its channels take along fades once."""
     graph, state = chain()
     first, second, _ = (layer.name for layer in graph.layers)
     ids = find_spaces(graph).ids
     Fading(graph, find_spaces(graph), state, [int(ids[first, "out"][1]), int(ids[second, "out"][0])]).scale_(0.5)
     assert state[f"{first}.weight"][:, 0].tolist() == [1, 0.5, 1, 1]
-    assert state[f"{second}.weight"].tolist() == [[0.5, 0.25, 0.5, 0.5], [1, 0.5, 1, 1], [1, 0.5, 1, 1]]
+    assert state[f"{second}.weight"].tolist() == [[0.5, 0.5, 0.5, 0.5], [1, 0.5, 1, 1], [1, 0.5, 1, 1]]
     assert all(bool((state[f"{name}.bias"] == 1).all()) for name in (first, second)), "biases stay"
 
 

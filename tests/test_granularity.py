@@ -257,6 +257,25 @@ def test_networks_with_too_many_macs_are_left_out(state: TrainState, monkeypatch
     assert (chosen, clock.asked) == (1, asked)
 
 
+def test_a_gpu_without_room_for_timing_takes_the_last_choice(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> Granularity:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(granularity, "measured_choice", Chooser(8))
+    assert choose_granularity(state, propose(state, 40)) == 8
+    monkeypatch.setattr(granularity, "measured_choice", full)
+    assert choose_granularity(state, propose(state, 50)) == 8
+    assert list(notes(state)["choices"].values()) == [8, 8]
+
+
+def test_where_all_choices_lead_to_one_network_nothing_is_timed(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(granularity, "choose_by_layer", no_room)
+    monkeypatch.setattr(granularity, "_time_steps", no_room)
+    proposal = propose(state, 64)
+    most = costs(proposal.graph_for(proposal.plan(1))).macs * 1.001
+    assert measured_choice(proposal, Conditions(CPU, 16), Effort(True, 6, 16), most_macs=most) == 1
+
+
 def test_the_target_goes_before_the_last_choice(state: TrainState, chooser: Chooser) -> None:
     """The course allows all MACs in the first interval, and the target's in the last of the two; then there is no time to measure anew."""
     dense = costs(state.dense).macs

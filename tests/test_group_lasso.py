@@ -11,7 +11,7 @@ from torch import Tensor
 from prunetrain.channels.slices import sliced_layers
 from prunetrain.channels.spaces import find_spaces
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.regularizers.group_lasso import GroupLasso
+from prunetrain.regularizers.group_lasso import GroupLasso, _members
 
 Weights = dict[str, Tensor]
 
@@ -254,3 +254,19 @@ def test_network_without_groups_has_no_penalty() -> None:
     only_norm = Sketch("Toy", (3,))
     graph = only_norm.graph(only_norm.norm("bn", only_norm.x))
     assert float(lasso_of(graph, weights_of(graph), "coupled").penalty()) == 0
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=200), st.integers(0, 100))
+@settings(deadline=None)
+def test_members_of_a_group_are_added_in_one_order(numbers: list[int], seed: int) -> None:
+    """Every position is in the table of its group once, in its order; tables are at most twice as large as what is in them."""
+    ids = torch.tensor(numbers)
+    groups, tables = _members(ids)
+    rows = [[place for place in row if place < len(ids)] for table in tables for row in table.tolist()]
+    assert sorted(place for row in rows for place in row) == list(range(len(ids)))
+    assert all(row == sorted(row) and len({numbers[place] for place in row}) == 1 for row in rows)
+    assert all(groups[place] == number for number, row in enumerate(rows) for place in row)
+    assert sum(table.numel() for table in tables) < 2 * len(ids)
+    sums = torch.randn(len(ids), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    added = torch.cat([torch.cat([sums, torch.zeros(1)])[table].sum(1) for table in tables])
+    assert torch.allclose(added[groups], torch.zeros(31, dtype=torch.float64).index_add_(0, ids, sums)[ids])

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Recorder, assert_identical, assert_same_run, invoke, settings, write_images
+from runs import Recorder, assert_identical, assert_same_run, assert_same_state, invoke, settings, write_images
 from torch import Tensor
 
 from prunetrain.config import TrainConfig
 from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.library.prune import prune
 from prunetrain.method_settings import METHODS
@@ -178,6 +179,52 @@ def test_the_lasso_goes_on_after_training(trained: Outcome, tmp_path: Path) -> N
     assert {line["lr"] for line in lines} == {0.1}
 
 
+@pytest.fixture(scope="module")
+def halved(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A run that came to half of its MACs, and has no lasso since."""
+    changes = {"penalty_ratio": 0.1, "target_macs": 0.5, "prune_interval": 1, "epochs": 3, "batch_size": 16}
+    return start_run(of(images, tmp_path_factory.mktemp("halved"), **CONVS, **changes, name="base"), Recorder())
+
+
+@pytest.mark.parametrize("source", ["trained", "halved"])
+def test_the_lasso_takes_a_trained_network_to_a_target(source: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """In a course that begins where the run does, whatever its source's lambda was: dense networks have none, those at their target 0."""
+    run = request.getfixturevalue(source).run
+    outcome = prune(run.last, method="group-lasso", target_macs=0.2, target_by=1.0, prune_interval=1, epochs=5, output_dir=str(tmp_path))
+    dense, lines = costs(read_graph(run.network(0))).macs, outcome.history[3:]
+    assert all(line["lasso"] > 0 for line in lines)
+    assert [round(line["macs"] / dense, 1) >= least for line, least in zip(lines, (0.5, 0.5, 0.5, 0.5, 0.4), strict=True)] == [True] * 5
+    assert costs(read_graph(outcome.network)).macs <= 0.2 * dense
+
+
+def test_a_batch_that_has_grown_is_forgotten(tmp_path: Path) -> None:
+    changes = MLP | {"penalty_ratio": 0.97, "batch_size": 8, "dynamic_batch": True, "max_batch_size": 40}
+    run = start_run(of(write_images(tmp_path / "images.npz", train=400), tmp_path, **changes), Recorder()).run
+    assert load_checkpoint(run.last).progress.batch_size == 40
+    outcome = prune(run.last, method="magnitude", rate=0.5, epochs=1)
+    assert load_checkpoint(outcome.run.last).progress.batch_size is None
+    assert outcome.history[-1]["lr"] == pytest.approx(0.1 * 0.05)
+
+
+def test_prune_at_is_where_the_course_begins(images: Path, tmp_path: Path) -> None:
+    changes = {
+        "penalty_ratio": 0.1,
+        "target_macs": 0.5,
+        "target_by": 1.0,
+        "prune_interval": 2,
+        "epochs": 7,
+        "prune_at": 3,
+        "batch_size": 16,
+    }
+    recorder = Recorder()
+    outcome = start_run(of(images, tmp_path, **CONVS, **changes), recorder)
+    assert [line["lasso"] > 0 for line in outcome.history] == [False] * 3 + [True] * 4
+    assert [event.epoch for event in recorder.reconfigurations] == [5, 7]
+    assert costs(read_graph(outcome.network)).macs <= 0.5 * costs(read_graph(outcome.run.network(0))).macs
+    stopped = start_run(of(images, tmp_path / "parts", **CONVS, **changes), Recorder((4, 3)))
+    assert_same_state(load_checkpoint(resume_run(stopped.run.last, {}, Recorder()).run.last), load_checkpoint(outcome.run.last))
+
+
 @pytest.mark.parametrize("retrain", ["weight-rewind", "init-rewind", "lr-rewind"])
 def test_what_a_pruned_checkpoint_goes_back_to(trained: Outcome, tmp_path: Path, retrain: str) -> None:
     epoch = 0 if retrain == "init-rewind" else 1
@@ -216,7 +263,7 @@ def test_the_methods_of_the_settings_are_those_there_are() -> None:
         ({"method": "magnitude", "rate": 0.5, "layer_rates": ["fc9=0"]}, "unknown layer 'fc9'"),
         ({"method": "magnitude", "rate": 0.5, "layer_rates": ["fc1=2"]}, "layer-rate fc1 must be from 0 and under 1"),
         ({"method": "magnitude", "rate": 0.5, "layer_rates": ["fc1"]}, "layer-rate must be NAME=VALUE, such as fc=0.5, not 'fc1'"),
-        ({"method": "group-lasso", "rate": 0.5}, "rate, prune-at and rounds are for the other methods"),
+        ({"method": "group-lasso", "rate": 0.5}, "rate and rounds are for the other methods"),
         ({"method": "2:4", "rate": 0.4}, "2:4 removes half of the weights: give rate 0.5"),
         ({"method": "admm", "rate": 0.5, "rho": 0.0}, "rho must be over 0"),
         ({"method": "admm", "rate": 0.5, "during": 0}, "admm acts before it prunes: give --during"),
@@ -229,6 +276,8 @@ def test_the_methods_of_the_settings_are_those_there_are() -> None:
         ),
         ({"method": "fpgm", "rate": 0.5, "rounds": 2, "epochs": 0}, "must share out evenly among 2 rounds"),
         ({"method": "fpgm", "rate": 0.5, "dynamic_batch": True}, "--dynamic-batch goes with the group lasso"),
+        ({"method": "group-lasso", "during": 2}, "group-lasso prunes while it trains: leave out --during"),
+        ({"method": "group-lasso", "prune_at": 20, "epochs": 2}, "--prune-at 20 comes after the run's 5 epochs"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -1,5 +1,6 @@
 """A reconfiguration keeps what the network computes, its momentum and all else of a run; while it trains, and offline from a checkpoint."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from runs import LENET, RESNET, Recorder, assert_identical, largest_file, settings, write_images
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunetrain.channels.spaces import Role, find_spaces
 from prunetrain.errors import OutputError
@@ -17,6 +18,7 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.load import load_network, read_graph
 from prunetrain.paths import RunPaths
 from prunetrain.training import reconfiguration
+from prunetrain.training import run as run_module
 from prunetrain.training import state as state_module
 from prunetrain.training.checkpoints import load_checkpoint, save_checkpoint
 from prunetrain.training.creation import new_state
@@ -200,6 +202,28 @@ def test_offline(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     assert done.change.channels[1] < again.change.channels[1] < again.change.channels[0]
 
 
+def test_what_fades_is_forgotten_in_an_offline_cut(images: Path, tmp_path: Path) -> None:
+    """Channels have other numbers then. The run goes on, and its next interval chooses anew."""
+    changes: dict[str, Any] = {"epochs": 6, "prune_interval": 2, "target_macs": 0.3, "target_by": 1.0, "save_epochs": (3,)}
+    run = start_run(settings(images, tmp_path, **changes), Recorder()).run
+    fading = load_checkpoint(run.checkpoint(3)).progress.fading
+    done = reconfigure_checkpoint(run.checkpoint(3), {"threshold": 0.1}, granularity=1)
+    assert fading
+    assert done.change.channels[1] < done.change.channels[0]
+    assert load_checkpoint(done.checkpoint).progress.fading == []
+    assert costs(read_graph(resume_run(done.checkpoint, {}, Recorder()).network)).macs <= 0.3 * costs(read_graph(run.network(0))).macs
+
+
+def test_what_a_method_keeps_follows_an_offline_cut(images: Path, tmp_path: Path) -> None:
+    changes = {"model": "lenet5", "method": "magnitude", "structure": "filters", "rate": 0.5, "penalty_ratio": 0.0, "epochs": 3}
+    run = start_run(settings(write_images(tmp_path / "images.npz", side=16), tmp_path, **changes), Recorder()).run
+    done = reconfigure_checkpoint(run.last, {}, granularity=1)
+    kept = load_checkpoint(done.checkpoint)
+    assert done.change.channels[1] < done.change.channels[0]
+    assert all(mask.shape == kept.model[name].shape for name, mask in kept.method["tensors"]["keep"].items())
+    assert resume_run(done.checkpoint, {"epochs": 4}, Recorder()).finished
+
+
 def test_training_goes_on_from_an_offline_cut(images: Path, tmp_path: Path) -> None:
     online, data = trained(images, tmp_path / "online", epochs=2)
     after, _ = reconfigure(online, data, 0.5)
@@ -246,6 +270,24 @@ def test_offline_cut_that_finds_no_room_leaves_nothing(images: Path, tmp_path: P
     with largest_file(20_000), pytest.raises(OutputError, match="file too large"):
         reconfigure_checkpoint(state.run.last, {}, granularity=1)
     assert sorted(path.name for path in tmp_path.glob("*/*")) == ["x", "x"]
+
+
+def test_a_run_keeps_no_network_but_the_present_one(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither when it starts nor when it is resumed, whose first network is its largest."""
+    seen: list[weakref.ref[nn.Module]] = []
+    alive: list[int] = []
+
+    def watched(state: TrainState, *args: Any) -> Any:
+        if not any(other() is state.model for other in seen):
+            seen.append(weakref.ref(state.model))
+        alive.append(sum(other() is not None for other in seen))
+        return train_one_epoch(state, *args)
+
+    monkeypatch.setattr(run_module, "train_one_epoch", watched)
+    stopped = start_run(settings(images, tmp_path, epochs=6, prune_interval=1), Recorder((3, 2)))
+    resume_run(stopped.run.last, {}, Recorder())
+    assert len(seen) > 4
+    assert alive == [1] * (3 + 4)
 
 
 def test_only_a_cut_builds_and_compiles_anew(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

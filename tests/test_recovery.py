@@ -200,9 +200,16 @@ def test_keep(images: Path, tmp_path: Path, keep: int, left: list[int]) -> None:
     assert outcome.run.last.exists()
 
 
+def test_keep_leaves_the_epochs_to_rewind_to(images: Path, tmp_path: Path) -> None:
+    run = start_run(settings(images, tmp_path, prune_interval=2, epochs=6, keep=1, save_epochs=(1, 2, 3)), Recorder()).run
+    assert list(run.checkpoint_files()) == [1, 2, 3, 6]
+    resume_run(run.checkpoint(3), {}, Recorder())
+    assert list(run.checkpoint_files()) == [1, 2, 3, 6]
+
+
 def test_keep_can_change_and_removed_checkpoints_say_why(images: Path, tmp_path: Path, reference: Outcome) -> None:
     run = start_run(settings(images, tmp_path, name="x"), Recorder((3, 5))).run
-    keep_newest(run, 0)
+    keep_newest(run, 0, ())
     assert list(run.checkpoint_files()) == [0, 2]
     resume_run(run.last, {"keep": 1}, Recorder())
     assert list(run.checkpoint_files()) == [4]

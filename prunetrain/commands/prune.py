@@ -11,7 +11,8 @@ from prunetrain.method_settings import METHOD_SETTINGS
 from prunetrain.training.stopping import exit_code
 
 _OWN = "as in the checkpoint"
-_TRAINING = ("batch_size", "weight_decay", "penalty_ratio", "prune_interval", "data_dir", "workers", "device", "seed", "checkpoint_minutes")
+_LASSO = ("penalty_ratio", "target_macs", "target_by", "prune_interval", "round_to")
+_TRAINING = ("batch_size", "weight_decay", *_LASSO, "data_dir", "workers", "device", "seed", "checkpoint_minutes")
 
 
 def _options(function: Any) -> Any:
@@ -55,7 +56,7 @@ def command(
     """Prune CHECKPOINT by a method and retrain it, as a run of its own.
 
     Methods for weights: magnitude, magnitude-std, random-weights, 2:4, admm. For units and filters: unit, filter-l1, filter-l2, fpgm,
-    random. And group-lasso, which goes on training.
+    random. And group-lasso, which goes on training and takes the network to --target-macs on the way.
     """
     settings = given(params)
     if everywhere:

@@ -12,7 +12,6 @@ from torch import Tensor
 from prunetrain.errors import ConfigError
 from prunetrain.methods.admm_steps import AdmmState, Projection, Residuals, add_gradient_, rescaled, residuals, start, updated
 from prunetrain.methods.in_training import Idle, MethodState
-from prunetrain.methods.masks import Masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +60,6 @@ class Admm(Idle):
     @property
     def rho(self) -> float:
         return self._rho
-
-    def masks(self) -> Masks:
-        """The hard prune: what the projection leaves of the weights as they are now."""
-        return self._project(self._weights)
 
     def after_backward_(self, loss: Tensor) -> None:
         """Pull the weights towards Z - U."""

@@ -63,8 +63,8 @@ class TrainingMethod(Protocol):
 
         Args:
             optimizer: what has just stepped.
-            skipped: a single truth value on their device: whether the step was skipped for its overflows, so that the weights must stay
-                as they are; None where no step can be.
+            skipped: a single truth value on their device: whether the step was skipped for its overflows, so that what acts on its account
+                must not; None where no step can be.
         """
         ...
 

@@ -61,7 +61,3 @@ class Masks:
     def cut(self, sources: Mapping[str, Source]) -> "Masks":
         """The masks of a smaller network, whose tensors came from `sources`."""
         return Masks({name: source.gather(self.keep[source.name]) for name, source in sources.items() if source.name in self.keep})
-
-    def to(self, device: torch.device) -> "Masks":
-        """The masks on a device."""
-        return Masks({name: mask.to(device) for name, mask in self.keep.items()})

@@ -67,12 +67,11 @@ class GroupLasso:
                 self._layers.append(_Layer(layer.name, weight, reserve(layer.name, "out"), reserve(layer.name, "in")))
         device = next((tensor.device for tensor in weights.values()), None)
         self._dtype = reduce(torch.promote_types, (layer.weight.dtype for layer in self._layers), torch.float32)
-        self._sums = torch.zeros(size, device=device, dtype=self._dtype)
+        self._sums = torch.zeros(size + 1, device=device, dtype=self._dtype)  # the last stays zero
         self._groups: Tensor | None = None
         if groups == "coupled" and ids:
-            _, numbers = torch.unique(torch.cat(ids), return_inverse=True)
-            self._groups = numbers.to(device)
-            self._group_sums = torch.zeros(int(numbers.max()) + 1, device=device, dtype=self._dtype)
+            numbers, members = _members(torch.cat(ids))
+            self._groups, self._members = numbers.to(device), [positions.to(device) for positions in members]
 
     @torch.no_grad()
     def penalty(self) -> Tensor:
@@ -135,7 +134,7 @@ class GroupLasso:
                 torch.sum(squares, 0, out=self._sums[layer.inputs])
         if self._groups is None:
             return self._sums.sqrt()
-        norms = self._group_sums.zero_().index_add_(0, self._groups, self._sums).sqrt()
+        norms = torch.cat([self._sums[positions].sum(1) for positions in self._members]).sqrt()
         return norms[self._groups] if expand else norms
 
     @staticmethod
@@ -147,6 +146,34 @@ class GroupLasso:
         if rows is None or columns is None:
             return columns if rows is None else rows
         return rows * columns if product else rows + columns
+
+
+def _members(ids: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Where in the buffer of sums the members of each group are, so that all devices and processes add them in one order.
+
+    Adding them into their group's sum (`index_add_`) has no fixed order on a GPU, and processes that train one network would drift apart.
+
+    Args:
+        ids: the id of each position's group, int64 (positions,).
+
+    Returns:
+        The number of each position's group, (positions,); and for groups of up to 1, 2, 4, 8 ... members a table of their positions, a row
+        a group, in the order of the numbers. Rows are filled up with the position after the last.
+    """
+    _, groups, counts = torch.unique(ids, return_inverse=True, return_counts=True)
+    widths = 2 ** counts.double().log2().ceil().long()
+    by_width = torch.argsort(widths, stable=True)
+    numbers = torch.empty_like(by_width).scatter_(0, by_width, torch.arange(len(by_width)))[groups]
+    order = torch.cat([torch.argsort(numbers, stable=True), torch.tensor([len(ids)])])
+    counts = counts[by_width]
+    starts = counts.cumsum(0) - counts
+    tables = []
+    for width in torch.unique(widths).tolist():
+        own = widths[by_width] == width
+        columns = torch.arange(width)
+        places = torch.where(columns < counts[own][:, None], starts[own][:, None] + columns, len(ids))
+        tables.append(order[places])
+    return numbers, tables
 
 
 def pull(optimizer: Optimizer, group: Mapping[str, Any]) -> float:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from prunetrain.foreign.refusal import RefusedFileError, shown
 
-_LARGEST: Final = 2**63 - 1  # of a count: MACs of all training, for one
+_LARGEST: Final = 2**63 - 1  # of a count
+_MOST_MACS: Final = 10**30  # of all training: a ResNet-50 on ImageNet passes 2**63 after 587 epochs
 _MOST_EPOCHS: Final = 1_000_000
 _MOST_RNG_BYTES: Final = 65_536  # of one generator's state; the CPU's has 5,056
 _USED_METRICS: Final = ("epoch_seconds", "val_top1", "train_macs_total", "train_images_total")  # that a run reads again
-_COUNTED: Final = ("train_macs_total", "train_images_total")
+_COUNTED: Final = {"train_macs_total": _MOST_MACS, "train_images_total": _LARGEST}
 
 
 def check_content(content: Mapping[str, Any], progress: type) -> None:
@@ -48,9 +49,9 @@ def _require(condition: bool, message: str) -> None:
         raise RefusedFileError(message)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object, most: int = _LARGEST) -> bool:
     """Whether a value is a number; a run that diverged has infinite ones, and others that are none."""
-    return isinstance(value, float) or (type(value) is int and abs(value) <= _LARGEST)
+    return isinstance(value, float) or (type(value) is int and abs(value) <= most)
 
 
 def _has_words_as_keys(value: object) -> bool:
@@ -71,7 +72,10 @@ def _check_weights(model: object) -> None:
 
 def _check_progress(progress: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
     for name, kind in kinds.items():
-        _require(_is(progress[name], kind), f"its progress has {name} of another kind than it should be")
+        if name == "train_macs":
+            _check_count(progress[name], "its train_macs", _MOST_MACS)
+        else:
+            _require(_is(progress[name], kind), f"its progress has {name} of another kind than it should be")
     _require(progress["epoch"] <= _MOST_EPOCHS, f"its epoch is over {_MOST_EPOCHS:,}")
     strength, running = progress["lasso_strength"], progress["running"]
     _require(strength is None or not strength < 0, "its lasso_strength is negative")
@@ -87,9 +91,10 @@ def _check_line(line: Mapping[str, Any]) -> None:
     for name, value in line.items():
         _require(isinstance(value, int | float | str | None), f"its history has {shown(name)} that is no plain value")
     for name in _USED_METRICS:
-        _require(_is_number(line.get(name)) and isfinite(line[name]), f"its history has {name} missing, or no number")
-    for name in _COUNTED:
-        _require(1 <= line[name] <= _LARGEST, f"its history has {name} out of range")
+        found = _is_number(line.get(name), _COUNTED.get(name, _LARGEST)) and isfinite(line[name])
+        _require(found, f"its history has {name} missing, or no number")
+    for name, most in _COUNTED.items():
+        _require(1 <= line[name] <= most, f"its history has {name} out of range")
 
 
 def _is(value: object, kind: Any) -> bool:

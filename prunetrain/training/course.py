@@ -3,8 +3,9 @@
 In: a run between two epochs. Out: its progress with the next lambda and the channels to fade. They hang on the settings, the epochs done
 and the weights alone and are part of every checkpoint, so that a resumed run takes the same course.
 
-Without a target, lambda stays what it was at the first batch. With one, the weakest channels are faded out interval by interval
-(`regularizers/fading.py`), and the lasso is released when that is done: then it would only hold back the weights that stay.
+Intervals are of `prune_interval` epochs and begin after epoch `prune_at`, before which nothing acts. Without a target, lambda stays what it
+was at the first batch. With one, the weakest channels are faded out interval by interval (`regularizers/fading.py`), and the lasso is
+released when that is done: then it would only hold back the weights that stay.
 """
 
 from dataclasses import replace
@@ -17,6 +18,11 @@ from prunetrain.regularizers.fading import Ranking
 from prunetrain.training.state import TrainState
 
 
+def interval_start(config: TrainConfig, epoch: int) -> int:
+    """The epoch after which the interval began that the epoch after `epoch` belongs to: the last that was one, `epoch` itself included."""
+    return epoch - (epoch - config.prune_at) % config.prune_interval
+
+
 def next_strength(config: TrainConfig, epoch: int, strength: float, macs_left: float) -> float:
     """Lambda for the epoch that follows.
 
@@ -26,7 +32,7 @@ def next_strength(config: TrainConfig, epoch: int, strength: float, macs_left: f
         strength: lambda in the epoch just done.
         macs_left: MACs of the network as it goes on, as a share of the dense network's.
     """
-    if config.target_macs and (macs_left <= config.target_macs or epoch >= course_epochs(config)):
+    if config.target_macs and (macs_left <= config.target_macs or epoch >= config.prune_at + course_epochs(config)):
         return 0.0
     return strength
 
@@ -41,21 +47,33 @@ def next_macs(config: TrainConfig, epoch: int) -> float:
         config: the settings, with a target.
         epoch: number of epochs done when the interval begins.
     """
-    done = epoch / (course_epochs(config) - config.prune_interval)
+    done = (epoch - config.prune_at) / (course_epochs(config) - config.prune_interval)
     return 1 - (1 - config.target_macs) * min(1.0, done)
 
 
 def most_macs(state: TrainState) -> float:
-    """The most MACs, for one image, that the cut at the end of an interval may leave; infinite where nothing led to a target in it."""
+    """The most MACs, for one image, that the cut after the last epoch may leave; infinite where nothing led to a target before it."""
     config, progress = state.config, state.progress
     if not config.target_macs or not progress.lasso_strength:
         return inf
-    return next_macs(config, progress.epoch - config.prune_interval) * costs(state.dense).macs
+    return next_macs(config, interval_start(config, progress.epoch - 1)) * costs(state.dense).macs
 
 
 def course_epochs(config: TrainConfig) -> int:
-    """Epochs until the target is reached: `target_by` of them all, in whole intervals, of which there are at least two."""
-    return config.prune_interval * max(2, ceil(round(config.target_by * config.epochs, 6) / config.prune_interval))
+    """Epochs from `prune_at` until the target is reached: `target_by` of those left, in whole intervals, two at least."""
+    return config.prune_interval * max(2, ceil(round(config.target_by * (config.epochs - config.prune_at), 6) / config.prune_interval))
+
+
+def too_short(config: TrainConfig) -> str | None:
+    """Why a run cannot reach its target, in a sentence; None if nothing keeps it from it."""
+    if not (config.penalised and config.target_macs) or config.epochs == config.prune_at:
+        return None
+    if next_macs(config, interval_start(config, config.epochs - 1)) <= config.target_macs + 1e-9:
+        return None
+    return (
+        f"{config.epochs - config.prune_at} epochs are too few for --target-macs {config.target_macs:g}: "
+        f"the first interval of {config.prune_interval} cuts nothing, and none is left that would reach it"
+    )
 
 
 def follow_course(state: TrainState) -> None:
@@ -66,7 +84,7 @@ def follow_course(state: TrainState) -> None:
     dense = costs(state.dense).macs
     strength = next_strength(config, progress.epoch, progress.lasso_strength, state.costs.macs / dense)
     fading = progress.fading if strength else []
-    if strength and config.target_macs and progress.epoch % config.prune_interval == 0:
+    if strength and config.target_macs and interval_start(config, progress.epoch) == progress.epoch:
         fading = state.environment.ranks.on_first(lambda: _choose(state, dense))
     state.progress = replace(progress, lasso_strength=strength, fading=fading)
 

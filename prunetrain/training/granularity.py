@@ -11,7 +11,8 @@ A target in MACs goes first: only what leaves no more than the course of the run
 nothing is timed.
 
 All of this takes at most 1% of the time that the run trains. Where that is too little for the layers, only whole steps are timed, on
-smaller batches if need be; where it is too little for these, the last choice of the run holds, and before any, nothing is rounded.
+smaller batches if need be; where it is too little for these, or a GPU's memory is, the last choice of the run holds, and before any,
+nothing is rounded.
 Choices are kept beside the run's checkpoints before the network that they lead to is written, so that a resumed run cuts as it did.
 """
 
@@ -23,6 +24,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from prunetrain.channels.selection import KEEP_ALL, Granularity
 from prunetrain.channels.slicing import Proposal
@@ -100,10 +103,12 @@ def choose_granularity(state: TrainState, proposal: Proposal) -> Granularity:
         effort = _effort(seconds / _step_seconds(state), state.environment.images_each(state.batch_size))
         conditions = Conditions.of(state.config, state.device)
         most = most_macs(state)
+        choice = last if _macs(proposal, last) <= most else 1
         if effort is not None:
-            choice = measured_choice(proposal, conditions, effort, layers_until=start + seconds / 2, most_macs=most)
-        else:
-            choice = last if _macs(proposal, last) <= most else 1
+            try:
+                choice = measured_choice(proposal, conditions, effort, layers_until=start + seconds / 2, most_macs=most)
+            except torch.OutOfMemoryError:  # the networks that are timed have their place beside the run's own
+                torch.cuda.empty_cache()
         notes.choices[key] = choice
         notes.spent_seconds += time.perf_counter() - start
         _write(path, notes)
@@ -153,16 +158,18 @@ def measured_choice(
         most_macs: networks with more are left out, for one image; all but the smallest may be.
     """
     conditions = replace(conditions, batch_size=effort.batch_size, compile=False)
-    candidates: list[Granularity] = [_UNIFORM[0], KEEP_ALL, *_UNIFORM[1:]]
-    candidates = [granularity for granularity in candidates if granularity == 1 or _macs(proposal, granularity) <= most_macs]
-    if effort.layers and len(candidates) > 1:
-        timer = LayerTimer(conditions)
-        by_layer = choose_by_layer(proposal, timer, enough=lambda: time.perf_counter() > layers_until)
-        if _macs(proposal, by_layer) <= most_macs:
-            candidates.insert(0, by_layer)
     graphs: dict[LayerGraph, Granularity] = {}
-    for granularity in candidates:
-        graphs.setdefault(proposal.graph_for(proposal.plan(granularity)), granularity)
+    for granularity in (_UNIFORM[0], KEEP_ALL, *_UNIFORM[1:]):
+        graph = proposal.graph_for(proposal.plan(granularity))
+        if granularity == 1 or costs(graph).macs <= most_macs:
+            graphs.setdefault(graph, granularity)
+    if len(graphs) == 1:
+        return next(iter(graphs.values()))
+    if effort.layers:
+        by_layer = choose_by_layer(proposal, LayerTimer(conditions), enough=lambda: time.perf_counter() > layers_until)
+        graph = proposal.graph_for(proposal.plan(by_layer))
+        if costs(graph).macs <= most_macs:
+            graphs = {graph: by_layer} | graphs | {graph: by_layer}  # the first that is timed
     chosen = list(graphs)[: effort.networks]
     if len(chosen) == 1:
         return graphs[chosen[0]]

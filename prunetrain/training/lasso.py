@@ -5,8 +5,8 @@ In: a run at some step of an epoch. Out: its gradients or weights changed, and l
 The proximal step reads and writes every weight, whatever the batch; so it is taken every `proximal_interval` steps and at the end of every
 epoch, as large as that many (ProxSkip, arXiv 2202.09357, takes the proximal step in one of 1 / p steps, 1 / p times as large). Fading
 follows its straight line at the same steps, and towards its end at every step: what goes would grow anew in between, and the cut is to
-take next to nothing. Which steps these are is a function of the step alone, so that a resumed run takes the same ones; where
-float16 skips one of them for its overflows, the stroke is lost with it.
+take next to nothing. Which steps these are is a function of the step alone, so that a resumed run takes the same ones. Where float16
+skips one of them for its overflows, the proximal step is lost with it; fading is not, since it has to reach zero in time.
 """
 
 import math
@@ -20,6 +20,7 @@ from prunetrain.channels.spaces import find_spaces
 from prunetrain.methods.in_training import Idle
 from prunetrain.regularizers.fading import Fading
 from prunetrain.regularizers.group_lasso import GroupLasso, pull
+from prunetrain.training.course import interval_start
 from prunetrain.training.state import TrainState
 
 _SMOOTH = 16  # of what is left to fade, no step takes more than one part, as long as there are steps enough
@@ -85,5 +86,5 @@ class Lasso(Idle):
 
 def _epochs_to_cut(state: TrainState) -> int:
     """Epochs from the start of this one to the next reconfiguration."""
-    epoch, interval = state.progress.epoch, state.config.prune_interval
-    return min(state.config.epochs, epoch - epoch % interval + interval) - epoch
+    config, epoch = state.config, state.progress.epoch
+    return min(config.epochs, interval_start(config, epoch) + config.prune_interval) - epoch

@@ -63,7 +63,8 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, wis
         follow_course(state)
         torch.manual_seed(mixed_seed(config.seed, progress.epoch, ranks.rank))
     agreement, action = Agreement(ranks), Action.GO_ON
-    method = Lasso(state, state.lasso, data.steps_per_epoch(state.batch_size)) if state.lasso else state.acting.method
+    lasso = state.lasso if progress.epoch >= config.prune_at else None
+    method = Lasso(state, lasso, data.steps_per_epoch(state.batch_size)) if lasso else state.acting.method
     for images, labels in data.train_batches(progress.epoch, state.batch_size, start=step, share=state.environment.share):
         loss, correct = _train_step(state, method, images, labels)
         running.add(loss, correct, len(labels))
@@ -73,7 +74,7 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, wis
         if action is not Action.GO_ON:
             break
     action = max(action, Action(agreement.settle()))
-    sums = running.sums(time.perf_counter() - start, ranks)
+    sums = running.sums(start, ranks)
     images_now = (step - progress.step) * state.batch_size
     state.progress = replace(
         state.progress,
@@ -111,9 +112,10 @@ class _Running:
         self.correct += correct
         self.images += images
 
-    def sums(self, seconds: float, ranks: Ranks) -> dict[str, float]:
-        """Sums over the ranks, but for the losses, whose order of adding is kept; seconds are rank 0's."""
-        parts = ranks.gather((float(self.loss), float(self.correct), self.images, self.seconds + seconds))
+    def sums(self, start: float, ranks: Ranks) -> dict[str, float]:
+        """Sums over the ranks, but for the losses, whose order of adding is kept; seconds are rank 0's, since `start` as well."""
+        loss, correct_here = float(self.loss), float(self.correct)  # a GPU has done all its work when these are known
+        parts = ranks.gather((loss, correct_here, self.images, self.seconds + time.perf_counter() - start))
         losses, correct, images, times = zip(*parts, strict=True)
         return dict(zip(_loss_keys(), losses, strict=False)) | {"correct": sum(correct), "images": sum(images), "seconds": times[0]}
 
@@ -155,7 +157,15 @@ def _scale(state: TrainState) -> Tensor:
 def evaluate(state: TrainState, data: DataSource) -> Evaluation:
     """Loss and accuracy over the validation images, with rank 0's BatchNorm statistics, which are those that checkpoints hold."""
     state.environment.ranks.share_(state.model.buffers())
-    return evaluate_batches(state, data.val_batches(max(state.batch_size, 256), share=state.environment.share))
+    return evaluate_batches(state, data.val_batches(validation_batch(state), share=state.environment.share))
+
+
+def validation_batch(state: TrainState) -> int:
+    """Images that are looked at together, by all processes: no fewer than in training, and where memory has room for that, 256.
+
+    Four times as many as in training need less memory than a training step, which keeps the results of all layers for the backward pass.
+    """
+    return max(state.batch_size, min(256, 4 * state.batch_size))
 
 
 def evaluate_batches(state: TrainState, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:

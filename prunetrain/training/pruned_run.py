@@ -27,6 +27,7 @@ from prunetrain.training.data import DataSource
 from prunetrain.training.environment import Environment
 from prunetrain.training.events import Change, Reconfiguration
 from prunetrain.training.loop import evaluate
+from prunetrain.training.memory import restart_peak
 from prunetrain.training.metrics import count_nonzero
 from prunetrain.training.pruning import prune_checkpoint, start_of
 from prunetrain.training.reconfiguration import Watch
@@ -59,7 +60,8 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
         path: the checkpoint.
         given: settings that differ from those inside it.
         epochs: of retraining after each pruning; by default 10, or where the schedule is taken back, the rest of it.
-        during: epochs of training with the method before it prunes for good; by default none, and for ADMM as many as of retraining.
+        during: epochs of training with the method before it prunes for good; by default none, and for ADMM as many as of retraining; not
+            for the group lasso, whose course begins at once.
 
     Raises:
         PruneTrainError: for a checkpoint that does not work, and settings that do not go together.
@@ -70,6 +72,10 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
     method = given.get("method", GROUP_LASSO)
     values = base.to_dict() | {"rounds": 1, "rate": 0.0, "prune_at": 0, "retrain": "finetune", "rewind_epoch": 0, "layer_rates": ()}
     values |= {"name": f"{run_of_checkpoint(path).name}-{method.replace(':', '-')}", "save_epochs": ()}
+    if method == GROUP_LASSO:
+        values["penalty_ratio"] = base.penalty_ratio or TrainConfig.penalty_ratio  # of a run that was trained without it
+    else:
+        values["dynamic_batch"] = False
     if given.get("retrain", "finetune") == "finetune":
         epochs = EPOCHS if epochs is None else epochs
         values |= {"schedule": "constant", "warmup_epochs": 0, "lr": base.lr * LR_SHARE}
@@ -84,7 +90,9 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
     if method == GROUP_LASSO:
         if given.get("retrain", "finetune") != "finetune":
             raise ConfigError("group-lasso goes on training, and takes nothing back: leave out --retrain")
-        return build_config(values, {"epochs": done + epochs}, given)
+        if during:
+            raise ConfigError("group-lasso prunes while it trains: leave out --during")
+        return build_config(values, {"prune_at": done, "epochs": done + epochs}, given)
     during = (epochs if method == ADMM else 0) if during is None else during
     if method == ADMM and during == 0:
         raise ConfigError("admm acts before it prunes: give --during, the epochs that it is to have")
@@ -183,6 +191,7 @@ def prune_in_training(state: TrainState, data: DataSource, val_top1: float) -> t
     checkpoint = state.checkpoint()
     path, change = state.environment.ranks.on_first(lambda: _prune_and_write(state, checkpoint, watch))
     after = load_state(path, state.config, data, state.environment)
+    restart_peak(after)
     watch.lap("load")
     top1 = evaluate(after, data).top1
     watch.lap("validate")

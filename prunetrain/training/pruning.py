@@ -77,7 +77,7 @@ def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainCon
     decision = _decide(graph, checkpoint.model, config, rounds, options)
     early = early_weights(checkpoint.method) if config.retrain in TAKES_WEIGHTS_BACK else {}
     last = rounds + 1 == config.rounds
-    fresh = replace(checkpoint, optimizer={}, parameters=[], progress=replace(checkpoint.progress, lasso_strength=None))
+    fresh = replace(checkpoint, optimizer={}, parameters=[])
     epoch = checkpoint.progress.epoch
     if isinstance(decision, Masks):
         state = masked_start(decision, checkpoint.model, early or None)
@@ -85,7 +85,7 @@ def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainCon
         return Pruned(graph, replace(fresh, model=state, method=method), decision, None)
     masks, plan = decision
     cut = remove_channels(graph, masks.applied(checkpoint.model) if masks else checkpoint.model, plan).cut
-    moved = Masks(_gathered(cut, masks.keep)) if masks else None
+    moved = masks.cut(cut.sources) if masks else None
     early_cut = {} if last else _gathered(cut, early)
     method = pruned_state(masks=moved, early=early_cut, rounds=rounds + 1, epoch=epoch, sizes={} if last else sizes)
     state = cut_start(cut, early or None)
@@ -141,11 +141,12 @@ def start_of(config: TrainConfig, graph: LayerGraph, checkpoint: Checkpoint, ear
     Args:
         config: the settings.
         graph: the network.
-        checkpoint: to begin with; what a method of an earlier run kept is forgotten.
+        checkpoint: to begin with; lambda, a batch that has grown, and what a method of an earlier run kept are forgotten.
         early: the weights that the run goes back to, if it does.
     """
     epoch = checkpoint.progress.epoch
-    begun = replace(checkpoint, optimizer={}, parameters=[], method=nothing_kept())
+    progress = replace(checkpoint.progress, lasso_strength=None, fading=[], batch_size=None)
+    begun = replace(checkpoint, optimizer={}, parameters=[], method=nothing_kept(), progress=progress)
     if config.retrain in TAKES_WEIGHTS_BACK:
         begun = replace(begun, method={"tensors": {"early": dict(early)}, "numbers": {}})
     if not is_due(config, 0, epoch):

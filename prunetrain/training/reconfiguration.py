@@ -13,12 +13,13 @@ import torch
 from prunetrain.channels.selection import commonest
 from prunetrain.channels.slicing import Cut, gate, propose_cut, slice_optimizer_state
 from prunetrain.graph.load import read_source, sha256_of
+from prunetrain.methods.in_training import cut_state
 from prunetrain.training.batch_size import choose_batch_size
 from prunetrain.training.checkpoints import Checkpoint
 from prunetrain.training.data import DataSource
 from prunetrain.training.events import BatchChange, Change, Reconfiguration
 from prunetrain.training.granularity import choose_granularity
-from prunetrain.training.loop import evaluate, guesses
+from prunetrain.training.loop import evaluate, guesses, validation_batch
 from prunetrain.training.memory import restart_peak
 from prunetrain.training.state import TrainState, load_state, restore_generators, write_pair
 
@@ -80,13 +81,9 @@ def _top1_after(before: TrainState, after: TrainState, data: DataSource, val_top
     """
     if after.graph == before.graph:
         return val_top1
-    ranks, batch_size = after.environment.ranks, max(after.batch_size, 256)
-
-    def same_guesses() -> bool:
-        images, _ = next(iter(data.val_batches(batch_size)))
-        return torch.equal(guesses(before, images), guesses(after, images))
-
-    return val_top1 if ranks.on_first(same_guesses) else evaluate(after, data).top1
+    batch = next(iter(data.val_batches(validation_batch(after), share=after.environment.share)), None)  # None: fewer images than processes
+    same = batch is None or torch.equal(guesses(before, batch[0]), guesses(after, batch[0]))
+    return val_top1 if all(after.environment.ranks.gather(same)) else evaluate(after, data).top1
 
 
 def _cut_and_write(
@@ -114,7 +111,12 @@ def _cut_and_write(
 
 
 def cut_checkpoint(checkpoint: Checkpoint, cut: Cut) -> Checkpoint:
-    """A checkpoint of the smaller network: weights and optimizer state cut, everything else as it was."""
+    """A checkpoint of the smaller network: weights, optimizer state and what a method keeps are cut, everything else is as it was.
+
+    But nothing fades: channels have other numbers now.
+    """
+    progress = replace(checkpoint.progress, fading=[])
+    checkpoint = replace(checkpoint, method=cut_state(checkpoint.method, cut.sources), progress=progress)
     if not checkpoint.optimizer:
         return replace(checkpoint, model=cut.state)
     parameters = set(checkpoint.parameters)

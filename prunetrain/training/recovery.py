@@ -5,7 +5,7 @@ is left that a run which was never interrupted would not have at that point.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from prunetrain.errors import CheckpointError, NetworkFileError, PruneTrainError
@@ -94,12 +94,17 @@ def make_newest(run: RunPaths, checkpoint: Path, epoch: int, say: Callable[[str]
         remove_leftovers(folder)
 
 
-def keep_newest(run: RunPaths, count: int) -> None:
+def keep_newest(run: RunPaths, count: int, wanted: Collection[int]) -> None:
     """Remove all but the newest so many checkpoints of reconfigurations; 0 keeps all. last.pt and the network files stay.
 
     To be called when a newer checkpoint is on the disk.
+
+    Args:
+        run: the run.
+        count: how many stay.
+        wanted: epochs whose checkpoints stay beside these.
     """
-    files = list(run.checkpoint_files().values())
+    files = [path for epoch, path in run.checkpoint_files().items() if epoch not in wanted]
     for path in files[:-count] if count else ():
         path.unlink(missing_ok=True)
 

@@ -16,6 +16,7 @@ from prunetrain.graph.costs import costs
 from prunetrain.models import short_name
 from prunetrain.paths import LAST, RunPaths, run_of_checkpoint
 from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.course import interval_start, too_short
 from prunetrain.training.creation import Creation, create_network, new_state
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Ranks
@@ -75,7 +76,7 @@ def start_run(config: TrainConfig, observer: Observer, create: Creation = create
         StopRequested: if a signal came before training began, and left nothing of the run; or came twice.
     """
     with stopping_on_signals() as requests, ExitStack() as held:
-        return _start(config, observer, requests, held, create)
+        return _train([_start(config, observer, requests, held, create)], observer, requests)
 
 
 def run_name(config: TrainConfig) -> str:
@@ -97,7 +98,7 @@ def resume_run(path: Path, given: dict[str, Any], observer: Observer) -> Outcome
     """
     with stopping_on_signals() as requests, ExitStack() as held:
         checkpoint = Ranks.joined().on_first(lambda: _find_and_lock(path, given, observer, held))
-        return _go_on(checkpoint, given, observer, requests)
+        return _train([_go_on(checkpoint, given, observer, requests)], observer, requests)
 
 
 def _find_and_lock(path: Path, given: dict[str, Any], observer: Observer, held: ExitStack) -> Path:
@@ -133,8 +134,8 @@ def continue_run(
     with stopping_on_signals() as requests, ExitStack() as held:
         path = Ranks.joined().on_first(lambda: _lock_and_find(run, observer, held))
         if path is not None:
-            return _go_on(path, given, observer, requests)
-        return _start(replace(config, name=run.name), observer, requests, held, create)
+            return _train([_go_on(path, given, observer, requests)], observer, requests)
+        return _train([_start(replace(config, name=run.name), observer, requests, held, create)], observer, requests)
 
 
 def _lock_and_find(run: RunPaths, observer: Observer, held: ExitStack) -> Path | None:
@@ -147,7 +148,7 @@ def _lock_and_find(run: RunPaths, observer: Observer, held: ExitStack) -> Path |
     return path
 
 
-def _start(config: TrainConfig, observer: Observer, requests: Requests, held: ExitStack, create: Creation) -> Outcome:
+def _start(config: TrainConfig, observer: Observer, requests: Requests, held: ExitStack, create: Creation) -> tuple[TrainState, DataSource]:
     environment = Environment.of(config)
     data = environment.load_data(config, observer.message)
     requests.check()
@@ -156,10 +157,10 @@ def _start(config: TrainConfig, observer: Observer, requests: Requests, held: Ex
     if state.progress.history:  # of the run that it goes on from
         state.check_fits(data)
         environment.ranks.on_first(lambda: rewrite_metrics(state))
-    return _train(state, data, observer, requests)
+    return state, data
 
 
-def _go_on(path: Path, given: dict[str, Any], observer: Observer, requests: Requests) -> Outcome:
+def _go_on(path: Path, given: dict[str, Any], observer: Observer, requests: Requests) -> tuple[TrainState, DataSource]:
     config = config_of(path, given)
     observer.message(f"resuming from {path}")
     environment = Environment.of(config)
@@ -169,7 +170,7 @@ def _go_on(path: Path, given: dict[str, Any], observer: Observer, requests: Requ
     _check_place(path, state, data)
     requests.check()
     environment.ranks.on_first(lambda: _tidy(state, path, observer))
-    return _train(state, data, observer, requests)
+    return state, data
 
 
 def _check_place(path: Path, state: TrainState, data: DataSource) -> None:
@@ -185,7 +186,7 @@ def _check_place(path: Path, state: TrainState, data: DataSource) -> None:
 def _tidy(state: TrainState, path: Path, observer: Observer) -> None:
     """Let the run's files say what the checkpoint says that it goes on from."""
     make_newest(state.run, path, state.progress.epoch, observer.message)
-    keep_newest(state.run, state.config.keep)
+    keep_newest(state.run, state.config.keep, state.config.save_epochs)
     rewrite_metrics(state)
 
 
@@ -204,7 +205,12 @@ def config_of(path: Path, given: dict[str, Any]) -> TrainConfig:
     return build_config(config.to_dict(), {key: value for key, value in changed.items() if key in CHANGEABLE})
 
 
-def _train(state: TrainState, data: DataSource, observer: Observer, requests: Requests) -> Outcome:
+def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, requests: Requests) -> Outcome:
+    """Train to the end.
+
+    The run comes in a list, out of which it is taken: a caller's name for it would keep its first, largest network in memory.
+    """
+    state, data = begun.pop()
     config, ranks = state.config, state.environment.ranks
     note_run(state.run.checkpoints)
     if ranks.world_size > 1:
@@ -217,6 +223,8 @@ def _train(state: TrainState, data: DataSource, observer: Observer, requests: Re
         steps_per_epoch=data.steps_per_epoch(state.batch_size),
         dense_macs=costs(state.dense).macs,
     )
+    if state.progress.epoch < config.epochs and (warning := too_short(config)):
+        observer.message(warning)
     pacer = Pacer(requests, config.checkpoint_minutes if ranks.rank == 0 else 0)
     top1 = None
     with requests.deferred():
@@ -283,7 +291,7 @@ def _end_epoch(
     _save(after)
     ranks.on_first(lambda: append_line(after.run.metrics, line_of(metrics)))
     if event is not None:
-        ranks.on_first(lambda: keep_newest(after.run, after.config.keep))
+        ranks.on_first(lambda: keep_newest(after.run, after.config.keep, after.config.save_epochs))
     observer.epoch_ended(metrics)
     if event is not None:
         observer.reconfigured(event)
@@ -309,4 +317,4 @@ def _time_to_cut(state: TrainState) -> bool:
     config, epoch = state.config, state.progress.epoch
     if not config.penalised:
         return False
-    return epoch == config.epochs or (epoch % config.prune_interval == 0 and bool(state.progress.lasso_strength))
+    return epoch == config.epochs or (interval_start(config, epoch) == epoch and bool(state.progress.lasso_strength))

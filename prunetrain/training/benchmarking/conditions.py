@@ -63,11 +63,7 @@ class Conditions:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if (
-                isinstance(error, torch.OutOfMemoryError | MemoryError)
-                or "not enough memory" in str(error)
-                or "can't allocate" in str(error)
-            ):
+            if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY):
                 raise ConfigError(f"batches of {self.batch_size} images do not fit into memory: use a smaller --batch-size") from None
             raise
 

@@ -82,12 +82,16 @@ class FolderSource:
     def _load(self, half: "_Half", keys: Iterable[list[Key]], window_seed: tuple[int, int] | None) -> Iterator[Batch]:
         """Batches on the device, uint8 (N, 3, side, side) in the memory format of the settings."""
         if isinstance(half.images, DecodedImages) and window_seed is None:
-            batches = _gathered(half.images, half.labels, keys)
+            batches = self._pinned(_gathered(half.images, half.labels, keys))
         else:
             batches = self._decoded(Views(half.images, half.labels, self.input_shape[1], window_seed), keys)
         for images, labels in batches:
             moved = images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)  # channels-last, as decoders give them
             yield moved if self._channels_last else moved.contiguous(), labels.to(self._device, non_blocking=True)
+
+    def _pinned(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """In memory that a GPU copies from while this process goes on."""
+        return ((images.pin_memory(), labels.pin_memory()) for images, labels in batches) if self._device.type == "cuda" else batches
 
     def _decoded(self, views: "Views", keys: Iterable[list[Key]]) -> Iterator[Batch]:
         """Batches from the workers, uint8 (N, side, side, 3)."""
