@@ -1,20 +1,28 @@
 """The course of lambda over a run: released, steered to a target, and the same after a resume."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import Recorder, assert_same_state, repeatable, settings, write_images
 
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
+from prunetrain.paths import RunPaths
 from prunetrain.training import granularity
 from prunetrain.training.benchmarking.conditions import Conditions
-from prunetrain.training.checkpoints import load_checkpoint
-from prunetrain.training.course import course_epochs, next_macs, next_strength, too_short
+from prunetrain.training.checkpoints import Progress, load_checkpoint
+from prunetrain.training.course import course_epochs, most_macs, next_macs, next_strength, too_short
+from prunetrain.training.creation import new_state
+from prunetrain.training.data import load_data
+from prunetrain.training.environment import Environment
 from prunetrain.training.run import Outcome, resume_run, start_run
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +57,17 @@ def test_course_of_the_macs_by_hand(interval: int, course: dict[int, float]) -> 
     """From 1 to 0.2 in the first 5 of 20 epochs, of which the first interval cuts nothing."""
     config = TrainConfig(epochs=20, target_by=0.25, target_macs=0.2, prune_interval=interval)
     assert {epoch: next_macs(config, epoch) for epoch in course} == pytest.approx(course)
+
+
+def test_what_a_cut_may_leave_hangs_on_its_interval(images: Path, tmp_path: Path) -> None:
+    """Of which the last, of epochs 7 and 8, is a short one."""
+    config = settings(images, tmp_path, epochs=8, prune_interval=3, target_by=1.0, target_macs=0.4)
+    state = new_state(config, RunPaths(tmp_path, "x"), load_data(config, CPU), Environment(CPU))
+    for epoch, share in {3: 1.0, 6: 0.7, 8: 0.4}.items():
+        state.progress = Progress(epoch=epoch, lasso_strength=0.1)
+        assert most_macs(state) == pytest.approx(share * costs(state.dense).macs)
+    state.progress = Progress(epoch=8, lasso_strength=0.0)
+    assert most_macs(state) == math.inf
 
 
 def zero_strengths(outcome: Outcome) -> list[bool]:
