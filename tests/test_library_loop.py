@@ -455,3 +455,34 @@ def test_failed_reconfiguration_changes_nothing(tmp_path: Path) -> None:
     assert str(optimizer.state_dict()) == str(before)
     train_(model, optimizer, pruner=pruner)
     assert pruner.reconfigure().change.channels[0] == 20
+
+
+def test_fixed_filters_are_not_trained_after_a_cut() -> None:
+    """They are buffers of the model, and weights that need no gradients in the network of the file."""
+
+    class Blurred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.register_buffer("blur", torch.rand(8, 1, 3, 3))
+            self.fc = nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.conv2d(self.conv(x), self.get_buffer("blur"), groups=8)
+            return self.fc(F.relu(x).mean((2, 3)))
+
+    model = Blurred()
+    with torch.no_grad():
+        model.conv.weight[:3] = 0
+        model.conv.bias[:3] = 0  # type: ignore[index]
+    pruner = prunetrain.PruneTrain(model, SGD(model.parameters(), 0.1), torch.randn(1, 3, 8, 8), penalty_ratio=0.0)
+    for _ in range(2):
+        cut = pruner.reconfigure().model
+        assert {name: parameter.requires_grad for name, parameter in cut.named_parameters()} == {
+            "conv.weight": True,
+            "conv.bias": True,
+            "blur.weight": False,
+            "fc.weight": True,
+            "fc.bias": True,
+        }
+    assert torch.equal(cut.get_parameter("blur.weight"), model.get_buffer("blur")[3:])

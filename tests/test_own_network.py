@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from runs import invoke
 
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
+from prunetrain.training.checkpoints import load_checkpoint
 
 TOP = Path(__file__).parent.parent
 SOURCES = Path(__file__).parent / "networks_of_users"
@@ -64,3 +67,34 @@ def test_it_goes_on_and_is_measured_without_the_users_file(folder: Path, run: Ru
     found = json.loads(printed("evaluate", str(run.last), "--json", folder=folder))
     assert found["top1"] == history[-1]["val_top1"]
     assert found["top1"] > 0.5
+
+
+@pytest.mark.parametrize("flags", [("--target-macs", "0.5", "--target-by", "1"), ("--target-macs", "0", "--penalty-ratio", "0.2")], ids=str)
+def test_what_is_frozen_and_what_is_fixed_stay_as_they_are(flags: tuple[str, ...], tmp_path: Path) -> None:
+    """Only channels go, whatever makes them smaller; and the file says what is not trained."""
+    shutil.copytree(SOURCES, tmp_path / "nets", ignore=shutil.ignore_patterns("__pycache__"))
+    printed("train", "--model", "nets/frozen.py:Frozen", "--epochs", "5", *flags, "--name", "frozen", folder=tmp_path)
+    printed("train", "--resume", "checkpoints/frozen/last.pt", "--epochs", "6", folder=tmp_path)
+    run = RunPaths(tmp_path, "frozen")
+    before, after = load_checkpoint(run.checkpoint(0)).model, load_checkpoint(run.last).model
+    for name in ("stem", "blur"):
+        assert re.search(rf"self.{name} = nn.Conv2d\(.*\).requires_grad_\(False\)  # ", run.network(6).read_text())
+    assert len(after["blur.weight"]) == len(after["conv.weight"]) < 32
+    rows = [before["stem.bias"].tolist().index(bias) for bias in after["stem.bias"].tolist()]
+    assert torch.equal(after["stem.weight"], before["stem.weight"][rows])
+    assert torch.equal(after["blur.weight"], before["blur.weight"][: len(after["blur.weight"])])  # all filters are alike
+    assert not torch.equal(after["fc.bias"], before["fc.bias"])
+    assert load_checkpoint(run.last).progress.history[-1]["val_top1"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ("HalfFrozen", "conv.bias is frozen, and not all of its layer: freeze whole layers, or make it a buffer"),
+        ("all_frozen", "has no parameters that are trained: all of them are frozen"),
+    ],
+)
+def test_what_cannot_be_trained_as_it_says_is_refused(network: str, said: str, tmp_path: Path) -> None:
+    result = invoke("train", "--model", f"{SOURCES}/frozen.py:{network}", "--output-dir", tmp_path, "--epochs", "1")
+    assert (result.exit_code, said in result.stderr) == (2, True)
+    assert not list(tmp_path.iterdir())

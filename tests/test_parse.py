@@ -3,6 +3,7 @@
 import contextlib
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,14 @@ class Residual(nn.Module):
         out = F.adaptive_avg_pool2d(F.relu(out + projected), output_size=(1, 1))
         return self.fc(torch.flatten(out, start_dim=1, end_dim=-1))
 '''
+
+
+def test_layers_that_are_not_trained() -> None:
+    graph = residual()
+    frozen = replace(graph, layers=tuple(replace(layer, trainable=number % 2 == 0) for number, layer in enumerate(graph.layers)))
+    text = render(frozen)
+    assert parse(text) == frozen != graph
+    assert text.count(".requires_grad_(False)  # ") + text.count(".requires_grad_(False)\n") == len(graph.layers) // 2
 
 
 def test_an_edited_file_is_the_same_graph() -> None:
@@ -295,6 +304,10 @@ REFUSED: list[tuple[str, list[str], str, str]] = [
     ("docstring", ['b"""A network. Input 3x8x8."""'], 'b"""A', "expected a docstring"),
     ("docstring", ['"""A network. Input 0x8x8."""'], "class Net", "the input shape needs sizes from 1"),
     ("docstring", ['"""A network. Input 4x8x8."""'], "F.relu", "self.conv: takes 3 channels, but its input has 4"),
+    ("fc", ["{}.requires_grad_(True)"], "requires_grad_", "not a layer that prunetrain knows: nn.Linear(4, 2).requires_grad_(True)"),
+    ("fc", ["{}.requires_grad_(False).eval()"], "requires_grad_", "not a layer that prunetrain knows"),
+    ("fc", ["{}.requires_grad_(False).requires_grad_(False)"], "requires_grad_", "not a layer that prunetrain knows"),
+    ("bias", ["{}.requires_grad_(False)"], "requires_grad_", "not a layer that prunetrain knows"),
     ("class", ["@torch.compile", "{}"], "class Net", "the class must be a plain subclass of nn.Module"),
     ("class", ["class Net(nn.Module, metaclass=print):"], "class Net", "the class must be a plain subclass of nn.Module"),
     ("class", ["class Net(nn.Module, object):"], "class Net", "the class must be a plain subclass of nn.Module"),

@@ -264,6 +264,22 @@ def test_a_batch_norm_with_an_activation_is_both() -> None:
     assert targets(graph) == ["self.layer_0", "self.layer_1", "F.relu"]
 
 
+def test_layers_whose_weights_are_not_trained_say_so() -> None:
+    """Those of which one weight is trained do not: a file cannot freeze a part."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return F.conv2d(self.norm(self.frozen(x)), self.filter)
+
+    parts = {"frozen": nn.Conv2d(3, 4, 3).requires_grad_(False), "norm": nn.BatchNorm2d(4), "filter": torch.rand(2, 4, 1, 1)}
+    graph = check_same(network(forward, **parts), (2, 3, 8, 8))
+    assert [(layer.name, layer.trainable) for layer in graph.layers] == [("filter", False), ("frozen", False), ("norm", True)]
+    module = instantiate(render(graph), "file")
+    assert [name for name, p in module.named_parameters() if not p.requires_grad] == ["filter.weight", "frozen.weight", "frozen.bias"]
+    part = nn.Conv2d(3, 4, 3)
+    part.weight.requires_grad_(False)
+    assert trace(nn.Sequential(part), IMAGES).layers[0].trainable
+
+
 def test_computed_weights_stay_functions() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         weight = self.conv.weight

@@ -48,8 +48,8 @@ def command(
     from prunetrain.files import write_atomically, write_text
     from prunetrain.graph.costs import costs
     from prunetrain.graph.render import render
-    from prunetrain.graph.trace import trace_with_state
     from prunetrain.models import build
+    from prunetrain.models.tracing import stored, traced_and_checked
     from prunetrain.models.weights import load_weights
     from prunetrain.report.tables import count
 
@@ -58,7 +58,7 @@ def command(
     if weights:
         for line in load_weights(network, Path(weights)).lines():
             click.echo(line)
-    traced = trace_with_state(network, torch.zeros(2, *shape))
+    traced = stored(traced_and_checked(network, torch.zeros(2, *shape)))
     write_atomically(saved, lambda file: torch.save(traced.state, file))
     write_text(output, render(traced.graph))
     cost = costs(traced.graph)

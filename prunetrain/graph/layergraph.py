@@ -50,11 +50,15 @@ class GraphError(ValueError):
 
 @dataclass(frozen=True)
 class Layer:
-    """A torch.nn layer with parameters or buffers; `arguments` in the constructor's order, without defaults."""
+    """A torch.nn layer with parameters or buffers; `arguments` in the constructor's order, without defaults.
+
+    One that is not `trainable` has weights that training leaves as they are: `nn.Conv2d(...).requires_grad_(False)`.
+    """
 
     name: str
     kind: str
     arguments: tuple[tuple[str, Literal], ...]
+    trainable: bool = True
 
     @classmethod
     def make(cls, name: str, kind: str, **arguments: Literal) -> "Layer":
@@ -73,7 +77,7 @@ class Layer:
 
     def with_arguments(self, **changes: Literal) -> "Layer":
         """The layer with some arguments changed."""
-        return Layer.make(self.name, self.kind, **{**dict(self.arguments), **changes})
+        return replace(Layer.make(self.name, self.kind, **{**dict(self.arguments), **changes}), trainable=self.trainable)
 
     @property
     def signature(self) -> LayerKind:
@@ -97,6 +101,9 @@ class Layer:
         groups = self.conv_groups
         return groups > 1 and groups * groups >= self["in_channels"] and self.kind != "ConvTranspose2d"
 
+
+FROZEN: Final = ".requires_grad_(False)"
+"""How a network file says that a layer is not trainable, behind its constructor."""
 
 ROLES: Final = ("parameter", "buffer", "index")
 DTYPES: Final = ("float32", "int64", "bool")

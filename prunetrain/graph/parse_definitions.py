@@ -1,10 +1,11 @@
 """Reads `__init__`: layers with literal arguments, and tensors that the network declares itself."""
 
 import ast
+from dataclasses import replace
 from typing import Final
 
 from prunetrain.graph.catalog import LAYERS
-from prunetrain.graph.layergraph import DTYPES, Declared, GraphError, Layer, check_identifier
+from prunetrain.graph.layergraph import DTYPES, FROZEN, Declared, GraphError, Layer, check_identifier
 from prunetrain.graph.parse_source import Source, shown
 
 MOST_POSITIONS: Final = 1_000_000  # of an index
@@ -39,23 +40,24 @@ class Definitions:
                 case _:
                     fail(statement, f"__init__ may only define layers, so not: {shown(statement)}")
 
-    def _define(self, statement: ast.stmt, name: str, call: ast.Call) -> None:
+    def _define(self, statement: ast.stmt, name: str, whole: ast.Call) -> None:
         if name in self.lines:
             self._source.fail(statement, f"self.{name} is defined twice")
         self.lines[name] = statement.lineno
         try:
             check_identifier(name, "layer")
+            call = _without_frozen(whole)
             match call:
                 case ast.Call(
                     func=ast.Attribute(value=ast.Name(id="nn"), attr="Parameter" | "Buffer" as kind), args=[ast.Call() as tensor]
-                ):
+                ) if call is whole:
                     self.declared[name] = self._declared(name, kind, call, tensor)
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="nn"), attr=kind)) if kind in LAYERS:
                     arguments = self._source.arguments(call, LAYERS[kind].names())
                     literals = {argument: self._source.literal(node) for argument, node in arguments}
-                    self.layers[name] = Layer.make(name, kind, **literals)
+                    self.layers[name] = replace(Layer.make(name, kind, **literals), trainable=call is whole)
                 case _:
-                    self._source.fail(statement, f"not a layer that prunetrain knows: {shown(call)}")
+                    self._source.fail(statement, f"not a layer that prunetrain knows: {shown(whole)}")
         except GraphError as error:
             self._source.fail(statement, str(error))
         except ValueError as error:
@@ -81,3 +83,11 @@ class Definitions:
                 self._source.fail(keyword.value, f"torch.zeros takes sizes and a dtype ({', '.join(DTYPES)}), not {shown(keyword)}")
             return dtype
         return "float32"
+
+
+def _without_frozen(call: ast.Call) -> ast.Call:
+    """What stands before `.requires_grad_(False)`; the call itself where that is not there."""
+    match call:
+        case ast.Call(func=ast.Attribute(value=ast.Call() as inside)) if ast.unparse(call) == ast.unparse(inside) + FROZEN:
+            return inside
+    return call

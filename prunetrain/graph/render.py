@@ -13,7 +13,7 @@ import jinja2
 from prunetrain.graph.blocks import block_of, block_of_tensor
 from prunetrain.graph.costs import Costs, costs, out_channels
 from prunetrain.graph.expressions import annotation, join_arguments, literal
-from prunetrain.graph.layergraph import Declared, Layer, LayerGraph
+from prunetrain.graph.layergraph import FROZEN, Declared, Layer, LayerGraph
 from prunetrain.graph.layout import Statement, layout
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.windows import shape_text
@@ -151,7 +151,7 @@ def _definitions(graph: LayerGraph, shapes: list[str], dense: LayerGraph) -> tup
 def _definition(layer: Layer) -> str:
     written = [(name, literal(value)) for name, value in layer.arguments]
     names = layer.signature.names()[: layer.signature.positional]
-    return f"self.{layer.name} = nn.{layer.kind}({join_arguments(written, names)})"
+    return f"self.{layer.name} = nn.{layer.kind}({join_arguments(written, names)}){'' if layer.trainable else FROZEN}"
 
 
 def _declaration(tensor: Declared) -> str:

@@ -1,16 +1,16 @@
 """A module together with the graph that says the same. A user's own module has nested names, a generated one the graph's."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from prunetrain.channels.slicing import Cut
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.graph.trace import trace_with_state
 from prunetrain.library.wrapping import not_compiled
 from prunetrain.models.assembling import assemble
+from prunetrain.models.tracing import traced_and_checked
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,11 @@ class Network:
             TraceError: if the module cannot be a network file.
         """
         with not_compiled(module):
-            traced = trace_with_state(module, example_input)
+            traced = traced_and_checked(module, example_input, returns_alike=True)
         known = set(traced.names.values())
-        return cls(module, traced.graph, traced.names, {name: t for name, t in traced.state.items() if name not in known})
+        # What is trained is up to the module, and may change from step to step.
+        graph = replace(traced.graph, layers=tuple(replace(layer, trainable=True) for layer in traced.graph.layers))
+        return cls(module, graph, traced.names, {name: t for name, t in traced.state.items() if name not in known})
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters under the graph's names."""
@@ -63,8 +65,8 @@ class Network:
             module = module.to(memory_format=torch.channels_last)
         before = self.parameters()
         for name, parameter in module.named_parameters():
-            origin = before.get(cut.sources[name].name)
-            parameter.requires_grad_(origin is None or origin.requires_grad)
+            origin = before.get(cut.sources[name].name)  # None: a buffer, such as a fixed filter
+            parameter.requires_grad_(origin is not None and origin.requires_grad)
         return Network(module, cut.graph, {name: name for name in cut.state})
 
     def _modes(self) -> dict[str, bool]:

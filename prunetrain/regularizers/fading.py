@@ -64,7 +64,7 @@ class Ranking:
     """The channels of a network that can fade, weakest first, and what it costs without some of them.
 
     A channel's strength is the norm of all its filters and input slices, as a share of the mean of its space. The strongest of each space
-    stays.
+    stays, and so does what frozen weights do not let go.
 
     Args:
         graph: the network.
@@ -78,8 +78,9 @@ class Ranking:
         order = _weakest_first(self._spaces, self._norms)
         # Twice are weights looked at: which channels go now, and which would if all had faded. That is all that a choice among them needs.
         self._dead = self._removable(state, criterion)
+        frozen = {f"{layer.name}.weight" for layer in graph.layers if not layer.trainable}
         faded = {name: tensor.clone() for name, tensor in state.items()}
-        Fading(graph, self._spaces, faded, order).scale_(0.0)
+        Fading(graph, self._spaces, {name: tensor for name, tensor in faded.items() if name not in frozen}, order).scale_(0.0)
         able = self._removable(faded, criterion)
         self._order = [channel for channel in order if able[channel]]
 

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from prunetrain.config import TrainConfig, parse_arguments
 from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.shapes import infer_shapes
-from prunetrain.graph.trace import trace_with_state
+from prunetrain.graph.trace import Traced
 from prunetrain.models import build, weights
+from prunetrain.models.tracing import stored, traced_and_checked
 from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
 from prunetrain.training.checkpoints import Checkpoint, Progress, rng_state
 from prunetrain.training.data import DataSource
@@ -53,7 +55,8 @@ def create_network(
     if config.weights:
         for line in weights.load_weights(model, Path(config.weights)).lines():
             say(line)
-    traced = trace_with_state(model, torch.zeros(2, *data.input_shape))
+    traced = stored(traced_and_checked(model, torch.zeros(2, *data.input_shape)))
+    _check_training(model, traced, config)
     _check_outputs(traced.graph, config, data)
     _check_batch(traced.graph, config, environment)
     free = files.enter_context(new_run(run.output_dir, run.name))
@@ -103,6 +106,17 @@ def new_state(
     with ExitStack() as files:
         path = environment.ranks.on_first(lambda: create(config, run, data, environment, say=say, files=files))
         return load_state(path, replace(config, name=run_of_checkpoint(path).name), data, environment)
+
+
+def _check_training(model: nn.Module, traced: Traced, config: TrainConfig) -> None:
+    """Refuse a network of which a run would train other parameters than its author says."""
+    trained = {f"{layer.name}." for layer in traced.graph.layers if layer.trainable} | {tensor.name for tensor in traced.graph.declared}
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad and name in traced.names]
+    mixed = next((name for name in frozen if traced.names[name].rpartition(".")[0] + "." in trained or traced.names[name] in trained), None)
+    if mixed is not None:
+        raise ConfigError(f"{config.model}: {mixed} is frozen, and not all of its layer: freeze whole layers, or make it a buffer")
+    if len(frozen) == len([name for name, _ in model.named_parameters() if name in traced.names]):
+        raise ConfigError(f"{config.model} has no parameters that are trained: all of them are frozen")
 
 
 def _check_outputs(graph: LayerGraph, config: TrainConfig, data: DataSource) -> None:

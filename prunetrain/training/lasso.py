@@ -21,7 +21,7 @@ from prunetrain.methods.in_training import Idle
 from prunetrain.regularizers.fading import Fading
 from prunetrain.regularizers.group_lasso import GroupLasso, pull
 from prunetrain.training.course import interval_start
-from prunetrain.training.state import TrainState
+from prunetrain.training.state import TrainState, trained_parameters
 
 _SMOOTH = 16  # of what is left to fade, no step takes more than one part, as long as there are steps enough
 
@@ -42,7 +42,8 @@ class Lasso(Idle):
         self._done = state.progress.step
         self._steps_to_cut = _epochs_to_cut(state) * steps
         channels = state.progress.fading
-        self._fading = Fading(state.graph, find_spaces(state.graph), dict(state.model.named_parameters()), channels) if channels else None
+        weights = trained_parameters(state.model)
+        self._fading = Fading(state.graph, find_spaces(state.graph), weights, channels) if channels else None
 
     def after_backward_(self, loss: Tensor) -> None:
         """Set lambda, if this is the first batch whose loss is finite; add the gradient."""

@@ -210,7 +210,7 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
     if any(channel >= spaces.num_channels for channel in progress.fading):
         raise CheckpointError(f"{path}: damaged, it fades channels that {network} does not have")
     if config.penalised:
-        lasso = GroupLasso(graph, spaces, dict(model.named_parameters()), groups=config.lasso_groups)
+        lasso = GroupLasso(graph, spaces, trained_parameters(model), groups=config.lasso_groups)
     forward = _compiled(environment.ranks.parallel(model, static_graph=device.type == "cuda" and not config.compile), config)
     return TrainState(
         config=config,
@@ -235,6 +235,11 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
 
 def _compiled(model: nn.Module, config: TrainConfig) -> Callable[[Tensor], Outputs]:
     return torch.compile(model, dynamic=False) if config.compile else model
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Those that gradients change, by name; others are frozen."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def mixed_seed(seed: int, epoch: int, rank: int, step: int = 0) -> int:

@@ -12,6 +12,8 @@ from prunetrain.graph.tracing.calls import CONVERSIONS, plain
 from prunetrain.graph.tracing.memory import Memory
 from prunetrain.graph.tracing.records import Call, Constant, Own, Place, Recording, Ref
 
+_MAIN = ("logits", "out")  # what models call the main one of several outputs
+
 
 def tensors_in(value: object) -> list[Tensor]:
     """All tensors in nested tuples, lists and dicts, in order."""
@@ -25,9 +27,14 @@ def tensors_in(value: object) -> list[Tensor]:
 
 
 def outputs_of(output: object) -> list[Tensor]:
-    """The tensors that a forward pass returns, the main one first: of tuples, dicts and dataclasses in their own order, without None."""
+    """The tensors that a forward pass returns, the main one first.
+
+    Of dicts and dataclasses that is `logits` or `out`, where they have it; else all are in their own order, without None.
+    """
     if not isinstance(output, Tensor | tuple | list | Mapping) and hasattr(output, "__dict__"):
         output = vars(output)
+    if isinstance(output, Mapping):
+        output = dict(sorted(output.items(), key=lambda item: item[0] not in _MAIN))
     return tensors_in(output)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from prunetrain.graph.layergraph import Attribute, Declared, GraphError, Layer, check_identifier
 from prunetrain.graph.tracing.records import Own, Place
 
+_COUNTED = ("running_mean", "running_var", "num_batches_tracked")  # a layer's tensors that no gradient changes
 _DTYPES = {torch.int64: "int64", torch.bool: "bool"}
 
 
@@ -55,6 +56,8 @@ class Registry:
             TraceError: if another layer has one of the tensors.
         """
         tensors = {own: self._first[id(self.tensors[tensor])] for own, tensor in tensors.items()}
+        learning = [self.tensors[tensor].requires_grad for own, tensor in tensors.items() if own not in _COUNTED]
+        layer = replace(layer, trainable=any(learning) or not learning)
         key = (layer, tuple(sorted(tensors.items())) or module)
         if key in self._by_content:
             return self._by_content[key]

@@ -1,0 +1,136 @@
+"""Tracing that is checked: what a model does behind torch's back is noticed before anything is trained or written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import invoke
+from torch import Tensor, nn
+from torch.nn import functional as F
+from traced import network
+
+import prunetrain
+from prunetrain.errors import TraceError
+from prunetrain.models.tracing import stored, traced_and_checked
+
+EXAMPLE = torch.zeros(2, 3, 8, 8)
+
+
+def conv_and_head(**modules: nn.Module | Tensor) -> nn.Module:
+    return network(lambda self, x: self.fc(F.relu(self.conv(x)).mean((2, 3))), conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2), **modules)
+
+
+def computed_weight() -> nn.Module:
+    """A conv whose weight is set in every forward pass."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        self.conv.weight = 2 * self.weight
+        return self.fc(F.relu(self.conv(x)).mean((2, 3)))
+
+    conv = nn.Conv2d(3, 4, 3)
+    del conv._parameters["weight"]
+    return network(forward, conv=conv, weight=nn.Parameter(torch.rand(4, 3, 3, 3)), fc=nn.Linear(4, 2))
+
+
+def test_a_model_that_is_what_it_says_passes_and_stays_as_it_was() -> None:
+    model = conv_and_head().train()
+    before, numbers = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
+    traced = traced_and_checked(model, EXAMPLE)
+    assert traced.graph == prunetrain.trace(model, EXAMPLE)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_outputs_that_are_no_numbers_are_the_same() -> None:
+    model = conv_and_head()
+    nn.init.constant_(model.get_parameter("fc.weight"), torch.inf)
+    traced_and_checked(model, EXAMPLE)
+
+
+def test_other_weights_than_the_layers_imply() -> None:
+    with pytest.raises(TraceError, match=r"^Net has other weights than the layers that it is made of: .*conv.weight"):
+        traced_and_checked(computed_weight(), EXAMPLE)
+
+
+def test_code_that_tracing_does_not_see() -> None:
+    """Here what is done to real tensors only."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if type(x) is Tensor:
+            x = 2 * x
+        return self.fc(F.relu(x).mean((2, 3)))
+
+    with pytest.raises(TraceError, match=r"^Net computes something else than its network file would: "):
+        traced_and_checked(network(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2)), EXAMPLE)
+
+
+def test_stored_tensors_have_memory_of_their_own() -> None:
+    whole = torch.rand(40)
+    traced = traced_and_checked(network(lambda self, x: x * self.a + self.b, a=torch.rand(3, 1, 1).expand(3, 8, 8), b=whole[:8]), EXAMPLE)
+    kept = stored(traced).state
+    assert all(torch.equal(kept[name], tensor) for name, tensor in traced.state.items())
+    assert [tensor.untyped_storage().nbytes() for tensor in kept.values()] == [4 * tensor.numel() for tensor in kept.values()]
+
+
+@pytest.mark.parametrize(
+    ("returned", "kind"),
+    [
+        (lambda y, x: {"logits": y}, "dict"),
+        (lambda y, x: (y,), "tuple"),
+        (lambda y, x: (y, [x]), "tuple"),
+        (lambda y, x: [y, None], "list"),
+        (lambda y, x: (y, x), None),
+        (lambda y, x: y, None),
+    ],
+)
+def test_the_library_takes_outputs_that_stay_what_they_are(returned: Any, kind: str | None) -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        return returned(self.fc(F.relu(self.conv(x)).mean((2, 3))), x + 1)
+
+    model = network(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    if kind is None:
+        before, after = model(EXAMPLE), prunetrain.PruneTrain(model, optimizer, EXAMPLE, penalty_ratio=0.0).reconfigure().model(EXAMPLE)
+        assert type(after) is type(before)
+        return
+    with pytest.raises(TraceError, match=f"^Net returns a {kind} that is neither a tensor nor a tuple of several"):
+        prunetrain.PruneTrain(model, optimizer, EXAMPLE)
+
+
+def test_of_a_dict_the_logits_are_trained() -> None:
+    """Whatever comes first in it."""
+
+    def forward(self: Any, x: Tensor) -> dict[str, Tensor]:
+        features = F.relu(self.conv(x)).mean((2, 3))
+        return {"features": features, "logits": self.fc(features)}
+
+    graph = prunetrain.trace(network(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2)), EXAMPLE)
+    assert next(step.layer for value, step in graph.results() if value == graph.output) == "fc"
+
+
+BARE = '''
+from torch import nn
+
+def make(num_classes):
+    """A linear layer whose weight is no parameter."""
+    linear = nn.Linear(64, num_classes)
+    weight = linear.weight.detach()
+    del linear._parameters["weight"]
+    linear.weight = weight
+    return nn.Sequential(nn.Flatten(), linear)
+'''
+
+
+def test_the_commands_check(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(BARE)
+    for command in (
+        ["train", "--model", f"{tmp_path}/net.py:make", "--output-dir", f"{tmp_path}/out"],
+        ["flatten", f"{tmp_path}/net.py:make", "--input-shape", "1,8,8", "-o", f"{tmp_path}/out/flat.py"],
+    ):
+        result = invoke(*command)
+        assert result.exit_code != 0
+        assert "Sequential has other weights than the layers that it is made of: " in result.stderr
+    assert not (tmp_path / "out").exists()
