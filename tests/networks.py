@@ -5,7 +5,7 @@ All weights are float64. Damage makes exact zeros, as a cut takes them to be.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
@@ -201,10 +201,18 @@ def outputs_of(model: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([output.flatten(1) for output in outputs], 1) if isinstance(outputs, tuple) else outputs
 
 
-def train_(model: nn.Module, optimizer: Optimizer, images: Tensor) -> None:
+def in_train_mode(model: nn.Module, always_eval: Collection[str] = ()) -> nn.Module:
+    """The model in train mode but for some layers, those of these that it has."""
+    model.train()
+    for name, layer in model.named_children():
+        layer.train(name not in always_eval)
+    return model
+
+
+def train_(model: nn.Module, optimizer: Optimizer, images: Tensor, always_eval: Collection[str] = ()) -> None:
     """One step on a batch."""
     optimizer.zero_grad()
-    outputs = outputs_of(model.train(), images)
+    outputs = outputs_of(in_train_mode(model, always_eval), images)
     F.smooth_l1_loss(outputs, torch.linspace(-3, 3, outputs.numel(), dtype=outputs.dtype).view_as(outputs)).backward()
     optimizer.step()
 
@@ -244,7 +252,19 @@ def assert_same_function(graph: LayerGraph, state: State, *cuts: Cut) -> None:
             assert difference.abs().max() <= 1e-10 * expected.abs().max()
 
 
-def assert_same_step(graph: LayerGraph, state: State, *cuts: Cut, optimizer: str, running_means: bool) -> None:
+def assert_same_in_train_mode(graph: LayerGraph, state: State, *cuts: Cut, always_eval: Collection[str] = ()) -> None:
+    """Outputs in train mode agree to 1e-10."""
+    images = images_for(graph, seed=3)
+    with torch.no_grad():
+        expected = outputs_of(in_train_mode(network(graph, state), always_eval), images)
+        for cut in cuts:
+            difference = outputs_of(in_train_mode(network(cut.graph, cut.state), always_eval), images) - expected
+            assert difference.abs().max() <= 1e-10 * expected.abs().max()
+
+
+def assert_same_step(
+    graph: LayerGraph, state: State, *cuts: Cut, optimizer: str, running_means: bool, always_eval: Collection[str] = ()
+) -> None:
     """Cut then step gives what step then cut gives.
 
     With `running_means` these are compared as well: they agree if BatchNorm's two modes do.
@@ -252,10 +272,10 @@ def assert_same_step(graph: LayerGraph, state: State, *cuts: Cut, optimizer: str
     model, made = in_training(graph, state, optimizer)
     going_on = [after_cut(cut, model, made, optimizer) for cut in cuts]
     images = images_for(graph, seed=4)
-    train_(model, made, images)
+    train_(model, made, images, always_eval)
     calls = Counter(step.layer for step in graph.steps)
     for cut, (smaller, its_optimizer) in zip(cuts, going_on, strict=True):
-        train_(smaller, its_optimizer, images)
+        train_(smaller, its_optimizer, images, always_eval)
         compared = dict(smaller.named_parameters())
         for name, buffer in smaller.named_buffers():  # one call of two may go, and with it an update of the statistics
             if calls[name.split(".")[0]] == 1 and (running_means or not name.endswith("mean")):

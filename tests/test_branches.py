@@ -10,6 +10,7 @@ from prunetrain.channels.slicing import Cut, propose_cut
 from prunetrain.channels.sources import Source, chain
 from prunetrain.channels.spaces import ChannelSpaces, find_spaces
 from prunetrain.graph.layergraph import Attribute, Declared, LayerGraph, Step, Value
+from prunetrain.graph.shapes import check_shapes
 
 THRESHOLD = 1e-4
 BLOCK = ("layer1_0_conv1", "layer1_0_bn1", "layer1_0_conv2", "layer1_0_bn2")
@@ -288,6 +289,32 @@ def test_branch_whose_removal_would_change_the_shape_stays() -> None:
     state = new_state(graph, 0)
     state["conv2.weight"].zero_()
     assert cut_of(graph, state).removed_layers == ()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_branch_that_alone_has_a_row_an_image_stays(bias: bool) -> None:
+    net = Sketch("Toy", (3, 6, 6))
+    positions = net.call("F.interpolate", net.declare("positions", (1, 4, 3, 3)), size=(6, 6), mode="bilinear")
+    x = net.call("+", net.conv("conv1", net.x, 4, kernel_size=3, padding=1, bias=bias), positions)
+    graph = net.graph(net.classifier("fc", net.call("F.relu", net.conv("conv2", x, 5, kernel_size=3)), 3))
+    state = new_state(graph, 0)
+    state["conv1.weight"].zero_()
+    cut = cut_of(graph, state, "either")
+    assert cut.removed_layers == ()
+    check_shapes(cut.graph)
+
+
+def test_branch_without_a_row_an_image_goes() -> None:
+    net = Sketch("Toy", (3, 6, 6))
+    positions = net.call("F.interpolate", net.declare("positions", (1, 2, 3, 3)), size=(6, 6), mode="bilinear")
+    x = net.call("+", net.conv("conv1", net.x, 4, kernel_size=3, padding=1), net.conv("conv2", positions, 4, kernel_size=1))
+    graph = net.graph(net.classifier("fc", net.call("F.relu", x), 3))
+    state = new_state(graph, 0)
+    state["conv2.weight"].zero_()
+    cut = cut_of(graph, state)
+    assert cut.removed_layers == ("conv2",)
+    assert cut.graph.declared == (Declared("conv2_bias", (4, 1, 1)),)
+    check_shapes(cut.graph)
 
 
 def test_branch_that_others_learn_from_stays() -> None:

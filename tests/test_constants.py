@@ -1,6 +1,7 @@
 """Constants and who absorbs them: numbers worked out by hand, and what a network really computes."""
 
 import random
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from graphs import Sketch, layer_graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import DAMAGES, State, images_for, network, new_state, settle_
+from networks import DAMAGES, State, images_for, in_train_mode, network, new_state, settle_
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,8 +23,9 @@ from prunetrain.graph.shapes import infer_shapes
 THRESHOLD = 1e-4
 
 
-def constants_of(graph: LayerGraph, state: State) -> Constants:
-    return find_constants(graph, find_spaces(graph), state, measure_slices(graph, state, THRESHOLD), THRESHOLD)
+def constants_of(graph: LayerGraph, state: State, always_eval: Collection[str] = ()) -> Constants:
+    slices = measure_slices(graph, state, THRESHOLD)
+    return find_constants(graph, find_spaces(graph), state, slices, THRESHOLD, always_eval=always_eval)
 
 
 def double(*numbers: Any) -> Tensor:
@@ -217,6 +219,42 @@ def test_batch_norm_without_parameters_or_statistics() -> None:
     assert_constant(found.values[3], [7, 8], [7, 8])
 
 
+def norm_on_norm() -> tuple[LayerGraph, State]:
+    """A dead conv, bn1 that makes (1, 5) of it in eval mode and (3, 5) in train mode, bn2 behind bn1; a live conv and its BatchNorm."""
+    net = Sketch("Toy", (1, 4, 4))
+    x = net.norm("bn2", net.norm("bn1", net.conv("conv1", net.x, 2, kernel_size=1, bias=False)))
+    graph = net.graph(net.norm("bn3", net.conv("conv2", x, 1, kernel_size=1)))
+    state = new_state(graph, 0)
+    state["conv1.weight"].zero_()
+    set_batch_norm_(state, "bn1", weight=[1, 1], bias=[3, 5], mean=[2, 0], std=[1, 1])
+    set_batch_norm_(state, "bn2", weight=[1, 4], bias=[7, 7], mean=[1, 5], std=[1, 2])
+    return graph, state
+
+
+@pytest.mark.parametrize(
+    ("always_eval", "after_bn1", "after_bn2"),
+    [
+        ([], ([1, 5], [3, 5]), ([7, 7], [7, 7])),
+        (["bn1"], ([1, 5], [1, 5]), ([7, 7], [7, 7])),
+        (["bn2"], ([1, 5], [3, 5]), ([7, 7], [9, 7])),
+        (["bn1", "bn2"], ([1, 5], [1, 5]), ([7, 7], [7, 7])),
+    ],
+)
+def test_batch_norm_that_stays_in_eval_mode(always_eval: list[str], after_bn1: Any, after_bn2: Any) -> None:
+    graph, state = norm_on_norm()
+    found = constants_of(graph, state, always_eval)
+    assert_constant(found.values[2], *after_bn1)
+    assert_constant(found.values[3], *after_bn2)
+
+
+@pytest.mark.parametrize(("always_eval", "absorbed"), [(["bn2"], [True, True]), (["bn3"], [True, True]), (["bn2", "bn3"], [False, True])])
+def test_running_mean_that_train_mode_uses_takes_over_what_the_modes_agree_on(always_eval: list[str], absorbed: list[bool]) -> None:
+    consumer = constants_of(*norm_on_norm(), always_eval).consumers["conv2"]
+    assert consumer.receives == "bn3.running_mean"
+    assert consumer.expendable.tolist() == absorbed
+    assert consumer.constants.tolist() == [7 * absorbed[0], 7]
+
+
 def test_addition_needs_both_operands_and_zero_wins_every_multiplication() -> None:
     net = Sketch("Toy", (1, 4, 4))
     a, b = net.conv("a", net.x, 4, kernel_size=1), net.conv("b", net.x, 4, kernel_size=1)
@@ -332,28 +370,29 @@ def test_linear_layer_over_another_dimension_needs_all_that_it_reads() -> None:
     assert not found.consumers["fc"].expendable.any()
 
 
-def results(graph: LayerGraph, state: State, images: Tensor, *, training: bool) -> dict[Value, Tensor]:
+def results(graph: LayerGraph, state: State, images: Tensor, *, training: bool, always_eval: Collection[str]) -> dict[Value, Tensor]:
     """What each step of the network that has a row an image really computes."""
     one, two = infer_shapes(graph, 1), infer_shapes(graph, 2)
     shown = [Value(i) for i in range(1, len(one)) if one[i][:1] == (1,) and two[i] == (2, *one[i][1:])]
     whole = replace(graph, extra=tuple(shown), auxiliary=())
-    model = network(whole, state).train(training)
+    model = network(whole, state)
+    model = in_train_mode(model, always_eval) if training else model.eval()
     with torch.no_grad():
         return dict(zip(shown, model(images)[1:], strict=True)) if shown else {}
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@given(layer_graphs(), st.integers(0, 1000), st.sampled_from(sorted(DAMAGES)), st.booleans())
+@given(layer_graphs(), st.integers(0, 1000), st.sampled_from(sorted(DAMAGES)), st.booleans(), st.booleans())
 @settings(max_examples=150, derandomize=True)
-def test_what_is_said_to_be_constant_is(graph: LayerGraph, seed: int, damage: str, settled: bool) -> None:
-
+def test_what_is_said_to_be_constant_is(graph: LayerGraph, seed: int, damage: str, settled: bool, mixed: bool) -> None:
     state = new_state(graph, seed)
     DAMAGES[damage](graph, state, random.Random(seed))
     if settled:
         settle_(graph, state, images_for(graph))
-    found = constants_of(graph, state)
+    always_eval = [layer.name for layer in graph.layers[::2] if mixed]
+    found = constants_of(graph, state, always_eval)
     for training, count in ((False, 1), (True, 5)):
-        computed = results(graph, state, images_for(graph, seed=1, count=count), training=training)
+        computed = results(graph, state, images_for(graph, seed=1, count=count), training=training, always_eval=always_eval)
         for value, tensor in computed.items():
             whole = found.values[value.index].broadcast()
             known = whole.known.expand(tensor.shape)

@@ -85,6 +85,20 @@ def test_modes_that_disagree_forbid_the_gate() -> None:
     assert gated_cut(graph, state).graph == graph
 
 
+@pytest.mark.parametrize("damaged", ["conv1", "conv2"])
+def test_what_has_a_row_an_image_and_what_has_none_are_added_whole(damaged: str) -> None:
+    """torch.index_add does not repeat one row for all images, as + does."""
+    net = Sketch("Toy", (3, 6, 6))
+    positions = net.call("F.interpolate", net.declare("positions", (1, 2, 3, 3)), size=(6, 6), mode="bilinear")
+    x = net.call("+", net.conv("conv1", net.x, 4, kernel_size=3, padding=1), net.conv("conv2", positions, 4, kernel_size=1))
+    graph = net.graph(net.classifier("fc", net.call("F.relu", net.conv("conv3", x, 4, kernel_size=3)), 3))
+    state = new_state(graph, 0)
+    state[f"{damaged}.weight"][:2] = 0
+    cut = gated_cut(graph, state)
+    assert cut.graph == graph
+    assert_same_function(graph, state, cut)
+
+
 def test_gates_keep_to_the_granularity() -> None:
     graph, state = stream()
     state["conv1.weight"][:, :3] = 0

@@ -282,6 +282,65 @@ def test_modes_and_layout_carry_over() -> None:
     assert not pruner_of(model.eval(), sgd(model)).reconfigure().model.training
 
 
+class Unpadded(nn.Module):
+    """Two convs with BatchNorm; three filters of the first are dead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 5, 3), nn.BatchNorm2d(5)
+        self.head = nn.Linear(5, 3)
+        with torch.no_grad():
+            self.conv1.weight[:3] = 0
+            self.bn1.bias[:3] = 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("fixed", "lag", "channels"),
+    [
+        (["bn1", "bn2"], 0.5, 5),  # with both fixed, the two modes are one
+        (["bn1"], 0.5, 5),
+        (["bn2"], 0.5, 8),  # nothing takes over what bn1 makes of a dead filter, as long as its running mean lags behind
+        (["bn2"], 0.0, 5),
+        ([], 0.5, 5),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_batch_norms_in_eval_mode(fixed: list[str], lag: float, channels: int, whole: bool) -> None:
+    """In both modes the outputs stay; train mode is the one in which the pruner found the network."""
+    torch.manual_seed(0)
+    model = Unpadded().double()
+    with torch.no_grad():
+        model.bn1.running_mean[:3] = model.conv1.bias[:3] - lag  # type: ignore[index]
+    model.training = whole  # or people call eval(), and train() of what they train
+    for name in fixed:
+        model.get_submodule(name).eval()
+    smaller = pruner_of(model, sgd(model), penalty_ratio=0.0).reconfigure().model
+    assert smaller.get_parameter("conv1.weight").shape[0] == channels
+    assert smaller.training is whole
+    images, _ = next(batches(1))
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.allclose(deepcopy(smaller)(images), deepcopy(model)(images), rtol=1e-10)
+        smaller.eval()
+        model.eval()
+
+
+def test_network_in_eval_mode_is_cut_as_one_that_trains() -> None:
+    """As after a validation: that its BatchNorms are in eval mode says nothing of training."""
+    torch.manual_seed(0)
+    model = Unpadded().double()
+    smaller = pruner_of(model, sgd(model.eval()), penalty_ratio=0.0).reconfigure().model
+    images, _ = next(batches(1))
+    assert smaller.get_parameter("conv1.weight").shape[0] == 5
+    assert torch.allclose(smaller(images), model(images), rtol=1e-10)
+    assert torch.allclose(smaller.train()(images), model.train()(images), rtol=1e-10)
+
+
 @pytest.mark.parametrize("step", ["proximal", "subgradient"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_precisions(dtype: torch.dtype, step: str) -> None:

@@ -4,12 +4,13 @@ The contract of DESIGN, section 7, for every network of the zoo and for random n
 """
 
 import random
+from collections.abc import Collection
 from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
-from graphs import Sketch, layer_graphs, residual
+from graphs import Sketch, concat, depthwise, layer_graphs, residual, shuffle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import (
@@ -19,6 +20,7 @@ from networks import (
     State,
     after_cut,
     assert_same_function,
+    assert_same_in_train_mode,
     assert_same_step,
     images_for,
     in_training,
@@ -43,8 +45,8 @@ from prunetrain.graph.render import render
 THRESHOLD = 1e-4
 
 
-def cut_of(graph: LayerGraph, state: State, criterion: str = "either", granularity: int = 1) -> Cut:
-    proposal = propose_cut(graph, state, threshold=THRESHOLD, criterion=criterion)
+def cut_of(graph: LayerGraph, state: State, criterion: str = "either", granularity: int = 1, always_eval: Collection[str] = ()) -> Cut:
+    proposal = propose_cut(graph, state, threshold=THRESHOLD, criterion=criterion, always_eval=always_eval)
     return proposal.apply(proposal.plan(granularity))
 
 
@@ -54,6 +56,16 @@ def chain() -> tuple[LayerGraph, State]:
     x = net.conv("conv2", net.conv_bn_relu("1", net.x, 4, kernel_size=1), 3, kernel_size=1)
     graph = net.graph(net.linear("fc", net.call("torch.flatten", x, start_dim=1), 2))
     return graph, new_state(graph, 0)
+
+
+def unpadded() -> LayerGraph:
+    """A residual block, a concatenation, BatchNorm on BatchNorm and a bias, and no padding: constants get everywhere."""
+    net = Sketch("Unpadded", (3, 6, 6))
+    x = net.conv_bn_relu("1", net.x, 6, kernel_size=3)
+    x = net.call("+", x, net.norm("bn3", net.conv("conv3", net.conv_bn_relu("2", x, 6, kernel_size=1), 6, kernel_size=1)))
+    x = net.cat(net.conv_bn_relu("4", x, 4, kernel_size=3), net.conv_bn_relu("5", x, 4, kernel_size=3))
+    x = net.conv("conv6", net.call("F.relu", net.norm("bn6", x)), 5, kernel_size=1)
+    return net.graph(net.classifier("fc", net.call("F.relu", x), 3))
 
 
 # By hand.
@@ -380,3 +392,26 @@ def test_random_networks(
     assert_same_function(graph, state, cut)
     if cut.state.keys() & dict(network(cut.graph).named_parameters()):
         assert_same_step(graph, state, cut, optimizer=optimizer, running_means=settled or criterion == "union")
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@given(
+    graph=st.one_of(
+        st.sampled_from([residual(), concat(), depthwise(), shuffle(), unpadded()]), layer_graphs().filter(lambda graph: graph.layers)
+    ).map(well_conditioned),
+    seed=st.integers(0, 10**6),
+    damage=st.sampled_from(sorted(DAMAGES)),
+    share=st.sampled_from([0.3, 0.7, 1.0]),
+    settled=st.booleans(),
+)
+@settings(max_examples=150, derandomize=True)
+def test_batch_norms_that_stay_in_eval_mode(*, graph: LayerGraph, seed: int, damage: str, share: float, settled: bool) -> None:
+    """Nothing behind such a BatchNorm removes a constant shift in train mode."""
+    state = damaged(graph, seed, damage, settled=settled)
+    rng = random.Random(seed)
+    always_eval = [layer.name for layer in graph.layers if layer.kind.startswith("BatchNorm") and rng.random() < share]
+    cut = cut_of(graph, state, always_eval=always_eval)
+    assert_same_function(graph, state, cut)
+    assert_same_in_train_mode(graph, state, cut, always_eval=always_eval)
+    if cut.state.keys() & dict(network(cut.graph).named_parameters()):
+        assert_same_step(graph, state, cut, optimizer="sgd", running_means=settled, always_eval=always_eval)

@@ -14,6 +14,7 @@ from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.methods.masks import Masks
 from prunetrain.methods.registry import decide
 from prunetrain.methods.semi_structured import keep_two_of_four
+from prunetrain.sparse import storage
 from prunetrain.sparse.csr import csr_matrix, sparsity, to_csr
 from prunetrain.sparse.layers import SparseConv2d, SparseLinear, with_sparse_layers
 from prunetrain.sparse.semi_structured import check_device, follows_two_of_four, with_semi_structured_layers
@@ -101,11 +102,19 @@ def damage_shape(content: dict[str, Any]) -> None:
     content["csr"]["fc.weight"]["shape"] = (3, 3)
 
 
+def damage_sizes(content: dict[str, Any]) -> None:
+    content["csr"]["fc.weight"]["shape"] = (-10, -16)
+
+
+def damage_numbers(content: dict[str, Any]) -> None:
+    content["csr"]["fc.weight"]["shape"] = (10.0, 16.0)
+
+
 def damage_names(content: dict[str, Any]) -> None:
     content["names"].append("fc.other")
 
 
-@pytest.mark.parametrize("damage", [damage_mark, damage_columns, damage_starts, damage_shape, damage_names])
+@pytest.mark.parametrize("damage", [damage_mark, damage_columns, damage_starts, damage_shape, damage_sizes, damage_numbers, damage_names])
 def test_damaged_files_are_one_line(tmp_path: Path, damage: Callable[[dict[str, Any]], None]) -> None:
     content = packed(pruned(0.9))
     damage(content)
@@ -113,6 +122,18 @@ def test_damaged_files_are_one_line(tmp_path: Path, damage: Callable[[dict[str, 
     with pytest.raises(CheckpointError) as error:
         load_sparse(tmp_path / "weights.pt")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("tensors", [1, 3])
+def test_weights_that_do_not_fit_into_memory_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensors: int) -> None:
+    """Zeros take no room in a file; all tensors count together."""
+    content = packed({f"{number}.weight": torch.zeros(2, 3000 // tensors) for number in range(tensors)})
+    torch.save(content, tmp_path / "weights.pt")
+    assert sum(weight.numel() for weight in load_sparse(tmp_path / "weights.pt").values()) == 6000
+    monkeypatch.setattr(storage, "available_memory", lambda: 20_000)
+    with pytest.raises(CheckpointError) as error:
+        load_sparse(tmp_path / "weights.pt")
+    assert str(error.value) == f"{tmp_path / 'weights.pt'}: its weights take 24 kB, and 20 kB of memory are free"
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

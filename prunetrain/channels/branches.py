@@ -14,9 +14,9 @@ from torch import Tensor
 from prunetrain.channels.abstract import Abstract
 from prunetrain.channels.constants import Constants
 from prunetrain.channels.editing import edited, free_name
+from prunetrain.channels.grids import Shapes
 from prunetrain.channels.sources import Source
 from prunetrain.graph.layergraph import TRAINING, Attribute, Declared, LayerGraph, Step, Value
-from prunetrain.graph.shapes import infer_shapes
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def remove_branches(graph: LayerGraph, state: Mapping[str, Tensor], constants: C
         constants: what `find_constants` says of the two.
         tolerance: how far the constant may differ between eval and train mode.
     """
-    shapes, walk = infer_shapes(graph), _Walk(graph, state, constants)
+    shapes, walk = Shapes(graph), _Walk(graph, state, constants)
     for number, step in enumerate(graph.steps):
         if step.target != "+" or not walk.reads[Value(number + 1)]:
             continue
@@ -51,7 +51,9 @@ def remove_branches(graph: LayerGraph, state: Mapping[str, Tensor], constants: C
             if not isinstance(step[branch], Value) or not isinstance(step[other], Value):
                 continue
             operand, rest = walk.present(step[branch]), walk.present(step[other])
-            if shapes[operand.index] != shapes[rest.index] or not bool(constants.values[operand.index].agrees(tolerance).all()):
+            if shapes.of(operand) != shapes.of(rest) or not shapes.alike(rest, Value(number + 1)):
+                continue  # what is left would be smaller than the sum, without a row an image for example
+            if not bool(constants.values[operand.index].agrees(tolerance).all()):
                 continue
             if walk.remove(number, operand, rest):
                 break

@@ -5,9 +5,11 @@ channel, whether it can do without it. An abstract interpretation of the network
 
 A constant c that reaches a consumer through its slice W[:, i] adds sum_k W[:, i, k] * c to its outputs, everywhere, if no zero padding
 meets it. That shift can be absorbed by a bias, or by the running mean of the BatchNorm that follows.
+
+Train mode is the network's; BatchNorms may stay in eval mode in it (`always_eval`), as people let them in fine-tuning.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -89,7 +91,13 @@ def sums_of(weight: Tensor, columns: Tensor, numbers: Tensor) -> Tensor:
 
 
 def find_constants(
-    graph: LayerGraph, spaces: ChannelSpaces, state: Mapping[str, Tensor], slices: Mapping[str, LayerSlices], threshold: float
+    graph: LayerGraph,
+    spaces: ChannelSpaces,
+    state: Mapping[str, Tensor],
+    slices: Mapping[str, LayerSlices],
+    threshold: float,
+    *,
+    always_eval: Collection[str] = (),
 ) -> Constants:
     """Interpret the network over constants.
 
@@ -99,19 +107,28 @@ def find_constants(
         state: its state dict, on any device; what is found is on the CPU.
         slices: what `measure_slices` says of it.
         threshold: how far the two modes may differ where they must agree; weights under it are dead.
+        always_eval: names of the layers that are in eval mode while the network is in train mode.
     """
-    return _Interpreter(graph, spaces, state, slices, threshold).run()
+    return _Interpreter(graph, spaces, state, slices, threshold, always_eval=always_eval).run()
 
 
 class _Interpreter:
     def __init__(
-        self, graph: LayerGraph, spaces: ChannelSpaces, state: Mapping[str, Tensor], slices: Mapping[str, LayerSlices], threshold: float
+        self,
+        graph: LayerGraph,
+        spaces: ChannelSpaces,
+        state: Mapping[str, Tensor],
+        slices: Mapping[str, LayerSlices],
+        threshold: float,
+        *,
+        always_eval: Collection[str],
     ) -> None:
         self._graph = graph
         self._shared = {tensor.name for tensor in graph.declared if tensor.role == "parameter"} - spaces.dims.keys()
         self._state = state
         self._slices = slices
         self._threshold = threshold
+        self._always_eval = frozenset(always_eval)
         self._shapes = Shapes(graph)
         self._spaces = spaces
         self._functions = Functions(Mover(graph, self._shapes), self._shapes, self._value_of, self._along)
@@ -216,12 +233,12 @@ class _Interpreter:
     def _record(self, value: Value, layer: Layer, constant: Abstract, columns: Tensor) -> None:
         receiver, receives = self._receiver(value, layer)
         match receiver:
-            case Receiver.RUNNING_MEAN:
-                absorbed = constant.known
-            case Receiver.BIAS:
-                absorbed = constant.zero | constant.agrees(self._threshold)
             case Receiver.NONE:
                 absorbed = constant.zero
+            case Receiver.RUNNING_MEAN if receives.rpartition(".")[0] not in self._always_eval:
+                absorbed = constant.known
+            case _:
+                absorbed = constant.zero | constant.agrees(self._threshold)
         constants = torch.where(absorbed[columns], constant.eval_mode[columns], 0.0)
         expendable = self._slices[layer.name].dead_inputs | absorbed
         if layer.name in self._consumers:  # called before: it needs what either call needs
@@ -251,7 +268,10 @@ class _Interpreter:
         if not layer["track_running_stats"]:
             return Abstract(source.known, bias, bias)
         scale = gain / (self._tensor(f"{layer.name}.running_var") + layer["eps"]).sqrt()
-        in_eval = bias + (source.eval_mode - self._tensor(f"{layer.name}.running_mean")) * scale
+        mean = self._tensor(f"{layer.name}.running_mean")
+        in_eval = bias + (source.eval_mode - mean) * scale
+        if layer.name in self._always_eval:
+            return Abstract(source.known, in_eval, bias + (source.train_mode - mean) * scale)
         return Abstract(source.known, in_eval, bias)  # in train mode a constant is its own batch mean
 
     def _instance_norm(self, layer: Layer, source: Abstract, value: Value) -> Abstract:

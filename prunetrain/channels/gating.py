@@ -155,12 +155,11 @@ class _Gates:
 
     def _added(self, value: Value, step: Step) -> tuple[str, ...]:
         """The operands that an addition adds to a stream of the result's shape."""
-        shape = self._shapes.of(value)
         if step.target == "torch.index_add":
-            own = step["dim"] % len(shape) == 1 and self._mentions[step["index"].name] == 1
+            own = step["dim"] % len(self._shapes.of(value)) == 1 and self._mentions[step["index"].name] == 1
             return ("source",) if own else ()
         names = ("other", "input") if step.target == "+" else ()
-        return names if all(isinstance(step[name], Value) and self._shapes.of(step[name]) == shape for name in names) else ()
+        return names if all(isinstance(step[name], Value) and self._shapes.alike(step[name], value) for name in names) else ()
 
     def _for_one(self, value: Value) -> bool:
         """Whether a result is read once and not returned."""

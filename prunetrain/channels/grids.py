@@ -64,6 +64,11 @@ class Shapes:
         """Whether a dimension is longer in a larger batch."""
         return isinstance(operand, Value) and self._of_two[operand.index][dim] != self.values[operand.index][dim]
 
+    def alike(self, one: Operand, other: Operand) -> bool:
+        """Whether two results or declared tensors have the same shape whatever the batch."""
+        shape = self.of(one)
+        return shape == self.of(other) and all(self.grows(one, dim) == self.grows(other, dim) for dim in range(len(shape)))
+
     @cached_property
     def _of_two(self) -> tuple[Shape, ...]:
         return infer_shapes(self._graph, 2)

@@ -10,7 +10,7 @@ granularity in between:
 Nothing is changed in place, and no loop runs over channels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,7 +82,9 @@ def gate(cut: Cut, *, threshold: float, granularity: int = 1) -> Cut:
     return replace(cut, graph=gated.graph, state=gated.state, sources=chain(gated.sources, cut.sources))
 
 
-def propose_cut(graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: float, criterion: str) -> Proposal:
+def propose_cut(
+    graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: float, criterion: str, always_eval: Collection[str] = ()
+) -> Proposal:
     """Remove dead residual branches and find the channels that can go.
 
     Args:
@@ -90,6 +92,7 @@ def propose_cut(graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: fl
         state: its state dict, on any device.
         threshold: slices with every absolute weight under this are dead.
         criterion: "union" or "either" (see `selection.py`).
+        always_eval: names of the layers that are in eval mode while the network is in train mode.
     """
     sources: dict[str, Source] = {name: Source(name) for name in state}
     removed: tuple[str, ...] = ()
@@ -97,7 +100,7 @@ def propose_cut(graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: fl
     slices = measure_slices(graph, state, threshold)
     while True:
         spaces = find_spaces(graph)
-        constants = find_constants(graph, spaces, state, slices, threshold)
+        constants = find_constants(graph, spaces, state, slices, threshold, always_eval=always_eval)
         branches = remove_branches(graph, state, constants, threshold)
         if branches is None:
             break

@@ -50,6 +50,12 @@ class Network:
         found = dict(self.module.named_parameters(remove_duplicate=False)) | dict(self.module.named_buffers(remove_duplicate=False))
         return {**self.constants, **{flat: found[name].detach() for name, flat in self.names.items()}}
 
+    def always_eval(self) -> tuple[str, ...]:
+        """The graph's names of layers that stay in eval mode while others train; none if nothing is in train mode now."""
+        modes = self._modes()
+        training = self.module.training or any(modes.values())
+        return tuple(name for name, mode in modes.items() if training and not mode)
+
     def cut(self, cut: Cut, source: str, filename: str) -> "Network":
         """The smaller network, from the text of its file.
 

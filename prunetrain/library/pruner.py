@@ -171,6 +171,9 @@ class PruneTrain:
     def reconfigure(self, path: str | Path | None = None, *, keep: Mapping[str, Collection[int]] | None = None) -> Step:
         """Cut the channels that are dead. Call it between two optimizer steps; under DistributedDataParallel on every rank.
 
+        The outputs stay what they are, in eval mode and in train mode. If some BatchNorms are in eval mode while the others train, call it
+        in these modes: train mode is then what the network is in now, and the smaller network is left in it.
+
         Args:
             path: where to write the smaller network, as `.py`; its weights go beside it as `.pt` (a state dict). None writes nothing. A
                 name like epoch_010.py puts the epoch into the file's header.
@@ -190,7 +193,13 @@ class PruneTrain:
             raise ConfigError(f"{file}: a network file ends in .py")
         network, settings, ranks = self._network, self._settings, self._wrapping.ranks
         ranks.share_(network.state().values())
-        proposal = propose_cut(network.graph, network.state(), threshold=settings.threshold, criterion=settings.criterion)
+        proposal = propose_cut(
+            network.graph,
+            network.state(),
+            threshold=settings.threshold,
+            criterion=settings.criterion,
+            always_eval=network.always_eval(),
+        )
         proposal = keeping(proposal, keep or {})
         cut = proposal.apply(proposal.plan(settings.round_to))
         source = render(cut.graph, dense=self._dense, epoch=_epoch_of(file))

@@ -11,6 +11,7 @@ import io
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from prunetrain.errors import CheckpointError
+from prunetrain.foreign.memory import available_memory, readable
 from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.models.torch_files import load_torch_file
 from prunetrain.sparse.csr import csr_matrix, to_csr
@@ -41,7 +43,7 @@ def load_sparse(path: Path) -> dict[str, Tensor]:
     """The state dict of a file, dense, on the CPU, in the order in which it was saved.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, or was not written from `sparse_bytes`.
+        CheckpointError: if the file is missing, damaged, was not written from `sparse_bytes`, or holds more than fits into memory.
     """
     try:
         content = load_torch_file(path)
@@ -52,7 +54,10 @@ def load_sparse(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or content.get("mark") != MARK or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: no file of sparse weights of format {FORMAT}")
     try:
+        _check_memory(content["csr"])
         return unpacked(content)
+    except RefusedFileError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
 
@@ -86,6 +91,16 @@ def unpacked(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     dense = {name: _dense(**parts) for name, parts in content["csr"].items()} | content["dense"]
     return {name: dense[name] for name in content["names"]}
+
+
+def _check_memory(rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse weights that are larger than the memory that is free, before any of them is made: zeros take no room in a file."""
+    shapes = {name: parts["shape"] for name, parts in rows.items()}
+    if any(type(size) is not int or size < 0 for shape in shapes.values() for size in shape):
+        raise ValueError("a shape is no row of whole numbers from 0")
+    needed = sum(prod(shape) * rows[name]["values"].itemsize for name, shape in shapes.items())
+    if needed > (available := available_memory()):
+        raise RefusedFileError(f"its weights take {readable(needed)}, and {readable(available)} of memory are free")
 
 
 def _dense(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
