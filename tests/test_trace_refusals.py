@@ -38,6 +38,18 @@ def without_gradients(self: nn.Module, x: Tensor) -> Tensor:
         return self.conv(x).exp()
 
 
+def layer_without_gradients(self: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        x = self.conv(x)
+    return x.exp()
+
+
+def layer_in_inference_mode(self: nn.Module, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        x = self.conv(x)
+    return x + 1
+
+
 def into_a_constant(self: nn.Module, x: Tensor) -> Tensor:
     made = x.new_zeros(x.shape)
     made[:, :1] = x[:, 1:2]
@@ -61,6 +73,8 @@ CALLS: list[tuple[Callable[..., Any], str]] = [
     (lambda self, x: x[x > 0], "__getitem__ makes a tensor whose shape depends on the numbers in another"),
     (lambda self, x: self.conv(x).detach(), "detach stops gradients"),
     (without_gradients, "runs without gradients in train mode"),
+    (layer_without_gradients, "runs without gradients in train mode"),
+    (layer_in_inference_mode, "runs without gradients in train mode"),
     (lambda self, x: Doubling.apply(x), "Doubling has gradients of its own"),
     (lambda self, x: torch.fft.fft(x).real, "fft_fft gives a tensor of torch.complex64"),
     (lambda self, x: x.double(), "turns torch.float32 into torch.float64"),

@@ -111,8 +111,11 @@ class Recorder(TorchFunctionMode):
             raise asked.place.error(f"{name} changes self.{own} in place, which a network file cannot say")
         if self._training and name in GRADIENT_FREE and (own is None or asked.args[0].requires_grad):
             raise asked.place.error(f"{name} stops gradients, which a network file cannot say; train without it")
+        self._refuse_without_gradients(asked.place)
+
+    def _refuse_without_gradients(self, here: Place) -> None:
         if self._training and not torch.is_grad_enabled():
-            raise asked.place.error("runs without gradients in train mode, which a network file cannot say; train without no_grad()")
+            raise here.error("runs without gradients in train mode, which a network file cannot say; train without no_grad()")
 
     def _record(self, func: Callable[..., Any], asked: Asked) -> Any:
         call = self._journal.prepare(asked)
@@ -134,6 +137,7 @@ class Recorder(TorchFunctionMode):
         """A layer is not run: its shape rule says what it makes."""
         with torch._C.DisableTorchFunction():
             here = self._place()
+            self._refuse_without_gradients(here)
             try:
                 shape = layer_shape(leaf.layer, tuple(leaf.images.shape))
                 if min(shape) < 1:
