@@ -121,6 +121,38 @@ def test_heads_of_train_mode_alone() -> None:
     assert graph.in_training_only == {1, 2, 3}
 
 
+def pooled(x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_head_of_train_mode_takes_steps_that_both_modes_take(first: bool) -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.bn(self.stem(x))
+        head = self.head(self.shared(pooled(x))) if self.training and first else None
+        main = self.fc(self.shared(pooled(x)))
+        if self.training and not first:
+            head = self.head(self.shared(pooled(x)))
+        return main if head is None else (main, head)
+
+    linear = {"shared": nn.Linear(4, 4), "head": nn.Linear(4, 5), "fc": nn.Linear(4, 6)}
+    graph = check_same(network(forward, stem=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4), **linear), (2, 3, 8, 8))
+    head = {3, 4, 5, 6} if first else {7, 8, 9, 10}
+    assert targets(graph).count("F.adaptive_avg_pool2d") == 2
+    assert {number + 1 for number in graph.in_training_only} == head
+
+
+def test_chance_that_a_head_of_train_mode_had_is_not_the_networks() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.conv(x)
+        head = F.dropout(x, 0.5) if self.training else None
+        main = F.dropout(x, 0.5)
+        return main if head is None else (main, head)
+
+    with pytest.raises(TraceError, match="forward takes other steps in train mode than in eval mode"):
+        trace(network(forward, conv=nn.Conv2d(3, 4, 1)), IMAGES)
+
+
 def test_several_outputs_in_both_modes() -> None:
     graph = check_same(network(lambda self, x: {"out": x.exp(), "deep": [x.sigmoid(), None]}), (2, 3, 8, 8))
     assert (graph.output, graph.extra, graph.auxiliary) == (Value(1), (Value(2),), ())
