@@ -1,10 +1,12 @@
 """What no network file can say is refused in one line that names the line of the model, or the module, and what to change."""
 
+import random
 import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,6 +68,14 @@ def other_steps_for_other_batches(self: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
+def drawn_by_python(self: nn.Module, x: Tensor) -> Tensor:
+    return x if self.training and random.random() < 0.5 else self.conv(x)
+
+
+def drawn_by_numpy(self: nn.Module, x: Tensor) -> Tensor:
+    return x * float(np.random.randn())
+
+
 CALLS: list[tuple[Callable[..., Any], str]] = [
     (branch, "branching on a tensor reads numbers of a tensor; a network file takes the same steps for all images"),
     (lambda self, x: x * x.mean().item(), "item() reads numbers of a tensor"),
@@ -78,6 +88,8 @@ CALLS: list[tuple[Callable[..., Any], str]] = [
     (lambda self, x: Doubling.apply(x), "Doubling has gradients of its own"),
     (lambda self, x: torch.fft.fft(x).real, "fft_fft gives a tensor of torch.complex64"),
     (lambda self, x: x.double(), "turns torch.float32 into torch.float64"),
+    (drawn_by_python, "the network draws random numbers of Python or numpy, which a network file cannot say; use torch's dropout"),
+    (drawn_by_numpy, "the network draws random numbers of Python or numpy"),
     (into_a_constant, "__setitem__ writes into a constant; put the parts together with torch.cat or torch.stack"),
     (lambda self, x: self.conv.weight.data.zero_() + x, "data stops gradients"),
     (lambda self, x: x + self.count.add_(1), "add_ changes self.count in place"),
@@ -114,6 +126,15 @@ def test_the_line_is_named(forward: Callable[..., Any], message: str) -> None:
     line, said = re.fullmatch(rf"{re.escape(__file__)}:(\d+): (.*)", str(caught.value)).groups()  # type: ignore[union-attr]
     assert message in said
     assert first <= int(line) <= first + 4
+
+
+def test_random_numbers_of_python_and_numpy_are_put_back() -> None:
+    inner = network(lambda self, x: x + random.random() * np.random.rand())
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.ReLU(), inner))
+    before = random.getstate(), np.random.get_state()[2]
+    with pytest.raises(TraceError, match=r"test_trace_refusals\.py:\d+: 1\.1 draws random numbers of Python or numpy"):
+        trace(model, IMAGES)
+    assert (random.getstate(), np.random.get_state()[2]) == before
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from prunetrain.graph.shapes import check_shapes
 from prunetrain.graph.tracing.merge import merged
 from prunetrain.graph.tracing.pairing import pair_up
 from prunetrain.graph.tracing.places import place_of
+from prunetrain.graph.tracing.randomness import drawing_nothing
 from prunetrain.graph.tracing.recorder import Recorder
 from prunetrain.graph.tracing.records import BATCHES, Recording
 from prunetrain.graph.tracing.registry import Registry
@@ -102,10 +103,10 @@ def _record(model: nn.Module, snapshot: Snapshot, registry: Registry, shape: tup
     """What the model calls in train or in eval mode for a batch of a shape. The model stays as it is."""
     sample = next((tensor for tensor in registry.tensors.values() if tensor.is_floating_point()), torch.empty(0))
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with snapshot.in_mode(training=training), _quiet(), torch.inference_mode(False), torch.enable_grad():
+    with drawing_nothing() as generators, snapshot.in_mode(training=training), _quiet(), torch.inference_mode(False), torch.enable_grad():
         with fake:
             images = torch.empty(shape, dtype=sample.dtype, device=sample.device)
-        recorder = Recorder(model, registry.tensors, images, training=training)
+        recorder = Recorder(model, registry.tensors, images, generators, training=training)
         return _run_forward(model, recorder, fake, images)
 
 

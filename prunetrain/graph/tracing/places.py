@@ -1,10 +1,12 @@
 """Where in the model's own code a call stands."""
 
+import inspect
 import os
 import sys
 from types import FrameType, TracebackType
 
 import torch
+from torch import nn
 
 from prunetrain.graph.tracing.records import Place
 
@@ -20,6 +22,14 @@ def place(scope: str) -> Place:
             return Place(f"{frame.f_code.co_filename}:{frame.f_lineno}", scope)
         frame = frame.f_back
     return Place("", scope)
+
+
+def place_of_forward(module: nn.Module, scope: str) -> Place:
+    """The line where a module's forward begins, if it is the model's own code."""
+    code = getattr(inspect.unwrap(module.forward), "__code__", None)
+    if code is None or code.co_filename.startswith(_NOT_THE_MODELS):
+        return Place("", scope)
+    return Place(f"{code.co_filename}:{code.co_firstlineno}", scope)
 
 
 def place_of(error: BaseException) -> Place:

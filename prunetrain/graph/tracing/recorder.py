@@ -25,7 +25,8 @@ from prunetrain.graph.tracing.calls import (
 )
 from prunetrain.graph.tracing.journal import Asked, Journal, names_of, outputs_of, tensors_in
 from prunetrain.graph.tracing.layers import LeafCall, as_layer, is_layer
-from prunetrain.graph.tracing.places import place
+from prunetrain.graph.tracing.places import place, place_of_forward
+from prunetrain.graph.tracing.randomness import Generators
 from prunetrain.graph.tracing.records import Call, Module, Place, Recording
 from prunetrain.graph.tracing.shortcuts import empty_like_of_shape, made_without_torch
 from prunetrain.graph.windows import shape_text
@@ -38,15 +39,17 @@ class Recorder(TorchFunctionMode):
         model: what is traced.
         tensors: its parameters and buffers by qualified name.
         images: the tensor without memory that it is called with.
+        generators: the random numbers that forward may not draw.
         training: the mode it is in.
     """
 
-    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor, *, training: bool) -> None:
+    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor, generators: Generators, *, training: bool) -> None:
         super().__init__()
         self._modules = names_of(model)
         self._training = training
         self._scopes = [""]  # the modules that are running, by qualified name
         self._journal = Journal(tensors, images)
+        self._generators = generators
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -78,7 +81,7 @@ class Recorder(TorchFunctionMode):
         self._scopes.append(name)
         try:
             if not is_layer(module):
-                return forward(module, *args, **kwargs)
+                return self._run(name, module, forward, args, kwargs)
             try:
                 leaf = as_layer(module, args, kwargs)
             except ValueError as error:
@@ -86,6 +89,14 @@ class Recorder(TorchFunctionMode):
             return self._record_layer(name, leaf)
         finally:
             self._scopes.pop()
+
+    def _run(self, name: str, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = forward(module, *args, **kwargs)
+        if self._generators.moved():
+            raise place_of_forward(module, name).error(
+                f"{name or 'the network'} draws random numbers of Python or numpy, which a network file cannot say; use torch's dropout"
+            )
+        return result
 
     def refuse_function(self, function: type, *args: Any, **kwargs: Any) -> Any:
         """What a call of a function with gradients of its own becomes."""
