@@ -24,7 +24,7 @@ from prunetrain.graph.layergraph import GraphError, LayerGraph
 from prunetrain.graph.shapes import check_shapes
 from prunetrain.graph.tracing.merge import merged
 from prunetrain.graph.tracing.pairing import pair_up
-from prunetrain.graph.tracing.places import place_of
+from prunetrain.graph.tracing.places import place_of, reason_of
 from prunetrain.graph.tracing.randomness import drawing_nothing
 from prunetrain.graph.tracing.recorder import Recorder
 from prunetrain.graph.tracing.records import BATCHES, Recording
@@ -106,7 +106,7 @@ def _record(model: nn.Module, snapshot: Snapshot, registry: Registry, shape: tup
     with drawing_nothing() as generators, snapshot.in_mode(training=training), _quiet(), torch.inference_mode(False), torch.enable_grad():
         with fake:
             images = torch.empty(shape, dtype=sample.dtype, device=sample.device)
-        recorder = Recorder(model, registry.tensors, images, generators, training=training)
+        recorder = Recorder(model, registry, images, generators, training=training)
         return _run_forward(model, recorder, fake, images)
 
 
@@ -125,8 +125,7 @@ def _run_forward(model: nn.Module, recorder: Recorder, fake: FakeTensorMode, ima
     except TraceError:
         raise
     except Exception as error:  # whatever the model's own code raises
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise place_of(error).error(f"{type(model).__name__} cannot be traced: {reason}") from error
+        raise place_of(error).error(f"{type(model).__name__} cannot be traced: {reason_of(error)}") from error
     finally:
         nn.Module.__call__ = call  # type: ignore[method-assign]
         torch.autograd.Function.apply = apply

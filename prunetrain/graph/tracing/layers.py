@@ -33,6 +33,11 @@ def is_layer(module: nn.Module) -> bool:
     return not any(callable(value) and callable(getattr(type(module), name, None)) for name, value in vars(module).items())
 
 
+def follows_mode(module: nn.Module) -> bool:
+    """Whether a layer computes something else in train mode than in eval mode."""
+    return getattr(module, "running_mean", None) is not None or bool(getattr(module, "dropout", 0))
+
+
 def as_layer(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LeafCall:
     """What a call of a layer's module says.
 

@@ -42,3 +42,8 @@ def place_of(error: BaseException) -> Place:
             found = Place(f"{code.co_filename}:{traceback.tb_lineno}", "")
         traceback = traceback.tb_next
     return found
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error of the model's own code says, or its kind."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

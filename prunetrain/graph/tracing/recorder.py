@@ -4,7 +4,7 @@ Shapes are real numbers, so every branch on a shape takes its course and private
 constants are executed and give real tensors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,10 +24,11 @@ from prunetrain.graph.tracing.calls import (
     short_name,
 )
 from prunetrain.graph.tracing.journal import Asked, Journal, names_of, outputs_of, tensors_in
-from prunetrain.graph.tracing.layers import LeafCall, as_layer, is_layer
+from prunetrain.graph.tracing.layers import LeafCall, as_layer, follows_mode, is_layer
 from prunetrain.graph.tracing.places import place, place_of_forward
 from prunetrain.graph.tracing.randomness import Generators
-from prunetrain.graph.tracing.records import Call, Module, Place, Recording
+from prunetrain.graph.tracing.records import Call, Module, Own, Place, Recording
+from prunetrain.graph.tracing.registry import Registry
 from prunetrain.graph.tracing.shortcuts import empty_like_of_shape, made_without_torch
 from prunetrain.graph.windows import shape_text
 
@@ -37,18 +38,19 @@ class Recorder(TorchFunctionMode):
 
     Args:
         model: what is traced.
-        tensors: its parameters and buffers by qualified name.
+        registry: its parameters and buffers, and which of them are declared already.
         images: the tensor without memory that it is called with.
         generators: the random numbers that forward may not draw.
         training: the mode it is in.
     """
 
-    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor, generators: Generators, *, training: bool) -> None:
+    def __init__(self, model: nn.Module, registry: Registry, images: Tensor, generators: Generators, *, training: bool) -> None:
         super().__init__()
         self._modules = names_of(model)
         self._training = training
         self._scopes = [""]  # the modules that are running, by qualified name
-        self._journal = Journal(tensors, images)
+        self._registry = registry
+        self._journal = Journal(registry.tensors, images)
         self._generators = generators
 
     def __torch_function__(
@@ -80,7 +82,7 @@ class Recorder(TorchFunctionMode):
         name = self._modules[module]
         self._scopes.append(name)
         try:
-            if not is_layer(module):
+            if not is_layer(module) or self._is_frozen(name, module):
                 return self._run(name, module, forward, args, kwargs)
             try:
                 leaf = as_layer(module, args, kwargs)
@@ -89,6 +91,21 @@ class Recorder(TorchFunctionMode):
             return self._record_layer(name, leaf)
         finally:
             self._scopes.pop()
+
+    def _is_frozen(self, name: str, module: nn.Module) -> bool:
+        """Whether a layer is a BatchNorm that stays in eval mode while the model trains: a function that reads its tensors."""
+        is_batch_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+        if module.training != self._training and follows_mode(module):
+            if is_batch_norm and self._training:
+                return True
+            stays = "eval mode when the model is trained" if self._training else "train mode when the model is evaluated"
+            raise self._place().error(
+                f"{name or 'the network'} stays in {stays}, which a network file cannot say of nn.{type(module).__name__}; "
+                "let it follow the model's train()"
+            )
+        if self._training or not is_batch_norm or module.running_mean is None:
+            return False
+        return self._registry.is_declared(Own(f"{name}.running_mean".lstrip(".")))  # by train mode, which comes first
 
     def _run(self, name: str, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = forward(module, *args, **kwargs)
