@@ -76,6 +76,24 @@ def drawn_by_numpy(self: nn.Module, x: Tensor) -> Tensor:
     return x * float(np.random.randn())
 
 
+def by_parity(self: nn.Module, x: Tensor) -> Tensor:
+    return self.conv(x) if x.shape[0] % 2 else x
+
+
+def of_one_image(self: nn.Module, x: Tensor) -> Tensor:
+    if len(x) == 1:
+        return self.conv(x)
+    return self.conv(x).exp()
+
+
+def with_another_layer_for_one_image(self: nn.Module, x: Tensor) -> Tensor:
+    return self.conv(x) if x.size(0) > 1 else self.spare(x)
+
+
+def with_another_number_for_one_image(self: nn.Module, x: Tensor) -> Tensor:
+    return x.exp() * (2 if x.shape[0] == 1 else 3)
+
+
 CALLS: list[tuple[Callable[..., Any], str]] = [
     (branch, "branching on a tensor reads numbers of a tensor; a network file takes the same steps for all images"),
     (lambda self, x: x * x.mean().item(), "item() reads numbers of a tensor"),
@@ -94,6 +112,10 @@ CALLS: list[tuple[Callable[..., Any], str]] = [
     (lambda self, x: self.conv.weight.data.zero_() + x, "data stops gradients"),
     (lambda self, x: x + self.count.add_(1), "add_ changes self.count in place"),
     (by_the_batch, "only the shape of a tensor may depend on it"),
+    *[
+        (forward, "takes other steps when the batch size is another")
+        for forward in (by_parity, of_one_image, with_another_layer_for_one_image, with_another_number_for_one_image)
+    ],
     (other_steps_for_other_batches, "takes other steps when the batch size is another"),
     (lambda self, x: torch.add(x, x, alpha=2), "add: with alpha or rounding_mode is nothing that prunetrain knows"),
     (lambda self, x: x.cumsum(1), "cumsum is nothing that prunetrain knows yet"),
@@ -113,6 +135,7 @@ def test_the_line_is_named(forward: Callable[..., Any], message: str) -> None:
     model = network(
         forward,
         conv=nn.Conv2d(3, 3, 1),
+        spare=nn.Conv2d(3, 3, 1),
         attention=nn.MultiheadAttention(64, 2, batch_first=True),
         rnn=nn.LSTM(64, 4, batch_first=True),
         frozen=nn.BatchNorm2d(3),

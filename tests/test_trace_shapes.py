@@ -118,6 +118,24 @@ def test_a_class_token_is_repeated_for_each_image() -> None:
     assert repeated["size"] == (BatchSize(Value(3)), -1, -1)
 
 
+def test_one_image_may_share_its_memory_where_several_cannot() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = x.flatten(2).permute(2, 0, 1).contiguous()  # (L, N, C), as sequences often come
+        x = torch.sigmoid(x).transpose(0, 1).contiguous()
+        return x.view(x.shape[0], -1)
+
+    check_same(network(forward), (2, 3, 8, 8), (1, 3, 8, 8))
+
+
+def test_what_fails_with_one_image_alone_is_no_branch() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(self.conv(x), 1).squeeze()  # (N, C), and (C,) of one image
+        return self.bn(x).view(x.shape[0], 2, 2)
+
+    model = network(forward, conv=nn.Conv2d(3, 4, 1), bn=nn.BatchNorm1d(4))
+    assert targets(check_same(model, (2, 3, 8, 8)))[-1] == "torch.unflatten"
+
+
 def test_windows_of_the_images_become_rows() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         n, c, h, w = x.shape

@@ -19,6 +19,7 @@ from prunetrain.graph.tracing.calls import (
     GRADIENT_FREE,
     OF_DATA,
     RANDOM,
+    SIZES,
     UNINITIALISED,
     in_place,
     short_name,
@@ -59,6 +60,7 @@ class Recorder(TorchFunctionMode):
         """What torch calls in place of every function and method."""
         name, kwargs = short_name(func), kwargs or {}
         if name in ABOUT_TENSORS:
+            self._journal.recording.sized |= name in SIZES
             return func(*args, **kwargs)
         depends = any(map(self._journal.follows, tensors_in((args, kwargs))))
         if not depends and name not in UNINITIALISED and name not in RANDOM:
@@ -109,7 +111,8 @@ class Recorder(TorchFunctionMode):
 
     def _run(self, name: str, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = forward(module, *args, **kwargs)
-        if self._generators.moved():
+        torchs = name and type(module).__module__.startswith("torch.nn.")  # whoever calls it is asked
+        if not torchs and self._generators.moved():
             raise place_of_forward(module, name).error(
                 f"{name or 'the network'} draws random numbers of Python or numpy, which a network file cannot say; use torch's dropout"
             )
