@@ -174,6 +174,10 @@ def conv(shape: Shape, in_channels: int, kernel_size: int, **arguments: Any) -> 
         (one_layer((3, 8, 8), "BatchNorm1d", num_features=3), "self.layer: takes 1 or 2 dimensions beside the batch, not 3x8x8"),
         (one_layer((3,), "BatchNorm2d", num_features=3), "self.layer: takes 3 dimensions beside the batch, not 3"),
         (one_call((3, 8, 8), "F.max_pool2d", kernel_size=2, padding=2), "F.max_pool2d: padding 2x2 is more than half the kernel size 2x2"),
+        (
+            one_call((3, 8, 8), "F.pad", pad=(1, 1), mode="reflect"),
+            "F.pad: mode='reflect' takes an amount before and after for each dimension but the first, or the first two",
+        ),
         (one_call((3, 8, 8), "torch.flatten", start_dim=4), "torch.flatten: there is no dimension 4 in a shape of 4"),
         (one_call((3, 8, 8), "torch.flatten", start_dim=3, end_dim=1), "torch.flatten: cannot flatten dimensions 3 to 1 of 4"),
         (two_values((4, 6, 6), (4, 3, 3)), "+: 1x4x6x6 and 1x4x3x3 do not fit"),

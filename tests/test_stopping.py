@@ -227,7 +227,13 @@ def test_a_signal_at_an_epochs_end(
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(Environment, "load_data"), (creation, "build"), (creation, "traced_and_checked"), (state, "save_checkpoint"), (creation, "load_state")],
+    [
+        (Environment, "load_data"),
+        (creation, "build"),
+        (creation, "traced_and_checked"),
+        (state, "save_checkpoint"),
+        (creation, "load_state"),
+    ],
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_training_leaves_nothing(

@@ -280,6 +280,22 @@ def test_layers_whose_weights_are_not_trained_say_so() -> None:
     assert trace(nn.Sequential(part), IMAGES).layers[0].trainable
 
 
+@pytest.mark.parametrize("method", ["forward", "_conv_forward"])
+def test_a_layer_with_a_method_of_its_own_is_followed(method: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
+    before = getattr(model[0], method)
+    setattr(model[0], method, lambda *args: before(*args) * 2)
+    assert targets(check_same(model, (2, 3, 8, 8))) == ["self.layer_0", "*"]
+
+
+def test_a_layer_with_another_method_of_its_own_is_a_layer_still() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.PReLU())
+    for module in model:
+        module.reset_parameters = lambda: None
+    graph = check_same(model, (2, 3, 8, 8))
+    assert [layer.kind for layer in graph.layers] == ["Conv2d", "BatchNorm2d", "PReLU"]
+
+
 def test_computed_weights_stay_functions() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         weight = self.conv.weight

@@ -121,6 +121,38 @@ def test_heads_of_train_mode_alone() -> None:
     assert graph.in_training_only == {1, 2, 3}
 
 
+def pooled(x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_head_of_train_mode_takes_steps_that_both_modes_take(first: bool) -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.bn(self.stem(x))
+        head = self.head(self.shared(pooled(x))) if self.training and first else None
+        main = self.fc(self.shared(pooled(x)))
+        if self.training and not first:
+            head = self.head(self.shared(pooled(x)))
+        return main if head is None else (main, head)
+
+    linear = {"shared": nn.Linear(4, 4), "head": nn.Linear(4, 5), "fc": nn.Linear(4, 6)}
+    graph = check_same(network(forward, stem=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4), **linear), (2, 3, 8, 8))
+    head = {3, 4, 5, 6} if first else {7, 8, 9, 10}
+    assert targets(graph).count("F.adaptive_avg_pool2d") == 2
+    assert {number + 1 for number in graph.in_training_only} == head
+
+
+def test_chance_that_a_head_of_train_mode_had_is_not_the_networks() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.conv(x)
+        head = F.dropout(x, 0.5) if self.training else None
+        main = F.dropout(x, 0.5)
+        return main if head is None else (main, head)
+
+    with pytest.raises(TraceError, match="forward takes other steps in train mode than in eval mode"):
+        trace(network(forward, conv=nn.Conv2d(3, 4, 1)), IMAGES)
+
+
 def test_several_outputs_in_both_modes() -> None:
     graph = check_same(network(lambda self, x: {"out": x.exp(), "deep": [x.sigmoid(), None]}), (2, 3, 8, 8))
     assert (graph.output, graph.extra, graph.auxiliary) == (Value(1), (Value(2),), ())
@@ -135,3 +167,100 @@ def test_a_frozen_batch_norm_is_a_function() -> None:
     assert targets(graph) == ["F.batch_norm"]
     assert graph.steps[0]["training"] is False
     assert graph.steps[0]["running_mean"] == Attribute("mean")
+
+
+class Keeping(nn.Module):
+    """Conv, BatchNorm, and what else is given; its train() keeps the parts with these names in another mode."""
+
+    def __init__(self, *kept: str, mode: bool = False, **parts: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.bn, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.parts = nn.ModuleDict(parts)
+        self.kept, self.mode = kept, mode
+
+    def train(self, mode: bool = True) -> "Keeping":
+        super().train(mode)
+        for name in self.kept:
+            self.get_submodule(name).train(self.mode)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(self.bn(self.conv(x)))
+        for part in self.parts.values():
+            x = part(x)
+        return x
+
+
+def test_a_batch_norm_that_train_keeps_frozen_is_a_function() -> None:
+    model = Keeping("bn")
+    graph = check_same(model, (2, 3, 8, 8))
+    assert targets(graph) == ["self.conv", "F.batch_norm", "self.last"]
+    assert (graph.steps[1]["training"], graph.steps[1]["running_mean"]) == (False, Attribute("bn_running_mean"))
+
+
+@pytest.mark.parametrize("options", [{"affine": False}, {"momentum": None}, {"eps": 0.1}])
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d])
+def test_frozen_batch_norms_of_all_kinds(kind: type[nn.Module], options: dict[str, object]) -> None:
+    frozen = nn.Sequential(nn.Flatten(2) if kind is nn.BatchNorm1d else nn.ReLU(), kind(4, **options))
+    assert "F.batch_norm" in targets(check_same(Keeping("parts.frozen", frozen=frozen), (2, 3, 8, 8)))
+
+
+def test_dropout_that_train_keeps_off_goes_and_what_it_keeps_on_stays() -> None:
+    drop = nn.Dropout(0.5)
+    assert "F.dropout" not in targets(check_same(Keeping("parts.drop", drop=drop), (2, 3, 8, 8)))
+    dropped = trace(Keeping("parts.drop", mode=True, drop=drop), IMAGES).steps[-1]
+    assert (dropped.target, dropped["training"]) == ("F.dropout", True)
+
+
+def test_layers_that_are_the_same_in_both_modes_may_be_kept_in_one() -> None:
+    parts = {"conv": nn.Conv2d(4, 4, 1), "untracked": nn.BatchNorm2d(4, track_running_stats=False), "norm": nn.InstanceNorm2d(4)}
+    graph = check_same(Keeping(*(f"parts.{name}" for name in parts), **parts), (2, 3, 8, 8))
+    assert targets(graph)[-3:] == ["self.parts_conv", "self.parts_untracked", "self.parts_norm"]
+
+
+@pytest.mark.parametrize(
+    ("part", "mode", "message"),
+    [
+        (nn.InstanceNorm2d(4, track_running_stats=True), False, "stays in eval mode when the model is trained"),
+        (nn.BatchNorm2d(4), True, "stays in train mode when the model is evaluated"),
+    ],
+)
+def test_layers_that_are_kept_in_a_mode_that_a_file_cannot_say(part: nn.Module, mode: bool, message: str) -> None:
+    kind = type(part).__name__
+    said = rf"^/.*\.py:\d+: parts\.part {message}, which a network file cannot say of nn\.{kind}; let it follow the model's train\(\)$"
+    with pytest.raises(TraceError, match=said):
+        trace(Keeping("parts.part", mode=mode, part=part), IMAGES)
+
+
+def test_what_train_does_is_undone() -> None:
+    class Merging(Keeping):
+        def train(self, mode: bool = True) -> Keeping:
+            self.merged = not mode
+            self.conv.weight.data += 1
+            self.bn.requires_grad_(False)
+            return super().train(mode)
+
+    model = Merging("bn")
+    weight = model.conv.weight.detach().clone()
+    model.last.eval()
+    trace(model, IMAGES)
+    assert (model.training, model.bn.training, model.last.training, hasattr(model, "merged")) == (True, True, False, False)
+    assert torch.equal(model.conv.weight, weight)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_train_that_fails_is_a_line() -> None:
+    class Failing(Keeping):
+        def train(self, mode: bool = True) -> Keeping:
+            raise NotImplementedError("only for inference\nreally")
+
+    with pytest.raises(TraceError, match=r"^/.*\.py:\d+: Failing cannot be traced: train\(True\) fails: only for inference$"):
+        trace(Failing(), IMAGES)
+
+
+def test_modes_that_were_set_from_outside_do_not_count() -> None:
+    model = Keeping()
+    expected = trace(model, IMAGES)
+    model.bn.eval()
+    assert trace(model, IMAGES) == trace(model.eval(), IMAGES) == expected
+    assert targets(expected) == ["self.conv", "self.bn", "self.last"]

@@ -1,10 +1,12 @@
 """What no network file can say is refused in one line that names the line of the model, or the module, and what to change."""
 
+import random
 import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,18 @@ def without_gradients(self: nn.Module, x: Tensor) -> Tensor:
         return self.conv(x).exp()
 
 
+def layer_without_gradients(self: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        x = self.conv(x)
+    return x.exp()
+
+
+def layer_in_inference_mode(self: nn.Module, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        x = self.conv(x)
+    return x + 1
+
+
 def into_a_constant(self: nn.Module, x: Tensor) -> Tensor:
     made = x.new_zeros(x.shape)
     made[:, :1] = x[:, 1:2]
@@ -54,6 +68,32 @@ def other_steps_for_other_batches(self: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
+def drawn_by_python(self: nn.Module, x: Tensor) -> Tensor:
+    return x if self.training and random.random() < 0.5 else self.conv(x)
+
+
+def drawn_by_numpy(self: nn.Module, x: Tensor) -> Tensor:
+    return x * float(np.random.randn())
+
+
+def by_parity(self: nn.Module, x: Tensor) -> Tensor:
+    return self.conv(x) if x.shape[0] % 2 else x
+
+
+def of_one_image(self: nn.Module, x: Tensor) -> Tensor:
+    if len(x) == 1:
+        return self.conv(x)
+    return self.conv(x).exp()
+
+
+def with_another_layer_for_one_image(self: nn.Module, x: Tensor) -> Tensor:
+    return self.conv(x) if x.size(0) > 1 else self.spare(x)
+
+
+def with_another_number_for_one_image(self: nn.Module, x: Tensor) -> Tensor:
+    return x.exp() * (2 if x.shape[0] == 1 else 3)
+
+
 CALLS: list[tuple[Callable[..., Any], str]] = [
     (branch, "branching on a tensor reads numbers of a tensor; a network file takes the same steps for all images"),
     (lambda self, x: x * x.mean().item(), "item() reads numbers of a tensor"),
@@ -61,13 +101,21 @@ CALLS: list[tuple[Callable[..., Any], str]] = [
     (lambda self, x: x[x > 0], "__getitem__ makes a tensor whose shape depends on the numbers in another"),
     (lambda self, x: self.conv(x).detach(), "detach stops gradients"),
     (without_gradients, "runs without gradients in train mode"),
+    (layer_without_gradients, "runs without gradients in train mode"),
+    (layer_in_inference_mode, "runs without gradients in train mode"),
     (lambda self, x: Doubling.apply(x), "Doubling has gradients of its own"),
     (lambda self, x: torch.fft.fft(x).real, "fft_fft gives a tensor of torch.complex64"),
     (lambda self, x: x.double(), "turns torch.float32 into torch.float64"),
+    (drawn_by_python, "the network draws random numbers of Python or numpy, which a network file cannot say; use torch's dropout"),
+    (drawn_by_numpy, "the network draws random numbers of Python or numpy"),
     (into_a_constant, "__setitem__ writes into a constant; put the parts together with torch.cat or torch.stack"),
     (lambda self, x: self.conv.weight.data.zero_() + x, "data stops gradients"),
     (lambda self, x: x + self.count.add_(1), "add_ changes self.count in place"),
     (by_the_batch, "only the shape of a tensor may depend on it"),
+    *[
+        (forward, "takes other steps when the batch size is another")
+        for forward in (by_parity, of_one_image, with_another_layer_for_one_image, with_another_number_for_one_image)
+    ],
     (other_steps_for_other_batches, "takes other steps when the batch size is another"),
     (lambda self, x: torch.add(x, x, alpha=2), "add: with alpha or rounding_mode is nothing that prunetrain knows"),
     (lambda self, x: x.cumsum(1), "cumsum is nothing that prunetrain knows yet"),
@@ -87,6 +135,7 @@ def test_the_line_is_named(forward: Callable[..., Any], message: str) -> None:
     model = network(
         forward,
         conv=nn.Conv2d(3, 3, 1),
+        spare=nn.Conv2d(3, 3, 1),
         attention=nn.MultiheadAttention(64, 2, batch_first=True),
         rnn=nn.LSTM(64, 4, batch_first=True),
         frozen=nn.BatchNorm2d(3),
@@ -100,6 +149,15 @@ def test_the_line_is_named(forward: Callable[..., Any], message: str) -> None:
     line, said = re.fullmatch(rf"{re.escape(__file__)}:(\d+): (.*)", str(caught.value)).groups()  # type: ignore[union-attr]
     assert message in said
     assert first <= int(line) <= first + 4
+
+
+def test_random_numbers_of_python_and_numpy_are_put_back() -> None:
+    inner = network(lambda self, x: x + random.random() * np.random.rand())
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.ReLU(), inner))
+    before = random.getstate(), np.random.get_state()[2]
+    with pytest.raises(TraceError, match=r"test_trace_refusals\.py:\d+: 1\.1 draws random numbers of Python or numpy"):
+        trace(model, IMAGES)
+    assert (random.getstate(), np.random.get_state()[2]) == before
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,13 @@ CASES: list[tuple[Callable[[Tensor], Tensor], list[Step]]] = [
     (lambda x: torch.tensor_split(x, 3, dim=1)[1], [Step.make("[:]", input=X, dim=1, start=1, stop=2)]),
     (lambda x: F.pad(x, (0, 0, 1, 2, 0, 0)), [Step.make("F.pad", input=X, pad=(0, 0, 1, 2))]),
     (lambda x: F.pad(x, (0, 0, 0, 0)), []),
+    (lambda x: F.pad(x, (0, 0, 0, 0), mode="circular"), []),
+    *[
+        (lambda x, mode=mode: F.pad(x, (1, 2, 0, 0), mode=mode), [Step.make("F.pad", input=X, pad=(1, 2, 0, 0), mode=mode)])
+        for mode in ("reflect", "replicate", "circular")
+    ],
+    (lambda x: F.pad(x.flatten(1, 2), (1, 2), mode="reflect").unflatten(1, (3, 8)), None),
+    (lambda x: F.pad(x.flatten(2), (1, 2, 0, 0), mode="reflect").unflatten(1, (3, 1)), None),
     (lambda x: torch.cat([x]), []),
     (lambda x: torch.concat((x, x), dim=1), [Step.make("torch.cat", tensors=(X, X), dim=1)]),
     (lambda x: x.repeat(1, 2, 1, 1), [Step.make("torch.cat", tensors=(X, X), dim=1)]),
@@ -66,6 +73,18 @@ def test_the_canonical_step(forward: Callable[[Tensor], Tensor], steps: list[Ste
 @pytest.mark.parametrize("forward", [case[0] for case in CASES])
 def test_it_computes_the_same(forward: Callable[[Tensor], Tensor]) -> None:
     check_same(net(lambda x: forward(torch.sigmoid(x)).flatten(0, 1).unflatten(0, (x.shape[0], -1))), (2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [(0, 1), (1, 0), "same"])
+def test_a_conv_pads_one_dimension(mode: str, padding: tuple[int, int] | str) -> None:
+    class Doubled(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    graph = check_same(nn.Sequential(nn.Conv2d(3, 4, (1, 3), padding=padding, padding_mode=mode)), (2, 3, 8, 8))
+    assert (targets(graph), graph.layers[0]["padding_mode"]) == (["self.layer_0"], mode)
+    check_same(nn.Sequential(Doubled(3, 4, (1, 3), padding=padding, padding_mode=mode)), (2, 3, 8, 8))
 
 
 def test_channel_shuffle_by_hand() -> None:
@@ -97,6 +116,24 @@ def test_a_class_token_is_repeated_for_each_image() -> None:
     graph = check_same(network(forward, conv=nn.Conv2d(3, 4, 1), token=nn.Parameter(torch.ones(1, 1, 4))), (2, 3, 8, 8), (1, 3, 4, 4))
     (repeated,) = (step for step in graph.steps if step.target == "torch.broadcast_to")
     assert repeated["size"] == (BatchSize(Value(3)), -1, -1)
+
+
+def test_one_image_may_share_its_memory_where_several_cannot() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = x.flatten(2).permute(2, 0, 1).contiguous()  # (L, N, C), as sequences often come
+        x = torch.sigmoid(x).transpose(0, 1).contiguous()
+        return x.view(x.shape[0], -1)
+
+    check_same(network(forward), (2, 3, 8, 8), (1, 3, 8, 8))
+
+
+def test_what_fails_with_one_image_alone_is_no_branch() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(self.conv(x), 1).squeeze()  # (N, C), and (C,) of one image
+        return self.bn(x).view(x.shape[0], 2, 2)
+
+    model = network(forward, conv=nn.Conv2d(3, 4, 1), bn=nn.BatchNorm1d(4))
+    assert targets(check_same(model, (2, 3, 8, 8)))[-1] == "torch.unflatten"
 
 
 def test_windows_of_the_images_become_rows() -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -83,6 +84,15 @@ def test_two_passes_in_each_mode() -> None:
     passes: list[bool] = []
     trace(Counting(2, passes), torch.empty(1, 3, 4, 4))
     assert passes == [True, True, False, False]
+
+
+@pytest.mark.parametrize("asks", [lambda x: x.shape[1], lambda x: x.size(0), len, lambda x: x.numel()])
+def test_a_pass_of_one_image_if_forward_asks_for_a_size(asks: Callable[[Tensor], int]) -> None:
+    passes: list[bool] = []
+    model = Counting(2, passes)
+    model.register_forward_pre_hook(lambda module, images: bool(asks(*images)) and None)
+    trace(model, torch.empty(1, 3, 4, 4))
+    assert passes == [True, True, False, False, False]
 
 
 def test_signature_of_a_class_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,6 +226,8 @@ def _pad(step: Step, shape: Shape) -> Shape:
     amounts = pair(step["pad"], 1)
     if len(amounts) % 2 or len(amounts) > 2 * len(shape):
         raise ValueError("takes an amount before and after for each of the last dimensions")
+    if step["mode"] != "constant" and (len(shape) - len(amounts) // 2 not in (1, 2) or not 2 <= len(amounts) <= 6):
+        raise ValueError(f"mode={step['mode']!r} takes an amount before and after for each dimension but the first, or the first two")
     sizes = list(shape)
     for number, (before, after) in enumerate(zip(amounts[::2], amounts[1::2], strict=True), start=1):
         check_padding(step["mode"], (sizes[-number],) * 2, (before, after))

@@ -23,10 +23,11 @@ from prunetrain.graph.catalog import FILE_NAMES
 from prunetrain.graph.layergraph import GraphError, LayerGraph
 from prunetrain.graph.shapes import check_shapes
 from prunetrain.graph.tracing.merge import merged
-from prunetrain.graph.tracing.pairing import pair_up
-from prunetrain.graph.tracing.places import place_of
+from prunetrain.graph.tracing.pairing import check_alone, pair_up
+from prunetrain.graph.tracing.places import place_of, reason_of
+from prunetrain.graph.tracing.randomness import drawing_nothing
 from prunetrain.graph.tracing.recorder import Recorder
-from prunetrain.graph.tracing.records import BATCHES, Recording
+from prunetrain.graph.tracing.records import BATCHES, Pass, Recording
 from prunetrain.graph.tracing.registry import Registry
 from prunetrain.graph.tracing.simplify import Steps, read_names
 from prunetrain.graph.tracing.snapshot import Snapshot
@@ -72,8 +73,11 @@ def trace_with_state(model: nn.Module, example_input: Tensor) -> Traced:
     shape, snapshot = tuple(example_input.shape[1:]), Snapshot(model)
 
     def steps(*, training: bool) -> Steps:
-        recordings = (_record(model, snapshot, registry, (batch, *shape), training) for batch in BATCHES)
-        return steps_of(pair_up(*recordings, training=training), registry, modules)
+        first, second = (_record(model, snapshot, registry, (batch, *shape), training) for batch in BATCHES)
+        traced = pair_up(first, second, training=training)
+        if first.sized and not training:
+            _check_one_image(model, snapshot, registry, shape, traced)
+        return steps_of(traced, registry, modules)
 
     in_training, in_evaluation = steps(training=True), steps(training=False)
     both = merged(in_training, in_evaluation)
@@ -102,11 +106,20 @@ def _record(model: nn.Module, snapshot: Snapshot, registry: Registry, shape: tup
     """What the model calls in train or in eval mode for a batch of a shape. The model stays as it is."""
     sample = next((tensor for tensor in registry.tensors.values() if tensor.is_floating_point()), torch.empty(0))
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with snapshot.in_mode(training=training), _quiet(), torch.inference_mode(False), torch.enable_grad():
+    with drawing_nothing() as generators, snapshot.in_mode(training=training), _quiet(), torch.inference_mode(False), torch.enable_grad():
         with fake:
             images = torch.empty(shape, dtype=sample.dtype, device=sample.device)
-        recorder = Recorder(model, registry.tensors, images, training=training)
+        recorder = Recorder(model, registry, images, generators, training=training)
         return _run_forward(model, recorder, fake, images)
+
+
+def _check_one_image(model: nn.Module, snapshot: Snapshot, registry: Registry, shape: tuple[int, ...], several: Pass) -> None:
+    """Refuse a model that takes other steps for one image; one that cannot do with one at all, as after a squeeze(), is left alone."""
+    try:
+        alone = _record(model, snapshot, registry, (1, *shape), training=False)
+    except TraceError:
+        return
+    check_alone(several, alone)
 
 
 def _run_forward(model: nn.Module, recorder: Recorder, fake: FakeTensorMode, images: Tensor) -> Recording:
@@ -124,8 +137,7 @@ def _run_forward(model: nn.Module, recorder: Recorder, fake: FakeTensorMode, ima
     except TraceError:
         raise
     except Exception as error:  # whatever the model's own code raises
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise place_of(error).error(f"{type(model).__name__} cannot be traced: {reason}") from error
+        raise place_of(error).error(f"{type(model).__name__} cannot be traced: {reason_of(error)}") from error
     finally:
         nn.Module.__call__ = call  # type: ignore[method-assign]
         torch.autograd.Function.apply = apply

@@ -1,4 +1,4 @@
-"""Tracing that is checked: the network of the file and the model that it was traced from say the same of an image.
+"""Tracing that is checked: the network of the file and the model that it was traced from say the same of images.
 
 In: a model, an image shape. Out: what `trace_with_state` gives, or a `TraceError`. What a model does behind torch's back, such as code of
 its own in the place of a layer's, is noticed here at the latest.
@@ -16,9 +16,11 @@ from prunetrain.graph.tracing.journal import outputs_of
 from prunetrain.graph.tracing.snapshot import Snapshot
 from prunetrain.models.assembling import assemble
 
+_IMAGES = 2  # a network that squeezes all dimensions of one loses the batch with a single image
+
 
 def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike: bool = False) -> Traced:
-    """`trace_with_state`, and one random image through both networks in eval mode.
+    """`trace_with_state`, and two random images through both networks in eval mode.
 
     Args:
         model: as for `trace`, with weights.
@@ -31,15 +33,15 @@ def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike
     traced = trace_with_state(model, example_input)
     name = traced.graph.class_name
     sample = next((tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()), torch.empty(0))
-    image = torch.randn(1, *example_input.shape[1:], generator=torch.Generator().manual_seed(0)).to(sample)
+    images = torch.randn(_IMAGES, *example_input.shape[1:], generator=torch.Generator().manual_seed(0)).to(sample)
     try:
         network = assemble(render(traced.graph), name, traced.graph, traced.state).eval()
     except RuntimeError as error:
         raise TraceError(f"{name} has other weights than the layers that it is made of: {str(error).splitlines()[-1].strip()}") from None
     with torch.no_grad():
-        found = outputs_of(network(image.clone()))
+        found = outputs_of(network(images.clone()))
         with Snapshot(model).in_mode(training=False):
-            returned = model(image.clone())
+            returned = model(images.clone())
     if returns_alike and not _is_plain(returned):
         raise TraceError(
             f"{name} returns a {type(returned).__name__} that is neither a tensor nor a tuple of several, as the networks of files do: "

@@ -16,6 +16,7 @@ ABOUT_TENSORS: Final = frozenset(
     "ndimension nelement is_contiguous storage_offset __len__ __hash__ is_signed requires_grad_ untyped_storage data_ptr is_tensor "
     "is_inference result_type is_autocast_enabled _is_view is_pinned is_shared has_names retain_grad _set_grad_enabled".split()
 )
+SIZES: Final = frozenset("shape size numel nelement __len__ stride nbytes untyped_storage".split())  # what tells how many images there are
 # Numbers that are made in the shape or type of another tensor.
 CREATED_LIKE: Final = frozenset("new_zeros new_ones new_full new_tensor zeros_like ones_like full_like".split())
 UNINITIALISED: Final = frozenset("empty new_empty empty_like empty_strided".split())

@@ -26,9 +26,16 @@ class LeafCall:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is of a class of the catalog, and nothing else: no subclass, no hooks."""
+    """Whether a module is of a class of the catalog, and nothing else: no subclass, no hooks, no method replaced on the module itself."""
     kind = type(module).__name__
-    return kind in LAYERS and type(module) is getattr(nn, kind) and not any(getattr(module, hooks) for hooks in _HOOKS)
+    if kind not in LAYERS or type(module) is not getattr(nn, kind) or any(getattr(module, hooks) for hooks in _HOOKS):
+        return False
+    return not any(callable(value) and callable(getattr(type(module), name, None)) for name, value in vars(module).items())
+
+
+def follows_mode(module: nn.Module) -> bool:
+    """Whether a layer computes something else in train mode than in eval mode."""
+    return getattr(module, "running_mean", None) is not None or bool(getattr(module, "dropout", 0))
 
 
 def as_layer(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LeafCall:

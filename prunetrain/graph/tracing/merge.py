@@ -23,10 +23,6 @@ class Merged:
     auxiliary: tuple[Value, ...]
 
 
-class _Unknown(Exception):
-    pass
-
-
 def merged(training: Steps, evaluation: Steps) -> Merged:
     """One list of steps for both modes.
 
@@ -36,19 +32,24 @@ def merged(training: Steps, evaluation: Steps) -> Merged:
     steps: list[Step] = []
     in_evaluation = {Value(0): Value(0)}  # result of train mode -> what stands for it in eval mode, as a result of train mode
     matched = {Value(0): Value(0)}  # result of eval mode -> the same result of train mode
+    first: dict[Step | None, Value] = {}  # what stands for a step that says the same whenever it runs: the result of the first one
     waiting = list(evaluation.lines)
     for number, line in enumerate(training.lines, start=1):
         step, value = line.step, Value(number)
-        both = _in_both(step, waiting[0].step, in_evaluation, matched) if waiting else None
+        seen = _as_evaluated(step, in_evaluation)
+        both = _in_both(step, seen, waiting[0].step.map_values(matched.__getitem__)) if seen and waiting else None
         if both is not None:
             waiting.pop(0)
-            matched[Value(len(evaluation.lines) - len(waiting))] = in_evaluation[value] = value
+            in_evaluation[value] = first.setdefault(seen, value) if _is_repeatable(both) else value
+            matched[Value(len(evaluation.lines) - len(waiting))] = in_evaluation[value]
             step = both
         elif _is_random(step):
             step = _reading_the_mode(step)
             read = step.inputs()[0]
             if read in in_evaluation:
                 in_evaluation[value] = in_evaluation[read]
+        elif seen in first:  # a head of train mode took the step before
+            in_evaluation[value] = first[seen]
         steps.append(step)
     count = len(evaluation.outputs)
     fits = not waiting and all(
@@ -59,27 +60,17 @@ def merged(training: Steps, evaluation: Steps) -> Merged:
     return _written_out(steps, training, count)
 
 
-def _in_both(step: Step, other: Step, in_evaluation: dict[Value, Value], matched: dict[Value, Value]) -> Step | None:
-    """The step that says both, or None if they do not say the same."""
+def _as_evaluated(step: Step, in_evaluation: dict[Value, Value]) -> Step | None:
+    """A step that reads what stands for its inputs in eval mode; None if one of them is of train mode alone."""
+    known = all(value in in_evaluation for value in step.inputs())
+    return step.map_values(in_evaluation.__getitem__) if known else None
 
-    def seen(value: Value) -> Value:
-        if value not in in_evaluation:
-            raise _Unknown
-        return in_evaluation[value]
 
-    try:
-        one = step.map_values(seen)
-    except _Unknown:
-        return None
-    two = other.map_values(matched.__getitem__)
+def _in_both(step: Step, one: Step, two: Step) -> Step | None:
+    """The step that says both, or None if they do not say the same: `one` as it is seen in eval mode, `two` of eval mode."""
     if one == two:
         return step
-    if (
-        one.target == two.target == "F.batch_norm"
-        and _without_mode(one) == _without_mode(two)
-        and step["training"]
-        and not other["training"]
-    ):
+    if one.target == two.target == "F.batch_norm" and _without_mode(one) == _without_mode(two) and step["training"] and not two["training"]:
         return _reading_the_mode(step)
     return None
 
@@ -90,6 +81,15 @@ def _without_mode(step: Step) -> tuple[tuple[str, Argument], ...]:
 
 def _is_random(step: Step) -> bool:
     return step.target == STOCHASTIC_DEPTH or (FAMILY_OF.get(step.target) is Family.RANDOM and step["training"] is True)
+
+
+def _is_repeatable(step: Step) -> bool:
+    """Whether a step that eval mode has gives the same numbers there whenever it runs on the same inputs, and changes no buffer."""
+    if step.target == "F.scaled_dot_product_attention":
+        return not step["dropout_p"]
+    if step.target == "F.batch_norm":
+        return step["training"] is not True
+    return not _is_random(step)
 
 
 def _reading_the_mode(step: Step) -> Step:

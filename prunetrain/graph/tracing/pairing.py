@@ -1,4 +1,7 @@
-"""Two recordings that differ in the batch size only become one: whole numbers that differ tell what depends on the batch."""
+"""Two recordings that differ in the batch size only become one: whole numbers that differ tell what depends on the batch.
+
+A third one, of a single image, has to say the same.
+"""
 
 from collections.abc import Mapping
 from itertools import zip_longest
@@ -6,7 +9,8 @@ from typing import Any
 
 import torch
 
-from prunetrain.graph.tracing.records import BATCHES, Call, Constant, Differing, Pass, Place, Recording, Varying
+from prunetrain.errors import TraceError
+from prunetrain.graph.tracing.records import BATCHES, Call, Constant, Differing, Pass, Place, Recording, Ref, Varying
 
 
 def pair_up(first: Recording, second: Recording, *, training: bool) -> Pass:
@@ -18,7 +22,7 @@ def pair_up(first: Recording, second: Recording, *, training: bool) -> Pass:
     calls = []
     for one, two in zip_longest(first.calls, second.calls):
         if one is None or two is None or one.name != two.name or one.results != two.results:
-            raise (one or two).place.error("takes other steps when the batch size is another")
+            raise _other_steps(one or two)
         calls.append(
             Call(
                 one.name,
@@ -30,6 +34,34 @@ def pair_up(first: Recording, second: Recording, *, training: bool) -> Pass:
         )
     outputs = _both(first.outputs, second.outputs, Place("", ""))
     return Pass(training, tuple(calls), tuple(zip(first.shapes, second.shapes, strict=True)), outputs, frozenset(first.integers))
+
+
+def check_alone(several: Pass, alone: Recording) -> None:
+    """Check that the model does with one image what it does with several.
+
+    Raises:
+        TraceError: where it takes other steps, or the same with other numbers.
+    """
+    # contiguous() gives one image, transposed, back as it is: nothing to write down
+    both, single = ([call for call in calls if call.name != "contiguous"] for calls in (several.calls, tuple(alone.calls)))
+    for one, two in zip_longest(both, single):
+        if one is None or two is None or one.name != two.name or not _says((one.arguments, one.keywords), (two.arguments, two.keywords)):
+            raise _other_steps(two or one)
+
+
+def _says(both: Any, alone: Any) -> bool:
+    """Whether an argument of one image is that of several, as far as it depends neither on the images nor on how many they are."""
+    if isinstance(both, tuple):
+        return isinstance(alone, tuple) and len(both) == len(alone) and all(map(_says, both, alone))
+    if isinstance(both, Mapping):
+        return isinstance(alone, Mapping) and both.keys() == alone.keys() and all(_says(both[key], alone[key]) for key in both)
+    if isinstance(both, slice):
+        return isinstance(alone, slice) and all(_says(getattr(both, part), getattr(alone, part)) for part in ("start", "stop", "step"))
+    return isinstance(both, Ref | Constant | Varying | Differing) or both == alone or str(both) == str(alone) == "nan"
+
+
+def _other_steps(call: Call) -> TraceError:
+    return call.place.error("takes other steps when the batch size is another")
 
 
 def _both(one: Any, two: Any, place: Place) -> Any:

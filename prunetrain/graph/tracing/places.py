@@ -1,10 +1,12 @@
 """Where in the model's own code a call stands."""
 
+import inspect
 import os
 import sys
 from types import FrameType, TracebackType
 
 import torch
+from torch import nn
 
 from prunetrain.graph.tracing.records import Place
 
@@ -22,6 +24,14 @@ def place(scope: str) -> Place:
     return Place("", scope)
 
 
+def place_of_forward(module: nn.Module, scope: str) -> Place:
+    """The line where a module's forward begins, if it is the model's own code."""
+    code = getattr(inspect.unwrap(module.forward), "__code__", None)
+    if code is None or code.co_filename.startswith(_NOT_THE_MODELS):
+        return Place("", scope)
+    return Place(f"{code.co_filename}:{code.co_firstlineno}", scope)
+
+
 def place_of(error: BaseException) -> Place:
     """The innermost line of the model's own code in an error's traceback."""
     found = Place("", "")
@@ -32,3 +42,8 @@ def place_of(error: BaseException) -> Place:
             found = Place(f"{code.co_filename}:{traceback.tb_lineno}", "")
         traceback = traceback.tb_next
     return found
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error of the model's own code says, or its kind."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -4,7 +4,7 @@ Shapes are real numbers, so every branch on a shape takes its course and private
 constants are executed and give real tensors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,14 +19,17 @@ from prunetrain.graph.tracing.calls import (
     GRADIENT_FREE,
     OF_DATA,
     RANDOM,
+    SIZES,
     UNINITIALISED,
     in_place,
     short_name,
 )
 from prunetrain.graph.tracing.journal import Asked, Journal, names_of, outputs_of, tensors_in
-from prunetrain.graph.tracing.layers import LeafCall, as_layer, is_layer
-from prunetrain.graph.tracing.places import place
-from prunetrain.graph.tracing.records import Call, Module, Place, Recording
+from prunetrain.graph.tracing.layers import LeafCall, as_layer, follows_mode, is_layer
+from prunetrain.graph.tracing.places import place, place_of_forward
+from prunetrain.graph.tracing.randomness import Generators
+from prunetrain.graph.tracing.records import Call, Module, Own, Place, Recording
+from prunetrain.graph.tracing.registry import Registry
 from prunetrain.graph.tracing.shortcuts import empty_like_of_shape, made_without_torch
 from prunetrain.graph.windows import shape_text
 
@@ -36,17 +39,20 @@ class Recorder(TorchFunctionMode):
 
     Args:
         model: what is traced.
-        tensors: its parameters and buffers by qualified name.
+        registry: its parameters and buffers, and which of them are declared already.
         images: the tensor without memory that it is called with.
+        generators: the random numbers that forward may not draw.
         training: the mode it is in.
     """
 
-    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor, *, training: bool) -> None:
+    def __init__(self, model: nn.Module, registry: Registry, images: Tensor, generators: Generators, *, training: bool) -> None:
         super().__init__()
         self._modules = names_of(model)
         self._training = training
         self._scopes = [""]  # the modules that are running, by qualified name
-        self._journal = Journal(tensors, images)
+        self._registry = registry
+        self._journal = Journal(registry.tensors, images)
+        self._generators = generators
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -54,6 +60,7 @@ class Recorder(TorchFunctionMode):
         """What torch calls in place of every function and method."""
         name, kwargs = short_name(func), kwargs or {}
         if name in ABOUT_TENSORS:
+            self._journal.recording.sized |= name in SIZES
             return func(*args, **kwargs)
         depends = any(map(self._journal.follows, tensors_in((args, kwargs))))
         if not depends and name not in UNINITIALISED and name not in RANDOM:
@@ -77,8 +84,8 @@ class Recorder(TorchFunctionMode):
         name = self._modules[module]
         self._scopes.append(name)
         try:
-            if not is_layer(module):
-                return forward(module, *args, **kwargs)
+            if not is_layer(module) or self._is_frozen(name, module):
+                return self._run(name, module, forward, args, kwargs)
             try:
                 leaf = as_layer(module, args, kwargs)
             except ValueError as error:
@@ -86,6 +93,30 @@ class Recorder(TorchFunctionMode):
             return self._record_layer(name, leaf)
         finally:
             self._scopes.pop()
+
+    def _is_frozen(self, name: str, module: nn.Module) -> bool:
+        """Whether a layer is a BatchNorm that stays in eval mode while the model trains: a function that reads its tensors."""
+        is_batch_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+        if module.training != self._training and follows_mode(module):
+            if is_batch_norm and self._training:
+                return True
+            stays = "eval mode when the model is trained" if self._training else "train mode when the model is evaluated"
+            raise self._place().error(
+                f"{name or 'the network'} stays in {stays}, which a network file cannot say of nn.{type(module).__name__}; "
+                "let it follow the model's train()"
+            )
+        if self._training or not is_batch_norm or module.running_mean is None:
+            return False
+        return self._registry.is_declared(Own(f"{name}.running_mean".lstrip(".")))  # by train mode, which comes first
+
+    def _run(self, name: str, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = forward(module, *args, **kwargs)
+        torchs = name and type(module).__module__.startswith("torch.nn.")  # whoever calls it is asked
+        if not torchs and self._generators.moved():
+            raise place_of_forward(module, name).error(
+                f"{name or 'the network'} draws random numbers of Python or numpy, which a network file cannot say; use torch's dropout"
+            )
+        return result
 
     def refuse_function(self, function: type, *args: Any, **kwargs: Any) -> Any:
         """What a call of a function with gradients of its own becomes."""
@@ -111,8 +142,11 @@ class Recorder(TorchFunctionMode):
             raise asked.place.error(f"{name} changes self.{own} in place, which a network file cannot say")
         if self._training and name in GRADIENT_FREE and (own is None or asked.args[0].requires_grad):
             raise asked.place.error(f"{name} stops gradients, which a network file cannot say; train without it")
+        self._refuse_without_gradients(asked.place)
+
+    def _refuse_without_gradients(self, here: Place) -> None:
         if self._training and not torch.is_grad_enabled():
-            raise asked.place.error("runs without gradients in train mode, which a network file cannot say; train without no_grad()")
+            raise here.error("runs without gradients in train mode, which a network file cannot say; train without no_grad()")
 
     def _record(self, func: Callable[..., Any], asked: Asked) -> Any:
         call = self._journal.prepare(asked)
@@ -134,6 +168,7 @@ class Recorder(TorchFunctionMode):
         """A layer is not run: its shape rule says what it makes."""
         with torch._C.DisableTorchFunction():
             here = self._place()
+            self._refuse_without_gradients(here)
             try:
                 shape = layer_shape(leaf.layer, tuple(leaf.images.shape))
                 if min(shape) < 1:

@@ -9,7 +9,7 @@ from prunetrain.errors import TraceError
 from prunetrain.graph.layergraph import Layer
 from prunetrain.graph.windows import Shape
 
-BATCHES: Final = (7, 11)  # the batch sizes of a trace; primes, so that hardly any size is a multiple of one and, at the other, of the other
+BATCHES: Final = (7, 12)  # the batch sizes of a trace: no common divisor, one odd and one even, and neither is 1
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,13 @@ Sizes: TypeAlias = tuple[Shape, Shape]  # a shape at each of the two batch sizes
 
 @dataclass
 class Recording:
-    """One run of the forward pass: calls in order, the shape of every result, and what forward returned."""
+    """One run of the forward pass: calls in order, the shape of every result, what forward returned, and whether it asked for a size."""
 
     shapes: list[Shape]
     calls: list[Call] = field(default_factory=list)
     outputs: tuple[object, ...] = ()
     integers: set[int] = field(default_factory=set)
+    sized: bool = False
 
 
 @dataclass(frozen=True)

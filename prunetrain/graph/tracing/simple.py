@@ -121,11 +121,11 @@ def pad(build: Builder, call: Call) -> Value | Attribute:
     """F.pad; nothing if it adds nothing."""
     given = arguments(call, "input pad mode value")
     image, amounts = build.tensor(given["input"]), given["pad"]
-    while amounts and amounts[-2:] == (0, 0):
-        amounts = amounts[:-2]
-    if not amounts:
+    if not any(amounts):
         return image
     mode, value = given.get("mode", "constant"), given.get("value") or None
+    while mode == "constant" and amounts[-2:] == (0, 0):  # the other modes need an amount for each of their dimensions
+        amounts = amounts[:-2]
     if value == -inf and all(reader.name == "max_pool2d" for reader in build.readers(call)):
         value = torch.finfo(torch.float32).min  # a literal that loses against every number as well
     return build.add("F.pad", input=image, pad=amounts, mode=mode, value=value)

@@ -1,4 +1,4 @@
-"""A model as it was: whatever its forward passes set in its modules, or put into their dicts and lists, is undone.
+"""A model as it was: whatever its forward passes, or its own train(), set in its modules, or put into their dicts and lists, is undone.
 
 In: a model. Out: a `Snapshot`, taken once and put back after every pass.
 """
@@ -8,25 +8,58 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from prunetrain.graph.tracing.places import place_of, reason_of
 
 
 class Snapshot:
-    """The attributes of all modules of a model, containers copied all the way down; tensors are not copied."""
+    """The attributes of all modules of a model, containers copied all the way down.
+
+    Tensors are copied only if the model has a train() of its own, which may merge weights or freeze them.
+    """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._before = [(module, _copied(module.__dict__)) for module in model.modules()]
+        tensors = [*model.parameters(), *model.buffers()] if any(map(_has_own_train, model.modules())) else []
+        self._tensors = [(tensor, tensor.detach().clone(), tensor.requires_grad) for tensor in tensors]
 
     @contextmanager
     def in_mode(self, *, training: bool) -> Iterator[None]:
-        """The model in train or eval mode; as it was afterwards."""
+        """The model in train or eval mode, as its own train() understands it; as it was afterwards.
+
+        Raises:
+            TraceError: if train() fails.
+        """
         try:
-            for module, _ in self._before:
-                module.training = training
+            self._switch(training)
             yield
         finally:
             for module, attributes in self._before:
                 _put_back(module.__dict__, attributes)
+            for tensor, numbers, requires_grad in self._tensors:
+                _put_numbers_back_(tensor, numbers, requires_grad)
+
+    def _switch(self, training: bool) -> None:
+        try:
+            self._model.train(training)
+        except Exception as error:  # whatever the model's own code raises
+            name = type(self._model).__name__
+            raise place_of(error).error(f"{name} cannot be traced: train({training}) fails: {reason_of(error)}") from error
+
+
+def _has_own_train(module: nn.Module) -> bool:
+    return type(module).train is not nn.Module.train or "train" in vars(module)
+
+
+def _put_numbers_back_(tensor: Tensor, numbers: Tensor, requires_grad: bool) -> None:
+    if tensor.requires_grad != requires_grad:
+        tensor.requires_grad_(requires_grad)
+    if not tensor.is_meta and not torch.equal(tensor, numbers):
+        with torch.no_grad():
+            tensor.copy_(numbers)
 
 
 def _copied(value: Any) -> Any:
