@@ -1,7 +1,8 @@
 """Turn a torch module into a LayerGraph. With the package `tracing` the only code of `graph` that imports torch.
 
-The model's own Python runs four times on tensors without memory, in train and eval mode, each at two batch sizes; what it calls is written
-down and said again in the functions of the catalog. Layers with parameters or buffers keep their qualified names with `.` as `_`.
+The model's own Python runs four times on tensors without memory, in train and eval mode, each at two batch sizes, and for one image
+if it asks for sizes; what it calls is written down and said again in the functions of the catalog. Layers with parameters or buffers
+keep their qualified names with `.` as `_`.
 """
 
 import inspect
@@ -145,7 +146,7 @@ def _run_forward(model: nn.Module, recorder: Recorder, fake: FakeTensorMode, ima
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings of the model's code, which runs four times here, and no traceback that torch prints of errors reported anyway."""
+    """No warnings of the model's code, which runs several times here, and no traceback that torch prints of errors reported anyway."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before = logger.disabled
     logger.disabled = True
