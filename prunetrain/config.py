@@ -109,7 +109,9 @@ class TrainConfig:
     rho_factor: float = setting(1.0, "Factor of rho at every update.")
     rho_max: float = setting(1.0, "Upper limit of rho.")
     sync_batch_norm: bool = setting(False, "With several workers: BatchNorm over the images of all of them.")
-    round_to: str = setting("auto", "Channel counts stay multiples of this; `auto`: 16 on the way to a target, else what is fastest here.")
+    round_to: str = setting(
+        "auto", "Channel counts stay multiples of this; `auto`: up to 16 on the way to a target, else what is fastest here."
+    )
     amp: str = setting("off", "Automatic mixed precision.", choices=("off", "bfloat16", "float16"), bare="bfloat16")
     channels_last: bool = setting(False, "Channels-last memory format.")
     compile: bool = setting(False, "Compile the network with torch.compile.")

@@ -21,6 +21,7 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 
 _LARGEST_BLOCK = 16  # channels
+_CHOICE = 0.5  # of a target in MACs; blocks that reach no less than this prescribe the network
 
 
 class Fading:
@@ -88,7 +89,8 @@ class Ranking:
         """The coarsest blocks in which channels can go until the network needs at most this many multiply-accumulates an image.
 
         Blocks of 16, where a space has that many, are what most hardware likes: of a narrow network, smaller ones hardly save time
-        (docs/performance.md). Where they do not reach the number, no block is more than a half of its space, then a quarter, and so on.
+        (docs/performance.md). But they must leave a choice of what goes: if all of them went, less than half of the number may be left.
+        Where it is more, no block is more than a half of its space, then a quarter, and so on.
 
         Returns:
             A granularity: the size of the block, a power of two, for every space by name.
@@ -97,7 +99,7 @@ class Ranking:
         parts = 1
         while True:
             blocks = {name: _power_of_two(min(_LARGEST_BLOCK, size // parts)) for name, size in sizes.items()}
-            if parts >= max(sizes.values()) or self._macs(len(self._order), blocks) <= macs:
+            if parts >= max(sizes.values()) or self._macs(len(self._order), blocks) <= _CHOICE * macs:
                 return blocks
             parts *= 2
 

@@ -90,7 +90,7 @@ def follow_course(state: TrainState) -> None:
 
 
 def _choose(state: TrainState, dense_macs: int) -> list[int]:
-    """The channels that fade in the interval; with `--round-to auto` in the coarsest blocks that still lead to the target."""
+    """The channels that fade in the interval; with `--round-to auto` in the coarsest blocks that leave a choice."""
     config = state.config
     ranking = Ranking(state.graph, state.model.state_dict(), criterion=config.criterion)
     granularity: Granularity | None = config.granularity
