@@ -21,6 +21,7 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 
 _LARGEST_BLOCK = 16  # channels
+_LEAST_BLOCKS = 4  # of a space
 _CHOICE = 0.5  # of a target in MACs; blocks that reach no less than this prescribe the network
 
 
@@ -88,15 +89,15 @@ class Ranking:
     def coarsest_blocks(self, macs: float) -> dict[str, int]:
         """The coarsest blocks in which channels can go until the network needs at most this many multiply-accumulates an image.
 
-        Blocks of 16, where a space has that many, are what most hardware likes: of a narrow network, smaller ones hardly save time
-        (docs/performance.md). But they must leave a choice of what goes: if all of them went, less than half of the number may be left.
-        Where it is more, no block is more than a half of its space, then a quarter, and so on.
+        Blocks of 16 are what most hardware likes (docs/performance.md). But they must leave a choice of what goes: none is more than a
+        quarter of its space; and if all of them went, less than half of the number may be left. Else none is more than an eighth, and so
+        on.
 
         Returns:
             A granularity: the size of the block, a power of two, for every space by name.
         """
         sizes = {space.name: len(space.channels) for space in self._spaces.spaces}
-        parts = 1
+        parts = _LEAST_BLOCKS
         while True:
             blocks = {name: _power_of_two(min(_LARGEST_BLOCK, size // parts)) for name, size in sizes.items()}
             if parts >= max(sizes.values()) or self._macs(len(self._order), blocks) <= _CHOICE * macs:
