@@ -72,10 +72,10 @@ def test_it_goes_on_and_is_measured_without_the_users_file(folder: Path, run: Ru
 @pytest.mark.parametrize("flags", [("--target-macs", "0.5", "--target-by", "1"), ("--target-macs", "0", "--penalty-ratio", "0.2")], ids=str)
 def test_what_is_frozen_and_what_is_fixed_stay_as_they_are(flags: tuple[str, ...], tmp_path: Path) -> None:
     """Only channels go, whatever makes them smaller; and the file says what is not trained."""
-    shutil.copytree(SOURCES, tmp_path / "nets", ignore=shutil.ignore_patterns("__pycache__"))
-    printed("train", "--model", "nets/frozen.py:Frozen", "--epochs", "5", *flags, "--name", "frozen", folder=tmp_path)
-    printed("train", "--resume", "checkpoints/frozen/last.pt", "--epochs", "6", folder=tmp_path)
     run = RunPaths(tmp_path, "frozen")
+    train = ("train", "--model", f"{SOURCES}/frozen.py:Frozen", "--epochs", "5", "--name", "frozen", "--output-dir", tmp_path)
+    assert invoke(*train, *flags).exit_code == 0
+    assert invoke("train", "--resume", run.last, "--epochs", "6").exit_code == 0
     before, after = load_checkpoint(run.checkpoint(0)).model, load_checkpoint(run.last).model
     for name in ("stem", "blur"):
         assert re.search(rf"self.{name} = nn.Conv2d\(.*\).requires_grad_\(False\)  # ", run.network(6).read_text())
