@@ -1,5 +1,7 @@
 """Residual branches that go whole: what stays of them, and when they stay."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from graphs import Sketch, residual
@@ -45,6 +47,12 @@ def test_constant_stays_as_a_declared_bias() -> None:
     assert cut.sources["layer1_0_bn2_bias"].name == "layer1_0_bn2.bias"
     assert [step.target for step in cut.graph.steps[:5]] == ["self.conv1", "self.bn1", "F.relu", "+", "F.relu"]
     assert cut.graph.steps[3] == Step.make("+", input=Value(3), other=Attribute("layer1_0_bn2_bias"))
+
+
+def test_the_bias_of_a_layer_that_is_not_trained_leaves_a_buffer() -> None:
+    graph, state = dead_block()
+    frozen = replace(graph, layers=tuple(replace(layer, trainable=layer.name != "layer1_0_bn2") for layer in graph.layers))
+    assert cut_of(frozen, state).graph.declared == (Declared("layer1_0_bn2_bias", (8, 1, 1), "buffer"),)
 
 
 def test_zero_leaves_nothing() -> None:

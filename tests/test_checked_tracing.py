@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from traced import network
 
 import prunetrain
-from prunetrain.errors import TraceError
-from prunetrain.models.tracing import stored, traced_and_checked
+from prunetrain.errors import NetworkFileError, TraceError
+from prunetrain.graph import memory
+from prunetrain.models.checked_tracing import stored, traced_and_checked
 
 EXAMPLE = torch.zeros(2, 3, 8, 8)
 
@@ -65,6 +66,22 @@ def test_code_that_tracing_does_not_see() -> None:
 
     with pytest.raises(TraceError, match=r"^Net computes something else than its network file would: "):
         traced_and_checked(network(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2)), EXAMPLE)
+
+
+def test_code_that_fails_with_numbers() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if type(x) is Tensor:
+            raise ZeroDivisionError("no images today")
+        return self.fc(F.relu(self.conv(x)).mean((2, 3)))
+
+    with pytest.raises(TraceError, match=r"test_checked_tracing.py:\d+: Net fails with 2 random images: no images today$"):
+        traced_and_checked(network(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2)), EXAMPLE)
+
+
+def test_images_that_do_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    with pytest.raises(NetworkFileError, match="of memory are free"):
+        traced_and_checked(conv_and_head(), EXAMPLE)
 
 
 def test_stored_tensors_have_memory_of_their_own() -> None:

@@ -120,10 +120,10 @@ def test_a_target_is_met_where_no_cut_would_be_faster(
     [
         ({}, None),
         ({"epochs": 2}, None),
-        ({"epochs": 1}, "1 epochs"),
-        ({"epochs": 4, "prune_interval": 4}, "4 epochs"),
+        ({"epochs": 1}, "1 epoch is"),
+        ({"epochs": 4, "prune_interval": 4}, "4 epochs are"),
         ({"epochs": 5, "prune_interval": 4}, None),
-        ({"epochs": 9, "prune_interval": 4, "prune_at": 5}, "4 epochs"),
+        ({"epochs": 9, "prune_interval": 4, "prune_at": 5}, "4 epochs are"),
         ({"epochs": 1, "target_macs": 0.0}, None),
         ({"epochs": 1, "penalty_ratio": 0.0}, None),
     ],
@@ -131,7 +131,7 @@ def test_a_target_is_met_where_no_cut_would_be_faster(
 )
 def test_a_run_that_is_too_short_for_its_target_says_so(changes: dict[str, Any], epochs: str | None) -> None:
     said = too_short(TrainConfig(**changes))
-    assert (said is None) if epochs is None else (said or "").startswith(f"{epochs} are too few for --target-macs 0.5: ")
+    assert (said is None) if epochs is None else (said or "").startswith(f"{epochs} too few for --target-macs 0.5: ")
 
 
 @pytest.mark.parametrize("stop", [(2, 10), (3, 1), (3, 6), (4, 10), (5, 4)], ids=str)

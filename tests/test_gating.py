@@ -1,6 +1,7 @@
 """Gates on residual streams: the same function and the same next step, by hand and for networks with random damage."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,6 +77,9 @@ def test_what_a_dead_filter_still_adds_stays_as_a_parameter() -> None:
     assert {tensor.name: tensor.values for tensor in cut.graph.declared if tensor.values} == {"bn2_idle": (0, 3), "bn2_writes": (1, 2)}
     assert_same_function(graph, state, cut)
     assert_same_step(graph, state, cut, optimizer="sgd", running_means=True)
+    assert "self.bn2_rest = nn.Parameter(" in render(cut.graph)
+    frozen = replace(graph, layers=tuple(replace(layer, trainable=False) for layer in graph.layers))
+    assert "self.bn2_rest = nn.Buffer(" in render(gated_cut(frozen, state).graph)
 
 
 def test_modes_that_disagree_forbid_the_gate() -> None:

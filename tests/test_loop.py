@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,9 +22,12 @@ from prunetrain.paths import RunPaths
 from prunetrain.regularizers.fading import Fading
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training import lasso as lasso_module
+from prunetrain.training import loop as loop_module
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import DataSource, load_data
+from prunetrain.training.data.base import Share
+from prunetrain.training.distribution import Ranks
 from prunetrain.training.environment import Environment
 from prunetrain.training.loop import evaluate, evaluate_batches, train_one_epoch
 from prunetrain.training.state import TrainState
@@ -326,6 +329,36 @@ def test_evaluate_counts_every_image_once(images: Path, tmp_path: Path) -> None:
     assert found.top5 == 1  # there are four classes
     for name, tensor in start.state.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize(("batch_size", "together"), [(1, 4), (16, 64), (64, 256), (200, 256), (300, 300)])
+def test_validation_takes_no_more_memory_than_training(images: Path, tmp_path: Path, batch_size: int, together: int) -> None:
+    """Up to 256 images together, if training has a quarter of them."""
+    start = Start(images, tmp_path)
+    start.state.progress = replace(start.state.progress, batch_size=batch_size)
+    asked: list[int] = []
+
+    class Asked:
+        def val_batches(self, batch_size: int, share: Share) -> Iterator[tuple[Tensor, Tensor]]:
+            asked.append(batch_size)
+            return start.data.val_batches(batch_size, share=share)
+
+    evaluate(start.state, cast(DataSource, Asked()))
+    assert asked == [together]
+
+
+def test_an_epoch_lasts_until_the_device_has_done_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU goes on while the clock is asked; it has done its work when its sums are known."""
+    clock = [10.0]
+    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: clock[0])
+
+    class Late:
+        def __float__(self) -> float:
+            clock[0] += 5
+            return 1.0
+
+    running = loop_module._Running(cast(Tensor, Late()), cast(Tensor, Late()), images=4, seconds=2.0)
+    assert running.sums(9.0, Ranks()) == {"loss": 1.0, "correct": 1.0, "images": 4, "seconds": 2.0 + 11.0}
 
 
 def test_top_5(images: Path, tmp_path: Path) -> None:

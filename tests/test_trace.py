@@ -296,6 +296,22 @@ def test_a_layer_with_another_method_of_its_own_is_a_layer_still() -> None:
     assert [layer.kind for layer in graph.layers] == ["Conv2d", "BatchNorm2d", "PReLU"]
 
 
+def test_a_fixed_weight_with_a_learned_bias_is_a_function() -> None:
+    """No layer of a file trains a part of its weights."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return F.linear(F.conv2d(x, self.filter, self.bias).mean((2, 3)), self.fixed, self.shift)
+
+    fixed = {"filter": torch.rand(4, 3, 3, 3), "fixed": torch.rand(2, 4)}
+    graph = check_same(network(forward, **fixed, bias=nn.Parameter(torch.rand(4)), shift=nn.Parameter(torch.rand(2))), (2, 3, 8, 8))
+    assert {tensor.name: tensor.role for tensor in graph.declared} == {
+        "filter": "buffer",
+        "bias": "parameter",
+        "fixed": "buffer",
+        "shift": "parameter",
+    }
+
+
 def test_computed_weights_stay_functions() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         weight = self.conv.weight

@@ -170,9 +170,10 @@ class _Walk:
 
     def _bias(self, donor: str, constant: Abstract) -> str:
         """Declare a constant that stays; its name."""
-        name = free_name(f"{donor.split('.', maxsplit=1)[0]}_bias", +self._calls)
+        layer = self._graph.layer(donor.removesuffix(".bias"))
+        name = free_name(f"{layer.name}_bias", +self._calls)
         whole = constant.broadcast()
-        declared = Declared(name, tuple(whole.known.shape[1:]))
+        declared = Declared(name, tuple(whole.known.shape[1:]), "parameter" if layer.trainable else "buffer")
         values = whole.eval_mode.to(self._state[donor]).reshape(declared.shape)
         self._biases[name] = _Bias(declared, values, donor)
         return name

@@ -255,7 +255,7 @@ class _Gates:
     def _rest(self, end: Layer, stream: Value, idle: Tensor, write: _Write) -> Value:
         """Add what dead filters still add: a number a channel, spread over the channels of the stream."""
         donor = self._state[f"{end.name}.bias"]
-        rest = self._declare(Declared(f"{end.name}_rest", (len(idle), 1, 1)))
+        rest = self._declare(Declared(f"{end.name}_rest", (len(idle), 1, 1), "parameter" if end.trainable else "buffer"))
         blank = self._declare(Declared(f"{end.name}_blank", (write.width, 1, 1), "buffer"))
         gone = torch.ones(len(donor), dtype=torch.bool)
         gone[self._sources[f"{end.name}.bias"].rows[0]] = False

@@ -49,7 +49,7 @@ def command(
     from prunetrain.graph.costs import costs
     from prunetrain.graph.render import render
     from prunetrain.models import build
-    from prunetrain.models.tracing import stored, traced_and_checked
+    from prunetrain.models.checked_tracing import stored, traced_and_checked
     from prunetrain.models.weights import load_weights
     from prunetrain.report.tables import count
 

@@ -10,7 +10,7 @@ from prunetrain.channels.slicing import Cut
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.library.wrapping import not_compiled
 from prunetrain.models.assembling import assemble
-from prunetrain.models.tracing import traced_and_checked
+from prunetrain.models.checked_tracing import traced_and_checked
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,9 @@ def too_short(config: TrainConfig) -> str | None:
         return None
     if next_macs(config, interval_start(config, config.epochs - 1)) <= config.target_macs + 1e-9:
         return None
+    epochs = config.epochs - config.prune_at
     return (
-        f"{config.epochs - config.prune_at} epochs are too few for --target-macs {config.target_macs:g}: "
+        f"{epochs} {'epoch is' if epochs == 1 else 'epochs are'} too few for --target-macs {config.target_macs:g}: "
         f"the first interval of {config.prune_interval} cuts nothing, and none is left that would reach it"
     )
 

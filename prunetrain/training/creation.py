@@ -19,7 +19,7 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.trace import Traced
 from prunetrain.models import build, weights
-from prunetrain.models.tracing import stored, traced_and_checked
+from prunetrain.models.checked_tracing import stored, traced_and_checked
 from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
 from prunetrain.training.checkpoints import Checkpoint, Progress, rng_state
 from prunetrain.training.data import DataSource

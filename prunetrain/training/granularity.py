@@ -5,10 +5,10 @@ In: a run, and what can be cut. Out: a `Granularity`. Two stages:
 1. the times of single layers, forward and backward, at the counts in question give every channel space a multiple of its own
    (`layer_choice.py`);
 2. whole training steps of the network that this leads to, of networks rounded alike throughout, and of the network without the cut take
-   turns. The fastest wins; among those within a few percent of it, the one with the fewest MACs. So a cut never makes a run slower.
+   turns. The fastest wins; among those within a few percent of it, the one with the fewest MACs. So a cut does not make a run slower.
 
-A target in MACs goes first: only what leaves no more than the course of the run allows is considered, and where that is one network alone,
-nothing is timed.
+A target in MACs goes before that: only what leaves no more than the course of the run allows is considered, and where that is one
+network alone, nothing is timed.
 
 All of this takes at most 1% of the time that the run trains. Where that is too little for the layers, only whole steps are timed, on
 smaller batches if need be; where it is too little for these, or a GPU's memory is, the last choice of the run holds, and before any,
@@ -169,10 +169,9 @@ def measured_choice(
         by_layer = choose_by_layer(proposal, LayerTimer(conditions), enough=lambda: time.perf_counter() > layers_until)
         graph = proposal.graph_for(proposal.plan(by_layer))
         if costs(graph).macs <= most_macs:
-            graphs = {graph: by_layer} | graphs | {graph: by_layer}  # the first that is timed
+            graphs.pop(graph, None)
+            graphs = {graph: by_layer} | graphs  # the first that is timed
     chosen = list(graphs)[: effort.networks]
-    if len(chosen) == 1:
-        return graphs[chosen[0]]
     seconds = _time_steps(chosen, conditions)
     return pick([Timing(graphs[graph], time, costs(graph).macs) for graph, time in zip(chosen, seconds, strict=True)])
 

@@ -32,6 +32,11 @@ def _owner(*tensors: object) -> str | None:
     return owners.pop() if len(owners) == 1 else None
 
 
+def _is_layers(build: Builder, *tensors: object) -> bool:
+    """Whether all tensors that are given are one module's, and either parameters or buffers: a file trains a layer's weights, or none."""
+    return _owner(*tensors) is not None and len({build.registry.is_parameter(tensor) for tensor in tensors if tensor is not None}) == 1
+
+
 def _layer(build: Builder, call: Call, layer: Layer, images: object, tensors: dict[str, Any]) -> Value:
     """A call of a layer whose tensors are given under the layer's own names."""
     given = {own: tensor.name for own, tensor in tensors.items() if tensor is not None}
@@ -60,7 +65,7 @@ def convolution(build: Builder, call: Call) -> Value:
     given = arguments(call, f"input weight bias {order}")
     images, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
     options = {name: _single(value) for name, value in given.items()}
-    if isinstance(weight, Own) and _owner(weight, bias) is not None:
+    if _is_layers(build, weight, bias):
         first, second, *kernel = build.sizes_of(weight)[0]
         groups = options.get("groups", 1)
         channels = (
@@ -78,7 +83,7 @@ def linear(build: Builder, call: Call) -> Value:
     """F.linear."""
     given = arguments(call, "input weight bias")
     images, weight, bias = given["input"], given["weight"], given.get("bias")
-    if isinstance(weight, Own) and _owner(weight, bias) is not None and build.rank(weight) == 2:
+    if _is_layers(build, weight, bias) and build.rank(weight) == 2:
         out_features, in_features = build.sizes_of(weight)[0]
         layer = Layer.make("", "Linear", in_features=in_features, out_features=out_features, bias=bias is not None)
         return _layer(build, call, layer, images, {"weight": weight, "bias": bias})
@@ -96,7 +101,8 @@ def batch_norm(build: Builder, call: Call) -> Value:
     follows = training == build.traced.training and not frozen if tracked else training
     rank = build.rank(images)
     affine = tensors["weight"] is not None
-    mixed = affine != (tensors["bias"] is not None) or rank not in (2, 3, 4)
+    learned = [tensors[name] for name in ("weight", "bias") if tensors[name] is not None]
+    mixed = len(learned) == 1 or rank not in (2, 3, 4) or (learned and not _is_layers(build, *learned))
     if follows and not mixed and _owner(*tensors.values()) is not None:
         options = {"num_features": build.sizes_of(images)[0][1], "affine": affine, "track_running_stats": tracked, **given}
         return _layer(build, call, Layer.make("", "BatchNorm2d" if rank == 4 else "BatchNorm1d", **options), images, tensors)
@@ -110,7 +116,7 @@ def layer_norm(build: Builder, call: Call) -> Value:
     given = arguments(call, "input normalized_shape weight eps" if rms else "input normalized_shape weight bias eps cudnn_enable")
     given.pop("cudnn_enable", None)
     images, weight, bias = given.pop("input"), given.pop("weight", None), given.pop("bias", None)
-    if rms or (weight is not None and _owner(weight, bias) is not None):
+    if rms or (weight is not None and _is_layers(build, weight, bias)):
         extra = {} if rms else {"bias": bias is not None}
         layer = Layer.make("", "RMSNorm" if rms else "LayerNorm", elementwise_affine=weight is not None, **extra, **given)
         if weight is not None and _owner(weight, bias) is None:
@@ -124,8 +130,8 @@ def group_norm(build: Builder, call: Call) -> Value:
     given = arguments(call, "input num_groups weight bias eps cudnn_enabled")
     given.pop("cudnn_enabled", None)
     images, weight, bias = given.pop("input"), given.pop("weight", None), given.pop("bias", None)
-    if (weight is None) != (bias is None) or (weight is not None and _owner(weight, bias) is None):
-        raise ValueError("a weight that is computed is nothing that prunetrain knows")
+    if (weight is None) != (bias is None) or (weight is not None and not _is_layers(build, weight, bias)):
+        raise ValueError("a weight that is computed, or learned without its bias, is nothing that prunetrain knows")
     layer = Layer.make("", "GroupNorm", num_channels=build.sizes_of(images)[0][1], affine=weight is not None, **given)
     return _layer(build, call, layer, images, {"weight": weight, "bias": bias})
 

@@ -88,6 +88,10 @@ class Registry:
         self._by_content[tensor] = name
         return Attribute(name)
 
+    def is_parameter(self, tensor: object) -> bool:
+        """Whether something is one of the model's parameters, and no buffer."""
+        return isinstance(tensor, Own) and isinstance(self.tensors[tensor.name], torch.nn.Parameter)
+
     def is_declared(self, tensor: object) -> bool:
         """Whether one of the model's tensors is declared already."""
         return isinstance(tensor, Own) and self._first[id(self.tensors[tensor.name])] in self._by_content

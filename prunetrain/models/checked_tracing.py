@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from prunetrain.errors import TraceError
+from prunetrain.graph.memory import check_results_fit
 from prunetrain.graph.render import render
 from prunetrain.graph.trace import Traced, trace_with_state
 from prunetrain.graph.tracing.journal import outputs_of
+from prunetrain.graph.tracing.places import place_of, reason_of
 from prunetrain.graph.tracing.snapshot import Snapshot
 from prunetrain.models.assembling import assemble
 
@@ -28,20 +30,24 @@ def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike
         returns_alike: whether the file's network must return what the model does as well: a tensor, or a tuple of several.
 
     Raises:
+        NetworkFileError: if images do not fit into this machine's memory.
         TraceError: as `trace`; and if the outputs differ by more than rounding, or the file's network cannot take the model's weights.
     """
     traced = trace_with_state(model, example_input)
     name = traced.graph.class_name
     sample = next((tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()), torch.empty(0))
+    if sample.device.type == "cpu":
+        check_results_fit(traced.graph, name, _IMAGES)
     images = torch.randn(_IMAGES, *example_input.shape[1:], generator=torch.Generator().manual_seed(0)).to(sample)
     try:
         network = assemble(render(traced.graph), name, traced.graph, traced.state).eval()
     except RuntimeError as error:
         raise TraceError(f"{name} has other weights than the layers that it is made of: {str(error).splitlines()[-1].strip()}") from None
-    with torch.no_grad():
-        found = outputs_of(network(images.clone()))
-        with Snapshot(model).in_mode(training=False):
-            returned = model(images.clone())
+    try:
+        with torch.no_grad(), Snapshot(model).in_mode(training=False):
+            found, returned = outputs_of(network(images.clone())), model(images.clone())
+    except Exception as error:  # whatever the model's own code raises, and too little memory
+        raise place_of(error).error(f"{name} fails with {_IMAGES} random images: {reason_of(error)}") from error
     if returns_alike and not _is_plain(returned):
         raise TraceError(
             f"{name} returns a {type(returned).__name__} that is neither a tensor nor a tuple of several, as the networks of files do: "
