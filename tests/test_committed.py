@@ -32,4 +32,4 @@ def test_digits() -> None:
     network = load(EXAMPLES / "resnet20-digits" / "epoch_040.safetensors")
     data = load_data(TrainConfig(dataset="digits"), torch.device("cpu"))
     right = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in data.val_batches(90))
-    assert right / 360 == pytest.approx(0.9889, abs=0.003)  # one image is 0.0028
+    assert right / 360 == pytest.approx(0.9917, abs=0.003)  # one image is 0.0028
