@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from runs import Recorder, arguments, assert_same_state, repeatable, settings, write_images
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.amp import GradScaler
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from workers import NETWORK, Story, in_float64, together
@@ -27,6 +28,7 @@ from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, OutputError, WorkerError
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
+from prunetrain.training import distribution
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import Batch, DataSource, load_data
@@ -197,6 +199,18 @@ def tell(rank: int) -> str:
         return "told"
 
 
+def patience(rank: int) -> str:
+    """What rank 0 says that takes longer for it than the others would wait for any exchange."""
+    distribution.SIGN_OF_LIFE = 0.2  # type: ignore[misc]  # of this process alone
+    group = distributed.new_group(timeout=timedelta(seconds=1))
+
+    def slow() -> str:
+        time.sleep(2.5)
+        return "done"
+
+    return Ranks(group).on_first(slow)
+
+
 def talk(rank: int, config: TrainConfig, store: str) -> dict[str, Any]:
     ranks = Ranks.joined()
     environment = Environment.of(config)
@@ -207,6 +221,7 @@ def talk(rank: int, config: TrainConfig, store: str) -> dict[str, Any]:
         "gathered": ranks.gather(f"of {rank}"),
         "shared": ranks.share(f"of {rank}"),
         "on first": ranks.on_first(lambda: rank + 10),
+        "patience": patience(rank),
         "failing": caught(lambda: ranks.on_first(lambda: fail(rank))),
         "same": caught(lambda: ranks.check_same("file", "a")),
         "different": caught(lambda: ranks.check_same("file", "ab"[rank])),
@@ -232,6 +247,7 @@ def test_workers_talk(tmp_path: Path) -> None:
         "gathered": ["of 0", "of 1"],
         "shared": "of 0",
         "on first": 10,
+        "patience": "done",
         "failing": "OutputError: the disk of worker 0 is full",
         "same": "nothing",
         "different": "WorkerError: worker 1 has another file than worker 0: give all machines the same files, settings and version",

@@ -5,9 +5,11 @@ one process alone nothing is sent. All must decide the same, so rank 0 has the l
 """
 
 import inspect
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -17,6 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from prunetrain.errors import PruneTrainError, WorkerError
 
 _Value = TypeVar("_Value")
+
+SIGN_OF_LIFE: Final = 300.0
+"""Seconds between two signs of life of a rank that the others wait for: well under the patience of `joining.py`."""
 
 
 @dataclass(frozen=True)
@@ -78,23 +83,49 @@ class Ranks:
             tensor.detach().copy_(values)
 
     def on_first(self, action: Callable[[], _Value]) -> _Value:
-        """Do something on rank 0 only; the others wait for it, and fail as it does. Its result is pickled.
+        """Do something on rank 0 only; the others wait for it, however long it takes, and fail as it does. Its result is pickled.
+
+        The action must talk to no other rank.
 
         Raises:
             PruneTrainError: what the action raised on rank 0.
         """
         if self.group is None:
             return action()
-        done: tuple[_Value | None, PruneTrainError | None] = (None, None)
+        done: tuple[_Value | None, PruneTrainError | None] | None = None
         if self.rank == 0:
-            try:
-                done = (action(), None)
-            except PruneTrainError as error:
-                done = (None, error)
-        value, failure = self.share(done)
+            with self._signs_of_life():
+                try:
+                    done = (action(), None)
+                except PruneTrainError as error:
+                    done = (None, error)
+            done = self.share(done)
+        else:
+            while done is None:
+                done = self.share(None)
+        assert done is not None
+        value, failure = done
         if failure is not None:
             raise failure
         return value  # type: ignore[return-value]  # only a failure leaves it None
+
+    @contextmanager
+    def _signs_of_life(self) -> Iterator[None]:
+        """Inside, the others, who wait in `share`, get None now and then, so that they do not take this rank for lost."""
+        done = threading.Event()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # another is lost: the next exchange says so
+                while not done.wait(SIGN_OF_LIFE):
+                    self.share(None)
+
+        thread = threading.Thread(target=tell, name="signs of life", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def check_same(self, what: str, value: str) -> None:
         """Check that all ranks have the same of something.
