@@ -35,7 +35,7 @@ def _options(function: Any) -> Any:
 @click.option(
     "--during", type=click.IntRange(min=0), metavar="N", help="Epochs with the method before it prunes.  [default: 0; admm: N of --epochs]"
 )
-@config_option("lr", default="a tenth of the checkpoint's; its own where it is taken back")
+@config_option("lr", default="a tenth of the checkpoint's; its own if that is of fine-tuning or taken back")
 @_options
 @click.option("--name", help="Name of the new run.  [default: the run of CHECKPOINT with the method]")
 @config_option("output_dir", default="where the run of CHECKPOINT is")

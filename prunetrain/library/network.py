@@ -40,6 +40,11 @@ class Network:
         graph = replace(traced.graph, layers=tuple(replace(layer, trainable=True) for layer in traced.graph.layers))
         return cls(module, graph, traced.names, {name: t for name, t in traced.state.items() if name not in known})
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(iter(self.state().values())).device
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters under the graph's names."""
         found = dict(self.module.named_parameters(remove_duplicate=False))

@@ -39,14 +39,14 @@ class Penalty:
         """The lambda that makes the penalty this share of the whole loss; 0 if there is nothing to penalise."""
         return self._current().strength_for(ratio, loss)
 
-    def add_gradient_(self, strength: float) -> None:
-        """Add the gradient of strength * R to every trained weight's `.grad`."""
-        self._current().add_gradient_(strength)
+    def add_gradient_(self, strength: float, *, scale: Tensor | None = None) -> None:
+        """Add the gradient of strength * R to every trained weight's `.grad`; `scale` as in `GroupLasso.add_gradient_`."""
+        self._current().add_gradient_(strength, scale=scale)
 
-    def shrink_(self, strength: float) -> None:
-        """The proximal step that belongs to the optimizer step just made."""
+    def shrink_(self, strength: float, *, unless: Tensor | None = None) -> None:
+        """The proximal step that belongs to the optimizer step just made; `unless` as in `GroupLasso.shrink_`."""
         pulls = {self._layer_of[weight]: size for weight, size in self._trained().items()}
-        self._current().shrink_({layer: strength * size for layer, size in pulls.items()})
+        self._current().shrink_({layer: strength * size for layer, size in pulls.items()}, unless=unless)
 
     def _trained(self) -> dict[nn.Parameter, float]:
         """The weights that the optimizer trains, and how far it moves each norm under a lambda of 1."""

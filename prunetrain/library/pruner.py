@@ -166,7 +166,7 @@ class PruneTrain:
         if self._settings.lasso_step == "proximal":
             self._due = True
         else:
-            self._penalty.add_gradient_((self._strength or 0.0) * self._gradient_scale())
+            self._penalty.add_gradient_(self._strength or 0.0, scale=self._gradient_scale())
 
     def reconfigure(self, path: str | Path | None = None, *, keep: Mapping[str, Collection[int]] | None = None) -> Step:
         """Cut the channels that are dead. Call it between two optimizer steps; under DistributedDataParallel on every rank.
@@ -253,18 +253,17 @@ class PruneTrain:
 
     def _first_strength(self, loss: Tensor | float) -> float | None:
         """Lambda, or None while nothing that could be penalised is trained."""
-        device = next(iter(self._network.state().values())).device
-        mean = self._wrapping.ranks.mean(float(loss.detach() if isinstance(loss, Tensor) else loss), device)
+        mean = self._wrapping.ranks.mean(float(loss.detach() if isinstance(loss, Tensor) else loss), self._network.device)
         if not isfinite(mean) or mean <= 0:
             raise ConfigError(f"the first loss sets the strength of the lasso; it must be a finite number over 0, not {mean}")
         return self._penalty.strength_for(self._settings.penalty_ratio, mean) or None
 
-    def _gradient_scale(self) -> float:
-        """What the gradients are multiplied by now: 1, or the scale of a GradScaler that has not divided by it yet."""
+    def _gradient_scale(self) -> Tensor | None:
+        """The scale of a GradScaler that has not divided the gradients by it yet; still on the device, where `get_scale` would wait."""
         if self._scaler is None or not self._scaler.is_enabled():
-            return 1.0
+            return None
         stage = self._scaler._per_optimizer_states[id(self._optimizer)]["stage"]
-        return self._scaler.get_scale() if stage is OptState.READY else 1.0
+        return self._scaler.scale(torch.ones((), device=self._network.device)) if stage is OptState.READY else None
 
     def _shrink(self) -> None:
         """The proximal step, once after each optimizer step that `regularize` came before."""
@@ -272,8 +271,7 @@ class PruneTrain:
             return
         self._due = False
         infinite = getattr(self._optimizer, "found_inf", None)  # a GradScaler lets fused optimizers skip the step themselves
-        if infinite is None or not bool(infinite):
-            self._penalty.shrink_(self._strength or 0.0)
+        self._penalty.shrink_(self._strength or 0.0, unless=None if infinite is None else infinite > 0)
 
 
 def _after_step(reference: "weakref.ref[PruneTrain]") -> Callable[..., None]:

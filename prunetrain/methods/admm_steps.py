@@ -83,10 +83,11 @@ def rescaled(state: AdmmState, factor: float) -> AdmmState:
 @torch.no_grad()
 def add_gradient_(weights: Mapping[str, Tensor], state: AdmmState, rho: float) -> None:
     """Add rho (W - Z + U), the gradient of rho / 2 ||W - Z + U||^2, to every weight's `.grad`."""
-    for name, z in state.z.items():
-        weight = weights[name]
-        if weight.grad is not None:
-            weight.grad.add_((weight - z + state.u[name]).to(weight.grad.dtype), alpha=rho)
+    gradients = {name: gradient for name in state.z if (gradient := weights[name].grad) is not None}
+    if gradients:
+        pulls = torch._foreach_sub([weights[name] for name in gradients], [state.z[name] for name in gradients])
+        torch._foreach_add_(pulls, [state.u[name] for name in gradients])
+        torch._foreach_add_(list(gradients.values()), pulls, alpha=rho)
 
 
 @torch.no_grad()

@@ -37,14 +37,22 @@ class HeldMasks(Idle):
         masks.check_fits(self._weights)
         self._masks = Masks({name: mask.to(self._weights[name].device) for name, mask in masks.keep.items()})
         self._masks.apply_(self._weights)
+        self._held = [self._weights[name] for name in self._masks.keep]
+        # Like the weights, so that a GPU multiplies all of them in a few kernels.
+        self._factors = [torch.empty_like(self._weights[name]).copy_(mask) for name, mask in self._masks.keep.items()]
 
+    @torch.no_grad()
     def after_backward_(self, loss: Tensor) -> None:
         """Zero the gradients of what is gone, which so adds nothing to momentum or to a gradient's norm."""
-        self._masks.apply_({name: weight.grad for name, weight in self._weights.items() if weight.grad is not None})
+        pairs = [(weight.grad, factor) for weight, factor in zip(self._held, self._factors, strict=True) if weight.grad is not None]
+        if pairs:
+            torch._foreach_mul_([gradient for gradient, _ in pairs], [factor for _, factor in pairs])
 
+    @torch.no_grad()
     def after_step_(self, optimizer: Optimizer, skipped: Tensor | None = None) -> None:
         """Zero what an optimizer's older state may have moved."""
-        self._masks.apply_(self._weights)
+        if self._held:
+            torch._foreach_mul_(self._held, self._factors)
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:

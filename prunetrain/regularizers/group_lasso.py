@@ -89,10 +89,17 @@ class GroupLasso:
         return ratio * float(loss) / ((1 - ratio) * penalty) if penalty else 0.0
 
     @torch.no_grad()
-    def add_gradient_(self, strength: float) -> None:
-        """Add the gradient of strength * R to every weight's `.grad`. Groups that are zero have gradient zero."""
+    def add_gradient_(self, strength: float, *, scale: Tensor | None = None) -> None:
+        """Add the gradient of strength * R to every weight's `.grad`. Groups that are zero have gradient zero.
+
+        Args:
+            strength: lambda.
+            scale: a single number on the weights' device by which the gradients are multiplied; nobody waits for it.
+        """
         norms = self._norms()
         inverse = torch.where(norms > 0, strength / norms, 0.0)
+        if scale is not None:
+            inverse *= scale
         for layer in self._layers:
             factor = self._per_weight(layer, inverse, product=False)
             if factor is not None and layer.weight.grad is not None:

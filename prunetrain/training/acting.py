@@ -15,6 +15,7 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.method_settings import ADMM, GROUP_LASSO
 from prunetrain.methods.admm import Admm, AdmmSettings
 from prunetrain.methods.admm_steps import projection
+from prunetrain.methods.counting import rates_of_rounds
 from prunetrain.methods.holding import HeldMasks
 from prunetrain.methods.in_training import Idle, MethodState, TrainingMethod
 from prunetrain.methods.masks import Masks
@@ -80,14 +81,26 @@ def early_weights(state: MethodState) -> Mapping[str, Tensor]:
     return state["tensors"].get(_EARLY, {})
 
 
-def options_of(config: TrainConfig, earlier: Masks | None = None) -> Options:
-    """What the settings tell a method."""
+def amount_of(config: TrainConfig, rounds: int) -> float:
+    """How much a method removes at its next pruning: of several, a rate that grows from round to round.
+
+    Args:
+        config: `method`, `rate` and `rounds` count.
+        rounds: prunings that are done.
+    """
+    grows = config.method == ADMM or (methods.entry(config.method).amount == "rate" and config.method != "2:4")
+    return rates_of_rounds(config.rate, config.rounds)[rounds] if grows else config.rate
+
+
+def options_of(config: TrainConfig, rounds: int, earlier: Masks | None = None) -> Options:
+    """What the settings tell a method at its next pruning, after so many; rates of single layers grow as `amount_of` does."""
     return Options(
-        layer_rates=config.rates,
+        layer_rates={layer: rates_of_rounds(rate, config.rounds)[rounds] for layer, rate in config.rates.items()},
         scope=config.scope,
         structure=config.structure,
         streams=config.streams,
         norm_share=config.norm_share,
+        granularity=config.granularity or 1,
         seed=config.seed,
         earlier=earlier,
     )
@@ -129,14 +142,15 @@ def acting_in(config: TrainConfig, graph: LayerGraph, model: nn.Module, epoch: i
 
 
 def _before_pruning(config: TrainConfig, graph: LayerGraph, weights: Mapping[str, Tensor]) -> TrainingMethod:
+    """What acts until the first pruning, at that one's rate."""
     if config.prune_at == 0:
         return Idle()
+    rate, options = amount_of(config, rounds=0), options_of(config, rounds=0)
     if config.method == ADMM:
         settings = AdmmSettings(rho=config.rho, rho_factor=config.rho_factor, rho_max=config.rho_max, interval=config.method_interval)
-        return Admm(weights, projection(graph, config.rate, options_of(config)), settings)
+        return Admm(weights, projection(graph, rate, options), settings)
     if methods.entry(config.method).decides == "channels":
-        options = options_of(config)
-        return SoftFilters(graph, weights, method=config.method, rate=config.rate, options=options, interval=config.method_interval)
+        return SoftFilters(graph, weights, method=config.method, rate=rate, options=options, interval=config.method_interval)
     return Idle()
 
 

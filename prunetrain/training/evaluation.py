@@ -1,5 +1,6 @@
 """Measuring a checkpoint outside of a run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,5 +28,7 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Evaluation:
     environment = Environment.of(config)
     data = load_data(config, environment.device)
     state = load_state(path, config, data, environment)
+    if "batch_size" in given:  # else one that grew in training
+        state.progress = replace(state.progress, batch_size=None)
     state.check_fits(data)
     return evaluate(state, data)

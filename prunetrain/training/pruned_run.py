@@ -38,7 +38,7 @@ EPOCHS: Final = 10
 """Epochs of retraining after each pruning, where nothing else says."""
 
 LR_SHARE: Final = 0.1
-"""Learning rate of fine-tuning, as a share of the run's."""
+"""Learning rate of fine-tuning, as a share of that of the run's schedule; of a run that fine-tuned, its own goes on."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
         values["dynamic_batch"] = False
     if given.get("retrain", "finetune") == "finetune":
         epochs = EPOCHS if epochs is None else epochs
-        values |= {"schedule": "constant", "warmup_epochs": 0, "lr": base.lr * LR_SHARE}
+        tuned = base.schedule == "constant" and base.prune_at > 0  # by this already, or by such a schedule of its own
+        values |= {"schedule": "constant", "warmup_epochs": 0, "lr": base.lr if tuned else base.lr * LR_SHARE}
     else:
         rest = base.schedule_epochs - given.get("rewind_epoch", 0)
         if epochs not in (None, rest) or rest < 1:
@@ -208,4 +209,4 @@ def _prune_and_write(state: TrainState, checkpoint: Checkpoint, watch: Watch) ->
     removed = pruned.cut.removed_layers if pruned.cut else ()
     before, after = state.costs, costs(pruned.graph)
     counts = ((before.channels, after.channels), (before.macs, after.macs), (before.params, after.params))
-    return path, Change(*counts, 1, removed, (), dict(watch.seconds))
+    return path, Change(*counts, state.config.granularity or 1, removed, (), dict(watch.seconds))

@@ -25,7 +25,7 @@ from prunetrain.methods.options import Decision, Options
 from prunetrain.methods.registry import decide
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK, cut_start, masked_start
 from prunetrain.methods.weights import maskable_layers
-from prunetrain.training.acting import early_weights, first_sizes, options_of, pruned_state, rounds_done
+from prunetrain.training.acting import amount_of, early_weights, first_sizes, options_of, pruned_state, rounds_done
 from prunetrain.training.checkpoints import Checkpoint
 
 
@@ -70,7 +70,7 @@ def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainCon
     """
     rounds = rounds_done(checkpoint.method)
     kept = checkpoint.method["tensors"].get("keep")
-    options = options_of(config, Masks(kept) if kept and rounds else None)
+    options = options_of(config, rounds, Masks(kept) if kept and rounds else None)
     sizes = first_sizes(checkpoint.method) if rounds else channels_of(graph)
     if config.rounds > 1 and _cuts(config):
         options = replace(options, layer_rates=_shares_of_round(graph, config, rounds, sizes))
@@ -98,11 +98,9 @@ def _decide(
 ) -> Masks | tuple[Masks | None, KeepPlan]:
     """Masks that are to hold; or a plan of what to cut, with masks that hold in what is left."""
     name = "magnitude" if config.method == ADMM else config.method
-    by_rate = methods.entry(name).amount == "rate" and name != "2:4"
-    amount = rates_of_rounds(config.rate, config.rounds)[rounds] if by_rate else config.rate
-    decision: Decision = decide(name, graph, state, amount, options)
+    decision: Decision = decide(name, graph, state, amount_of(config, rounds), options)
     if isinstance(decision, Masks):
-        return (decision, plan_of_masks(graph, decision)) if config.slice else decision
+        return (decision, plan_of_masks(graph, decision, options.granularity)) if config.slice else decision
     return (None, decision) if _cuts(config) else filter_masks(graph, state, decision)
 
 
