@@ -106,8 +106,9 @@ def train_together(rank: int, folder: Path, order: str) -> dict[str, Any]:
     assert parallel.find_unused_parameters and parallel.gradient_as_bucket_view
     assert parallel.bucket_bytes_cap == 3 * 2**20
     state = [tensor.clone() for tensor in pruner._network.state().values()]
+    left = pruner.fade(macs=0.3, steps=2)
     train_(step.model, optimizer, 2, seed=rank + 2, pruner=pruner)
-    return {
+    result = {
         "order": order,
         "loss": losses[0],
         "strength": pruner.lasso_strength,
@@ -116,6 +117,7 @@ def train_together(rank: int, folder: Path, order: str) -> dict[str, Any]:
         "weights": [parameter.detach().clone() for parameter in step.model.parameters()],
         "momenta": [optimizer.state[parameter]["momentum_buffer"].clone() for parameter in step.model.parameters()],
     }
+    return result | {"left": left, "faded": pruner.reconfigure().change.macs}
 
 
 def fail_together(folder: Path) -> dict[str, Any]:
@@ -138,6 +140,9 @@ def test_two_processes_agree(tmp_path: Path) -> None:
         assert left["strength"] == right["strength"]
         assert left["channels"] == right["channels"]
         assert left["channels"] == (20, 4 + 3 + 4 + 3)
+        assert left["left"] == right["left"] < 0.3
+        assert left["faded"] == right["faded"]
+        assert left["faded"][1] < left["faded"][0]
         for kind in ("state", "weights", "momenta"):
             for a, b in zip(left[kind], right[kind], strict=True):
                 assert torch.equal(a, b), (left["order"], kind)

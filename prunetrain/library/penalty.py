@@ -48,6 +48,10 @@ class Penalty:
         pulls = {self._layer_of[weight]: size for weight, size in self._trained().items()}
         self._current().shrink_({layer: strength * size for layer, size in pulls.items()}, unless=unless)
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The weights that the optimizer trains now, under the graph's names."""
+        return {f"{self._layer_of[weight]}.weight": weight for weight in self._trained()}
+
     def _trained(self) -> dict[nn.Parameter, float]:
         """The weights that the optimizer trains, and how far it moves each norm under a lambda of 1."""
         sizes: dict[nn.Parameter, float] = {}
@@ -62,7 +66,7 @@ class Penalty:
         Raises:
             ConfigError: if that is in several places.
         """
-        weights: dict[str, Tensor] = {f"{self._layer_of[weight]}.weight": weight for weight in self._trained()}
+        weights = self.trained()
         key = (tuple(weights), {weight.device for weight in weights.values()})
         if self._lasso is None or key != self._key:
             if len(key[1]) > 1:

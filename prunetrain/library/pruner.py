@@ -12,6 +12,15 @@
             step = pruner.reconfigure(f"generated_nets/mine/epoch_{epoch + 1:03d}.py")
             model, optimizer = step.model, step.optimizer
 
+`fade` leads to a number of multiply-accumulates at a known step, whatever the lasso does and with any optimizer:
+
+    for epoch in range(epochs):
+        if epoch < 10:
+            pruner.fade(macs=1 - 0.05 * (epoch + 1), steps=len(loader))  # to half of them in ten cuts
+        ...  # an epoch of training
+        step = pruner.reconfigure()
+        model, optimizer = step.model, step.optimizer
+
 A cut makes a new network. The optimizer stays the same object and goes on with the new parameters, so that schedulers, GradScalers and
 whatever else holds it need nothing done. The lasso is that of the command line (PruneTrain, arXiv 1901.09290).
 """
@@ -39,6 +48,7 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
 from prunetrain.library.ema import copy_inside, cut_average
+from prunetrain.library.fade import Fade, weakest_channels
 from prunetrain.library.keeping import keeping
 from prunetrain.library.network import Network
 from prunetrain.library.optimizer import check_optimizer, swap
@@ -66,14 +76,18 @@ class Step:
 
 
 class PruneTrain:
-    """Group lasso and cuts for a model that someone else trains.
+    """Group lasso, fading and cuts for a model that someone else trains.
+
+    The proximal step shrinks norms by the learning rate times lambda. So Adam and its kin, whose learning rates are small, prune little by
+    the lasso; `fade` takes no notice of learning rates.
 
     Args:
         model: any module that `prunetrain.trace` takes, by itself or wrapped by DistributedDataParallel, torch.compile or both.
         optimizer: any torch optimizer whose state is shaped like its parameters (all of torch.optim but LBFGS), with any groups. Weights
-            that it does not have are not penalised.
+            that it does not have are not penalised and do not fade. A second optimizer of the same model would go on with the tensors of
+            before a cut: give one optimizer all that is trained, in groups.
         example_input: a batch; only its shape counts.
-        penalty_ratio: share of the lasso in the loss at the first batch, in [0, 1); 0 only cuts.
+        penalty_ratio: share of the lasso in the loss at the first batch, in [0, 1); 0 is without the lasso.
         threshold: a slice is dead when all its absolute weights are under this.
         criterion: "either" cuts every channel that can go without a change, "union" those that all layers around agree on.
         lasso_groups: "coupled" penalises channels, "slices" filters and input slices.
@@ -122,6 +136,7 @@ class PruneTrain:
             copy_inside(ema, self._network)
         self._strength: float | None = None
         self._due = False  # whether the next optimizer step is to be followed by a proximal one
+        self._fade: Fade | None = None
         self._hook = optimizer.register_step_post_hook(_after_step(weakref.ref(self)))
         weakref.finalize(self, self._hook.remove)
 
@@ -167,6 +182,32 @@ class PruneTrain:
             self._due = True
         else:
             self._penalty.add_gradient_(self._strength or 0.0, scale=self._gradient_scale())
+
+    def fade(self, macs: float, steps: int) -> float:
+        """Fade the weakest channels out over the next optimizer steps: then a cut takes them and changes nothing.
+
+        Their weights fall to zero in a straight line, and stay there until `reconfigure`, with which the fading ends. Neither `regularize`
+        nor a `penalty_ratio` is needed. Channels are ranked by their norms as shares of the mean of their space (`docs/methods.md`).
+
+        Args:
+            macs: the multiply-accumulates to get down to, as a share of the dense network's, in (0, 1).
+            steps: calls of `optimizer.step()` until the weights are zero, from 1: no more than there are before `reconfigure`, and some
+                less where a GradScaler may skip steps.
+
+        Returns:
+            The share of the multiply-accumulates that the cut will leave: over `macs` where no more can go.
+
+        Raises:
+            ConfigError: for numbers out of range.
+        """
+        if not 0 < macs < 1:
+            raise ConfigError(f"macs must be over 0 and under 1, a share of the dense network's, not {macs}")
+        if steps < 1:
+            raise ConfigError(f"steps must be 1 or more, not {steps}")
+        dense, weights = costs(self._dense).macs, self._penalty.trained()
+        channels, left = self._wrapping.ranks.on_first(lambda: weakest_channels(self._network, weights, macs * dense, self._settings))
+        self._fade = Fade(self._network.graph, weights, channels, steps)
+        return left / dense
 
     def reconfigure(self, path: str | Path | None = None, *, keep: Mapping[str, Collection[int]] | None = None) -> Step:
         """Cut the channels that are dead. Call it between two optimizer steps; under DistributedDataParallel on every rank.
@@ -219,18 +260,19 @@ class PruneTrain:
             self._ema = put(average)
         self._network = smaller
         self._penalty = Penalty(smaller, self._optimizer, settings.lasso_groups)
-        self._due = False
+        self._due, self._fade = False, None
         change = Change.of(costs(network.graph), cut, settings.round_to, {"total": time.perf_counter() - start})
         return Step(model, self._optimizer, self._ema, change, file)
 
     def state_dict(self) -> dict[str, Any]:
-        """Lambda, settings and the network as plain values, for a checkpoint. Weights and optimizer state are in their own state dicts.
+        """Lambda, settings, what fades and the network as plain values, for a checkpoint. Weights and optimizer state have state dicts.
 
         To go on: `load_network` the file that `reconfigure` wrote (or make your own model, if there was no cut yet), load its weights,
         make the optimizer and a `PruneTrain` for them, and load this.
         """
         network, dense = render(self._network.graph), render(self._dense)
-        return {"lasso_strength": self._strength, "network": network, "dense": dense, "settings": asdict(self._settings)}
+        fade = self._fade and self._fade.state_dict()
+        return {"lasso_strength": self._strength, "network": network, "dense": dense, "settings": asdict(self._settings), "fade": fade}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as the pruner whose `state_dict` this is; its settings replace those that this one was made with.
@@ -238,7 +280,7 @@ class PruneTrain:
         Raises:
             CheckpointError: for what is no such state, or one of another network.
         """
-        if not isinstance(state, Mapping) or set(state) != {"lasso_strength", "network", "dense", "settings"}:
+        if not isinstance(state, Mapping) or set(state) - {"fade"} != {"lasso_strength", "network", "dense", "settings"}:
             raise CheckpointError("this is not what PruneTrain.state_dict() returns")
         if parse(state["network"], "network") != self._network.graph:
             raise CheckpointError("the pruner's state is of another network: make the PruneTrain for the network that it was saved with")
@@ -246,9 +288,11 @@ class PruneTrain:
         self._dense = parse(state["dense"], "dense")
         self._strength = state["lasso_strength"]
         self._penalty = Penalty(self._network, self._optimizer, self._settings.lasso_groups)
+        fade = state.get("fade")
+        self._fade = fade and Fade(self._network.graph, self._penalty.trained(), **fade)
 
     def close(self) -> None:
-        """Take the hook off the optimizer: the lasso acts no more."""
+        """Take the hook off the optimizer: lasso and fading act no more."""
         self._hook.remove()
 
     def _first_strength(self, loss: Tensor | float) -> float | None:
@@ -265,11 +309,15 @@ class PruneTrain:
         stage = self._scaler._per_optimizer_states[id(self._optimizer)]["stage"]
         return self._scaler.scale(torch.ones((), device=self._network.device)) if stage is OptState.READY else None
 
+    def _after_step(self) -> None:
+        """The proximal step, once after each optimizer step that `regularize` came before; and a step of fading."""
+        if self._due:
+            self._due = False
+            self._shrink()
+        if self._fade:
+            self._fade.after_step_()
+
     def _shrink(self) -> None:
-        """The proximal step, once after each optimizer step that `regularize` came before."""
-        if not self._due:
-            return
-        self._due = False
         infinite = getattr(self._optimizer, "found_inf", None)  # a GradScaler lets fused optimizers skip the step themselves
         self._penalty.shrink_(self._strength or 0.0, unless=None if infinite is None else infinite > 0)
 
@@ -280,7 +328,7 @@ def _after_step(reference: "weakref.ref[PruneTrain]") -> Callable[..., None]:
     def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         pruner = reference()
         if pruner is not None:
-            pruner._shrink()
+            pruner._after_step()
 
     return hook
 

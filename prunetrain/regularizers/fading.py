@@ -123,6 +123,12 @@ class Ranking:
                 low = middle + 1
         return self._that_go(self._order[:low], self._plan(low, granularity))
 
+    def macs_without(self, channels: Sequence[int]) -> int:
+        """The multiply-accumulates of an image that the network needs when these have gone, and what is dead."""
+        removable = self._dead.copy()
+        removable[list(channels)] = True
+        return self._macs_of(make_plan(Candidates.chosen(self._spaces, removable, self._norms)))
+
     def _removable(self, state: Mapping[str, Tensor], criterion: str) -> Bools:
         """The channels that could be cut; none if whole branches could, since what is left then has other ids."""
         proposal = propose_cut(self._graph, state, threshold=float(np.finfo(np.float32).tiny), criterion=criterion)
@@ -135,7 +141,10 @@ class Ranking:
         return make_plan(Candidates.chosen(self._spaces, removable, self._norms), granularity)
 
     def _macs(self, count: int, granularity: Granularity) -> int:
-        return costs(rewrite(self._graph, self._plan(count, granularity)).graph).macs
+        return self._macs_of(self._plan(count, granularity))
+
+    def _macs_of(self, plan: KeepPlan) -> int:
+        return costs(rewrite(self._graph, plan).graph).macs
 
     def _that_go(self, chosen: Sequence[int], plan: KeepPlan) -> list[int]:
         """Of some channels, weakest first, as many of each space as a plan takes out of it."""
