@@ -14,13 +14,15 @@ from prunetrain.config import TrainConfig
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.paths import RunPaths
 from prunetrain.training import batch_size as batch_size_module
+from prunetrain.training import evaluation
 from prunetrain.training.batch_size import choose_batch_size, largest_batch, upper_limit
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.creation import new_state
-from prunetrain.training.data import load_data
+from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.evaluation import evaluate_checkpoint
 from prunetrain.training.events import BatchChange, Metrics, Reconfiguration
+from prunetrain.training.loop import Evaluation, evaluate
 from prunetrain.training.offline import reconfigure_checkpoint
 from prunetrain.training.run import Outcome, resume_run, start_run
 from prunetrain.training.state import TrainState, load_state
@@ -179,12 +181,21 @@ def test_growing_and_its_limit_can_change_when_a_run_is_resumed(images: Path, tm
     assert [line["batch_size"] for line in recorder.metrics] == [8, 40]
 
 
-def test_offline_cut_and_evaluation_of_a_grown_run(images: Path, tmp_path: Path) -> None:
+def test_offline_cut_and_evaluation_of_a_grown_run(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = start_run(settings(images, tmp_path, **GROWING), Recorder((3, 5)))
     done = reconfigure_checkpoint(stopped.run.last, {}, granularity=1)
     assert load_checkpoint(done.checkpoint).progress.batch_size == 40
     assert resume_run(done.checkpoint, {}, Recorder()).finished
-    assert evaluate_checkpoint(done.checkpoint, {"batch_size": 300}) == evaluate_checkpoint(done.checkpoint, {})
+    used: list[int] = []
+
+    def noted(state: TrainState, data: DataSource) -> Evaluation:
+        used.append(state.batch_size)
+        return evaluate(state, data)
+
+    monkeypatch.setattr(evaluation, "evaluate", noted)
+    few, many = evaluate_checkpoint(done.checkpoint, {"batch_size": 4}), evaluate_checkpoint(done.checkpoint, {})
+    assert (few.top1, few.top5, few.loss) == (many.top1, many.top5, pytest.approx(many.loss))
+    assert used == [4, 40]
 
 
 def test_command_line(images: Path, tmp_path: Path) -> None:

@@ -108,6 +108,35 @@ def test_soft_filters_are_zero_at_the_end_of_an_epoch(images: Path, tmp_path: Pa
     assert load_checkpoint(outcome.run.last).model["conv2.weight"].shape[0] == 25
 
 
+@pytest.mark.parametrize("layer_rates", [(), ("conv2=0.64",)], ids=["all layers", "one layer"])
+@pytest.mark.parametrize("method", ["filter-l2", "admm"])
+def test_before_the_first_of_several_rounds_a_method_acts_at_its_rate(
+    images: Path, tmp_path: Path, method: str, layer_rates: tuple[str, ...]
+) -> None:
+    """Not at the last one's, which would take what this round is to leave: 40% of 50 filters and then 40% of the rest go, 64% in all."""
+    changes = CONVS | {"method": method, "rate": 0.0 if layer_rates else 0.64, "layer_rates": layer_rates}
+    changes |= {"rounds": 2, "epochs": 4, "prune_at": 2, "structure": "filters" if method == "admm" else "weights"}
+    outcome = start_run(of(images, tmp_path, **changes, save_epochs=(1,)), Recorder())
+    left = []
+    for epoch in (1, 2, 3):
+        checkpoint = load_checkpoint(outcome.run.checkpoint(epoch))
+        weight = checkpoint.method["tensors"].get("z", checkpoint.model)["conv2.weight"]
+        left.append(int((weight.flatten(1) != 0).any(1).sum()))
+    assert left == [30, 30, 18]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"method": "filter-l2"}, {"method": "magnitude", "structure": "filters", "slice": True}, {"method": "filter-l2", "rounds": 2}],
+    ids=["filters", "masks", "rounds"],
+)
+def test_round_to_is_for_all_methods(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    recorder = Recorder()
+    outcome = start_run(of(images, tmp_path, **CONVS, **changes, rate=0.3, epochs=3, prune_at=1, round_to="8"), recorder)
+    channels = {layer.name: layer["out_channels"] for layer in read_graph(outcome.network).layers if layer.kind == "Conv2d"}
+    assert channels == {"conv1": 16, "conv2": 40}  # of 20 and 50; without rounding 14 and 35
+
+
 def test_rewinding_takes_the_weights_back(images: Path, tmp_path: Path) -> None:
     """Right after each pruning the weights are those of the epoch to go back to, with zeros."""
     changes = MLP | {"method": "magnitude", "rate": 0.75, "prune_at": 2, "rounds": 2, "retrain": "weight-rewind", "rewind_epoch": 1}
@@ -159,6 +188,13 @@ def test_every_method_prunes_a_checkpoint(trained: Outcome, tmp_path: Path, meth
     params = outcome.nonzero_params
     assert params is not None
     assert params < 0.85 * trained.history[-1]["params"]
+
+
+def test_what_was_fine_tuned_is_fine_tuned_on_at_its_rate(trained: Outcome, tmp_path: Path) -> None:
+    first = prune(trained.run.last, method="filter-l2", rate=0.2, epochs=1, output_dir=str(tmp_path))
+    second = prune(first.run.last, method="filter-l2", rate=0.2, epochs=1, output_dir=str(tmp_path))
+    assert [line["lr"] for line in second.history] == [*(line["lr"] for line in first.history), first.history[-1]["lr"]]
+    assert first.history[-1]["lr"] == pytest.approx(CONVS["lr"] / 10)
 
 
 def test_pruning_without_retraining(trained: Outcome, tmp_path: Path) -> None:
