@@ -344,6 +344,9 @@ def test_outcome(tmp_path: Path) -> None:
         ["checkpoint", str(run.last)],
     ]
     output = console()
+    print_outcome(output, Outcome(run, history, run.network(2), missed="1 epoch is too few"))
+    assert text(output).splitlines()[2] == "target missed    1 epoch is too few"
+    output = console()
     print_outcome(output, Outcome(run, history, run.network(2), stopped_by=signal.SIGTERM))
     assert text(output) == f"stopped; go on with: prunetrain train --resume {run.last}\n"
     output = console()

@@ -77,6 +77,32 @@ def too_short(config: TrainConfig) -> str | None:
     )
 
 
+def out_of_reach(state: TrainState) -> str | None:
+    """Why not even the removal of all that can go would reach the target, in a sentence; None if it would.
+
+    For a network of the size of ResNet-50 the answer takes most of a second.
+    """
+    config, dense = state.config, costs(state.dense).macs
+    if not (config.penalised and config.target_macs):
+        return None
+    ranking = Ranking(state.graph, state.model.state_dict(), criterion=config.criterion)
+    least, rounded = ranking.least_macs() / dense, ranking.least_macs(config.granularity or 1) / dense
+    if rounded <= config.target_macs:
+        return None
+    goes, advice = 1 - least, f"prunetrain inspect {state.network} shows what cannot, and why"
+    if least <= config.target_macs:
+        goes, advice = 1 - rounded, f"--round-to {config.round_to} keeps the rest, so give a smaller number"
+    return f"--target-macs {config.target_macs:g} is out of reach, since at most {goes:.1%} of the MACs can go: {advice}"
+
+
+def missed(state: TrainState) -> str | None:
+    """Why a run that is over has more MACs than its target, in a sentence; None if it has not."""
+    config, left = state.config, state.costs.macs / costs(state.dense).macs
+    if not (config.penalised and config.target_macs) or left <= config.target_macs:
+        return None
+    return too_short(config) or out_of_reach(state) or f"{left:.1%} of the MACs are left, and --target-macs is {config.target_macs:g}"
+
+
 def follow_course(state: TrainState) -> None:
     """For an epoch that begins, set lambda, and at the start of an interval the channels to fade. The first batch sets the first lambda."""
     config, progress = state.config, state.progress

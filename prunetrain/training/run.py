@@ -16,7 +16,7 @@ from prunetrain.graph.costs import costs
 from prunetrain.models import short_name
 from prunetrain.paths import LAST, RunPaths, run_of_checkpoint
 from prunetrain.training.checkpoints import load_checkpoint
-from prunetrain.training.course import interval_start, too_short
+from prunetrain.training.course import interval_start, missed, out_of_reach, too_short
 from prunetrain.training.creation import Creation, create_network, new_state
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Ranks
@@ -48,6 +48,7 @@ class Outcome:
     """How a run ended: its files, its metrics (a line an epoch), its present network, and the signal that stopped it before its end.
 
     `val_top1` (a fraction) and `nonzero_params` are of the network as it is now: a pruning after the last epoch is in no line of metrics.
+    `missed` says why a finished run has more MACs than its target, if it has.
     """
 
     run: RunPaths
@@ -56,6 +57,7 @@ class Outcome:
     stopped_by: signal.Signals | None = None
     val_top1: float | None = None
     nonzero_params: int | None = None
+    missed: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -228,6 +230,8 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
     pacer = Pacer(requests, config.checkpoint_minutes if ranks.rank == 0 else 0)
     top1 = None
     with requests.deferred():
+        if state.progress.epoch < config.epochs and state.progress.lasso_strength is None:  # once there is a lambda, it has been said
+            _say_out_of_reach(state, observer)
         while state.progress.epoch < config.epochs:
             result = train_one_epoch(state, data, observer, pacer.action)
             check_finite(state, result)
@@ -243,11 +247,18 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
             top1 = evaluate(state, data).top1
             if not ranks.on_first(state.run.last.exists):
                 _save(state)
-    return _outcome(state, top1)
+        return _outcome(state, top1)
+
+
+def _say_out_of_reach(state: TrainState, observer: Observer) -> None:
+    warning = state.environment.ranks.on_first(lambda: out_of_reach(state))
+    if warning:
+        observer.message(warning)
 
 
 def _outcome(state: TrainState, top1: float | None, stopped_by: signal.Signals | None = None) -> Outcome:
-    return Outcome(state.run, state.progress.history, state.network, stopped_by, top1, count_nonzero(state.model))
+    why = None if stopped_by else state.environment.ranks.on_first(lambda: missed(state))
+    return Outcome(state.run, state.progress.history, state.network, stopped_by, top1, count_nonzero(state.model), why)
 
 
 def _save(state: TrainState) -> None:
