@@ -99,11 +99,12 @@ def test_what_stays_is_named_with_its_reason() -> None:
     found = describe.network(tiny(6))
     frozen = {row["space"]: (row["channels"], row["why"]) for row in found["frozen"]}
     assert frozen == {"input": (3, "the network's input"), "conv2": (2, "the network's output")}  # a channel of conv2 is one of each group
-    assert found["cuttable"] == {"macs": 2592 + 192, "share": 1.0}  # conv1's outputs, which are conv2's inputs, may go
+    # conv1's outputs, which are conv2's inputs, may go: of each of conv2's two groups all but one
+    assert found["cuttable"] == {"macs": 2592 + 192, "share": 1.0, "least_macs": 864 + 64, "least_share": 0.333333}
     output = console()
     print_network(output, found)
     assert text(output).splitlines()[-3:] == [
-        "100.0% of the MACs are in channels that can be cut; these stay:",
+        "100.0% of the MACs are in channels that can be cut, down to 33.3% of the MACs; these stay:",
         "  the network's input: 3 channels of input",
         "  the network's output: 2 channels of conv2",
     ]
@@ -120,7 +121,7 @@ def test_many_spaces_with_one_reason_are_one_line() -> None:
     net = Sketch("Net", (3, 4, 4))
     heads = [net.conv(f"head{number}", net.x, 2, kernel_size=1) for number in range(5)]
     found = describe.network(net.graph(*heads))
-    assert found["cuttable"] == {"macs": 0, "share": 0.0}
+    assert found["cuttable"] == {"macs": 0, "share": 0.0, "least_macs": 5 * 2 * 3 * 16, "least_share": 1.0}
     output = console()
     print_network(output, found)
     assert text(output).splitlines()[-3:] == [
@@ -128,6 +129,13 @@ def test_many_spaces_with_one_reason_are_one_line() -> None:
         "  the network's input: 3 channels of input",
         "  the network's output: 10 channels of head0, head1, head2 and 2 more",
     ]
+
+
+def test_one_channel_that_stays_is_no_plural() -> None:
+    net = Sketch("Net", (3, 4, 4))
+    output = console()
+    print_network(output, describe.network(net.graph(net.classifier("fc", net.conv("conv1", net.x, 1, kernel_size=1), 2))))
+    assert "  one channel of each space stays: 1 channel of conv1\n" in text(output)
 
 
 def test_reasons_are_printed_as_they_are() -> None:
