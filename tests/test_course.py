@@ -1,6 +1,7 @@
 """The course of lambda over a run: released, steered to a target, and the same after a resume."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from runs import Recorder, assert_same_state, repeatable, settings, write_images
 
+from prunetrain.channels.slicing import propose_cut
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
@@ -16,10 +18,11 @@ from prunetrain.paths import RunPaths
 from prunetrain.training import granularity
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.checkpoints import Progress, load_checkpoint
-from prunetrain.training.course import course_epochs, missed, most_macs, next_macs, next_strength, out_of_reach, too_short
+from prunetrain.training.course import course_epochs, missed, most_macs, next_macs, next_strength, out_of_reach, too_short, uncut
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
+from prunetrain.training.events import Uncut
 from prunetrain.training.run import Outcome, resume_run, start_run
 
 CPU = torch.device("cpu")
@@ -87,6 +90,33 @@ def test_a_target_is_met_on_time_and_every_cut_is_free(images: Path, tmp_path: P
     assert zero_strengths(outcome) == [False] * 4 + [True] * 2
     assert [event.epoch for event in recorder.reconfigurations] == [1, 2, 3, 4, 6]
     assert all(before == after for before, after in (event.val_top1 for event in recorder.reconfigurations))
+
+
+@pytest.mark.parametrize(
+    ("changes", "meanings"),
+    [
+        ({"target_macs": 0.5}, {1: Uncut.YET, 3: Uncut.TARGET}),
+        ({"target_macs": 0.0}, {1: Uncut.YET, 2: Uncut.YET, 3: Uncut.FINAL}),
+        ({"target_macs": 0.001}, {1: Uncut.YET, 3: Uncut.FINAL}),
+    ],
+    ids=str,
+)
+def test_what_it_means_that_nothing_was_cut(images: Path, tmp_path: Path, changes: dict[str, Any], meanings: dict[int, Uncut]) -> None:
+    """Three epochs with a lasso that alone cuts nothing; with a target, the cut after the second reaches what it can."""
+    recorder = Recorder()
+    start_run(settings(images, tmp_path, epochs=3, prune_interval=1, penalty_ratio=0.1, **changes), recorder)
+    events = [event for event in recorder.reconfigurations if event.change.channels[0] == event.change.channels[1]]
+    assert {event.epoch: event.uncut for event in events} == meanings
+
+
+def test_of_single_channels_nothing_more_will_be_cut(images: Path, tmp_path: Path) -> None:
+    config = settings(images, tmp_path, epochs=9, target_macs=0.001)
+    state = new_state(config, RunPaths(tmp_path, "x"), load_data(config, CPU), Environment(CPU))
+    assert uncut(state) is Uncut.YET
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in state.model.state_dict().items()}
+    proposal = propose_cut(state.graph, nothing, threshold=1e-4, criterion="either")
+    smallest = proposal.graph_for(proposal.plan())
+    assert uncut(replace(state, graph=smallest, costs=costs(smallest))) is Uncut.FINAL
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from prunetrain.report import describe
 from prunetrain.report.progress import TrainingProgress, batch_line
 from prunetrain.report.tables import BAR_WIDTH, bar, count, duration, print_change, print_network, print_run
 from prunetrain.report.terminal import print_outcome
-from prunetrain.training.events import BatchChange, Change, Metrics, Reconfiguration
+from prunetrain.training.events import BatchChange, Change, Metrics, Reconfiguration, Uncut
 from prunetrain.training.run import Outcome
 
 TINY = '''"""Input 3x4x4."""
@@ -257,7 +257,8 @@ def test_progress_prints_plain_lines() -> None:
     progress.epoch_ended(metrics(10))
     progress.reconfigured(event((1200, 1100)))
     progress.reconfigured(event((1200, 1100), granularity=8, removed_layers=("a", "b"), rescued_spaces=("conv1", "fc1")))
-    progress.reconfigured(event((1200, 1200)))
+    for meaning in (Uncut.YET, Uncut.TARGET, Uncut.FINAL):
+        progress.reconfigured(replace(event((1200, 1200)), uncut=meaning))
     progress.message("done")
     progress.close()
     head, line, *rest = text(output).splitlines()
@@ -270,6 +271,8 @@ def test_progress_prints_plain_lines() -> None:
         f"  cut 100 of 1,200 channels: 4 M -> 1 M MACs, top-1 -0.50 points, counts in multiples of 8, 2 layers gone -> {file}",
         "  every channel of conv1, fc1 was dead; the strongest stays",
         f"  nothing to cut yet -> {file}",
+        f"  target reached, nothing to cut -> {file}",
+        f"  nothing to cut -> {file}",
         "done",
     ]
 

@@ -11,10 +11,13 @@ released when that is done: then it would only hold back the weights that stay.
 from dataclasses import replace
 from math import ceil, inf
 
+from prunetrain.channels.coverage import least_macs
 from prunetrain.channels.selection import Granularity
+from prunetrain.channels.spaces import find_spaces
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.regularizers.fading import Ranking
+from prunetrain.training.events import Uncut
 from prunetrain.training.state import TrainState
 
 
@@ -101,6 +104,15 @@ def missed(state: TrainState) -> str | None:
     if not (config.penalised and config.target_macs) or left <= config.target_macs:
         return None
     return too_short(config) or out_of_reach(state) or f"{left:.1%} of the MACs are left, and --target-macs is {config.target_macs:g}"
+
+
+def uncut(state: TrainState) -> Uncut:
+    """What it means that the reconfiguration after the epoch just done cut nothing."""
+    config, macs = state.config, state.costs.macs
+    if config.target_macs and macs <= config.target_macs * costs(state.dense).macs:
+        return Uncut.TARGET
+    over = state.progress.epoch >= config.epochs or macs == least_macs(state.graph, find_spaces(state.graph))
+    return Uncut.FINAL if over else Uncut.YET
 
 
 def follow_course(state: TrainState) -> None:
