@@ -21,7 +21,7 @@ from prunetrain.training.creation import Creation, create_network, new_state
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.divergence import check_finite
-from prunetrain.training.environment import Environment
+from prunetrain.training.environment import Environment, left_out
 from prunetrain.training.events import Metrics, Observer, Reconfiguration
 from prunetrain.training.joining import note_run
 from prunetrain.training.loop import EpochResult, evaluate, train_one_epoch
@@ -159,6 +159,8 @@ def _start(config: TrainConfig, observer: Observer, requests: Requests, held: Ex
     if state.progress.history:  # of the run that it goes on from
         state.check_fits(data)
         environment.ranks.on_first(lambda: rewrite_metrics(state))
+    if config.epochs > state.progress.epoch and (line := left_out(data.num_train, state.batch_size, environment.ranks.world_size)):
+        observer.message(line)
     return state, data
 
 
