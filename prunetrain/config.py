@@ -49,7 +49,7 @@ class TrainConfig:
     cache: str = setting("", "Folder to keep the images of `folder` in, decoded, when they fit into memory; batches stay the same.")
     image_size: int = setting(224, "Side of the square crop that `folder` and `fake` feed to the network, pixels.")
     epochs: int = setting(40, "Passes over the training data.")
-    batch_size: int = setting(32, "Images a step, over all workers together.", flags=("-b",))
+    batch_size: int = setting(32, "Images a step, over all workers together; an epoch leaves out what fills no whole batch.", flags=("-b",))
     dynamic_batch: bool = setting(False, "After a cut, grow the batch into the memory that it freed, and the learning rate as much.")
     max_batch_size: int = setting(0, "Upper limit of --dynamic-batch, images a step; 0: four times --batch-size.")
     optimizer: str = setting("sgd", "Optimizer.", choices=("sgd", "adamw"))

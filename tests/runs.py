@@ -71,6 +71,7 @@ class Recorder(Silent):
         self.steps: list[tuple[int, int]] = []
         self.metrics: list[Metrics] = []
         self.reconfigurations: list[Reconfiguration] = []
+        self.messages: list[str] = []
 
     def stepped(self, epoch: int, step: int) -> None:
         self.steps.append((epoch, step))
@@ -82,6 +83,9 @@ class Recorder(Silent):
 
     def reconfigured(self, event: Reconfiguration) -> None:
         self.reconfigurations.append(event)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
 
 @contextmanager

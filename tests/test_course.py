@@ -1,6 +1,7 @@
 """The course of lambda over a run: released, steered to a target, and the same after a resume."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from runs import Recorder, assert_same_state, repeatable, settings, write_images
 
+from prunetrain.channels.slicing import propose_cut
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
@@ -16,10 +18,11 @@ from prunetrain.paths import RunPaths
 from prunetrain.training import granularity
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.checkpoints import Progress, load_checkpoint
-from prunetrain.training.course import course_epochs, most_macs, next_macs, next_strength, too_short
+from prunetrain.training.course import course_epochs, missed, most_macs, next_macs, next_strength, out_of_reach, too_short, uncut
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
+from prunetrain.training.events import Uncut
 from prunetrain.training.run import Outcome, resume_run, start_run
 
 CPU = torch.device("cpu")
@@ -90,6 +93,33 @@ def test_a_target_is_met_on_time_and_every_cut_is_free(images: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("changes", "meanings"),
+    [
+        ({"target_macs": 0.5}, {1: Uncut.YET, 3: Uncut.TARGET}),
+        ({"target_macs": 0.0}, {1: Uncut.YET, 2: Uncut.YET, 3: Uncut.FINAL}),
+        ({"target_macs": 0.001}, {1: Uncut.YET, 3: Uncut.FINAL}),
+    ],
+    ids=str,
+)
+def test_what_it_means_that_nothing_was_cut(images: Path, tmp_path: Path, changes: dict[str, Any], meanings: dict[int, Uncut]) -> None:
+    """Three epochs with a lasso that alone cuts nothing; with a target, the cut after the second reaches what it can."""
+    recorder = Recorder()
+    start_run(settings(images, tmp_path, epochs=3, prune_interval=1, penalty_ratio=0.1, **changes), recorder)
+    events = [event for event in recorder.reconfigurations if event.change.channels[0] == event.change.channels[1]]
+    assert {event.epoch: event.uncut for event in events} == meanings
+
+
+def test_of_single_channels_nothing_more_will_be_cut(images: Path, tmp_path: Path) -> None:
+    config = settings(images, tmp_path, epochs=9, target_macs=0.001)
+    state = new_state(config, RunPaths(tmp_path, "x"), load_data(config, CPU), Environment(CPU))
+    assert uncut(state) is Uncut.YET
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in state.model.state_dict().items()}
+    proposal = propose_cut(state.graph, nothing, threshold=1e-4, criterion="either")
+    smallest = proposal.graph_for(proposal.plan())
+    assert uncut(replace(state, graph=smallest, costs=costs(smallest))) is Uncut.FINAL
+
+
+@pytest.mark.parametrize(
     ("changes", "course"),  # after which epoch at most which share of the MACs is left
     [
         ({"epochs": 4, "prune_interval": 1, "target_by": 0.75, "target_macs": 0.5}, {2: 0.75, 3: 0.5}),
@@ -132,6 +162,59 @@ def test_a_target_is_met_where_no_cut_would_be_faster(
 def test_a_run_that_is_too_short_for_its_target_says_so(changes: dict[str, Any], epochs: str | None) -> None:
     said = too_short(TrainConfig(**changes))
     assert (said is None) if epochs is None else (said or "").startswith(f"{epochs} too few for --target-macs 0.5: ")
+
+
+@pytest.mark.parametrize(
+    (
+        "changes",
+        "most",
+        "advice",
+    ),  # of LeNet's 64 * 300 + 300 * 100 + 100 * 4 MACs 64 + 1 + 4 have to stay, and 2 * 64 * 64 + 64 * 4 in 64s
+    [
+        ({"target_macs": 0.002}, None, ""),
+        ({"target_macs": 0.001}, "99.9%", "prunetrain inspect {network} shows what cannot, and why"),
+        ({"target_macs": 0.1, "round_to": "64"}, "83.0%", "--round-to 64 keeps the rest, so give a smaller number"),
+        ({"target_macs": 0.2, "round_to": "64"}, None, ""),
+        ({"target_macs": 0.0}, None, ""),
+        ({"target_macs": 0.001, "penalty_ratio": 0.0}, None, ""),
+    ],
+    ids=str,
+)
+def test_a_target_out_of_reach_is_known_before_training(
+    images: Path, tmp_path: Path, changes: dict[str, Any], most: str | None, advice: str
+) -> None:
+    config = settings(images, tmp_path, **changes)
+    state = new_state(config, RunPaths(tmp_path, "x"), load_data(config, CPU), Environment(CPU))
+    said = f"--target-macs {config.target_macs:g} is out of reach, since at most {most} of the MACs can go: "
+    assert out_of_reach(state) == (said + advice.format(network=state.network) if most else None)
+
+
+def test_a_missed_target_is_said_at_the_start_and_at_the_end(images: Path, tmp_path: Path) -> None:
+    """At the start only once, however often the run is resumed."""
+    first, second = Recorder((1, 3)), Recorder()
+    stopped = start_run(settings(images, tmp_path, epochs=3, prune_interval=1, target_macs=0.001), first)
+    (said,) = first.messages
+    assert "out of reach" in said
+    assert stopped.missed is None
+    outcome = resume_run(stopped.run.last, {}, second)
+    assert second.messages == [f"resuming from {stopped.run.last}"]
+    assert outcome.missed == said.replace("epoch_000", "epoch_003")
+
+
+def test_a_target_that_is_met_is_not_missed(images: Path, tmp_path: Path) -> None:
+    recorder = Recorder()
+    assert start_run(settings(images, tmp_path, prune_interval=1, penalty_ratio=0.1, target_macs=0.5), recorder).missed is None
+    assert recorder.messages == []
+
+
+@pytest.mark.parametrize(
+    ("epochs", "why"),
+    [(1, "1 epoch is too few for --target-macs 0.5: "), (9, "100.0% of the MACs are left, and --target-macs is 0.5")],
+)
+def test_why_a_target_in_reach_was_missed(images: Path, tmp_path: Path, epochs: int, why: str) -> None:
+    config = settings(images, tmp_path, epochs=epochs, prune_interval=1, target_macs=0.5)
+    state = new_state(config, RunPaths(tmp_path, "x"), load_data(config, CPU), Environment(CPU))
+    assert (missed(state) or "").startswith(why)
 
 
 @pytest.mark.parametrize("stop", [(2, 10), (3, 1), (3, 6), (4, 10), (5, 4)], ids=str)

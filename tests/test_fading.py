@@ -1,5 +1,7 @@
 """Channels chosen to go and faded to zero: by hand on a small chain, and on residual networks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,15 @@ def test_a_channel_of_each_space_stays() -> None:
     graph, state = chain()
     chosen = Ranking(graph, state, criterion="either").weakest(0)
     assert len(chosen) == (4 - 1) + (3 - 1)
+
+
+def test_macs_without_all_that_can_go_by_hand() -> None:
+    """One unit of each layer stays, 2 + 1 + 2 MACs; in twos, two of both: 4 + 4 + 4. A fixed layer keeps its units and those it reads."""
+    graph, state = chain()
+    assert Ranking(graph, state, criterion="either").least_macs() == 5
+    assert Ranking(graph, state, criterion="either").least_macs(2) == 12
+    fixed = replace(graph, layers=(graph.layers[0], replace(graph.layers[1], trainable=False), graph.layers[2]))
+    assert Ranking(fixed, state, criterion="union").least_macs() == costs(graph).macs
 
 
 def test_fading_by_hand() -> None:

@@ -23,7 +23,7 @@ from prunetrain.report import describe
 from prunetrain.report.progress import TrainingProgress, batch_line
 from prunetrain.report.tables import BAR_WIDTH, bar, count, duration, print_change, print_network, print_run
 from prunetrain.report.terminal import print_outcome
-from prunetrain.training.events import BatchChange, Change, Metrics, Reconfiguration
+from prunetrain.training.events import BatchChange, Change, Metrics, Reconfiguration, Uncut
 from prunetrain.training.run import Outcome
 
 TINY = '''"""Input 3x4x4."""
@@ -99,11 +99,12 @@ def test_what_stays_is_named_with_its_reason() -> None:
     found = describe.network(tiny(6))
     frozen = {row["space"]: (row["channels"], row["why"]) for row in found["frozen"]}
     assert frozen == {"input": (3, "the network's input"), "conv2": (2, "the network's output")}  # a channel of conv2 is one of each group
-    assert found["cuttable"] == {"macs": 2592 + 192, "share": 1.0}  # conv1's outputs, which are conv2's inputs, may go
+    # conv1's outputs, which are conv2's inputs, may go: of each of conv2's two groups all but one
+    assert found["cuttable"] == {"macs": 2592 + 192, "share": 1.0, "least_macs": 864 + 64, "least_share": 0.333333}
     output = console()
     print_network(output, found)
     assert text(output).splitlines()[-3:] == [
-        "100.0% of the MACs are in channels that can be cut; these stay:",
+        "100.0% of the MACs are in channels that can be cut, down to 33.3% of the MACs; these stay:",
         "  the network's input: 3 channels of input",
         "  the network's output: 2 channels of conv2",
     ]
@@ -120,7 +121,7 @@ def test_many_spaces_with_one_reason_are_one_line() -> None:
     net = Sketch("Net", (3, 4, 4))
     heads = [net.conv(f"head{number}", net.x, 2, kernel_size=1) for number in range(5)]
     found = describe.network(net.graph(*heads))
-    assert found["cuttable"] == {"macs": 0, "share": 0.0}
+    assert found["cuttable"] == {"macs": 0, "share": 0.0, "least_macs": 5 * 2 * 3 * 16, "least_share": 1.0}
     output = console()
     print_network(output, found)
     assert text(output).splitlines()[-3:] == [
@@ -128,6 +129,13 @@ def test_many_spaces_with_one_reason_are_one_line() -> None:
         "  the network's input: 3 channels of input",
         "  the network's output: 10 channels of head0, head1, head2 and 2 more",
     ]
+
+
+def test_one_channel_that_stays_is_no_plural() -> None:
+    net = Sketch("Net", (3, 4, 4))
+    output = console()
+    print_network(output, describe.network(net.graph(net.classifier("fc", net.conv("conv1", net.x, 1, kernel_size=1), 2))))
+    assert "  one channel of each space stays: 1 channel of conv1\n" in text(output)
 
 
 def test_reasons_are_printed_as_they_are() -> None:
@@ -249,7 +257,8 @@ def test_progress_prints_plain_lines() -> None:
     progress.epoch_ended(metrics(10))
     progress.reconfigured(event((1200, 1100)))
     progress.reconfigured(event((1200, 1100), granularity=8, removed_layers=("a", "b"), rescued_spaces=("conv1", "fc1")))
-    progress.reconfigured(event((1200, 1200)))
+    for meaning in (Uncut.YET, Uncut.TARGET, Uncut.FINAL):
+        progress.reconfigured(replace(event((1200, 1200)), uncut=meaning))
     progress.message("done")
     progress.close()
     head, line, *rest = text(output).splitlines()
@@ -262,6 +271,8 @@ def test_progress_prints_plain_lines() -> None:
         f"  cut 100 of 1,200 channels: 4 M -> 1 M MACs, top-1 -0.50 points, counts in multiples of 8, 2 layers gone -> {file}",
         "  every channel of conv1, fc1 was dead; the strongest stays",
         f"  nothing to cut yet -> {file}",
+        f"  target reached, nothing to cut -> {file}",
+        f"  nothing to cut -> {file}",
         "done",
     ]
 
@@ -343,6 +354,9 @@ def test_outcome(tmp_path: Path) -> None:
         ["network", str(run.network(2))],
         ["checkpoint", str(run.last)],
     ]
+    output = console()
+    print_outcome(output, Outcome(run, history, run.network(2), missed="1 epoch is too few"))
+    assert text(output).splitlines()[2] == "target missed    1 epoch is too few"
     output = console()
     print_outcome(output, Outcome(run, history, run.network(2), stopped_by=signal.SIGTERM))
     assert text(output) == f"stopped; go on with: prunetrain train --resume {run.last}\n"

@@ -14,10 +14,10 @@ from prunetrain.graph.load import read_graph, sha256_of
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import load_data
-from prunetrain.training.environment import Environment
+from prunetrain.training.environment import Environment, left_out
 from prunetrain.training.events import Metrics, Reconfiguration
 from prunetrain.training.loop import evaluate
-from prunetrain.training.run import Outcome, start_run
+from prunetrain.training.run import Outcome, resume_run, start_run
 from prunetrain.training.state import load_state
 
 CPU = torch.device("cpu")
@@ -231,3 +231,29 @@ def test_run_in_its_folder(images: Path, tmp_path: Path) -> None:
     outcome = start_run(settings(images, tmp_path / "new" / "folder", name="x", epochs=1), Recorder())
     assert outcome.run == RunPaths((tmp_path / "new" / "folder").resolve(), "x")
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["checkpoints", "generated_nets"]
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "workers", "said"),
+    [
+        (60, 32, 1, "28 of 60 images: --batch-size 30 uses all"),
+        (60, 32, 4, "28 of 60 images: --batch-size 20 uses all"),
+        (2000, 512, 8, "464 of 2,000 images: --batch-size 496 leaves out 16"),
+        (39, 20, 1, "19 of 39 images: --batch-size 19 leaves out 1"),
+        (17, 16, 1, "1 of 17 images"),
+        (60, 30, 1, None),
+        (60, 19, 1, None),  # 3, one in twenty
+        (60, 14, 1, "4 of 60 images: --batch-size 12 uses all"),  # and 13 leaves out 8
+    ],
+)
+def test_what_an_epoch_leaves_out(images: int, batch_size: int, workers: int, said: str | None) -> None:
+    assert left_out(images, batch_size, workers) == (said and f"an epoch leaves out {said}")
+
+
+def test_a_run_says_once_what_its_epochs_leave_out(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "few.npz", train=60, val=8)
+    first, second = Recorder(), Recorder()
+    outcome = start_run(settings(images, tmp_path, epochs=1), first)
+    assert first.messages == ["an epoch leaves out 28 of 60 images: --batch-size 30 uses all"]
+    resume_run(outcome.run.last, {"epochs": 2}, second)
+    assert second.messages == [f"resuming from {outcome.run.last}"]

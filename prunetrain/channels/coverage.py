@@ -1,14 +1,16 @@
-"""How much of a network can be cut at all: its MACs in channels that are not frozen, and the convs that must keep outputs.
+"""How much of a network can be cut at all: its MACs in channels that may go, the fewest that can be left, and what has to stay.
 
-In: a graph and its channel spaces. Out: a `Coverage`. A share of 100% says that no MAC is out of reach, not that all could go at once.
+In: a graph and its channel spaces. Out: a `Coverage`. A share of 100% says that no MAC is out of reach, not that all could go at once: how
+small the network can get is `least_macs`.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from prunetrain.channels.selection import Bools
-from prunetrain.channels.spaces import ChannelSpaces
+from prunetrain.channels.rewriting import rewrite
+from prunetrain.channels.selection import Bools, Candidates, make_plan
+from prunetrain.channels.spaces import ChannelSpace, ChannelSpaces, Role
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 
@@ -24,44 +26,97 @@ class StuckOutputs:
 
 
 @dataclass(frozen=True)
+class StuckSpace:
+    """A space of which nothing can be cut: its name, its channels, and why. Channels that only go together count one by one."""
+
+    name: str
+    channels: int
+    why: str
+
+
+@dataclass(frozen=True)
 class Coverage:
-    """MACs of one image: all, and those that go when every channel goes that may. `stuck` lists convs in forward order, each once."""
+    """MACs of one image: all, those in channels that may go, and those that are left when as many have gone as can at once.
+
+    `stuck` lists convs in forward order, each once; `spaces` those of layers that stay.
+    """
 
     macs: int
     cuttable_macs: float
+    least_macs: int
     stuck: tuple[StuckOutputs, ...]
+    spaces: tuple[StuckSpace, ...]
 
     @property
     def share(self) -> float:
         """Of the MACs that can be cut, 0 to 1; 0 for a network without any."""
         return self.cuttable_macs / self.macs if self.macs else 0.0
 
+    @property
+    def least_share(self) -> float:
+        """Of the MACs, how many are left at the least, 0 to 1; 1 for a network without any."""
+        return self.least_macs / self.macs if self.macs else 1.0
+
 
 def cuttable_macs(graph: LayerGraph, spaces: ChannelSpaces) -> Coverage:
     """What of a network's MACs lies in channels that can be cut.
 
-    Of a layer this is 1 - i * o of its MACs, where i and o are the frozen shares of its inputs and outputs; an axis without channels counts
-    as frozen, and so do convolutions and products with computed weights.
+    Of a layer this is 1 - i * o of its MACs, where i and o are the shares of its inputs and outputs that stay: those of frozen spaces, and
+    of spaces that are one channel, which never goes. An axis without channels stays, and so do convolutions and products with computed
+    weights.
 
     Args:
         graph: the network.
         spaces: its channel spaces.
     """
-    frozen = spaces.frozen_channels()
+    grouping = {layer.name for layer in graph.layers if layer.kind == "GroupNorm"}
+    reasons = [space.frozen or _undivided(spaces, space, grouping) for space in spaces.spaces]
+    stays = np.array([bool(why) for why in reasons], dtype=bool)[spaces.space_of]
     cost = costs(graph)
-    cuttable = sum(row.macs * (1 - _frozen(spaces, row.layer.name, frozen)) for row in cost.layers if row.macs)
+    cuttable = sum(row.macs * (1 - _staying(spaces, row.layer.name, stays)) for row in cost.layers if row.macs)
     convs = dict.fromkeys(row.layer.name for row in cost.layers if row.layer.is_convolution)
-    stuck = (_stuck(spaces, name, frozen) for name in convs)
-    return Coverage(cost.macs, cuttable, tuple(found for found in stuck if found is not None))
+    stuck = (_stuck(spaces, name, stays, reasons) for name in convs)
+    stuck_spaces = (
+        StuckSpace(space.name, len(space.channels) if space.frozen else _together(spaces, space), why)
+        for space, why in zip(spaces.spaces, reasons, strict=True)
+        if why and any(space.members.values())
+    )
+    return Coverage(
+        cost.macs, cuttable, least_macs(graph, spaces), tuple(found for found in stuck if found is not None), tuple(stuck_spaces)
+    )
 
 
-def _frozen(spaces: ChannelSpaces, layer: str, frozen: Bools) -> float:
-    """The share of a layer's weights between frozen inputs and frozen outputs."""
+def least_macs(graph: LayerGraph, spaces: ChannelSpaces) -> int:
+    """MACs of one image when as many channels have gone as can at once: one stays of each space, and of each result.
+
+    Weights have no say here: those that are not trained, and biases in front of a LayerNorm, may keep more.
+    """
+    everything = Candidates.chosen(spaces, np.ones(spaces.num_channels, dtype=bool), np.zeros(spaces.num_channels))
+    return costs(rewrite(graph, make_plan(everything)).graph).macs
+
+
+def _undivided(spaces: ChannelSpaces, space: ChannelSpace, grouping: set[str]) -> str:
+    """Why a space is one single channel, given the GroupNorms of the network; "" if it has several."""
+    if len(space.channels) > 1:
+        return ""
+    if _together(spaces, space) == 1:
+        return "one channel of each space stays"
+    return f"{'groups of GroupNorm' if grouping.intersection(space.members[Role.CARRIER]) else 'the layers'} tie them all together"
+
+
+def _together(spaces: ChannelSpaces, space: ChannelSpace) -> int:
+    """How many channels of a layer the single one of a space is, at the most."""
+    made = [ids for axis, ids in spaces.ids.items() if spaces.roles[axis] is not Role.CONSUMER]
+    return max((int((ids == space.channels[0]).sum()) for ids in made), default=1)
+
+
+def _staying(spaces: ChannelSpaces, layer: str, stays: Bools) -> float:
+    """The share of a layer's weights between inputs and outputs that stay."""
     ids = [spaces.ids[layer, axis] for axis in ("in", "out") if (layer, axis) in spaces.ids]
-    return float(np.prod([frozen[found].mean() for found in ids]))
+    return float(np.prod([stays[found].mean() for found in ids]))
 
 
-def _stuck(spaces: ChannelSpaces, layer: str, frozen: Bools) -> StuckOutputs | None:
+def _stuck(spaces: ChannelSpaces, layer: str, stays: Bools, reasons: list[str]) -> StuckOutputs | None:
     ids = spaces.ids[layer, "out"]
-    held = ids[frozen[ids]]
-    return StuckOutputs(layer, len(held), len(ids), spaces.spaces[spaces.space_of[held[0]]].frozen) if len(held) else None
+    held = ids[stays[ids]]
+    return StuckOutputs(layer, len(held), len(ids), reasons[spaces.space_of[held[0]]]) if len(held) else None

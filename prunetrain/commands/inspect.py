@@ -23,7 +23,7 @@ from prunetrain.report.history import find_run, read_metrics
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of tables.")
 @click.option("--csv", "as_csv", is_flag=True, help="CSV instead of tables: a row a layer; of a run, a row an epoch.")
 def command(what: str, other: str | None, output_dir: str, as_json: bool, as_csv: bool) -> None:
-    """Show a network file or checkpoint layer by layer; with OTHER, what changed between the two; or a run's history.
+    """Show a network file or checkpoint layer by layer, and what can be cut; with OTHER, what changed between the two; or a run's history.
 
     NET is a network file, CKPT a checkpoint, RUN a run's name or one of its two folders.
     """

@@ -104,6 +104,10 @@ class Ranking:
                 return blocks
             parts *= 2
 
+    def least_macs(self, granularity: Granularity = 1) -> int:
+        """Multiply-accumulates an image of the network without all that can go; see `weakest`."""
+        return self._macs(len(self._order), granularity)
+
     def weakest(self, macs: float, granularity: Granularity = 1) -> list[int]:
         """The fewest channels without which the network needs at most this many multiply-accumulates an image; else all that can go.
 

@@ -14,7 +14,8 @@ from prunetrain.paths import RunPaths
 def network(graph: LayerGraph, dense: LayerGraph | None = None) -> dict[str, Any]:
     """Layers and totals of a network, and what of it can be cut.
 
-    `cuttable` has the MACs in channels that can be cut, as a number and as a share; `frozen` the spaces of layers that stay.
+    `cuttable` has the MACs in channels that can be cut, and the fewest that can be left, as numbers and as shares; `frozen` the spaces of
+    layers that stay.
 
     Args:
         graph: the network.
@@ -41,19 +42,19 @@ def network(graph: LayerGraph, dense: LayerGraph | None = None) -> dict[str, Any
                 "params": row.params,
             }
         )
-    spaces = find_spaces(graph)
-    coverage = cuttable_macs(graph, spaces)
+    coverage = cuttable_macs(graph, find_spaces(graph))
     described: dict[str, Any] = {
         "network": graph.class_name,
         "input_shape": list(graph.input_shape),
         "layers": rows,
         "totals": totals(cost),
-        "cuttable": {"macs": round(coverage.cuttable_macs), "share": round(coverage.share, 4)},
-        "frozen": [
-            {"space": space.name, "channels": len(space.channels), "why": space.frozen}
-            for space in spaces.spaces
-            if space.frozen and any(space.members.values())
-        ],
+        "cuttable": {
+            "macs": round(coverage.cuttable_macs),
+            "share": round(coverage.share, 4),
+            "least_macs": coverage.least_macs,
+            "least_share": round(coverage.least_share, 6),
+        },
+        "frozen": [{"space": space.name, "channels": space.channels, "why": space.why} for space in coverage.spaces],
     }
     if dense is not None and dense != graph:
         described["dense_totals"] = totals(costs(dense))

@@ -17,7 +17,13 @@ from prunetrain.graph.costs import out_channels
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
 from prunetrain.report.tables import count, duration, listed, profile, share
-from prunetrain.training.events import BatchChange, Metrics, Reconfiguration
+from prunetrain.training.events import BatchChange, Metrics, Reconfiguration, Uncut
+
+_NOTHING_CUT = {
+    Uncut.YET: "nothing to cut yet",
+    Uncut.TARGET: "target reached, nothing to cut",
+    Uncut.FINAL: "nothing to cut",
+}
 
 
 class TrainingProgress:
@@ -81,7 +87,7 @@ class TrainingProgress:
         self._show_profile(event.network)
         change = event.change
         before, after = change.channels
-        text = "  nothing to cut yet"
+        text = f"  {_NOTHING_CUT[event.uncut]}"
         drop = (event.val_top1[1] - event.val_top1[0]) * 100
         if event.nonzero is not None:
             text = f"  pruned: {' -> '.join(map(count, event.nonzero))} parameters are not zero, top-1 {drop:+.2f} points"

@@ -27,18 +27,21 @@ def print_network(console: Console, described: dict[str, Any]) -> None:
         table.add_row("of the dense network", "", shares[0], "", shares[1], shares[2])
     console.print(table)
     console.print()
-    _print_what_stays(console, described["cuttable"]["share"], described["frozen"])
+    _print_what_stays(console, described["cuttable"], described["frozen"])
 
 
-def _print_what_stays(console: Console, cuttable: float, frozen: list[dict[str, Any]]) -> None:
-    """The share of the MACs that can be cut, and by reason the spaces that stay."""
-    console.print(f"{cuttable:.1%} of the MACs are in channels that can be cut{'; these stay:' if frozen else ''}")
+def _print_what_stays(console: Console, cuttable: dict[str, Any], frozen: list[dict[str, Any]]) -> None:
+    """The share of the MACs that can be cut, how many are left at the least, and by reason the spaces that stay."""
+    least = f", down to {100 * cuttable['least_share']:.3g}% of the MACs" if cuttable["share"] else ""
+    stays = "; these stay:" if frozen else ""
+    console.print(f"{cuttable['share']:.1%} of the MACs are in channels that can be cut{least}{stays}", soft_wrap=True)
     reasons: dict[str, list[dict[str, Any]]] = {}
     for space in frozen:
         reasons.setdefault(space["why"], []).append(space)
     for why, spaces in reasons.items():
         channels = sum(space["channels"] for space in spaces)
-        console.print(f"  {why}: {channels:,} channels of {listed([space['space'] for space in spaces])}", soft_wrap=True, markup=False)
+        channels_of = f"{channels:,} channel{'s' if channels > 1 else ''} of"
+        console.print(f"  {why}: {channels_of} {listed([space['space'] for space in spaces])}", soft_wrap=True, markup=False)
 
 
 def listed(names: list[str]) -> str:

@@ -72,6 +72,8 @@ def print_outcome(output: Console, outcome: "Outcome") -> None:
     removed = 1 - share(trained["train_macs_total"], TRAIN_TO_FORWARD * dense.macs * trained["train_images_total"])
     say(f"validation top-1 {trained['val_top1'] if outcome.val_top1 is None else outcome.val_top1:.2%}")
     say(f"MACs             {count(final.macs)} of {count(dense.macs)}: {1 - share(final.macs, dense.macs):.1%} removed")
+    if outcome.missed is not None:
+        say(f"target missed    {outcome.missed}")
     say(f"parameters       {count(final.params)} of {count(dense.params)}: {1 - share(final.params, dense.params):.1%} removed")
     if outcome.nonzero_params is not None and outcome.nonzero_params < 0.99 * final.params:
         say(f"not zero         {count(outcome.nonzero_params)}: {1 - share(outcome.nonzero_params, dense.params):.1%} removed")

@@ -11,10 +11,13 @@ released when that is done: then it would only hold back the weights that stay.
 from dataclasses import replace
 from math import ceil, inf
 
+from prunetrain.channels.coverage import least_macs
 from prunetrain.channels.selection import Granularity
+from prunetrain.channels.spaces import find_spaces
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.regularizers.fading import Ranking
+from prunetrain.training.events import Uncut
 from prunetrain.training.state import TrainState
 
 
@@ -75,6 +78,42 @@ def too_short(config: TrainConfig) -> str | None:
         f"{epochs} {'epoch is' if epochs == 1 else 'epochs are'} too few for --target-macs {config.target_macs:g}: "
         f"the first interval of {config.prune_interval} cuts nothing, and none is left that would reach it"
     )
+
+
+def out_of_reach(state: TrainState) -> str | None:
+    """Why not even the removal of all that can go would reach the target, in a sentence; None if it would.
+
+    For a network of the size of ResNet-50 the answer takes most of a second.
+    """
+    config, dense = state.config, costs(state.dense).macs
+    if not (config.penalised and config.target_macs):
+        return None
+    ranking = Ranking(state.graph, state.model.state_dict(), criterion=config.criterion)
+    least, rounded = ranking.least_macs() / dense, ranking.least_macs(config.granularity or 1) / dense
+    if rounded <= config.target_macs:
+        return None
+    goes, advice = 1 - least, f"prunetrain inspect {state.network} shows what cannot, and why"
+    if least <= config.target_macs:
+        goes, advice = 1 - rounded, f"--round-to {config.round_to} keeps the rest, so give a smaller number"
+    share = f"at most {goes:.1%}" if goes >= 0.0005 else "next to none"
+    return f"--target-macs {config.target_macs:g} is out of reach, since {share} of the MACs can go: {advice}"
+
+
+def missed(state: TrainState) -> str | None:
+    """Why a run that is over has more MACs than its target, in a sentence; None if it has not."""
+    config, left = state.config, state.costs.macs / costs(state.dense).macs
+    if not (config.penalised and config.target_macs) or left <= config.target_macs:
+        return None
+    return too_short(config) or out_of_reach(state) or f"{left:.1%} of the MACs are left, and --target-macs is {config.target_macs:g}"
+
+
+def uncut(state: TrainState) -> Uncut:
+    """What it means that the reconfiguration after the epoch just done cut nothing."""
+    config, macs = state.config, state.costs.macs
+    if config.target_macs and macs <= config.target_macs * costs(state.dense).macs:
+        return Uncut.TARGET
+    over = state.progress.epoch >= config.epochs or macs == least_macs(state.graph, find_spaces(state.graph))
+    return Uncut.FINAL if over else Uncut.YET
 
 
 def follow_course(state: TrainState) -> None:

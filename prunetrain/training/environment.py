@@ -11,6 +11,8 @@ from prunetrain.training.data.base import Say, Share, silent
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.joining import launched, local_rank
 
+_ONE_IN = 20  # images, that may be left out of an epoch without a word
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -61,6 +63,28 @@ class Environment:
         data = load_data(config, self.device, silent if first_alone else say)
         self.ranks.check_same("data set", f"{data.num_train} {data.num_val} {data.input_shape} {data.class_names}")
         return data
+
+
+def left_out(images: int, batch_size: int, workers: int = 1) -> str | None:
+    """How many images an epoch leaves out because they fill no whole batch, and a smaller batch that leaves out few, in a sentence.
+
+    None where it leaves out no more than one in twenty.
+
+    Args:
+        images: in the training data, as many as a batch or more.
+        batch_size: images a step, over all workers.
+        workers: among which a batch is shared evenly.
+    """
+    most = images // _ONE_IN
+    if images % batch_size <= most:
+        return None
+    better = next((size for size in range(batch_size, batch_size // 2, -workers) if images % size <= most), None)
+    advice = f": --batch-size {better} {_uses(images % better)}" if better else ""
+    return f"an epoch leaves out {images % batch_size:,} of {images:,} images{advice}"
+
+
+def _uses(left: int) -> str:
+    return f"leaves out {left:,}" if left else "uses all"
 
 
 def choose_device(config: TrainConfig) -> torch.device:

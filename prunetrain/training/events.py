@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -56,11 +57,20 @@ class BatchChange:
     steps_per_epoch: int
 
 
+class Uncut(Enum):
+    """What it means that a reconfiguration cut nothing."""
+
+    YET = "a later one may cut"
+    TARGET = "the target is reached"
+    FINAL = "nothing more will be cut"
+
+
 @dataclass(frozen=True)
 class Reconfiguration:
     """A change during training, after an epoch: the new network file, and validation top-1 (fractions) right before and after.
 
-    `batch` is there with `--dynamic-batch`; `nonzero`, the parameters that are not zero before and after, where a method made masks.
+    `batch` is there with `--dynamic-batch`; `nonzero`, the parameters that are not zero before and after, where a method made masks;
+    `uncut` counts where nothing was cut.
     """
 
     epoch: int
@@ -69,6 +79,7 @@ class Reconfiguration:
     val_top1: tuple[float, float]
     batch: BatchChange | None = None
     nonzero: tuple[int, int] | None = None
+    uncut: Uncut = Uncut.YET
 
 
 class Observer(Protocol):

@@ -16,8 +16,9 @@ from prunetrain.graph.load import read_source, sha256_of
 from prunetrain.methods.in_training import cut_state
 from prunetrain.training.batch_size import choose_batch_size
 from prunetrain.training.checkpoints import Checkpoint
+from prunetrain.training.course import uncut
 from prunetrain.training.data import DataSource
-from prunetrain.training.events import BatchChange, Change, Reconfiguration
+from prunetrain.training.events import BatchChange, Change, Reconfiguration, Uncut
 from prunetrain.training.granularity import choose_granularity
 from prunetrain.training.loop import evaluate, guesses, validation_batch
 from prunetrain.training.memory import restart_peak
@@ -58,7 +59,8 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
     top1 = _top1_after(state, after, data, val_top1)
     watch.lap("validate")
     change = replace(change, seconds={**change.seconds, **watch.seconds})
-    return after, Reconfiguration(state.progress.epoch, change, after.network, (val_top1, top1), batch)
+    meaning = uncut(after) if after.graph == state.graph else Uncut.YET
+    return after, Reconfiguration(state.progress.epoch, change, after.network, (val_top1, top1), batch, uncut=meaning)
 
 
 def _renamed(state: TrainState, checkpoint: Checkpoint, batch: BatchChange | None) -> TrainState:

@@ -16,12 +16,12 @@ from prunetrain.graph.costs import costs
 from prunetrain.models import short_name
 from prunetrain.paths import LAST, RunPaths, run_of_checkpoint
 from prunetrain.training.checkpoints import load_checkpoint
-from prunetrain.training.course import interval_start, too_short
+from prunetrain.training.course import interval_start, missed, out_of_reach, too_short
 from prunetrain.training.creation import Creation, create_network, new_state
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.divergence import check_finite
-from prunetrain.training.environment import Environment
+from prunetrain.training.environment import Environment, left_out
 from prunetrain.training.events import Metrics, Observer, Reconfiguration
 from prunetrain.training.joining import note_run
 from prunetrain.training.loop import EpochResult, evaluate, train_one_epoch
@@ -48,6 +48,7 @@ class Outcome:
     """How a run ended: its files, its metrics (a line an epoch), its present network, and the signal that stopped it before its end.
 
     `val_top1` (a fraction) and `nonzero_params` are of the network as it is now: a pruning after the last epoch is in no line of metrics.
+    `missed` says why a finished run has more MACs than its target, if it has.
     """
 
     run: RunPaths
@@ -56,6 +57,7 @@ class Outcome:
     stopped_by: signal.Signals | None = None
     val_top1: float | None = None
     nonzero_params: int | None = None
+    missed: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -157,6 +159,8 @@ def _start(config: TrainConfig, observer: Observer, requests: Requests, held: Ex
     if state.progress.history:  # of the run that it goes on from
         state.check_fits(data)
         environment.ranks.on_first(lambda: rewrite_metrics(state))
+    if config.epochs > state.progress.epoch and (line := left_out(data.num_train, state.batch_size, environment.ranks.world_size)):
+        observer.message(line)
     return state, data
 
 
@@ -228,6 +232,8 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
     pacer = Pacer(requests, config.checkpoint_minutes if ranks.rank == 0 else 0)
     top1 = None
     with requests.deferred():
+        if state.progress.epoch < config.epochs and state.progress.lasso_strength is None:  # once there is a lambda, it has been said
+            _say_out_of_reach(state, observer)
         while state.progress.epoch < config.epochs:
             result = train_one_epoch(state, data, observer, pacer.action)
             check_finite(state, result)
@@ -243,11 +249,18 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
             top1 = evaluate(state, data).top1
             if not ranks.on_first(state.run.last.exists):
                 _save(state)
-    return _outcome(state, top1)
+        return _outcome(state, top1)
+
+
+def _say_out_of_reach(state: TrainState, observer: Observer) -> None:
+    warning = state.environment.ranks.on_first(lambda: out_of_reach(state))
+    if warning:
+        observer.message(warning)
 
 
 def _outcome(state: TrainState, top1: float | None, stopped_by: signal.Signals | None = None) -> Outcome:
-    return Outcome(state.run, state.progress.history, state.network, stopped_by, top1, count_nonzero(state.model))
+    why = None if stopped_by else state.environment.ranks.on_first(lambda: missed(state))
+    return Outcome(state.run, state.progress.history, state.network, stopped_by, top1, count_nonzero(state.model), why)
 
 
 def _save(state: TrainState) -> None:
