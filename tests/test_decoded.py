@@ -166,6 +166,38 @@ def test_errors(workers: int, photos: Path, tmp_path: Path) -> None:
         load_data(TrainConfig(cache="x"), CPU)
 
 
+@FORKS
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_unreadable_files_are_named_at_once(workers: int, photos: Path, tmp_path: Path) -> None:
+    """Those whose header is damaged, those that end early, and links to nothing; whole files are between them."""
+    whole = Path(files(photos).paths[2]).read_bytes()
+    paths = [tmp_path / f"{number:02}.jpg" for number in range(40)]
+    for number, path in enumerate(paths):
+        path.write_bytes(whole)
+        if number % 3 == 1:
+            path.write_bytes(whole[: len(whole) // 2] if number % 2 else b"nothing")
+    paths[4].unlink()
+    paths[4].symlink_to("nowhere")
+
+    def said(chosen: list[Path]) -> str:
+        with pytest.raises(DataError) as caught:
+            keep(ImageFiles([str(path) for path in chosen], Decoding(12, None)), tmp_path / "cache", "train", workers=workers, say=print)
+        return str(caught.value)
+
+    named = ", ".join(str(path) for path in paths[1:31:3])
+    assert said(paths) == f"13 files cannot be read as images; replace or remove them: {named} and 3 more"
+    assert said(paths[:5]) == f"2 files cannot be read as images; replace or remove them: {paths[1]}, {paths[4]}"
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_link_to_nothing_is_not_left_out_of_what_a_cache_is_known_by(photos: Path, tmp_path: Path) -> None:
+    some = files(photos)
+    keep(some, tmp_path / "cache", "train", workers=0, say=print)
+    (tmp_path / "link.jpg").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"link\.jpg cannot be read as an image"):
+        keep(ImageFiles([*some.paths, str(tmp_path / "link.jpg")], some.decoding), tmp_path / "cache", "train", workers=0, say=print)
+
+
 def test_the_environment_says_what_was_cached(photos: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     config = TrainConfig(dataset="folder", data_dir=str(photos), image_size=12, workers=0, batch_size=3, cache=str(tmp_path))

@@ -150,4 +150,4 @@ def test_an_unreadable_image_is_named(workers: int, path: str, images: Path) -> 
     (images / path).write_bytes(whole[: len(whole) // 2])
     message = error(**folder_settings(images, workers=workers))
     assert message.startswith(f"{images / path} cannot be read as an image (")
-    assert message.endswith("): replace or remove it")
+    assert message.endswith("): replace or remove it; prunetrain train --cache FOLDER finds such files before it trains")

@@ -134,6 +134,7 @@ class Lists(optim.SGD):
         (optim.LBFGS, "LBFGS keeps one state for all parameters together"),
         (lambda p: optim.SGD(p, lr=0.1, maximize=True), "maximize=False"),
         (lambda p: optim.SGD(network().parameters(), lr=0.1), "none of the model's parameters"),
+        (lambda p: optim.SGD([*p, *nn.LazyLinear(2).parameters()], lr=0.1), "parameters of a lazy layer"),
         (lambda p: "adam", "str is no torch.optim.Optimizer"),
     ],
 )

@@ -285,6 +285,39 @@ def leaving(): raise SystemExit(1)
     assert refusal("net.py").startswith("net.py: name the network in it, such as net.py:leaving")
 
 
+LAZY = """
+from torch import nn
+
+class Lazy(nn.Module):
+    def __init__(self, num_classes, fails=False):
+        super().__init__()
+        self.fails = fails
+        self.stem = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d().eval())
+        self.head = nn.LazyLinear(num_classes)
+
+    def forward(self, x):
+        if self.fails: raise ValueError("no images today")
+        assert not self.training
+        return self.head(self.stem(x).flatten(1))
+
+ready = Lazy(4)
+"""
+
+
+@pytest.mark.parametrize("name", ["Lazy", "ready"])
+def test_lazy_layers_get_their_weights(name: str, tmp_path: Path) -> None:
+    model = build(f"{write(tmp_path / 'net.py', LAZY)}:{name}", shape=(2, 8, 8))
+    assert (model.stem[0].in_channels, model.stem[1].num_features, model.head.in_features) == (2, 4, 144)
+    assert (model.training, model.stem.training, model.stem[1].training) == (True, True, False)
+    assert torch.equal(model.stem[1].running_mean, torch.zeros(4))
+
+
+def test_lazy_layers_of_a_network_that_fails(tmp_path: Path) -> None:
+    file = write(tmp_path / "net.py", LAZY)
+    message = f"{file}:Lazy has lazy layers and fails with its first images, of 2x8x8: {file}:12: ValueError: no images today"
+    assert refusal(f"{file}:Lazy", shape=(2, 8, 8), fails=True) == message
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

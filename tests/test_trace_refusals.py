@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from traced import IMAGES, network
 
 from prunetrain.errors import TraceError
@@ -192,3 +193,84 @@ def test_a_hook_is_part_of_the_model() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1))
     model[0].register_forward_hook(lambda module, inputs, output: F.relu(output))
     assert [step.target for step in trace(model, IMAGES).steps] == ["self.layer_0", "F.relu"]
+
+
+class Layers(nn.Module):
+    """Two convs, the second in a Sequential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.rest = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.conv(x))
+
+
+NORMS: list[tuple[Callable[..., Any], str, str, str]] = [
+    (nn.utils.parametrizations.weight_norm, "conv", "weight_norm", "parametrize.remove_parametrizations(model.conv, 'weight')"),
+    (nn.utils.parametrizations.spectral_norm, "conv", "spectral_norm", "parametrize.remove_parametrizations(model.conv, 'weight')"),
+    (
+        nn.utils.parametrizations.orthogonal,
+        "rest.1",
+        "orthogonal",
+        "parametrize.remove_parametrizations(model.get_submodule('rest.1'), 'weight')",
+    ),
+    (nn.utils.spectral_norm, "conv", "spectral_norm", "remove_spectral_norm(model.conv, 'weight')"),
+    (nn.utils.weight_norm, "rest.1", "weight_norm", "remove_weight_norm(model.get_submodule('rest.1'), 'weight')"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize(("norm", "layer", "kind", "call"), NORMS)
+def test_weights_that_a_norm_computes(norm: Callable[..., Any], layer: str, kind: str, call: str) -> None:
+    """The call that the message names makes the model one that can be traced."""
+    model = Layers()
+    norm(model.get_submodule(layer))
+    with pytest.raises(TraceError) as caught:
+        trace(model, IMAGES)
+    said = f"{layer} computes its weight by {kind}, which a network file cannot say: call torch.nn.utils.{call} first"
+    assert re.sub(r"^\S+:( |\d+: )", "", str(caught.value)) == said
+    eval(f"torch.nn.utils.{call}")
+    assert len(trace(model, IMAGES).layers) == 2
+
+
+def test_a_norm_of_the_whole_model_and_of_a_weight_read_without_its_layer() -> None:
+    model = network(lambda self, x: F.conv2d(x, self.weight), weight=nn.Parameter(torch.rand(4, 3, 1, 1)))
+    nn.utils.parametrizations.weight_norm(model)
+    with pytest.raises(TraceError, match=r"the network computes its weight by weight_norm, .*s\(model, 'weight'\) first"):
+        trace(model, IMAGES)
+    model = network(lambda self, x: F.conv2d(x, self.conv.weight), conv=nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)))
+    with pytest.raises(TraceError, match=r"conv computes its weight by weight_norm, .*s\(model.conv, 'weight'\) first"):
+        trace(model, IMAGES)
+
+
+class Halved(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+@pytest.mark.parametrize(
+    ("change", "product"),
+    [
+        (lambda conv: nn.utils.parametrize.register_parametrization(conv, "weight", Halved()), "/"),
+        (lambda conv: prune.l1_unstructured(conv, "weight", 0.5), "*"),
+    ],
+)
+def test_weights_that_are_products_are_traced(change: Callable[[nn.Module], object], product: str) -> None:
+    model = Layers()
+    change(model.conv)
+    assert [step.target for step in trace(model, IMAGES).steps] == [product, "F.conv2d", "F.relu", "self.rest_1"]
+
+
+def test_lazy_layers() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
+    with pytest.raises(TraceError, match=r"^module 0: 0 is lazy and has no weights yet: run one batch through the model first$"):
+        trace(model, IMAGES)
+    model(torch.rand(2, 3, 8, 8))
+    assert len(trace(model, IMAGES).layers) == 2
+
+
+def test_a_lazy_layer_that_nothing_calls() -> None:
+    model = network(lambda self, x: self.conv(x), conv=nn.Conv2d(3, 4, 3), spare=nn.LazyConv2d(4, 3))
+    assert len(trace(model, IMAGES).layers) == 1

@@ -1,6 +1,8 @@
 """Network files on disk: read one as a graph, import one as a torch module. A file is parsed and checked before it is imported."""
 
+import copyreg
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -62,10 +64,9 @@ def instantiate(source: str, filename: str, *, allocates: bool = True) -> "nn.Mo
     graph = parse(source, filename)
     if allocates:
         check_state_fits(graph, filename)
-    module = ModuleType(f"prunetrain_network_{graph.class_name}")
-    exec(compile(source, filename, "exec"), module.__dict__)
+    made = _executed(source, filename, graph.class_name)
     try:
-        network: nn.Module = getattr(module, graph.class_name)()
+        network: nn.Module = made()
     except (
         RuntimeError,
         MemoryError,
@@ -76,6 +77,38 @@ def instantiate(source: str, filename: str, *, allocates: bool = True) -> "nn.Mo
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise NetworkFileError(f"{filename}: torch cannot build this network: {reason}") from error
     return network
+
+
+class _FileClass(type):
+    """The type of classes that come from a network file. Pickle takes the file's text for them: it could import their module by no name.
+
+    So `torch.save` takes whole networks, and other processes do. A copy of a network has the same class, which is not executed again.
+    """
+
+    _file: tuple[str, str]  # the text, and how error messages call it
+
+
+def _executed(source: str, filename: str, name: str) -> _FileClass:
+    """The class that the text of a network file defines under a name, as one of this type; the text was parsed before."""
+    module = ModuleType(f"prunetrain_network_{name}")
+    exec(compile(source, filename, "exec"), module.__dict__)
+    return _FileClass(name, (getattr(module, name),), {"__module__": module.__name__, "_file": (source, filename)})
+
+
+def class_of(source: str, filename: str) -> type:
+    """The class that the text of a network file defines; pickled networks call this by its name.
+
+    Raises:
+        NetworkFileError: if the text is anything but a network; nothing in it runs then.
+    """
+    return _executed(source, filename, parse(source, filename).class_name)
+
+
+def _reduced(made: _FileClass) -> tuple[Callable[[str, str], type], tuple[str, str]]:
+    return class_of, made._file
+
+
+copyreg.pickle(_FileClass, _reduced)  # type: ignore[arg-type]  # which is typed for instances
 
 
 def load_network(path: str | Path) -> "nn.Module":

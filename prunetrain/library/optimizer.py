@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
 from prunetrain.channels.slicing import slice_optimizer_state
@@ -39,8 +40,8 @@ def check_optimizer(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]
     """Refuse what cannot be cut along with a network.
 
     Raises:
-        ConfigError: for what is no torch optimizer, keeps one state for all parameters, has no learning rate, or has none of these
-            parameters.
+        ConfigError: for what is no torch optimizer, keeps one state for all parameters, has no learning rate, has none of these
+            parameters, or has some without numbers.
     """
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"{type(optimizer).__name__} is no torch.optim.Optimizer")
@@ -52,6 +53,8 @@ def check_optimizer(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]
         raise ConfigError("the lasso is made for losses that go down: use maximize=False")
     if not set(parameters.values()) & {parameter for group in optimizer.param_groups for parameter in group["params"]}:
         raise ConfigError("the optimizer has none of the model's parameters: make it from model.parameters()")
+    if any(is_lazy(parameter) for group in optimizer.param_groups for parameter in group["params"]):
+        raise ConfigError("the optimizer has parameters of a lazy layer that no batch went through: leave them out, or the layer")
 
 
 def swap(optimizer: Optimizer, network: Network, smaller: Network, sources: Mapping[str, Source]) -> Swap:

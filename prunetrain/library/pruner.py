@@ -66,6 +66,10 @@ class Step:
     `model` is new, in the wrapping of the old one, which stays as it was. `optimizer` is the same object, now with the new parameters.
     `ema` is the average that the pruner was given, cut as well: the same object where it is a holder such as `AveragedModel`, else a new
     network. `change` has channels, MACs and parameters before and after. `path` is the network file, if one was written.
+
+    The model is of the network file's own flat class: names have `_` for `.` (`layer1.0.conv1` is `layer1_0_conv1`), and methods, hooks and
+    other attributes of your class are not carried over. It can be pickled, as by `torch.save(model)`; what reads that needs
+    prunetrain, while the `.py` file and a `state_dict()` need torch alone.
     """
 
     model: nn.Module

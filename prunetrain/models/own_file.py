@@ -16,11 +16,12 @@ from torch import nn
 
 from prunetrain.errors import ConfigError, unknown_name
 from prunetrain.models.constructing import construct, needed, no_such_argument, parameters_of, reason, takes_any
+from prunetrain.models.lazy_layers import with_weights
 from prunetrain.zoo import ImageShape
 
 
 def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mapping[str, Any]) -> nn.Module:
-    """Call the class or function of a file.
+    """Call the class or function of a file; lazy layers of what it makes are initialised.
 
     Args:
         spec: `FILE.py:NAME`.
@@ -29,24 +30,30 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
         given: the arguments of NAME; they go over these two.
 
     Raises:
-        ConfigError: if the file or the name is not there, the file fails, or the arguments do not fit.
+        ConfigError: if the file or the name is not there, the file fails, the arguments do not fit, or a network with lazy layers fails
+            with such images.
     """
     path, _, name = (f"{spec}:" if spec.endswith(".py") else spec).rpartition(":")
     file = Path(path).resolve()
     with _folder_first(file.parent):
         found = _find(_import(Path(path), file), name, path)
-        if isinstance(found, nn.Module):
-            if given:
-                raise ConfigError(f"{spec} is a network already and takes no --model-arg: leave {next(iter(given))} out, or name its class")
-            return found
-        if not callable(found):
-            raise ConfigError(f"{spec} is a {type(found).__name__}: name a class or function that makes a network")
-        parameters = parameters_of(found)
-        offered: dict[str, Any] = {"num_classes": num_classes, "input_shape": input_shape}
-        arguments = {**{word: value for word, value in offered.items() if word in parameters}, **given}
-        takes = [word for word, parameter in parameters.items() if parameter.kind in _BY_NAME]
-        _check(spec, parameters, arguments, takes)
-        return construct(spec, found, arguments, takes=takes, folder=file.parent)
+        network = _made(spec, found, {"num_classes": num_classes, "input_shape": input_shape}, given, file.parent)
+        return with_weights(spec, network, input_shape=input_shape, folder=file.parent)
+
+
+def _made(spec: str, found: Any, offered: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> nn.Module:
+    """What a name of the file stands for: a network, or what makes one of the arguments that it knows."""
+    if isinstance(found, nn.Module):
+        if given:
+            raise ConfigError(f"{spec} is a network already and takes no --model-arg: leave {next(iter(given))} out, or name its class")
+        return found
+    if not callable(found):
+        raise ConfigError(f"{spec} is a {type(found).__name__}: name a class or function that makes a network")
+    parameters = parameters_of(found)
+    arguments = {**{word: value for word, value in offered.items() if word in parameters}, **given}
+    takes = [word for word, parameter in parameters.items() if parameter.kind in _BY_NAME]
+    _check(spec, parameters, arguments, takes)
+    return construct(spec, found, arguments, takes=takes, folder=folder)
 
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

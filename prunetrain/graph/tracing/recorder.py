@@ -27,6 +27,7 @@ from prunetrain.graph.tracing.calls import (
 from prunetrain.graph.tracing.journal import Asked, Journal, names_of, outputs_of, tensors_in
 from prunetrain.graph.tracing.layers import LeafCall, as_layer, follows_mode, is_layer
 from prunetrain.graph.tracing.places import place, place_of_forward
+from prunetrain.graph.tracing.preparing import to_be_done
 from prunetrain.graph.tracing.randomness import Generators
 from prunetrain.graph.tracing.records import Call, Module, Own, Place, Recording
 from prunetrain.graph.tracing.registry import Registry
@@ -84,6 +85,8 @@ class Recorder(TorchFunctionMode):
         name = self._modules[module]
         self._scopes.append(name)
         try:
+            if undone := to_be_done(module, name):
+                raise self._place().error(undone)
             if not is_layer(module) or self._is_frozen(name, module):
                 return self._run(name, module, forward, args, kwargs)
             try:

@@ -132,8 +132,7 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def some(names: Sequence[str]) -> str:
+def some(names: Sequence[str], shown: int = 3) -> str:
     """The first few of many names: "a, b, c and 4 more"."""
-    shown = 3
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + rest

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from prunetrain.errors import BusyError, DataError
+from prunetrain.errors import BusyError
 from prunetrain.files import output_error
 from prunetrain.foreign.memory import available_memory, readable
 from prunetrain.locking import locked
-from prunetrain.training.data.base import Say, one_line
-from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable
+from prunetrain.training.data.base import Say
+from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable, error_of_all
 from prunetrain.training.data.worker_signals import held_back, leave_signals_to_parent
 
 _SIZES, _PIXELS = "sizes.npy", "pixels.bin"
@@ -96,7 +97,7 @@ def keep(files: ImageFiles, cache: Path, split: str, *, workers: int, say: Say) 
         None where they do not fit into the memory that is free, or into the disk.
 
     Raises:
-        DataError: for an image that cannot be read.
+        DataError: for images that cannot be read; it names all of them, or the first ten.
         OutputError: if the cache cannot be written.
     """
     folder = cache / f"{split}-{_digest(files)}"
@@ -121,11 +122,10 @@ def _digest(files: ImageFiles) -> str:
     """Changes with the files and with what decoding makes of them."""
     digest = hashlib.sha256(f"{_VERSION} {files.decoding}".encode())
     for path in files.paths:
-        try:
+        digest.update(f"\0{os.path.abspath(path)}".encode(errors="surrogateescape"))
+        with suppress(OSError):  # a broken link, which decoding reports
             status = os.stat(path)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({one_line(error)}): replace or remove it") from error
-        digest.update(f"\0{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape"))
+            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}".encode())
     return digest.hexdigest()[:20]
 
 
@@ -165,28 +165,31 @@ def _write(files: ImageFiles, folder: Path, workers: int, say: Say) -> bool:
 
 
 def _bytes(decoding: Decoding, path: str) -> int:
+    """Of an image's pixels; 0 for one that is unreadable, which decoding reports together with those whose header is whole."""
     size = decoding.size(path)
-    if isinstance(size, Unreadable):
-        raise size.error()
-    return 3 * size[0] * size[1]
+    return 0 if isinstance(size, Unreadable) else 3 * size[0] * size[1]
 
 
 def _decode_into(folder: Path, files: ImageFiles, workers: int) -> None:
-    """Workers decode, this process writes."""
+    """Workers decode, this process writes; for the sake of one message all are decoded, whatever comes out."""
     sizes: list[Tensor] = []
+    unreadable: list[Unreadable] = []
     with (folder / _PIXELS).open("wb") as file:
         for part in _parts(files, workers):
-            if isinstance(part, Unreadable):
-                raise part.error()
-            sizes.append(part[0])
-            file.write(part[1].numpy().data)
+            if isinstance(part, list):
+                unreadable += part
+            elif not unreadable:
+                sizes.append(part[0])
+                file.write(part[1].numpy().data)
+        if unreadable:
+            raise error_of_all(unreadable)
         file.flush()
         os.fsync(file.fileno())
     np.save(folder / _SIZES, torch.cat(sizes).numpy())
 
 
-def _parts(files: ImageFiles, workers: int) -> Iterator[_Part | Unreadable]:
-    """All images, some at a time, in order."""
+def _parts(files: ImageFiles, workers: int) -> Iterator[_Part | list[Unreadable]]:
+    """All images, some at a time, in order; in the place of some the unreadable ones among them."""
     loader = DataLoader(
         _Decoded(files),
         batch_size=_AT_A_TIME,
@@ -211,12 +214,10 @@ class _Decoded(Dataset[Image.Image | Unreadable]):
         return self._files[number]
 
 
-def _joined(images: list[Image.Image | Unreadable]) -> _Part | Unreadable:
-    """The sizes of some images, and their pixels one after the other; or the first that is unreadable."""
-    pixels = []
-    for image in images:
-        if isinstance(image, Unreadable):
-            return image
-        pixels.append(torch.from_numpy(np.array(image)))
+def _joined(images: list[Image.Image | Unreadable]) -> _Part | list[Unreadable]:
+    """The sizes of some images, and their pixels one after the other; or those that are unreadable."""
+    if unreadable := [image for image in images if isinstance(image, Unreadable)]:
+        return unreadable
+    pixels = [torch.from_numpy(np.array(image)) for image in images]
     sizes = torch.tensor([(image.shape[1], image.shape[0]) for image in pixels], dtype=torch.int32)
     return sizes, torch.cat([image.flatten() for image in pixels])

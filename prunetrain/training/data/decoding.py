@@ -15,20 +15,31 @@ import numpy as np
 from PIL import Image
 
 from prunetrain.errors import DataError
-from prunetrain.training.data.base import one_line
+from prunetrain.training.data.base import one_line, some
 
 _MARGIN = 2  # times what is wanted that the shorter side has at least after decoding
+_SHOWN = 10  # of unreadable files
 
 
 @dataclass(frozen=True)
 class Unreadable:
     """Why an image could not be read. Returned, not raised: an exception would arrive from a worker with its traceback as message."""
 
-    message: str
+    path: str
+    reason: str  # one line
 
-    def error(self) -> DataError:
-        """What the parent raises."""
-        return DataError(self.message)
+    def error(self, advice: str = "") -> DataError:
+        """What the parent raises; `advice` is what else there is to do."""
+        return DataError(f"{self.path} cannot be read as an image ({self.reason}): replace or remove it{advice}")
+
+
+def error_of_all(images: Sequence[Unreadable]) -> DataError:
+    """What the parent raises for one or more: the first ten by name."""
+    if len(images) == 1:
+        return images[0].error()
+    return DataError(
+        f"{len(images):,} files cannot be read as images; replace or remove them: {some([image.path for image in images], _SHOWN)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ class Decoding:
 
 
 def _unreadable(path: str, error: Exception) -> Unreadable:
-    return Unreadable(f"{path} cannot be read as an image ({one_line(error)}): replace or remove it")
+    return Unreadable(path, one_line(error))
 
 
 class ImageFiles:

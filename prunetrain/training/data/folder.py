@@ -28,6 +28,7 @@ from prunetrain.training.data.worker_signals import held_back, leave_signals_to_
 
 IMAGENET = Statistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SMALL_SIDE = 64  # pixels; up to here images are treated as CIFAR's are
+_FIND_ALL = "; prunetrain train --cache FOLDER finds such files before it trains"
 
 Key = tuple[int, int]  # position in the epoch, number of the image
 
@@ -54,6 +55,7 @@ class FolderSource:
         self._normalize = Normalizer(IMAGENET, device)
         self._seed = config.seed
         self._workers = config.workers
+        self._cached = bool(config.cache)
         self._device = device
         self._channels_last = config.channels_last
 
@@ -108,7 +110,7 @@ class FolderSource:
             batches = iter(loader)
         for batch in batches:
             if isinstance(batch, Unreadable):
-                raise batch.error()
+                raise batch.error("" if self._cached else _FIND_ALL)
             yield batch
 
 

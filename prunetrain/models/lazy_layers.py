@@ -1,0 +1,40 @@
+"""Lazy layers (`nn.LazyConv2d` and the like), which take their sizes from the first images that they see.
+
+In: a network and an image shape. Out: the same network with all of its weights.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from prunetrain.errors import ConfigError
+from prunetrain.models.constructing import reason
+from prunetrain.zoo import ImageShape
+
+
+def with_weights(spec: str, network: nn.Module, *, input_shape: ImageShape, folder: Path) -> nn.Module:
+    """The network, its lazy layers initialised by one batch in eval mode; the modes of its modules stay what they are.
+
+    Args:
+        spec: what the user calls the network.
+        network: it is changed where it has lazy layers; any other is not run.
+        input_shape: (C, H, W) of one image.
+        folder: where the user's own code lies, so that an error names a line of it.
+
+    Raises:
+        ConfigError: if it fails with these images.
+    """
+    if not any(map(is_lazy, (*network.parameters(), *network.buffers()))):
+        return network
+    modes = {module: module.training for module in network.modules()}
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(2, *input_shape))
+    except Exception as error:  # whatever the user's own code raises
+        shape = "x".join(map(str, input_shape))
+        raise ConfigError(f"{spec} has lazy layers and fails with its first images, of {shape}: {reason(error, folder)}") from error
+    for module, training in modes.items():
+        module.training = training
+    return network
