@@ -7,7 +7,7 @@ names (file name only, in the run's own folder) and whose sha256 it holds; the t
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from prunetrain.training.checkpoint_content import check_content
 
 FORMAT = 2
 _MARK = "prunetrain checkpoint"
+_EARLIER: Final[Mapping[str, Any]] = {"class_names": []}  # what checkpoints of this format lack that were written before it was kept
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Checkpoint:
 
     `model` is a state dict; `optimizer` and `scaler` are theirs; `parameters` names the optimizer's parameters in order;
     `rng` holds the generators' states, those of the workers after the first under `others`; `config` the run's settings; `method` what
-    the method that acts in training keeps (`training/acting.py`).
+    the method that acts in training keeps (`training/acting.py`); `class_names` those of the data, in the order of the network's outputs.
     """
 
     network: str
@@ -65,6 +66,7 @@ class Checkpoint:
     config: dict[str, Any]
     progress: Progress
     method: MethodState = field(default_factory=nothing_kept)
+    class_names: list[str] = field(default_factory=list)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -111,6 +113,7 @@ def _checked(path: Path, content: object) -> Checkpoint:
         raise CheckpointError(
             f"{path}: format {shown(content.get('format'))}, and this version reads {FORMAT}; use the version that wrote it"
         )
+    content = {**_EARLIER, **content}
     wanted = {item.name: item.type for item in fields(Checkpoint)}
     missing = sorted(wanted.keys() - content.keys())
     if missing:
