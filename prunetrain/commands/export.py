@@ -25,6 +25,8 @@ def command(*, what: Path, output: Path, form: str, fold_bn: bool, batch_size: i
 
     CKPT is a checkpoint; NET is a network file with its weights beside it, as .pt or .safetensors. Formats: onnx; pt2, for
     torch.export.load; safetensors, with the network file beside it; csr, compressed sparse rows for weights that are mostly zero, likewise.
+
+    From a checkpoint, onnx, pt2 and safetensors hold the class names and how images are scaled as well, as JSON under the key prunetrain.
     """
     from prunetrain.training.export import export_network
 
