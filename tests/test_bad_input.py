@@ -179,7 +179,10 @@ def test_bad_network_file_of_a_checkpoint(run: RunPaths, command: tuple[str, ...
     network.write_bytes(b"\xff\xfe")
     assert refusal(*command, LAST).endswith("generated_nets/x/epoch_001.py: not a network file: not UTF-8 text")
     network.unlink()
-    assert refusal(*command, LAST).endswith("generated_nets/x/epoch_001.py: no such network file")
+    needed = (
+        f"generated_nets/x/epoch_001.py: no such network file, and {LAST} needs it: copy generated_nets/RUN beside checkpoints/RUN as well"
+    )
+    assert refusal(*command, LAST).endswith(needed)
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,8 @@ def test_network_is_a_plain_file_name(run: RunPaths, name: object) -> None:
 
 def test_network_file_is_missing(run: RunPaths) -> None:
     run.network(1).unlink()
-    assert refusal(run, NetworkFileError).endswith("generated_nets/x/epoch_001.py: no such network file")
+    line = "generated_nets/x/epoch_001.py: no such network file, and checkpoints/x/last.pt needs it: "
+    assert refusal(run, NetworkFileError) == line + "copy generated_nets/RUN beside checkpoints/RUN as well"
 
 
 def test_network_file_was_changed(run: RunPaths) -> None:

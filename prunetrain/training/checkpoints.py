@@ -18,10 +18,11 @@ from prunetrain.foreign.refusal import RefusedFileError, shown
 from prunetrain.graph.load import read_source, sha256_of
 from prunetrain.methods.in_training import MethodState, nothing_kept
 from prunetrain.models.torch_files import load_torch_file
-from prunetrain.paths import CHECKPOINTS, NETWORK_NAME, run_of_checkpoint
+from prunetrain.paths import CHECKPOINTS, NETWORK_NAME, NETWORKS, run_of_checkpoint
 from prunetrain.training.checkpoint_content import check_content
 
 FORMAT = 2
+COPY_BOTH: Final = f"copy {NETWORKS}/RUN beside {CHECKPOINTS}/RUN as well"
 _MARK = "prunetrain checkpoint"
 _EARLIER: Final[Mapping[str, Any]] = {"class_names": []}  # what checkpoints of this format lack that were written before it was kept
 
@@ -140,6 +141,8 @@ def read_network_of(path: Path, checkpoint: Checkpoint) -> tuple[Path, str]:
     """
     _check_links(path)
     network = run_of_checkpoint(path).networks / checkpoint.network
+    if not network.exists():
+        raise NetworkFileError(f"{network}: no such network file, and {path} needs it: {COPY_BOTH}")
     source = read_source(network)
     if sha256_of(source) != checkpoint.network_sha256:
         raise NetworkFileError(
