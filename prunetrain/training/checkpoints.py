@@ -91,6 +91,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise _absent(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name a checkpoint in it, such as {path / 'last.pt'}")
+    if path.suffix == ".py":
+        raise CheckpointError(f"{path} is a network file: name {_checkpoint_beside(path)}")
     try:
         content = load_torch_file(path)
     except OSError as error:
@@ -98,6 +100,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except RefusedFileError as refused:
         raise CheckpointError(f"{path}: damaged, or not a checkpoint of prunetrain ({refused})") from None
     return _checked(path, content)
+
+
+def _checkpoint_beside(network: Path) -> str:
+    """What a message calls the checkpoint that belongs to a network file."""
+    file = network.resolve()
+    checkpoint = file.parent.parent.parent / CHECKPOINTS / file.parent.name / file.with_suffix(".pt").name
+    found = file.parent.parent.name == NETWORKS and checkpoint.exists()
+    return f"its checkpoint, {checkpoint}" if found else f"a checkpoint of its run, such as {CHECKPOINTS}/RUN/last.pt"
 
 
 def _absent(path: Path) -> CheckpointError:
