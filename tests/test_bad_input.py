@@ -170,6 +170,20 @@ def test_bad_checkpoint(run: RunPaths, command: tuple[str, ...]) -> None:
     assert refusal(*command, LAST) == f"{LAST}: not a checkpoint of prunetrain"
 
 
+@pytest.mark.parametrize("command", [("evaluate",), ("reconfigure",), ("prune", "--method", "unit")], ids=" ".join)
+def test_network_file_in_place_of_a_checkpoint(run: RunPaths, command: tuple[str, ...]) -> None:
+    network = Path("generated_nets/x/epoch_001.py")
+    assert refusal(*command, network) == f"{network} is a network file: name its checkpoint, {run.checkpoint(1)}"
+    shutil.copy(network, "A.py")
+    assert refusal(*command, "A.py") == "A.py is a network file: name a checkpoint of its run, such as checkpoints/RUN/last.pt"
+
+
+@pytest.mark.parametrize("command", [("evaluate",), ("reconfigure",), ("export", "-o", "net.csr")], ids=" ".join)
+def test_run_without_its_last_checkpoint(run: RunPaths, command: tuple[str, ...]) -> None:
+    run.last.unlink()
+    assert refusal(*command, "x") == f"{LAST}: no such checkpoint"
+
+
 @pytest.mark.parametrize("command", COMMANDS_ON_A_CHECKPOINT, ids=" ".join)
 def test_bad_network_file_of_a_checkpoint(run: RunPaths, command: tuple[str, ...]) -> None:
     network = run.network(1)
@@ -179,7 +193,10 @@ def test_bad_network_file_of_a_checkpoint(run: RunPaths, command: tuple[str, ...
     network.write_bytes(b"\xff\xfe")
     assert refusal(*command, LAST).endswith("generated_nets/x/epoch_001.py: not a network file: not UTF-8 text")
     network.unlink()
-    assert refusal(*command, LAST).endswith("generated_nets/x/epoch_001.py: no such network file")
+    needed = (
+        f"generated_nets/x/epoch_001.py: no such network file, and {LAST} needs it: copy generated_nets/RUN beside checkpoints/RUN as well"
+    )
+    assert refusal(*command, LAST).endswith(needed)
 
 
 @pytest.mark.parametrize(

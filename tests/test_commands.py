@@ -129,6 +129,22 @@ def test_reconfigure(folder: Path, run: RunPaths) -> None:
     assert [layer["out_features"] for layer in read_graph(moved.network(2)).layers] == [16, 16, 4]
 
 
+def test_a_runs_name_is_its_last_checkpoint(folder: Path, run: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    expected = printed("evaluate", run.last)
+    assert printed("evaluate", "lenet-0.94") == printed("evaluate", "generated_nets/lenet-0.94") == expected
+    for command in (("export", "lenet-0.94", "-o", "net.csr"), ("export", "checkpoints/lenet-0.94/last.pt", "-o", "same.csr")):
+        printed(*command)
+    assert Path("net.csr").read_bytes() == Path("same.csr").read_bytes()
+    assert "checkpoint checkpoints/again/epoch_004.pt\n" in printed("reconfigure", "lenet-0.94", "--name", "again", "--output-dir", ".")
+    printed("prune", "lenet-0.94", "--method", "magnitude", "--rate", "0.5", "--epochs", "0", "--name", "pruned", "--output-dir", tmp_path)
+    assert RunPaths(tmp_path, "pruned").last.exists()
+    monkeypatch.chdir(tmp_path)
+    assert printed("evaluate", "pruned") != expected
+    Path("pruned").symlink_to(run.last)  # a file of this name comes first
+    assert printed("evaluate", "pruned") == expected
+
+
 def test_inspect_network(run: RunPaths) -> None:
     graph = read_graph(run.network(4))
     found = parsed("inspect", run.network(4))

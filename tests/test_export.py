@@ -1,6 +1,8 @@
 """Exported files as others use them: in processes of their own, with nothing but torch, or by onnxruntime; and what is refused."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from datafiles import folder_settings
+from datafiles import write_images as write_folder
 from graphs import Sketch
 from runs import RESNET, Recorder, invoke, largest_file, settings, write_images
 from torch import Tensor
@@ -142,6 +146,32 @@ def test_folded(run: RunPaths, images: Tensor, expected: Tensor, tmp_path: Path)
         assert torch.equal(torch.export.load(tmp_path / "net.pt2").module()(images), folded)
     (result,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"images": images.numpy()})
     torch.testing.assert_close(torch.from_numpy(result), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_files_say_what_the_network_expects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the data, which may be on another machine."""
+    monkeypatch.chdir(tmp_path)
+    config = settings(tmp_path, tmp_path, **folder_settings(write_folder(tmp_path / "images")), epochs=1, name="x")
+    last = start_run(config, Recorder()).run.last
+    shutil.rmtree("images")
+    exported("export", last, "-o", "net.onnx")
+    exported("export", last, "-o", "net.safetensors", "--fold-bn")
+    exported("export", last, "-o", "net.pt2")
+    extra = {"prunetrain": ""}
+    torch.export.load("net.pt2", extra_files=extra)
+    found = [
+        onnxruntime.InferenceSession("net.onnx").get_modelmeta().custom_metadata_map["prunetrain"],
+        safetensors.safe_open("net.safetensors", "pt").metadata()["prunetrain"],
+        extra["prunetrain"],
+    ]
+    imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    expected = {"input_shape": [3, 8, 8], "channels": "RGB", **imagenet, "resize": 8, "crop": 8, "class_names": ["cat", "dog"]}
+    assert [json.loads(text) for text in found] == [expected] * 3
+
+
+def test_a_network_file_knows_nothing_of_its_data(lenet: Path) -> None:
+    exported("export", lenet, "-o", "net.safetensors")
+    assert safetensors.safe_open("net.safetensors", "pt").metadata() is None
 
 
 def test_no_batch_norm_to_fold(lenet: Path) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from prunetrain.commands.options import config_option, given
+from prunetrain.commands.options import checkpoint_argument, config_option, given
 
 _OWN = "as in the checkpoint"
 
 
 @click.command("evaluate")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@checkpoint_argument
 @config_option("dataset", default=_OWN)
 @config_option("data_dir", default=_OWN)
 @config_option("batch_size", default=_OWN)
@@ -22,7 +22,10 @@ _OWN = "as in the checkpoint"
 @config_option("workers", default=_OWN)
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 def command(checkpoint: Path, as_json: bool, **params: Any) -> None:
-    """Measure CHECKPOINT on the validation images of the data set it was trained on, or of another one."""
+    """Measure CHECKPOINT on the validation images of the data set it was trained on, or of another one.
+
+    CHECKPOINT is a .pt file; or the name of a run here, for its last.pt.
+    """
     from prunetrain.training.evaluation import evaluate_checkpoint
 
     result = evaluate_checkpoint(checkpoint, given(params))

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from prunetrain.commands.options import last_of_run
+
 if TYPE_CHECKING:
     from prunetrain.training.export import Exported
 
 
 @click.command("export")
-@click.argument("what", metavar="CKPT|NET", type=click.Path(path_type=Path))
+@click.argument("what", metavar="CKPT|NET|RUN", type=click.Path(path_type=Path), callback=last_of_run)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write, ending in the name of its format.")
 @click.option(
     "--format", "form", default="", metavar="[onnx|pt2|safetensors|csr]", help="Format of the file.  [default: what its name ends in]"
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
 def command(*, what: Path, output: Path, form: str, fold_bn: bool, batch_size: int | None, force: bool) -> None:
     """Write a trained network for inference, load the file again and compare its outputs.
 
-    CKPT is a checkpoint; NET is a network file with its weights beside it, as .pt or .safetensors. Formats: onnx; pt2, for
-    torch.export.load; safetensors, with the network file beside it; csr, compressed sparse rows for weights that are mostly zero, likewise.
+    CKPT is a checkpoint; NET is a network file with its weights beside it, as .pt or .safetensors; RUN is the name of a run here, for its
+    last.pt. Formats: onnx; pt2, for torch.export.load; safetensors, with the network file beside it; csr, compressed sparse rows for
+    weights that are mostly zero, likewise.
+
+    From a checkpoint, onnx, pt2 and safetensors hold the class names and how images are scaled as well, as JSON under the key prunetrain.
     """
     from prunetrain.training.export import export_network
 

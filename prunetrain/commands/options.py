@@ -6,17 +6,30 @@ config file: defaults < recipe < config file < flags.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from prunetrain.config import TrainConfig, argument_words, build_config, flag_of, parse_arguments, settings_from
 from prunetrain.errors import ConfigError
+from prunetrain.report.history import find_run
 from prunetrain.training import recipes
 
 _FIELDS = {item.name: item for item in dataclasses.fields(TrainConfig)}
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def checkpoint_argument(function: _Function) -> _Function:
+    """Add the argument `checkpoint`, which may also name a run."""
+    return click.argument("checkpoint", type=click.Path(path_type=Path), callback=last_of_run)(function)
+
+
+def last_of_run(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """The last checkpoint where an argument is the name of a run here, or one of its folders, as for `inspect`; any other path as it is."""
+    run = None if value is None else find_run(str(value), Path())
+    return run.last if run else value
 
 
 def config_options(function: _Function) -> _Function:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from prunetrain.commands.options import config_option, given
+from prunetrain.commands.options import checkpoint_argument, config_option, given
 from prunetrain.errors import ConfigError
 from prunetrain.method_settings import METHOD_SETTINGS
 from prunetrain.training.stopping import exit_code
@@ -24,7 +24,7 @@ def _options(function: Any) -> Any:
 
 
 @click.command("prune")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@checkpoint_argument
 @config_option("method")
 @config_option("rate")
 @click.option("--global", "everywhere", is_flag=True, help="Rank the weights of all layers together: --scope global.")
@@ -54,6 +54,8 @@ def command(
     **params: Any,
 ) -> None:
     """Prune CHECKPOINT by a method and retrain it, as a run of its own.
+
+    CHECKPOINT is a .pt file; or the name of a run here, for its last.pt.
 
     Methods for weights: magnitude, magnitude-std, random-weights, 2:4, admm. For units and filters: unit, filter-l1, filter-l2, fpgm,
     random. And group-lasso, which goes on training and takes the network to --target-macs on the way.

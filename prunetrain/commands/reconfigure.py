@@ -5,14 +5,14 @@ from typing import Any
 
 import click
 
-from prunetrain.commands.options import config_option, given
+from prunetrain.commands.options import checkpoint_argument, config_option, given
 from prunetrain.errors import ConfigError
 
 _OWN = "as in the checkpoint"
 
 
 @click.command("reconfigure")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@checkpoint_argument
 @config_option("threshold", default=_OWN)
 @config_option("criterion", default=_OWN)
 @config_option("residual", default=_OWN)
@@ -21,7 +21,10 @@ _OWN = "as in the checkpoint"
 @config_option("output_dir", default="where the run of CHECKPOINT is")
 @click.option("--timing", is_flag=True, help="Say how long each phase took.")
 def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> None:
-    """Cut the dead channels of CHECKPOINT; write the smaller network and checkpoint as a run of their own, ready for --resume."""
+    """Cut the dead channels of CHECKPOINT; write the smaller network and checkpoint as a run of their own, ready for --resume.
+
+    CHECKPOINT is a .pt file; or the name of a run here, for its last.pt.
+    """
     if not (round_to.isdecimal() and int(round_to) >= 1):
         raise ConfigError(f"round-to must be a whole number from 1 here, not {round_to!r}")
 

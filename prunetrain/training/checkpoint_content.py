@@ -16,6 +16,8 @@ from prunetrain.foreign.refusal import RefusedFileError, shown
 _LARGEST: Final = 2**63 - 1  # of a count
 _MOST_MACS: Final = 10**30  # of all training: a ResNet-50 on ImageNet passes 2**63 after 587 epochs
 _MOST_EPOCHS: Final = 1_000_000
+_MOST_CLASSES: Final = 1_000_000
+_LONGEST_NAME: Final = 4_096  # letters of a class's name; a folder's has 255 bytes, which may all be escaped
 _MOST_RNG_BYTES: Final = 65_536  # of one generator's state; the CPU's has 5,056
 _USED_METRICS: Final = ("epoch_seconds", "val_top1", "train_macs_total", "train_images_total")  # that a run reads again
 _COUNTED: Final = {"train_macs_total": _MOST_MACS, "train_images_total": _LARGEST}
@@ -42,6 +44,7 @@ def check_content(content: Mapping[str, Any], progress: type) -> None:
     _check_generators(content["rng"])
     _check_optimizer(content["optimizer"], content["parameters"], content["model"])
     _check_method(content["method"], content["model"])
+    _check_class_names(content["class_names"])
 
 
 def _require(condition: bool, message: str) -> None:
@@ -190,3 +193,10 @@ def _check_method(method: object, model: Mapping[str, Tensor]) -> None:
     _require(_has_words_as_keys(method["numbers"]), "its method's numbers are no table")
     for name, number in method["numbers"].items():
         _require(_is_number(number) and isfinite(number) and number >= 0, f"its method's {shown(name)} is no number from 0")
+
+
+def _check_class_names(names: object) -> None:
+    _require(isinstance(names, list) and len(names) <= _MOST_CLASSES, "its class_names are no list of names")
+    assert isinstance(names, list)
+    fits = all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names)
+    _require(fits, f"its class_names have one that is no word of up to {_LONGEST_NAME:,} letters")

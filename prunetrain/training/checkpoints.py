@@ -7,7 +7,7 @@ names (file name only, in the run's own folder) and whose sha256 it holds; the t
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -18,11 +18,13 @@ from prunetrain.foreign.refusal import RefusedFileError, shown
 from prunetrain.graph.load import read_source, sha256_of
 from prunetrain.methods.in_training import MethodState, nothing_kept
 from prunetrain.models.torch_files import load_torch_file
-from prunetrain.paths import CHECKPOINTS, NETWORK_NAME, run_of_checkpoint
+from prunetrain.paths import CHECKPOINTS, NETWORK_NAME, NETWORKS, run_of_checkpoint
 from prunetrain.training.checkpoint_content import check_content
 
 FORMAT = 2
+COPY_BOTH: Final = f"copy {NETWORKS}/RUN beside {CHECKPOINTS}/RUN as well"
 _MARK = "prunetrain checkpoint"
+_EARLIER: Final[Mapping[str, Any]] = {"class_names": []}  # what checkpoints of this format lack that were written before it was kept
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Checkpoint:
 
     `model` is a state dict; `optimizer` and `scaler` are theirs; `parameters` names the optimizer's parameters in order;
     `rng` holds the generators' states, those of the workers after the first under `others`; `config` the run's settings; `method` what
-    the method that acts in training keeps (`training/acting.py`).
+    the method that acts in training keeps (`training/acting.py`); `class_names` those of the data, in the order of the network's outputs.
     """
 
     network: str
@@ -65,6 +67,7 @@ class Checkpoint:
     config: dict[str, Any]
     progress: Progress
     method: MethodState = field(default_factory=nothing_kept)
+    class_names: list[str] = field(default_factory=list)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -88,6 +91,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise _absent(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name a checkpoint in it, such as {path / 'last.pt'}")
+    if path.suffix == ".py":
+        raise CheckpointError(f"{path} is a network file: name {_checkpoint_beside(path)}")
     try:
         content = load_torch_file(path)
     except OSError as error:
@@ -95,6 +100,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except RefusedFileError as refused:
         raise CheckpointError(f"{path}: damaged, or not a checkpoint of prunetrain ({refused})") from None
     return _checked(path, content)
+
+
+def _checkpoint_beside(network: Path) -> str:
+    """What a message calls the checkpoint that belongs to a network file."""
+    file = network.resolve()
+    checkpoint = file.parent.parent.parent / CHECKPOINTS / file.parent.name / file.with_suffix(".pt").name
+    found = file.parent.parent.name == NETWORKS and checkpoint.exists()
+    return f"its checkpoint, {checkpoint}" if found else f"a checkpoint of its run, such as {CHECKPOINTS}/RUN/last.pt"
 
 
 def _absent(path: Path) -> CheckpointError:
@@ -111,6 +124,7 @@ def _checked(path: Path, content: object) -> Checkpoint:
         raise CheckpointError(
             f"{path}: format {shown(content.get('format'))}, and this version reads {FORMAT}; use the version that wrote it"
         )
+    content = {**_EARLIER, **content}
     wanted = {item.name: item.type for item in fields(Checkpoint)}
     missing = sorted(wanted.keys() - content.keys())
     if missing:
@@ -137,6 +151,8 @@ def read_network_of(path: Path, checkpoint: Checkpoint) -> tuple[Path, str]:
     """
     _check_links(path)
     network = run_of_checkpoint(path).networks / checkpoint.network
+    if not network.exists():
+        raise NetworkFileError(f"{network}: no such network file, and {path} needs it: {COPY_BOTH}")
     source = read_source(network)
     if sha256_of(source) != checkpoint.network_sha256:
         raise NetworkFileError(

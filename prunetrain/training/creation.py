@@ -22,6 +22,7 @@ from prunetrain.models import build, weights
 from prunetrain.models.checked_tracing import stored, traced_and_checked
 from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
 from prunetrain.training.checkpoints import Checkpoint, Progress, rng_state
+from prunetrain.training.class_names import names_of
 from prunetrain.training.data import DataSource
 from prunetrain.training.environment import Environment
 from prunetrain.training.pruning import start_of
@@ -70,6 +71,7 @@ def create_network(
         rng=rng_state(environment.device),
         config=replace(config, name=free.name).to_dict(),
         progress=Progress(),
+        class_names=names_of(data),
     )
     pruned = start_of(config, traced.graph, first, traced.state)
     if pruned.graph != traced.graph:

@@ -114,7 +114,7 @@ def _exportable(trained: Trained, batch_sizes: tuple[int, ...], *, fixed: bool) 
         samples.append(Sample(images, outputs_of(model, images)))
         if not all(bool(output.isfinite().all()) for output in samples[-1].outputs):
             raise CheckpointError(f"{trained.weights}: the network's outputs are not finite numbers: export an earlier checkpoint")
-    return Exportable(model, trained.source, tuple(samples), fixed)
+    return Exportable(model, trained.source, tuple(samples), fixed, trained.metadata)
 
 
 def _folded(trained: Trained, network: Exportable) -> tuple[Trained, Exportable, Folding]:

@@ -27,6 +27,7 @@ from prunetrain.sparse.storage import load_sparse, sparse_bytes
 
 TOLERANCE: Final = 1e-4  # of the largest output, where another engine than torch computes
 ONNX_LIMIT: Final = 2**31 - 2**24  # bytes of weights; the file is one message of less than 2 GiB, and the graph needs its share
+METADATA: Final = "prunetrain"
 INSTALL: Final = "pip install 'prunetrain[export]'"
 
 Outputs = tuple[Tensor, ...]
@@ -42,12 +43,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Exportable:
-    """A network in eval mode, float32, on the CPU; the text of its file; samples, which with `fixed_batch` have all the same N."""
+    """A network in eval mode, float32, on the CPU; the text of its file; samples, which with `fixed_batch` have all the same N.
+
+    `metadata` goes into the file, but for csr, under the key `METADATA`: JSON, or nothing.
+    """
 
     model: nn.Module
     source: str
     samples: tuple[Sample, ...]
     fixed_batch: bool
+    metadata: str = ""
+
+    @property
+    def keyed_metadata(self) -> dict[str, str]:
+        """The metadata as the formats take them; under one key, since safetensors writes several in an order that changes."""
+        return {METADATA: self.metadata} if self.metadata else {}
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,7 @@ def write_onnx(network: Exportable, path: Path) -> float:
             verbose=False,
         )
     assert converted is not None
+    converted.model.metadata_props.update(network.keyed_metadata)
     content = converted.model_proto.SerializeToString()
     return _write_checked(network, path, content, load=_with_onnxruntime, tolerance=TOLERANCE)
 
@@ -122,7 +133,7 @@ def write_pt2(network: Exportable, path: Path) -> float:
         OutputError: if the file cannot be written, or computes something else.
     """
     buffer = io.BytesIO()  # torch's writer aborts the process where a disk is full
-    torch.export.save(_program(network), buffer)
+    torch.export.save(_program(network), buffer, extra_files=network.keyed_metadata)
 
     def load(path: Path) -> Callable[[Tensor], Outputs]:
         with _quiet(), path.open("rb") as file:  # torch 2.11 warns of its own way to read it
@@ -139,7 +150,7 @@ def write_safetensors(network: Exportable, path: Path) -> float:
         OutputError: if the files cannot be written, or compute something else.
     """
     library = require("safetensors.torch", "safetensors", INSTALL)
-    return _write_pair(network, path, library.save(network.model.state_dict()), library.load_file)
+    return _write_pair(network, path, library.save(network.model.state_dict(), network.keyed_metadata or None), library.load_file)
 
 
 def write_csr(network: Exportable, path: Path) -> float:

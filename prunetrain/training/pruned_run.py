@@ -23,6 +23,7 @@ from prunetrain.method_settings import ADMM, GROUP_LASSO
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
 from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
 from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, read_network_of
+from prunetrain.training.class_names import check_names
 from prunetrain.training.data import DataSource
 from prunetrain.training.environment import Environment
 from prunetrain.training.events import Change, Reconfiguration
@@ -151,9 +152,10 @@ def create_pruned(
     """Write the first files of a run that prunes another's checkpoint; the new checkpoint's path. See `new_state`.
 
     Raises:
-        ConfigError: if the method does not work on this network.
+        ConfigError: if the method does not work on this network, or the data has other classes.
         OutputError: if the files cannot be written.
     """
+    check_names(source.checkpoint.class_names, data, source.path)
     epoch = source.checkpoint.progress.epoch
     free = files.enter_context(new_run(run.output_dir, run.name))
     named = replace(source.checkpoint, config=replace(config, name=free.name).to_dict())

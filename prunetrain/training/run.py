@@ -15,7 +15,7 @@ from prunetrain.files import append_line
 from prunetrain.graph.costs import costs
 from prunetrain.models import short_name
 from prunetrain.paths import LAST, RunPaths, run_of_checkpoint
-from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.checkpoints import COPY_BOTH, load_checkpoint
 from prunetrain.training.course import interval_start, missed, out_of_reach, too_short
 from prunetrain.training.creation import Creation, create_network, new_state
 from prunetrain.training.data import DataSource
@@ -109,7 +109,7 @@ def _find_and_lock(path: Path, given: dict[str, Any], observer: Observer, held: 
         config_of(path, given)  # refuse what cannot be resumed before anything is locked
     run = run_of_checkpoint(path / LAST if path.is_dir() else path)
     if not run.networks.is_dir():
-        raise NetworkFileError(f"{path} is not a run's: it belongs to network files in {run.networks}, which is not there")
+        raise NetworkFileError(f"{path} is not a run's: it belongs to network files in {run.networks}, which is not there: {COPY_BOTH}")
     held.enter_context(run.locked())
     checkpoint = newest_whole(run, observer.message) if path.is_dir() else path
     if checkpoint is None:

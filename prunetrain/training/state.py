@@ -33,6 +33,7 @@ from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.acting import Acting, acting_in, copied
 from prunetrain.training.batch_norm import synchronise
 from prunetrain.training.checkpoints import Checkpoint, Progress, load_checkpoint, read_network_of, restore_rng, rng_state, save_checkpoint
+from prunetrain.training.class_names import check_names, names_of
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.environment import Environment
@@ -70,6 +71,7 @@ class TrainState:
     acting: Acting
     progress: Progress
     costs: Costs
+    class_names: list[str]
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +84,7 @@ class TrainState:
         return self.progress.batch_size or self.config.batch_size
 
     def check_fits(self, data: DataSource) -> None:
-        """Check that the network is for such images and classes.
+        """Check that the network is for such images and classes, in their order.
 
         Raises:
             ConfigError: if it is not.
@@ -92,6 +94,7 @@ class TrainState:
         if self.graph.input_shape != data.input_shape or classes != data.num_classes:
             wanted, got = ("x".join(map(str, shape)) for shape in (self.graph.input_shape, data.input_shape))
             raise ConfigError(f"{self.network} takes {wanted} images of {classes} classes, and the data has {got} of {data.num_classes}")
+        check_names(self.class_names, data, self.network)
         if self.device.type == "cpu":
             check_results_fit(self.graph, str(self.network), min(self.config.batch_size, data.num_train))
 
@@ -124,6 +127,7 @@ class TrainState:
             config=self.config.to_dict(),
             progress=self.progress,
             method=self.acting.state_dict(),
+            class_names=self.class_names,
         )
 
     def keep_early(self) -> None:
@@ -166,7 +170,7 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
     Args:
         path: the checkpoint.
         config: the settings to go on with.
-        data: what training goes on with.
+        data: what training goes on with; its class names are taken if the checkpoint has none.
         environment: where.
 
     Raises:
@@ -209,6 +213,8 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
     spaces, lasso = find_spaces(graph), None
     if any(channel >= spaces.num_channels for channel in progress.fading):
         raise CheckpointError(f"{path}: damaged, it fades channels that {network} does not have")
+    if checkpoint.class_names and infer_shapes(graph)[graph.output.index][1:] != (len(checkpoint.class_names),):
+        raise CheckpointError(f"{path}: damaged, it does not name as many classes as {network} has")
     if config.penalised:
         lasso = GroupLasso(graph, spaces, trained_parameters(model), groups=config.lasso_groups)
     forward = _compiled(environment.ranks.parallel(model, static_graph=device.type == "cuda" and not config.compile), config)
@@ -230,6 +236,7 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
         acting=acting,
         progress=progress,
         costs=costs(graph),
+        class_names=checkpoint.class_names or names_of(data),
     )
 
 
@@ -267,7 +274,8 @@ def _check_same(ranks: Ranks, checkpoint: Checkpoint, model: nn.Module, config: 
     if ranks.world_size == 1:
         return
     ranks.check_same("network file", checkpoint.network_sha256)
-    ranks.check_same("checkpoint", fingerprint([model.state_dict(), checkpoint.optimizer, vars(checkpoint.progress), checkpoint.method]))
+    held = [model.state_dict(), checkpoint.optimizer, vars(checkpoint.progress), checkpoint.method, checkpoint.class_names]
+    ranks.check_same("checkpoint", fingerprint(held))
     ranks.check_same("settings", fingerprint({key: value for key, value in config.to_dict().items() if key not in _OF_A_MACHINE}))
 
 

@@ -1,5 +1,6 @@
 """A network file and the weights that belong to it, wherever these lie: in a run's checkpoint, or beside the file under its name."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,19 +13,25 @@ from prunetrain.graph.memory import check_results_fit
 from prunetrain.graph.parse import parse
 from prunetrain.models.weights import read_weights
 from prunetrain.training.checkpoints import load_checkpoint, read_network_of
+from prunetrain.training.expected_input import expected_input
+from prunetrain.training.stored import stored_config
 
 _WEIGHTS = (".pt", ".safetensors")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with its weights, on the CPU: the file's path, text and graph; the state dict, and the file that it was in."""
+    """A network with its weights, on the CPU: the file's path, text and graph; the state dict, and the file that it was in.
+
+    `metadata` says as JSON what a checkpoint knows of the network's input and classes; it is empty without one.
+    """
 
     network: Path
     source: str
     graph: LayerGraph
     weights: Path
     state: dict[str, Tensor]
+    metadata: str = ""
 
     def build(self) -> nn.Module:
         """The network in eval mode.
@@ -61,7 +68,9 @@ def read_trained(path: Path) -> Trained:
         raise ConfigError(f"{path} is no checkpoint (.pt) or network file (.py): name one of these")
     checkpoint = load_checkpoint(path)
     network, source = read_network_of(path, checkpoint)
-    return Trained(network, source, parse(source, str(network)), path, checkpoint.model)
+    graph = parse(source, str(network))
+    expected = expected_input(graph.input_shape, stored_config(path, checkpoint), checkpoint.class_names)
+    return Trained(network, source, graph, path, checkpoint.model, json.dumps(expected))
 
 
 def _weights_beside(network: Path) -> Path:

@@ -33,6 +33,11 @@ _FIND_ALL = "; prunetrain train --cache FOLDER finds such files before it trains
 Key = tuple[int, int]  # position in the epoch, number of the image
 
 
+def centred_at(side: int) -> Decoding:
+    """How files become images of `side` x `side` where nothing is random."""
+    return Decoding(side, side if side <= SMALL_SIDE else side * 256 // 224)
+
+
 class FolderSource:
     """A `DataSource` over files."""
 
@@ -46,7 +51,7 @@ class FolderSource:
         self.num_train = len(index.train.paths)
         self.num_val = len(index.val.paths)
         small = side <= SMALL_SIDE
-        centred = Decoding(side, side if small else side * 256 // 224)
+        centred = centred_at(side)
         self._augmentation = Augmentation.natural(side, side) if config.augment and small else None
         self._window_seed = config.seed if config.augment and not small else None
         windowed = Decoding(side, None)
