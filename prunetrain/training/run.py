@@ -220,6 +220,8 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
     if ranks.world_size > 1:
         each = state.environment.images_each(state.batch_size)
         observer.message(f"{ranks.world_size} workers: {each} images a step each, {state.batch_size} in all")
+    if state.progress.epoch < config.epochs and (warning := _in_the_way(state)):
+        observer.message(warning)
     observer.started(
         run=state.run,
         total_epochs=config.epochs,
@@ -227,13 +229,9 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
         steps_per_epoch=data.steps_per_epoch(state.batch_size),
         dense_macs=costs(state.dense).macs,
     )
-    if state.progress.epoch < config.epochs and (warning := too_short(config)):
-        observer.message(warning)
     pacer = Pacer(requests, config.checkpoint_minutes if ranks.rank == 0 else 0)
     top1 = None
     with requests.deferred():
-        if state.progress.epoch < config.epochs and state.progress.lasso_strength is None:  # once there is a lambda, it has been said
-            _say_out_of_reach(state, observer)
         while state.progress.epoch < config.epochs:
             result = train_one_epoch(state, data, observer, pacer.action)
             check_finite(state, result)
@@ -252,10 +250,13 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
         return _outcome(state, top1)
 
 
-def _say_out_of_reach(state: TrainState, observer: Observer) -> None:
-    warning = state.environment.ranks.on_first(lambda: out_of_reach(state))
-    if warning:
-        observer.message(warning)
+def _in_the_way(state: TrainState) -> str | None:
+    """What keeps a run from its target, in a sentence."""
+    if warning := too_short(state.config):
+        return warning
+    if state.progress.lasso_strength is not None:  # then it has been said
+        return None
+    return state.environment.ranks.on_first(lambda: out_of_reach(state))
 
 
 def _outcome(state: TrainState, top1: float | None, stopped_by: signal.Signals | None = None) -> Outcome:
