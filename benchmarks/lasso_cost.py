@@ -99,7 +99,7 @@ class _Bench:
         self.coupled = GroupLasso(traced.graph, spaces, weights, groups="coupled")
         macs = 0.9 * costs(traced.graph).macs
         ranking = Ranking(traced.graph, traced.state, criterion=TrainConfig.criterion)
-        going = ranking.weakest(macs, ranking.coarsest_blocks(macs))
+        going = ranking.weakest(macs, ranking.coarsest_blocks(macs, traced.graph))
         self.fading = Fading(traced.graph, spaces, weights, going)
 
     def step(

@@ -98,7 +98,7 @@ def _stepped(folder: Path, model: str) -> TrainState:
 def _choose(state: TrainState) -> None:
     """What a run does at the start of an interval (`training/course.py`)."""
     ranking = Ranking(state.graph, state.model.state_dict(), criterion=state.config.criterion)
-    ranking.weakest(0.75 * state.costs.macs, ranking.coarsest_blocks(0.5 * state.costs.macs))
+    ranking.weakest(0.75 * state.costs.macs, ranking.coarsest_blocks(0.5 * state.costs.macs, state.dense))
 
 
 def _with_dead_channels(state: TrainState) -> Path:

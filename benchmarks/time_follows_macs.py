@@ -94,7 +94,7 @@ def _stored(path: Path, image_size: int | None) -> tuple[LayerGraph, dict[str, T
 def _faded(graph: LayerGraph, weights: dict[str, Tensor], word: str, macs: float) -> LayerGraph:
     """What is left when the weakest channels have gone, as few as lead to so many MACs."""
     ranking = Ranking(graph, weights, criterion=CRITERION)
-    going = ranking.weakest(macs, ranking.coarsest_blocks(macs) if word == "auto" else int(word))
+    going = ranking.weakest(macs, ranking.coarsest_blocks(macs, graph) if word == "auto" else int(word))
     faded = {name: tensor.clone() for name, tensor in weights.items()}
     Fading(graph, find_spaces(graph), faded, going).scale_(0.0)
     proposal = propose_cut(graph, faded, threshold=float(torch.finfo().tiny), criterion=CRITERION)

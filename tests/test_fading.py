@@ -103,7 +103,7 @@ def test_blocks_are_as_coarse_as_the_target_allows(share: float, of_16: int, of_
     """Quarters of each space, and in them a choice: if all goes that can, half of the target is reached."""
     graph, state = traced_zoo("resnet20")
     macs = share * costs(graph).macs
-    blocks = Ranking(graph, state, criterion="either").coarsest_blocks(macs)
+    blocks = Ranking(graph, state, criterion="either").coarsest_blocks(macs, graph)
     spaces = {space.name: len(space.channels) for space in find_spaces(graph).spaces if not space.frozen}
     assert {size: {blocks[name] for name in spaces if spaces[name] == size} for size in (16, 32, 64)} == {
         16: {of_16},
@@ -117,12 +117,31 @@ def test_blocks_are_as_coarse_as_the_target_allows(share: float, of_16: int, of_
     assert all(kept % blocks[name] == 0 for name, (kept, _) in proposal.plan().counts().items() if name in spaces)
 
 
+def test_blocks_stay_what_they_were_in_the_dense_network() -> None:
+    """From cut to cut; a quarter of what is left would be ever fewer channels."""
+    dense, state = traced_zoo("resnet20")
+    macs = 0.5 * costs(dense).macs
+    first = Ranking(dense, state, criterion="either").coarsest_blocks(macs, dense)
+    graph = dense
+    for share in (0.8, 0.6, 0.5):
+        ranking = Ranking(graph, state, criterion="either")
+        blocks = ranking.coarsest_blocks(macs, dense)
+        assert blocks == {name: first[name] for name in blocks}
+        Fading(graph, find_spaces(graph), state, ranking.weakest(share * costs(dense).macs, blocks)).scale_(0.0)
+        proposal = propose_cut(graph, state, threshold=1e-4, criterion="either")
+        cut = proposal.apply(proposal.plan())
+        graph, state = cut.graph, dict(cut.state)
+    counts = {space.name: len(space.channels) for space in find_spaces(graph).spaces if not space.frozen}
+    assert any(count < 16 for count in counts.values())
+    assert all(count % first[name] == 0 for name, count in counts.items())
+
+
 @pytest.mark.parametrize("macs", [40, 5, 4, 0])
 def test_blocks_where_nothing_leads_to_the_target(macs: int) -> None:
     """Spaces of 4 and 3 units have blocks of one, of which all but one may go: 5 MACs are left."""
     graph, state = chain()
     first, second, _ = (layer.name for layer in graph.layers)
-    found = Ranking(graph, state, criterion="either").coarsest_blocks(macs)
+    found = Ranking(graph, state, criterion="either").coarsest_blocks(macs, graph)
     assert (found[first], found[second]) == (1, 1)
 
 

@@ -86,17 +86,22 @@ class Ranking:
         able = self._removable(faded, criterion)
         self._order = [channel for channel in order if able[channel]]
 
-    def coarsest_blocks(self, macs: float) -> dict[str, int]:
+    def coarsest_blocks(self, macs: float, dense: LayerGraph) -> dict[str, int]:
         """The coarsest blocks in which channels can go until the network needs at most this many multiply-accumulates an image.
 
         Blocks of 16 are what most hardware likes (docs/performance.md). But they must leave a choice of what goes: none is more than a
         quarter of its space; and if all of them went, less than half of the number may be left. Else none is more than an eighth, and so
-        on.
+        on. Shares are of what a space had at first: blocks that shrank from cut to cut would end in counts that no hardware likes.
+
+        Args:
+            macs: the number to get down to.
+            dense: the network before any cut.
 
         Returns:
             A granularity: the size of the block, a power of two, for every space by name.
         """
-        sizes = {space.name: len(space.channels) for space in self._spaces.spaces}
+        first = {space.name: len(space.channels) for space in find_spaces(dense).spaces}
+        sizes = {space.name: first.get(space.name, len(space.channels)) for space in self._spaces.spaces}
         parts = _LEAST_BLOCKS
         while True:
             blocks = {name: _power_of_two(min(_LARGEST_BLOCK, size // parts)) for name, size in sizes.items()}

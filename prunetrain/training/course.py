@@ -135,5 +135,5 @@ def _choose(state: TrainState, dense_macs: int) -> list[int]:
     ranking = Ranking(state.graph, state.model.state_dict(), criterion=config.criterion)
     granularity: Granularity | None = config.granularity
     if granularity is None:
-        granularity = ranking.coarsest_blocks(config.target_macs * dense_macs)
+        granularity = ranking.coarsest_blocks(config.target_macs * dense_macs, state.dense)
     return ranking.weakest(next_macs(config, state.progress.epoch) * dense_macs, granularity)
