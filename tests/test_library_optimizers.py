@@ -10,6 +10,7 @@ from loops import EXAMPLE, INNER, KEPT, STEM, Nested, batches, kept_of, kill_, n
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
 from torch.optim import Optimizer, lr_scheduler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunetrain import PruneTrain
 from prunetrain.errors import ConfigError
@@ -284,6 +285,36 @@ def test_scaler_makes_no_difference(lasso_step: str, unscale: str, fused: bool) 
         assert torch.allclose(parameter, wanted, rtol=1e-12, atol=1e-14)
     off = with_scaler(lasso_step, torch.amp.GradScaler("cpu", enabled=False), "never", fused=fused)
     assert torch.equal(off.head.weight, expected.head.weight)
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often the processor asks for a number that a device may still be computing."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("lasso_step", ["subgradient", "proximal"])
+def test_nobody_waits_for_a_scaler(lasso_step: str) -> None:
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.05, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    pruner = PruneTrain(model, optimizer, EXAMPLE, scaler=scaler, lasso_step=lasso_step)
+    waits = []
+    for images, labels in batches(3):
+        loss = F.cross_entropy(model(images), labels)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        with Waits() as seen:
+            pruner.regularize(loss)
+            scaler.step(optimizer)
+        waits.append(seen.count)
+        scaler.update()
+        optimizer.zero_grad()
+    assert waits[0] > 0  # the first loss sets lambda
+    assert waits[1:] == [0, 0]
 
 
 @pytest.mark.parametrize("fused", [False, True])
