@@ -38,6 +38,7 @@ from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.environment import Environment
 from prunetrain.training.fingerprint import fingerprint
+from prunetrain.training.narrow_batch_norm import speed_up_batch_norm_
 from prunetrain.training.optimizer_state import load_optimizer
 from prunetrain.training.optimizers import build_optimizer, build_scheduler
 from prunetrain.training.outputs import Outputs
@@ -190,6 +191,7 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
         model = model.to(memory_format=torch.channels_last)
     if config.sync_batch_norm:
         model = synchronise(model, environment.ranks)
+    speed_up_batch_norm_(model, device, compiled=config.compile)
     optimizer = build_optimizer(model.parameters(), config)
     batch_size = progress.batch_size or config.batch_size
     steps_per_epoch = max(1, data.steps_per_epoch(batch_size))  # a run's batch may be too large for data to evaluate on

@@ -15,6 +15,7 @@ from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
+from prunetrain.training.narrow_batch_norm import speed_up_batch_norm_
 from prunetrain.training.precision import autocast
 
 _NO_MEMORY = ("not enough memory", "can't allocate")  # what torch says on a CPU
@@ -48,9 +49,14 @@ class Conditions:
         """A network with random weights, on the device; torch's generators stay as they are."""
         with unchanged_generators(self.device), torch.device(self.device):
             model = instantiate(render(graph), "<benchmark>")
+        return self.as_in_training(model)
+
+    def as_in_training(self, module: nn.Module) -> nn.Module:
+        """A network or a layer, on the device, with what a run does to it before it trains."""
         if self.channels_last:
-            _to_channels_last_(model)
-        return model
+            _to_channels_last_(module)
+        speed_up_batch_norm_(module, self.device, compiled=self.compile)
+        return module
 
     def images(self, shape: tuple[int, ...]) -> Tensor:
         """A batch of random images; torch's generators stay as they are."""

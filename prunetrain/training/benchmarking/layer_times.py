@@ -34,9 +34,7 @@ class LayerTimer:
         if key not in self._known:
             with unchanged_generators(self._conditions.device):
                 module: nn.Module = getattr(nn, layer.kind)(**dict(layer.arguments)).to(self._conditions.device)
-            if self._conditions.channels_last:
-                module = module.to(memory_format=torch.channels_last)
-            self._known[key] = self._fastest(module, shape)
+            self._known[key] = self._fastest(self._conditions.as_in_training(module), shape)
         return self._known[key]
 
     def _activation(self, shape: Shape) -> float:

@@ -1,0 +1,151 @@
+"""BatchNorm of few channels on a CPU, channels last, in less time than torch's own takes; it computes the same.
+
+torch adds up, pixel after pixel, as many values as there are channels, into one buffer for each thread, and these buffers lie side by side.
+Where they end within a cache line, threads take it from each other with every pixel, and where the channels do not fill a vector, they are
+added one by one: 20 channels take four times as long as 16 (`benchmarks/batch_norm.py`). So a cut that left such a count cost the time that
+it saved. Here a row of an image stands for a pixel, its width times the channels for the channels. What is summed for each place
+in a row is then put together for each channel.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_LINE = 16  # float32 numbers in a cache line, and in the largest vector of today's CPUs
+_FEW = 32  # of more channels too much time is in the numbers themselves
+_MANY_PIXELS = 2**14  # of a batch; for fewer the calls take longer than they save
+
+
+def speed_up_batch_norm_(model: nn.Module, device: torch.device, *, compiled: bool = False) -> None:
+    """Let the BatchNorm2d of a network take the faster way in train mode wherever there is one; tensors, names and results stay.
+
+    Args:
+        model: changed in place. Subclasses of BatchNorm2d and other layers stay as they are.
+        device: where it computes; only on a CPU is there anything to do.
+        compiled: whether torch compiles it, which makes its own BatchNorm.
+    """
+    if device.type == "cpu" and not compiled:
+        for module in model.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = _NarrowBatchNorm2d
+
+
+class _NarrowBatchNorm2d(nn.BatchNorm2d):
+    """A BatchNorm2d whose train mode goes over rows where that is faster."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) normalised."""
+        mean, variance, share = self.running_mean, self.running_var, self.momentum
+        if (
+            not self.training
+            or not self.affine
+            or mean is None
+            or variance is None
+            or share is None
+            or not faster_over_rows(input, self.weight)
+        ):
+            return super().forward(input)
+        assert self.num_batches_tracked is not None
+        output, batch_mean, batch_variance = over_rows(input, self.weight, self.bias, self.eps)
+        count = input.numel() // input.shape[1]
+        self.num_batches_tracked.add_(1)
+        mean.lerp_(batch_mean, share)
+        variance.lerp_(batch_variance * (count / (count - 1)), share)
+        return output
+
+
+def faster_over_rows(images: Tensor, weight: Tensor) -> bool:
+    """Whether `over_rows` takes less time than torch's BatchNorm, as `benchmarks/batch_norm.py` found.
+
+    Args:
+        images: the input, (N, C, H, W).
+        weight: the scales, (C,).
+    """
+    if images.device.type != "cpu" or weight.dtype != torch.float32 or images.dim() != 4:
+        return False
+    count, channels, height, width = images.shape
+    alone = images.dtype == torch.float32 and torch.get_num_threads() == 1
+    return (
+        1 < channels < _FEW
+        and channels % (_LINE // 2 if alone else _LINE) != 0
+        and count * height * width >= _MANY_PIXELS
+        and width > 1
+        and images.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def over_rows(images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """BatchNorm in train mode.
+
+    Args:
+        images: (N, C, H, W), channels last; of any floating type that BatchNorm takes.
+        weight: the scales, (C,), float32.
+        bias: the shifts, (C,), float32.
+        eps: what is added to the variance.
+
+    Returns:
+        The normalised images, in their type and memory format, and the batch's mean and biased variance, (C,), without a gradient.
+    """
+    found: tuple[Tensor, Tensor, Tensor] = _OverRows.apply(images, weight, bias, eps)
+    return found
+
+
+class _OverRows(torch.autograd.Function):
+    """BatchNorm in train mode (arXiv 1502.03167, algorithm 1), and the gradients of its section 3.
+
+    The mean of a channel is the mean of the means at the places of a row. Its variance is the mean of their variances and the variance of
+    their means.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """As `over_rows`."""
+        rows, width = _rows(images), images.shape[3]
+        unused = weight.new_zeros(rows.shape[1])  # running statistics, whose type is that of the sums
+        means, variances = (each.view(width, -1) for each in torch.batch_norm_update_stats(rows, unused, unused, 0.0))
+        variance, mean = torch.var_mean(means, 0, correction=0)
+        variance += variances.mean(0)
+        places = torch.stack((weight, bias, mean, variance)).repeat(1, width)
+        ctx.save_for_backward(images, places)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return _images(_normalised(rows, places[0], places[1], mean=places[2], variance=places[3], eps=eps), images), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """With g the gradient, x^ the normalised images and s = weight / sqrt(variance + eps): s * (g - mean(g) - x^ * mean(g * x^))."""
+        images, places = ctx.saved_tensors
+        weight, _, mean, variance = places
+        rows, along, width, eps = _rows(images), _rows(gradient), images.shape[3], ctx.eps
+        _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+            along, rows, weight, mean, variance, None, None, False, eps, [False, True, True]
+        )
+        sums = torch.stack((by_weight, by_bias)).view(2, width, -1).sum(1)
+        scale = weight * (variance + eps).rsqrt()
+        shares = sums.repeat(1, width) * (scale * (-sums.shape[1] / rows.numel()))
+        result = _normalised(rows, shares[0], shares[1], mean=mean, variance=variance, eps=eps)
+        if result.dtype == scale.dtype:
+            result.addcmul_(along, scale)
+        else:  # addcmul in bfloat16 would round the scale
+            nothing = torch.zeros_like(mean)
+            result += _normalised(along, weight, nothing, mean=nothing, variance=variance, eps=eps)
+        return _images(result, images), sums[0], sums[1], None
+
+
+def _normalised(rows: Tensor, weight: Tensor, bias: Tensor, *, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """The rows as weight * (rows - mean) / sqrt(variance + eps) + bias, in the type of the rows."""
+    return torch.native_batch_norm(rows, weight, bias, mean, variance, False, 0.0, eps)[0]
+
+
+def _rows(images: Tensor) -> Tensor:
+    """(N, C, H, W) as (N * H, W * C); the same memory if channels are last in it."""
+    return images.permute(0, 2, 3, 1).reshape(images.shape[0] * images.shape[2], -1)
+
+
+def _images(rows: Tensor, like: Tensor) -> Tensor:
+    """The way back, channels last."""
+    count, channels, height, width = like.shape
+    return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
