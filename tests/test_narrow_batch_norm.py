@@ -12,7 +12,7 @@ from prunetrain.training import narrow_batch_norm
 from prunetrain.training.benchmarking.conditions import threads
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.events import Silent
-from prunetrain.training.narrow_batch_norm import over_rows, speed_up_batch_norm_
+from prunetrain.training.narrow_batch_norm import faster_over_rows, over_rows, speed_up_batch_norm_
 from prunetrain.training.run import start_run
 
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ def test_images_without_a_gradient_and_a_frozen_scale(taken: list[tuple[int, ...
 
 ELSEWHERE = {
     "16 channels": (batch((64, 16, 16, 16)), {}),
-    "40 channels": (batch((64, 40, 16, 16)), {}),
+    "61 channels": (batch((64, 61, 16, 16)), {}),
     "one channel": (batch((64, 1, 16, 16)), {}),
     "few pixels": (batch((63, 12, 16, 16)), {}),
     "pictures of one pixel": (batch((2**14, 12, 1, 1)), {}),
@@ -136,15 +136,26 @@ def test_in_eval_mode_it_is_torchs(taken: list[tuple[int, ...]]) -> None:
     assert taken == []
 
 
-def test_eight_channels_in_float32_are_slow_with_many_threads_only(taken: list[tuple[int, ...]]) -> None:
-    _, quick = batch_norms(8)
-    for number in (1, 2):
-        with threads(number):
-            quick(batch((64, 8, 16, 16)))
-            assert len(taken) == number - 1
-    with threads(1):
-        quick(batch((64, 8, 16, 16), torch.bfloat16))
-    assert len(taken) == 2
+@pytest.mark.parametrize(
+    ("dtype", "number", "channels"),
+    [
+        (torch.float32, 1, {4, 8, 12, 20, 28, 31}),
+        (torch.float32, 2, {4, 8, 12, 20, 24, 28, 31, 33, 47}),
+        (torch.bfloat16, 1, {4, 8, 12, 20, 24, 28, 31, 33, 47}),
+        (torch.bfloat16, 2, {4, 8, 12, 20, 24, 28, 31, 33, 40, 47, 49, 63}),
+    ],
+)
+def test_of_which_counts(dtype: torch.dtype, number: int, channels: set[int]) -> None:
+    """More with threads, which share cache lines, and in half precision, whose vectors are longer."""
+    with threads(number):
+        counts = {
+            count
+            for count in range(1, 130)
+            if faster_over_rows(torch.empty(64, count, 16, 16, dtype=dtype).to(memory_format=torch.channels_last), torch.ones(count))
+        }
+    assert counts >= channels
+    assert not counts & {1, 16, 32, 48, 56, 64, 65, 100, 128}
+    assert (24 in counts, 40 in counts, max(counts)) == (24 in channels, 40 in channels, max(channels))
 
 
 def test_what_is_left_alone() -> None:
