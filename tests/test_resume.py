@@ -166,6 +166,19 @@ def test_auto_starts_a_run_when_there_is_none_and_takes_the_newest(images: Path,
     assert lines == [1, 2]
 
 
+def test_a_name_or_a_folder_means_the_newest_whole_checkpoint(images: Path, tmp_path: Path, reference: Outcome) -> None:
+    for number, what in enumerate(("x", "checkpoints/x", "generated_nets/x")):
+        folder = tmp_path / str(number)
+        run = start_run(settings(images, folder, name="x"), Recorder((3, 4))).run
+        run.last.write_bytes(run.last.read_bytes()[:1000])
+        result = invoke("train", "--output-dir", folder, "--resume", what if what == "x" else folder / what)
+        assert result.exit_code == 0, result.stderr
+        assert f"resuming from {run.checkpoint(2)}" in result.stdout
+        assert_same_run(run, reference.run)
+    result = invoke("train", "--output-dir", tmp_path, "--resume", "y")
+    assert (result.exit_code, result.stderr) == (2, "error: y: no such checkpoint\n")
+
+
 def test_auto_after_a_crash_before_the_first_checkpoint(images: Path, tmp_path: Path) -> None:
     RunPaths(tmp_path, "x").networks.mkdir(parents=True)
     result = invoke(*arguments(settings(images, tmp_path, epochs=1, name="x")), "--resume", "auto")

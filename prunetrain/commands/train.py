@@ -18,8 +18,8 @@ from prunetrain.training.stopping import exit_code
 @config_options
 @click.option(
     "--resume",
-    metavar="auto|PATH",
-    help="Go on from a checkpoint, or from the newest whole one in a run's folder; auto: from this run's, or start it.",
+    metavar="auto|RUN|CKPT",
+    help="Go on from a checkpoint, or from the newest whole one of a run by its name or folder; auto: from this run's, or start it.",
 )
 @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Train on N GPUs of this machine, one worker each.  [default: one]")
 @click.option("--nproc", type=click.IntRange(min=1), metavar="N", help="Train with N workers on this machine.  [default: one process]")
@@ -101,6 +101,7 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None, tens
     """Start a run or go on with one, alone or as one of several workers; the signal that stopped it before its end."""
     config = resolve(params)
 
+    from prunetrain.report.history import find_run
     from prunetrain.report.progress import TrainingProgress
     from prunetrain.report.tensorboard import TensorBoard
     from prunetrain.report.terminal import console, print_outcome
@@ -122,7 +123,8 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None, tens
             if run is not None:
                 outcome = continue_run(run, config, chosen(params), observer)
             elif resume is not None and resume != "auto":
-                outcome = resume_run(Path(resume), chosen(params), observer)
+                named = find_run(resume, Path(config.output_dir))
+                outcome = resume_run(named.checkpoints if named else Path(resume), chosen(params), observer)
             else:
                 outcome = start_run(config, observer)
         finally:
