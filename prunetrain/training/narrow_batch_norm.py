@@ -2,9 +2,9 @@
 
 torch adds up, pixel after pixel, as many values as there are channels, into one buffer for each thread, and these buffers lie side by side.
 Where they end within a cache line, threads take it from each other with every pixel, and where the channels do not fill a vector, they are
-added one by one: 20 channels take four times as long as 16 (`benchmarks/batch_norm.py`). So a cut that left such a count cost the time that
-it saved. Here a row of an image stands for a pixel, its width times the channels for the channels. What is summed for each place
-in a row is then put together for each channel.
+added one by one: with two threads 20 channels take four times as long as 16 (`benchmarks/batch_norm.py`). So a cut that left such a count
+cost the time that it saved. Here a row of an image stands for a pixel, its width times the channels for the channels. What is summed for
+each place in a row is then put together for each channel.
 """
 
 from typing import Any
