@@ -37,14 +37,8 @@ class _NarrowBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) normalised."""
         mean, variance, share = self.running_mean, self.running_var, self.momentum
-        if (
-            not self.training
-            or not self.affine
-            or mean is None
-            or variance is None
-            or share is None
-            or not faster_over_rows(input, self.weight)
-        ):
+        usual = self.training and self.affine and self.track_running_stats
+        if not usual or mean is None or variance is None or share is None or not faster_over_rows(input, self.weight):
             return super().forward(input)
         assert self.num_batches_tracked is not None
         output, batch_mean, batch_variance = over_rows(input, self.weight, self.bias, self.eps)
@@ -65,7 +59,13 @@ def faster_over_rows(images: Tensor, weight: Tensor) -> bool:
     if images.device.type != "cpu" or weight.dtype != torch.float32 or images.dim() != 4:
         return False
     count, channels, height, width = images.shape
-    if channels == 1 or width == 1 or count * height * width < _MANY_PIXELS or not images.is_contiguous(memory_format=torch.channels_last):
+    if (
+        channels == 1
+        or channels != len(weight)
+        or width == 1
+        or count * height * width < _MANY_PIXELS
+        or not images.is_contiguous(memory_format=torch.channels_last)
+    ):
         return False
     few = _LINE * (1 + (images.dtype != torch.float32) + (torch.get_num_threads() > 1))
     return (channels % _LINE != 0 and channels < few) or (channels % _VECTOR != 0 and channels < few + _LINE)
@@ -83,8 +83,8 @@ def over_rows(images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple
     Returns:
         The normalised images, in their type and memory format, and the batch's mean and biased variance, (C,), without a gradient.
     """
-    found: tuple[Tensor, Tensor, Tensor] = _OverRows.apply(images, weight, bias, eps)
-    return found
+    rows, mean, variance = _OverRows.apply(images, weight, bias, eps)
+    return _images(rows, images.shape), mean, variance
 
 
 class _OverRows(torch.autograd.Function):
@@ -96,7 +96,7 @@ class _OverRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        """As `over_rows`."""
+        """As `over_rows`, but that the normalised images come as rows: (N * H, W * C)."""
         rows, width = _rows(images), images.shape[3]
         unused = weight.new_zeros(rows.shape[1])  # running statistics, whose type is that of the sums
         means, variances = (each.view(width, -1) for each in torch.batch_norm_update_stats(rows, unused, unused, 0.0))
@@ -106,28 +106,32 @@ class _OverRows(torch.autograd.Function):
         ctx.save_for_backward(images, places)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance)
-        return _images(_normalised(rows, places[0], places[1], mean=places[2], variance=places[3], eps=eps), images), mean, variance
+        return _normalised(rows, places[0], places[1], mean=places[2], variance=places[3], eps=eps), mean, variance
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """With g the gradient, x^ the normalised images and s = weight / sqrt(variance + eps): s * (g - mean(g) - x^ * mean(g * x^))."""
+    def backward(ctx: Any, along: Tensor, *unused: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """With g the gradient, x^ the normalised images and s = weight / sqrt(variance + eps): s * (g - mean(g) - x^ * mean(g * x^)).
+
+        In half precision s * (g - mean(g)) and the rest are rounded before they are added.
+        """
         images, places = ctx.saved_tensors
         weight, _, mean, variance = places
-        rows, along, width, eps = _rows(images), _rows(gradient), images.shape[3], ctx.eps
+        rows, width, eps = _rows(images), images.shape[3], ctx.eps
         _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             along, rows, weight, mean, variance, None, None, False, eps, [False, True, True]
         )
         sums = torch.stack((by_weight, by_bias)).view(2, width, -1).sum(1)
+        mean_with, mean_alone = (sums * (sums.shape[1] / rows.numel())).repeat(1, width)
         scale = weight * (variance + eps).rsqrt()
-        shares = sums.repeat(1, width) * (scale * (-sums.shape[1] / rows.numel()))
-        result = _normalised(rows, shares[0], shares[1], mean=mean, variance=variance, eps=eps)
-        if result.dtype == scale.dtype:
+        if along.dtype == scale.dtype:
+            result = _normalised(rows, -scale * mean_with, -scale * mean_alone, mean=mean, variance=variance, eps=eps)
             result.addcmul_(along, scale)
-        else:  # addcmul in bfloat16 would round the scale
+        else:  # addcmul would round the scale
             nothing = torch.zeros_like(mean)
-            result += _normalised(along, weight, nothing, mean=nothing, variance=variance, eps=eps)
-        return _images(result, images), sums[0], sums[1], None
+            result = _normalised(along, weight, nothing, mean=mean_alone, variance=variance, eps=eps)
+            result += _normalised(rows, -scale * mean_with, nothing, mean=mean, variance=variance, eps=eps)
+        return _images(result, images.shape), sums[0], sums[1], None
 
 
 def _normalised(rows: Tensor, weight: Tensor, bias: Tensor, *, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
@@ -140,7 +144,7 @@ def _rows(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).reshape(images.shape[0] * images.shape[2], -1)
 
 
-def _images(rows: Tensor, like: Tensor) -> Tensor:
-    """The way back, channels last."""
-    count, channels, height, width = like.shape
+def _images(rows: Tensor, shape: torch.Size) -> Tensor:
+    """The way back, to a shape (N, C, H, W), channels last."""
+    count, channels, height, width = shape
     return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
