@@ -195,6 +195,25 @@ def test_in_eval_mode_it_is_torchs(taken: list[tuple[int, ...]]) -> None:
     assert taken == []
 
 
+def test_statistics_that_are_switched_off_later_stay(taken: list[tuple[int, ...]]) -> None:
+    _, quick = batch_norms(12)
+    quick.track_running_stats = False
+    before = quick.running_mean.clone()  # type: ignore[union-attr]
+    quick(batch((64, 12, 16, 16)))
+    assert torch.equal(quick.running_mean, before)  # type: ignore[arg-type]
+    assert taken == []
+
+
+def test_a_wrong_number_of_channels_is_told_as_torch_tells_it() -> None:
+    (plain, quick), images = batch_norms(12), batch((64, 13, 16, 16))
+    messages = []
+    for module in (plain, quick):
+        with pytest.raises(RuntimeError) as raised:
+            module(images)
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+
+
 @pytest.mark.parametrize(
     ("dtype", "number", "channels"),
     [
