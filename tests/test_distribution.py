@@ -42,17 +42,15 @@ from prunetrain.training.state import TrainState
 
 TOP = Path(__file__).parent.parent
 CPU = torch.device("cpu")
-DIGITS = {
-    "dataset": "digits",
-    "device": "cpu",
-    "epochs": 4,
-    "prune_interval": 2,
-    "round_to": "1",
-    "target_macs": 0.0,
-    "schedule": "constant",
-}
-LENET = DIGITS | {"model": "lenet-300-100", "batch_size": 64, "penalty_ratio": 0.8}
+RUN = {"device": "cpu", "epochs": 4, "prune_interval": 2, "round_to": "1", "target_macs": 0.0, "schedule": "constant"}
+LENET = RUN | {"dataset": "digits", "model": "lenet-300-100", "batch_size": 64, "penalty_ratio": 0.8}
 linux = pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Few images, whose last batch is not a whole one, as settings."""
+    return {"dataset": "npz", "data_dir": str(write_images(tmp_path_factory.mktemp("data") / "images.npz", train=460, val=80))}
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +72,12 @@ def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> flo
     return max(float((left[name].double() - right[name].double()).abs().max() / right[name].double().abs().max()) for name in left)
 
 
-def test_one_two_and_four_workers_agree(network: str, tmp_path: Path) -> None:
-    synced = DIGITS | {"model": network, "batch_size": 32, "penalty_ratio": 0.48, "sync_batch_norm": True}
+def test_one_two_and_four_workers_agree(network: str, images: dict[str, Any], tmp_path: Path) -> None:
+    plain = RUN | images | {"model": "lenet-300-100", "batch_size": 64, "penalty_ratio": 0.94}
+    synced = RUN | images | {"model": network, "batch_size": 32, "penalty_ratio": 0.7, "sync_batch_norm": True}
     told = {}
     for count in (1, 2, 4):
-        configs = [TrainConfig(**changes, output_dir=str(tmp_path / f"{count}")) for changes in (LENET, synced)]
+        configs = [TrainConfig(**changes, output_dir=str(tmp_path / f"{count}")) for changes in (plain, synced)]
         told[count] = together(count, train_in_float64, tmp_path / f"processes{count}", configs)
     for count, ranks in told.items():
         for number in range(2):
@@ -126,8 +125,10 @@ def assert_same_run(left: RunPaths, right: RunPaths) -> None:
     assert repeatable(lines[0]) == repeatable(lines[1])
 
 
-def test_a_stopped_run_goes_on_with_as_many_workers_bit_for_bit_and_with_fewer(network: str, tmp_path: Path) -> None:
-    changes = DIGITS | {"model": network, "batch_size": 32, "penalty_ratio": 0.48, "model_args": ("dropout=0.2",), "name": "x"}
+def test_a_stopped_run_goes_on_with_as_many_workers_bit_for_bit_and_with_fewer(
+    network: str, images: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = RUN | images | {"model": network, "batch_size": 32, "penalty_ratio": 0.7, "model_args": ("dropout=0.2",), "name": "x"}
     whole, parts, fewer = (TrainConfig(**changes, output_dir=str(tmp_path / name)) for name in ("whole", "parts", "fewer"))
     assert together(4, run, tmp_path / "1", whole) == [True] * 4
     assert together(4, run, tmp_path / "2", parts, (2, 7)) == [False] * 4
@@ -313,16 +314,16 @@ def worker_of(process: "subprocess.Popen[str]", rank: int) -> int:
 def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     config = TrainConfig(**LENET, name="x", output_dir=str(tmp_path / "killed"))
     paths = RunPaths(tmp_path / "killed", "x")
-    process = start(config, "--nproc", "4")
+    process = start(config, "--nproc", "2")
     await_line(paths, process)
-    os.kill(worker_of(process, 2), signal.SIGKILL)
+    os.kill(worker_of(process, 1), signal.SIGKILL)
     output, errors = process.communicate()
-    assert errors == "worker 2 was killed by SIGKILL; all go on from the last checkpoint (restart 1 of at most 3)\n"
+    assert errors == "worker 1 was killed by SIGKILL; all go on from the last checkpoint (restart 1 of at most 3)\n"
     assert process.returncode == 0
-    assert output.count("4 workers: 16 images a step each, 64 in all") == 2
+    assert output.count("2 workers: 32 images a step each, 64 in all") == 2
     assert output.count(f"resuming from {paths.last}") == 1
     assert output.count("validation top-1") == 1
-    assert together(4, run, tmp_path / "processes", replace(config, output_dir=str(tmp_path / "whole"))) == [True] * 4
+    assert together(2, run, tmp_path / "processes", replace(config, output_dir=str(tmp_path / "whole"))) == [True] * 2
     assert_same_run(paths, RunPaths(tmp_path / "whole", "x"))
 
 
