@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunetrain.errors import ConfigError, unknown_name
-from prunetrain.method_settings import GROUP_LASSO, METHODS, RETRAINING, check_method, share_of
+from prunetrain.method_settings import GROUP_LASSO, METHODS, RETRAINING, check_method
 
 LASSO_INTERVAL = 8  # training steps between two proximal steps, with a target
+FINE_TUNING = 0.1  # learning rate of fine-tuning, as a share of that of the schedule
 
 
 def setting(
@@ -151,13 +152,13 @@ class TrainConfig:
 
     @property
     def schedule_epochs(self) -> int:
-        """Length of the learning-rate schedule: all epochs; where it is taken back, those before `rewind_epoch` and those of a round."""
+        """Length of the learning-rate schedule: all epochs; where it is taken back, those up to `rewind_epoch` and those of a round."""
         return self.rewind_epoch + self.retrain_epochs if self.rewinds else self.epochs
 
     @property
     def rates(self) -> dict[str, float]:
         """Layers with a rate of their own."""
-        return {name: share_of(f"layer-rate {name}", rate) for name, rate in parse_arguments(self.layer_rates, "layer-rate").items()}
+        return parse_arguments(self.layer_rates, "layer-rate")
 
     @property
     def granularity(self) -> int | None:
@@ -300,6 +301,10 @@ def _check_ranges(config: TrainConfig) -> None:
         raise ConfigError("nesterov needs --optimizer sgd and a momentum over 0")
     if list(config.milestones) != sorted(set(config.milestones)) or any(epoch < 1 for epoch in config.milestones):
         raise ConfigError(f"milestones must be epochs from 1, each later than the one before, not {','.join(map(str, config.milestones))}")
+    if any(epoch < 0 for epoch in config.save_epochs):
+        raise ConfigError(f"save-epochs must be epochs from 0, not {','.join(map(str, config.save_epochs))}")
+    if config.threshold == 0:
+        raise ConfigError("threshold must be over 0: weights under it are dead, and nothing is under 0")
 
 
 def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]:

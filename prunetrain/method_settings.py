@@ -26,15 +26,14 @@ METHOD_SETTINGS = (
 RETRAINING = ("finetune", "lr-rewind", "weight-rewind", "init-rewind")
 
 
-def share_of(what: str, rate: object) -> float:
-    """A share that can be removed, out of a setting.
+def check_share(what: str, rate: object) -> None:
+    """Check that a setting is a share that can be removed.
 
     Raises:
         ConfigError: for anything but a number from 0 and under 1.
     """
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
         raise ConfigError(f"{what} must be from 0 and under 1, the fraction to remove, not {rate}")
-    return float(rate)
 
 
 def check_method(config: "TrainConfig") -> None:
@@ -43,15 +42,22 @@ def check_method(config: "TrainConfig") -> None:
     Raises:
         ConfigError: if it does not.
     """
+    for layer, rate in config.rates.items():
+        check_share(f"layer-rate {layer}", rate)
     if config.method == GROUP_LASSO:
-        if config.rate or config.rounds > 1:
-            raise ConfigError("rate and rounds are for the other methods: name one with --method; group-lasso has --penalty-ratio")
+        foreign = [name for name in ("rate", *METHOD_SETTINGS) if getattr(config, name) != getattr(type(config), name)]
+        if foreign:
+            raise ConfigError(f"{foreign[0].replace('_', '-')} is for the other methods: name one with --method, or leave it out")
         if config.prune_at > config.epochs:
             raise ConfigError(f"--prune-at {config.prune_at} comes after the run's {config.epochs} epochs: give more --epochs")
         return
-    assert all(rate < 1 for rate in config.rates.values())
+    _check_other(config)
+
+
+def _check_other(config: "TrainConfig") -> None:
+    """What `check_method` checks for all but the group lasso."""
     if config.method != "magnitude-std":
-        share_of("rate", config.rate)
+        check_share("rate", config.rate)
     if config.slice and config.method in WEIGHT_METHODS and (config.structure == "weights" or config.method not in STRUCTURED):
         hint = ", or give --structure filters" if config.method in STRUCTURED else ""
         raise ConfigError(f"{config.method} removes single weights, which cannot be cut: leave out --slice{hint}")

@@ -58,7 +58,36 @@ def test_plain_copy_comes_back_as_a_new_network() -> None:
     assert step.model.training and step.model.get_parameter("head.weight").requires_grad
     for name, parameter in step.ema.named_parameters():
         assert torch.equal(parameter, kept_of(name, old[KEPT[name][0]])), name
-    assert pruner.reconfigure().ema is not step.ema
+    assert pruner.reconfigure().ema is step.ema  # nothing more is cut
+
+
+class Masked(nn.Module):
+    """A network with buffers that know no difference: infinities, and truth values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 1)
+        self.head = nn.Linear(4, 3)
+        self.register_buffer("low", torch.tensor([0.0, -torch.inf, 0.0, -torch.inf]).view(1, 4, 1, 1).double())
+        self.register_buffer("seen", torch.tensor([True, False, True, True]).view(1, 4, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.maximum(self.conv(x), self.get_buffer("low")) * self.get_buffer("seen")
+        return self.head(x.mean((2, 3)))
+
+
+def test_buffers_that_cannot_be_subtracted() -> None:
+    model = Masked().double()
+    ema = averaged(model, use_buffers=False)
+    with torch.no_grad():
+        model.head.weight[:, 1] = 0
+        ema.module.head.weight[:, 1] = 0
+    expected = logits(ema)
+    step = PruneTrain(model, sgd(model), EXAMPLE, ema=ema).reconfigure()
+    assert step.change.channels == (7, 6)
+    assert (logits(ema) - expected).abs().max() <= 1e-10 * expected.abs().max()
+    for name in ("low", "seen"):
+        assert torch.equal(ema.module.get_buffer(name), step.model.get_buffer(name))
 
 
 class Absorbing(nn.Module):

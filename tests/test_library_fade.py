@@ -117,16 +117,6 @@ def test_a_fade_goes_on_in_another_process_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(tensor, found[1].model.state_dict()[name]), name
 
 
-def test_states_of_before_there_was_fading_still_load() -> None:
-    model = network()
-    pruner = pruner_of(model, sgd(model))
-    state = pruner.state_dict()
-    del state["fade"]
-    pruner.fade(macs=0.5, steps=2)
-    pruner.load_state_dict(state)
-    assert pruner.state_dict()["fade"] is None
-
-
 def test_a_skipped_step_is_no_step() -> None:
     """What a GradScaler skips does not count; there were steps enough left."""
     model = network()

@@ -85,7 +85,17 @@ def test_nothing_dead_nothing_cut() -> None:
         assert torch.equal(logits(step.model), expected)
         assert step.change.channels == (20, 20)
         assert step.path is None
+        assert step.model is model
     assert set(optimizer.param_groups[0]["params"]) == set(step.model.parameters())
+
+
+def test_what_was_not_cut_is_written_all_the_same(tmp_path: Path) -> None:
+    model = network()
+    step = pruner_of(model, sgd(model)).reconfigure(tmp_path / "epoch_001.py")
+    assert step.model is model
+    again = prunetrain.load_network(tmp_path / "epoch_001.py").double()
+    again.load_state_dict(torch.load(tmp_path / "epoch_001.pt", weights_only=True))
+    assert torch.equal(logits(again), logits(model))
 
 
 def test_round_to_keeps_multiples() -> None:
@@ -441,8 +451,31 @@ def test_state_of_another_network() -> None:
     pruner.reconfigure()
     with pytest.raises(CheckpointError, match="is of another network"):
         pruner.load_state_dict(old)
-    with pytest.raises(CheckpointError, match="not what"):
-        pruner.load_state_dict({"lasso_strength": 1.0})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"settings": None},
+        {"settings": {"penalty_ratio": 0.5}},
+        {"network": 3},
+        {"dense": "import os"},
+        {"lasso_strength": "x"},
+        {"fade": {"channels": [0]}},
+        {"fade": {"channels": [99], "steps": 2, "done": 1}},
+        {"fade": {"channels": [0], "steps": 2, "done": 3}},
+    ],
+    ids=str,
+)
+def test_state_that_is_none_changes_nothing(damage: dict[str, Any]) -> None:
+    model = network()
+    pruner = pruner_of(model, sgd(model))
+    state = pruner.state_dict()
+    without = {name: value for name, value in state.items() if name not in damage}
+    for changed in (without, {"lasso_strength": 0.5} | without | damage):
+        with pytest.raises(CheckpointError, match=r"^this is not what PruneTrain.state_dict\(\) returns \("):
+            pruner.load_state_dict(changed)
+    assert pruner.state_dict() == state
 
 
 # What a user can do wrong.
@@ -481,6 +514,7 @@ def test_loop_that_trains_the_old_model_is_told() -> None:
     optimizer = sgd(model)
     pruner = pruner_of(model, optimizer)
     train_(model, optimizer, pruner=pruner)
+    kill_(model)
     pruner.reconfigure()
     with pytest.raises(ConfigError, match="train the model of its result"):
         train_(model, optimizer, pruner=pruner)
@@ -495,6 +529,19 @@ def test_first_loss_must_be_a_number_over_zero(loss: float) -> None:
         parameter.grad = torch.zeros_like(parameter)
     with pytest.raises(ConfigError, match="finite number over 0"):
         pruner.regularize(loss)
+
+
+def test_an_overflow_of_the_first_batch_sets_no_lambda() -> None:
+    model = network(dtype=torch.float32)
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer, scaler=torch.amp.GradScaler("cpu"))
+    train_(model, optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    pruner.regularize(float("inf"))
+    assert pruner.lasso_strength is None
+    pruner.regularize(2.0)
+    assert pruner.lasso_strength is not None and pruner.lasso_strength > 0
 
 
 def test_failed_reconfiguration_changes_nothing(tmp_path: Path) -> None:

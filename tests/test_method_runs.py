@@ -18,6 +18,7 @@ from prunetrain.method_settings import METHODS
 from prunetrain.methods import names
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.optimizers import lr_factor
+from prunetrain.training.pruned_run import pruning_config
 from prunetrain.training.run import Outcome, resume_run, start_run
 
 MLP = {"model": "lenet-300-100", "lr": 0.05}
@@ -29,7 +30,8 @@ CASES: dict[str, dict[str, Any]] = {
     "ADMM on filters": CONVS | {"method": "admm", "rate": 0.5, "prune_at": 2, "structure": "filters", "slice": True, "rho": 0.1},
     "soft filters": CONVS | {"method": "fpgm", "rate": 0.4, "prune_at": 3},
     "rounds": CONVS | {"method": "filter-l2", "rate": 0.5, "prune_at": 2, "rounds": 2, "retrain": "weight-rewind", "rewind_epoch": 1},
-    "tickets": MLP | {"method": "magnitude", "rate": 0.75, "prune_at": 2, "rounds": 2, "retrain": "init-rewind", "momentum": 0.5},
+    "tickets": MLP
+    | {"method": "magnitude", "rate": 0.75, "prune_at": 2, "rounds": 2, "retrain": "init-rewind", "momentum": 0.5, "epochs": 6},
 }
 
 
@@ -156,15 +158,32 @@ def test_rewinding_takes_the_weights_back(images: Path, tmp_path: Path) -> None:
     ("retrain", "rewind_epoch", "expected"),
     [
         ("finetune", 0, [1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
-        ("lr-rewind", 2, [1, 1, 0.1, 0.1, 0.01, 0.1, 0.01]),  # a schedule of 4 epochs, of which each round has the last two
+        ("lr-rewind", 1, [1, 0.1, 0.01, 0.1, 0.01, 0.1, 0.01]),  # a schedule of 3 epochs, of which each round has the last two
     ],
 )
 def test_the_schedule_goes_back_with_every_round(retrain: str, rewind_epoch: int, expected: list[float]) -> None:
     changes: dict[str, Any] = {"retrain": retrain, "rewind_epoch": rewind_epoch} if rewind_epoch else {}
     config = TrainConfig(method="magnitude", rate=0.5, epochs=7, prune_at=3, rounds=2, **changes)
-    assert config.schedule_epochs == (4 if rewind_epoch else 7)
+    assert config.schedule_epochs == (3 if rewind_epoch else 7)
     factor = lr_factor(config, steps_per_epoch=10)
     assert [factor(10 * epoch + 5) for epoch in range(7)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
+def test_a_method_that_acts_on_a_trained_network_has_the_learning_rate_of_fine_tuning(trained: Outcome, schedule: str) -> None:
+    config = pruning_config(trained.run.last, {"method": "admm", "rate": 0.5, "retrain": "lr-rewind", "schedule": schedule}, during=2)
+    assert (config.prune_at, config.epochs, config.schedule_epochs) == (5, 8, 3)
+    factor = lr_factor(config, steps_per_epoch=10)
+    factors = [factor(10 * epoch + 5) for epoch in range(8)]
+    assert factors[3:5] == [0.1, 0.1]
+    assert factors[:3] == factors[5:]
+
+
+@pytest.mark.parametrize("changes", [{"prune_at": 2}, {"prune_at": 3, "rewind_epoch": 3}, {"prune_at": 4, "rewind_epoch": 1}], ids=str)
+def test_what_is_trained_again_was_trained_before(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = of(images, tmp_path, **CONVS, method="fpgm", rate=0.5, epochs=6, retrain="lr-rewind", **changes)
+    with pytest.raises(ConfigError, match="change --epochs or --prune-at"):
+        start_run(config, Recorder())
 
 
 # A trained network, pruned by `prune`.
@@ -299,7 +318,7 @@ def test_the_methods_of_the_settings_are_those_there_are() -> None:
         ({"method": "magnitude", "rate": 0.5, "layer_rates": ["fc9=0"]}, "unknown layer 'fc9'"),
         ({"method": "magnitude", "rate": 0.5, "layer_rates": ["fc1=2"]}, "layer-rate fc1 must be from 0 and under 1"),
         ({"method": "magnitude", "rate": 0.5, "layer_rates": ["fc1"]}, "layer-rate must be NAME=VALUE, such as fc=0.5, not 'fc1'"),
-        ({"method": "group-lasso", "rate": 0.5}, "rate and rounds are for the other methods"),
+        ({"method": "group-lasso", "rate": 0.5}, "rate is for the other methods"),
         ({"method": "2:4", "rate": 0.4}, "2:4 removes half of the weights: give rate 0.5"),
         ({"method": "admm", "rate": 0.5, "rho": 0.0}, "rho must be over 0"),
         ({"method": "admm", "rate": 0.5, "during": 0}, "admm acts before it prunes: give --during"),

@@ -12,9 +12,9 @@ from prunetrain.config import TrainConfig
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.run import start_run
 
-COMMON = {"dataset": "npz", "device": "cpu", "epochs": 3, "batch_size": 64, "schedule": "constant", "lr": 0.05}
+COMMON = {"dataset": "npz", "device": "cpu", "epochs": 4, "batch_size": 64, "schedule": "constant", "lr": 0.05}
 METHODS: dict[str, dict[str, Any]] = {
-    "masks": {"method": "magnitude", "rate": 0.5, "prune_at": 1, "rounds": 2, "retrain": "weight-rewind", "rewind_epoch": 1},
+    "masks": {"method": "magnitude", "rate": 0.5, "prune_at": 2, "rounds": 2, "retrain": "weight-rewind", "rewind_epoch": 1},
     "admm": {"method": "admm", "rate": 0.5, "prune_at": 2, "rho": 0.05},
     "soft": {"method": "fpgm", "rate": 0.5, "prune_at": 2, "streams": "together"},
 }

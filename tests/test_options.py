@@ -17,6 +17,7 @@ from prunetrain import commands
 from prunetrain.commands.options import config_option, config_options, given, resolve
 from prunetrain.config import TrainConfig, flag_of, parse_arguments
 from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.method_settings import METHOD_SETTINGS
 from prunetrain.training import recipes
 
 FLAGS = """
@@ -93,7 +94,9 @@ def test_flag_and_config_key_mean_the_same(item: "dataclasses.Field[Any]", tmp_p
     file = tmp_path / "mine.toml"
     written = list(value) if isinstance(value, tuple) else value
     file.write_text(f"{key} = {str(written).lower() if kind is bool else repr(written)}\n")
-    needed = ["--method", "magnitude", "--epochs", "70"] if item.name in ("rate", "prune_at", "rounds") else []
+    needed = []
+    if item.name in ("rate", "prune_at", *METHOD_SETTINGS):
+        needed = ["--method", "filter-l2", "--epochs", "70"] + (["--prune-at", "10"] if item.name in ("retrain", "rewind_epoch") else [])
     by_flag, by_file = resolve(read(*needed, *args)), resolve(read(*needed, "--config", str(file)))
     assert getattr(by_flag, item.name) == value
     assert by_flag == by_file

@@ -95,14 +95,22 @@ def test_cut_changes_nothing_but_size(images: Path, tmp_path: Path, changes: dic
     assert_identical(dict(state.model.state_dict()), before)  # the old state is as it was
 
 
-def test_all_images_are_validated_again_only_if_a_guess_changes(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accuracy_after_a_cut_that_changes_the_network_is_measured(images: Path, tmp_path: Path) -> None:
+    state, data = trained(images, tmp_path, threshold=0.2)
+    after, event = reconfigure(state, data, 0.123)
+    measured = evaluate(after, data).top1
+    assert event.change.channels[1] < event.change.channels[0]
+    assert event.val_top1 == (0.123, measured)
+
+
+def test_all_images_are_validated_again_only_if_the_logits_change(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, data = trained(images, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(reconfiguration, "evaluate", lambda after, data: pytest.fail("nothing has changed"))
         after, event = reconfigure(state, data, 0.5)
     assert event.val_top1 == (0.5, 0.5)
-    other = [torch.tensor([1]), torch.tensor([2])]
-    monkeypatch.setattr(reconfiguration, "guesses", lambda state, images: other.pop())
+    other = [torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.001]])]
+    monkeypatch.setattr(reconfiguration, "logits", lambda state, images: other.pop())
     _, event = reconfigure(state, data, 0.5)
     assert (event.val_top1, other) == ((0.5, evaluate(after, data).top1), [])
 
@@ -319,4 +327,4 @@ def test_only_a_cut_builds_and_compiles_anew(images: Path, tmp_path: Path, monke
     assert cuts[:3] == [False, False, True]
     assert len(built) == 1 + sum(cuts)
     grew = [after > before for before, after in pairwise([0, *graphs])]
-    assert grew == [now or before for before, now in pairwise([True, *cuts])]  # to predict, and to train in the epoch that follows
+    assert grew == [True, *cuts[:-1]]  # to train and to predict in the epoch that follows

@@ -7,6 +7,7 @@ channel that went, the average's moves by as much.
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from prunetrain.channels.slicing import Cut
@@ -60,10 +61,7 @@ def cut_average(average: Network, network: Network, cut: Cut, source: str, filen
     state = {}
     for name, tensor in cut.state.items():
         origin = cut.sources[name]
-        if origin.name not in before:  # made by the cut itself
-            state[name] = tensor
-            continue
-        moved = tensor - origin.gather(before[origin.name])
-        own = origin.gather(averaged[origin.name])
-        state[name] = own + moved.to(own) if bool(moved.any()) else own
+        trained, own = origin.gather(before[origin.name]), origin.gather(averaged[origin.name])
+        absorbed = tensor != trained  # infinities and truth values cannot be subtracted, and absorb nothing
+        state[name] = torch.where(absorbed, own + (tensor - trained).to(own), own) if bool(absorbed.any()) else own
     return average.cut(replace(cut, state=state), source, filename).module

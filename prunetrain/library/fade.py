@@ -24,9 +24,15 @@ class Fade:
         channels: ids of the channels (`ChannelSpaces.ids`).
         steps: over how many, from 1.
         done: how many of these have been made.
+
+    Raises:
+        ValueError: for more that have been made than there are.
+        IndexError: for channels that the network does not have.
     """
 
     def __init__(self, graph: LayerGraph, weights: Mapping[str, Tensor], channels: list[int], steps: int, done: int = 0) -> None:
+        if not 0 <= done <= steps:
+            raise ValueError(f"{done} of {steps} steps")
         self._fading = Fading(graph, find_spaces(graph), weights, channels)
         self._channels = channels
         self._steps = steps

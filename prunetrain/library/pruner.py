@@ -22,13 +22,14 @@
         model, optimizer = step.model, step.optimizer
 
 A cut makes a new network. The optimizer stays the same object and goes on with the new parameters, so that schedulers, GradScalers and
-whatever else holds it need nothing done. The lasso is that of the command line (PruneTrain, arXiv 1901.09290).
+whatever else holds it need nothing done. The lasso (PruneTrain, arXiv 1901.09290) acts in every step and goes on until `close`: the command
+line's is released when its target is reached, which one's own loop does by leaving `regularize` out.
 """
 
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from torch.optim import Optimizer
 
 from prunetrain.channels.slicing import propose_cut
 from prunetrain.config import TrainConfig
-from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.errors import CheckpointError, ConfigError, NetworkFileError
 from prunetrain.files import write_atomically, write_text
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
@@ -63,12 +64,13 @@ from prunetrain.training.events import Change
 class Step:
     """What to go on with after a reconfiguration.
 
-    `model` is new, in the wrapping of the old one, which stays as it was. `optimizer` is the same object, now with the new parameters.
-    `ema` is the average that the pruner was given, cut as well: the same object where it is a holder such as `AveragedModel`, else a new
-    network. `change` has channels, MACs and parameters before and after. `path` is the network file, if one was written.
+    After a cut `model` is new, in the wrapping of the old one, which stays as it was; if nothing was cut it is the old one. `optimizer` is
+    the same object, now with the new parameters. `ema` is the average that the pruner was given, cut as well: the same object where it is a
+    holder such as `AveragedModel`, else a new network. `change` has channels, MACs and parameters before and after. `path` is the network
+    file, if one was written.
 
-    The model is of the network file's own flat class: names have `_` for `.` (`layer1.0.conv1` is `layer1_0_conv1`), and methods, hooks and
-    other attributes of your class are not carried over. It can be pickled, as by `torch.save(model)`; what reads that needs
+    A new model is of the network file's own flat class: names have `_` for `.` (`layer1.0.conv1` is `layer1_0_conv1`), and methods, hooks
+    and other attributes of your class are not carried over. It can be pickled, as by `torch.save(model)`; what reads that needs
     prunetrain, while the `.py` file and a `state_dict()` need torch alone.
     """
 
@@ -128,6 +130,7 @@ class PruneTrain:
             lasso_step=lasso_step,
             round_to=round_to,
         )
+        self._model = model
         module, self._wrapping = unwrap(model)
         self._network = Network.of(module, example_input)
         self._dense = self._network.graph
@@ -226,7 +229,7 @@ class PruneTrain:
                 or not.
 
         Returns:
-            What to go on training with, whether or not anything was cut.
+            What to go on training with: as before, if nothing was cut.
 
         Raises:
             ConfigError: for a path or choice that does not work, or an optimizer whose state cannot be cut.
@@ -247,8 +250,15 @@ class PruneTrain:
         )
         proposal = keeping(proposal, keep or {})
         cut = proposal.apply(proposal.plan(settings.round_to))
+        change = Change.of(costs(network.graph), cut, settings.round_to, {})
         source = render(cut.graph, dense=self._dense, epoch=_epoch_of(file))
         filename = str(file or "<prunetrain>")
+        if cut.graph == network.graph:
+            if file is not None:
+                flat = network.cut(cut, source, filename).module
+                ranks.on_first(lambda: _write(file, source, flat))
+            self._fade = None
+            return Step(self._model, self._optimizer, self._ema, _timed(change, start), file)
         smaller = network.cut(cut, source, filename)
         swapped = swap(self._optimizer, network, smaller, cut.sources)
         ema, put, average = self._ema, None, None
@@ -262,11 +272,10 @@ class PruneTrain:
         swapped.apply_(self._optimizer)
         if put is not None and average is not None:
             self._ema = put(average)
-        self._network = smaller
+        self._model, self._network = model, smaller
         self._penalty = Penalty(smaller, self._optimizer, settings.lasso_groups)
         self._due, self._fade = False, None
-        change = Change.of(costs(network.graph), cut, settings.round_to, {"total": time.perf_counter() - start})
-        return Step(model, self._optimizer, self._ema, change, file)
+        return Step(model, self._optimizer, self._ema, _timed(change, start), file)
 
     def state_dict(self) -> dict[str, Any]:
         """Lambda, settings, what fades and the network as plain values, for a checkpoint. Weights and optimizer state have state dicts.
@@ -284,24 +293,28 @@ class PruneTrain:
         Raises:
             CheckpointError: for what is no such state, or one of another network.
         """
-        if not isinstance(state, Mapping) or set(state) - {"fade"} != {"lasso_strength", "network", "dense", "settings"}:
-            raise CheckpointError("this is not what PruneTrain.state_dict() returns")
-        if parse(state["network"], "network") != self._network.graph:
-            raise CheckpointError("the pruner's state is of another network: make the PruneTrain for the network that it was saved with")
-        self._settings = Settings(**state["settings"])
-        self._dense = parse(state["dense"], "dense")
-        self._strength = state["lasso_strength"]
-        self._penalty = Penalty(self._network, self._optimizer, self._settings.lasso_groups)
-        fade = state.get("fade")
-        self._fade = fade and Fade(self._network.graph, self._penalty.trained(), **fade)
+        try:
+            network, dense, settings = parse(state["network"], "network"), parse(state["dense"], "dense"), Settings(**state["settings"])
+            strength = None if state["lasso_strength"] is None else float(state["lasso_strength"])
+            if network != self._network.graph:
+                raise CheckpointError(
+                    "the pruner's state is of another network: make the PruneTrain for the network that it was saved with"
+                )
+            penalty = Penalty(self._network, self._optimizer, settings.lasso_groups)
+            fade = None if state["fade"] is None else Fade(network, penalty.trained(), **state["fade"])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError, NetworkFileError) as error:
+            raise CheckpointError(f"this is not what PruneTrain.state_dict() returns ({type(error).__name__}: {error})") from None
+        self._settings, self._dense, self._strength, self._penalty, self._fade = settings, dense, strength, penalty, fade
 
     def close(self) -> None:
         """Take the hook off the optimizer: lasso and fading act no more."""
         self._hook.remove()
 
     def _first_strength(self, loss: Tensor | float) -> float | None:
-        """Lambda, or None while nothing that could be penalised is trained."""
+        """Lambda, or None while nothing that could be penalised is trained, or the loss cannot be."""
         mean = self._wrapping.ranks.mean(float(loss.detach() if isinstance(loss, Tensor) else loss), self._network.device)
+        if self._scaler is not None and self._scaler.is_enabled() and not isfinite(mean):  # an overflow, whose step is skipped
+            return None
         if not isfinite(mean) or mean <= 0:
             raise ConfigError(f"the first loss sets the strength of the lasso; it must be a finite number over 0, not {mean}")
         return self._penalty.strength_for(self._settings.penalty_ratio, mean) or None
@@ -335,6 +348,10 @@ def _after_step(reference: "weakref.ref[PruneTrain]") -> Callable[..., None]:
             pruner._after_step()
 
     return hook
+
+
+def _timed(change: Change, start: float) -> Change:
+    return replace(change, seconds={"total": time.perf_counter() - start})
 
 
 def _epoch_of(path: Path | None) -> int | None:

@@ -14,12 +14,12 @@ class Settings:
         ConfigError: for a value that is none of the allowed ones.
     """
 
-    penalty_ratio: float = TrainConfig.penalty_ratio
-    threshold: float = TrainConfig.threshold
-    criterion: str = TrainConfig.criterion
-    lasso_groups: str = TrainConfig.lasso_groups
-    lasso_step: str = TrainConfig.lasso_step
-    round_to: int = 1
+    penalty_ratio: float
+    threshold: float
+    criterion: str
+    lasso_groups: str
+    lasso_step: str
+    round_to: int
 
     def __post_init__(self) -> None:
         if not isinstance(self.round_to, int):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.methods.counting import check_rate
+from prunetrain.method_settings import check_share
 from prunetrain.methods.magnitude import magnitude
 from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Options
@@ -51,7 +51,7 @@ def projection(graph: LayerGraph, rate: float, options: Options) -> Projection:
     Raises:
         ConfigError: for a rate outside [0, 1), or options that do not fit the network.
     """
-    check_rate(rate)
+    check_share("rate", rate)
     options.check_fits(graph)
     return lambda tensors: magnitude(graph, tensors, rate, options)
 

@@ -11,16 +11,7 @@ import torch
 from torch import Tensor
 
 from prunetrain.errors import ConfigError
-
-
-def check_rate(rate: float, what: str = "rate") -> None:
-    """Refuse what is no share that can be removed.
-
-    Raises:
-        ConfigError: for a rate outside [0, 1).
-    """
-    if not 0 <= rate < 1:
-        raise ConfigError(f"{what} must be from 0 and under 1, the fraction to remove, not {rate}")
+from prunetrain.method_settings import check_share
 
 
 def removed_count(total: int, rate: float) -> int:
@@ -29,7 +20,7 @@ def removed_count(total: int, rate: float) -> int:
     Raises:
         ConfigError: for a rate outside [0, 1).
     """
-    check_rate(rate)
+    check_share("rate", rate)
     return int(Fraction(str(float(rate))) * total)
 
 
@@ -55,7 +46,7 @@ def rates_of_rounds(rate: float, rounds: int) -> Sequence[float]:
     Raises:
         ConfigError: for a rate outside [0, 1), or fewer than one round.
     """
-    check_rate(rate)
+    check_share("rate", rate)
     if rounds < 1:
         raise ConfigError(f"rounds must be 1 or more, not {rounds}")
     return [1 - (1 - rate) ** (number / rounds) for number in range(1, rounds)] + [rate]

@@ -9,7 +9,7 @@ from torch import Tensor
 from prunetrain.channels.selection import KeepPlan
 from prunetrain.errors import ConfigError, unknown_name
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.methods.counting import check_rate
+from prunetrain.method_settings import check_share
 from prunetrain.methods.masks import Masks
 
 Decision: TypeAlias = Masks | KeepPlan
@@ -54,7 +54,7 @@ class Options:
             if getattr(self, name) not in allowed:
                 raise ConfigError(unknown_name(name, getattr(self, name), allowed))
         for layer, rate in self.layer_rates.items():
-            check_rate(rate, f"the rate of {layer}")
+            check_share(f"the rate of {layer}", rate)
         if not 0 <= self.norm_share <= 1:
             raise ConfigError(f"norm-share must be from 0 to 1, not {self.norm_share}")
         if self.granularity < 1:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.method_settings import check_share
 from prunetrain.methods import entry
-from prunetrain.methods.counting import check_rate
 from prunetrain.methods.options import Decision, Method, Options
 
 _DEFAULTS = Options()
@@ -31,7 +31,7 @@ def decide(name: str, graph: LayerGraph, state: Mapping[str, Tensor], amount: fl
     """
     found = entry(name)
     if found.amount == "rate":
-        check_rate(amount)
+        check_share("rate", amount)
     elif not (amount > 0 and math.isfinite(amount)):
         raise ConfigError(f"{name} takes a factor over 0, not {amount}")
     options.check_fits(graph)

@@ -20,8 +20,7 @@ from prunetrain.errors import ConfigError
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.library.prune import prune
-from prunetrain.method_settings import ADMM, GROUP_LASSO, STRUCTURED
-from prunetrain.methods.counting import check_rate
+from prunetrain.method_settings import ADMM, GROUP_LASSO, STRUCTURED, check_share
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
 from prunetrain.paths import RunPaths
 from prunetrain.studies.records import Record, Records
@@ -85,7 +84,7 @@ class Study:
         if self.training.method != GROUP_LASSO:
             raise ConfigError(f"a study prunes dense networks, and its config trains with method {self.training.method}: leave that out")
         for rate in self.rates:
-            check_rate(rate)
+            check_share("rate", rate)
         for what in ("methods", "rates", "seeds"):
             values = getattr(self, what)
             if not values or len(set(values)) < len(values):

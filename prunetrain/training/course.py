@@ -117,11 +117,16 @@ def uncut(state: TrainState) -> Uncut:
 
 
 def follow_course(state: TrainState) -> None:
-    """For an epoch that begins, set lambda, and at the start of an interval the channels to fade. The first batch sets the first lambda."""
+    """For an epoch that begins, set lambda, and at the start of an interval the channels to fade.
+
+    The first batch sets the first lambda; but of a network that is as small as its target, there is none.
+    """
     config, progress = state.config, state.progress
+    dense = costs(state.dense).macs
+    if progress.lasso_strength is None and config.penalised and state.costs.macs <= config.target_macs * dense:
+        state.progress = replace(progress, lasso_strength=0.0)
     if not progress.lasso_strength:
         return
-    dense = costs(state.dense).macs
     strength = next_strength(config, progress.epoch, progress.lasso_strength, state.costs.macs / dense)
     fading = progress.fading if strength else []
     if strength and config.target_macs and interval_start(config, progress.epoch) == progress.epoch:

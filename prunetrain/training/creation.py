@@ -50,6 +50,7 @@ def create_network(
     config: TrainConfig, run: RunPaths, data: DataSource, environment: Environment, *, say: Callable[[str], object], files: ExitStack
 ) -> Path:
     """A `Creation` of a network with random weights, or those of a file, flattened."""
+    _check_schedule(config)
     torch.manual_seed(config.seed)
     arguments = parse_arguments(config.model_args)
     model = build(config.model, input_shape=data.input_shape, num_classes=data.num_classes, model_args=arguments)
@@ -89,6 +90,7 @@ def new_state(
     *,
     say: Callable[[str], object] = lambda line: None,
     create: Creation = create_network,
+    created: Callable[[], object] = lambda: None,
 ) -> TrainState:
     """A run at its start: its first network file and checkpoint written, by rank 0; and read back, by all.
 
@@ -99,6 +101,7 @@ def new_state(
         environment: where to train.
         say: is told what is worth a line, such as what was left out of a file of weights.
         create: writes the first files.
+        created: called when the run is there to stay; whatever is raised before takes its files away again.
 
     Raises:
         ConfigError: for a network that cannot be built or does not fit the data, and weights that do not fit it.
@@ -107,7 +110,19 @@ def new_state(
     environment.images_each(config.batch_size)
     with ExitStack() as files:
         path = environment.ranks.on_first(lambda: create(config, run, data, environment, say=say, files=files))
-        return load_state(path, replace(config, name=run_of_checkpoint(path).name), data, environment)
+        state = load_state(path, replace(config, name=run_of_checkpoint(path).name), data, environment)
+        created()
+    return state
+
+
+def _check_schedule(config: TrainConfig) -> None:
+    """Refuse a schedule that is not the one that every round of retraining takes back."""
+    if config.rewinds and config.prune_at != config.schedule_epochs:
+        again = config.prune_at - config.rewind_epoch
+        raise ConfigError(
+            f"{config.retrain} trains the {config.prune_at} epochs before --prune-at again from epoch {config.rewind_epoch} on, {again} in "
+            f"every round, which makes {config.prune_at + config.rounds * again} epochs, not {config.epochs}: change --epochs or --prune-at"
+        )
 
 
 def _check_training(model: nn.Module, traced: Traced, config: TrainConfig) -> None:

@@ -174,9 +174,9 @@ def evaluate_batches(state: TrainState, batches: Iterable[tuple[Tensor, Tensor]]
     sums = torch.zeros(4, dtype=torch.float64, device=state.device)  # loss, first guess right, among the first five, images
     for pixels, labels in batches:
         with state.autocast():
-            logits = logits_of(state.predict(state.to_memory_format(pixels)))
-        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        sums[0] += F.cross_entropy(logits.float(), labels, reduction="sum")
+            outputs = logits_of(state.predict(state.to_memory_format(pixels)))
+        hits = outputs.topk(min(5, outputs.shape[1]), dim=1).indices == labels[:, None]
+        sums[0] += F.cross_entropy(outputs.float(), labels, reduction="sum")
         sums[1] += hits[:, 0].sum()
         sums[2] += hits.any(1).sum()
         sums[3] += len(labels)
@@ -185,8 +185,7 @@ def evaluate_batches(state: TrainState, batches: Iterable[tuple[Tensor, Tensor]]
 
 
 @torch.inference_mode()
-def guesses(state: TrainState, images: Tensor) -> Tensor:
-    """The likeliest class of each image, int64 (N,)."""
+def logits(state: TrainState, images: Tensor) -> Tensor:
+    """The network's outputs (N, classes) in eval mode, in full precision and not compiled, so that they can be compared."""
     state.model.eval()
-    with state.autocast():
-        return logits_of(state.predict(state.to_memory_format(images))).argmax(1)
+    return logits_of(state.model(state.to_memory_format(images)))

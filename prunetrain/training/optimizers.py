@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from prunetrain.config import TrainConfig
+from prunetrain.config import FINE_TUNING, TrainConfig
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
@@ -37,9 +37,9 @@ def lr_factor(config: TrainConfig, steps_per_epoch: int, growth: float = 1.0) ->
     All of it is multiplied by the growth of the batch (arXiv 1706.02677, the linear scaling rule).
 
     Warm-up rises linearly over its epochs. `step` multiplies by gamma at every milestone, by default after half and three quarters of the
-    epochs; `cosine` falls to zero over the epochs after
-    warm-up (SGDR without restarts, arXiv 1608.03983, equation 5). Where `config.retrain` takes the schedule back, every round of
-    retraining has the learning rates from its epoch `rewind_epoch` on.
+    epochs; `cosine` falls to zero over the epochs after warm-up (SGDR without restarts, arXiv 1608.03983, equation 5). Where
+    `config.retrain` takes the schedule back, every round of retraining has the learning rates from its epoch `rewind_epoch` on. Epochs
+    between its end and the pruning, in which a method acts on a network that is already trained, have the learning rate of fine-tuning.
     """
     epochs = config.schedule_epochs
     milestones = config.milestones or {epoch for epoch in (epochs // 2, epochs * 3 // 4) if epoch}
@@ -51,6 +51,8 @@ def lr_factor(config: TrainConfig, steps_per_epoch: int, growth: float = 1.0) ->
     def factor(step: int) -> float:
         if again and step >= first:
             step = back_to + (step - first) % again
+        elif again and step >= total:
+            return growth * FINE_TUNING
         if step < warmup:
             return growth * (step + 1) / warmup
         if config.schedule == "step":

@@ -12,14 +12,14 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from prunetrain.config import TrainConfig, build_config
+from prunetrain.config import FINE_TUNING, TrainConfig, build_config
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.files import write_text
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_source
 from prunetrain.graph.parse import parse
-from prunetrain.method_settings import ADMM, GROUP_LASSO
+from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
 from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
 from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, read_network_of
@@ -37,9 +37,6 @@ from prunetrain.training.stored import stored_config
 
 EPOCHS: Final = 10
 """Epochs of retraining after each pruning, where nothing else says."""
-
-LR_SHARE: Final = 0.1
-"""Learning rate of fine-tuning, as a share of that of the run's schedule; of a run that fine-tuned, its own goes on."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
     base = stored_config(path, checkpoint)
     done = checkpoint.progress.epoch
     method = given.get("method", GROUP_LASSO)
-    values = base.to_dict() | {"rounds": 1, "rate": 0.0, "prune_at": 0, "retrain": "finetune", "rewind_epoch": 0, "layer_rates": ()}
+    values = base.to_dict() | {name: getattr(TrainConfig, name) for name in ("rate", "prune_at", *METHOD_SETTINGS)}
     values |= {"name": f"{run_of_checkpoint(path).name}-{method.replace(':', '-')}", "save_epochs": ()}
     if method == GROUP_LASSO:
         values["penalty_ratio"] = base.penalty_ratio or TrainConfig.penalty_ratio  # of a run that was trained without it
@@ -80,7 +77,7 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
     if given.get("retrain", "finetune") == "finetune":
         epochs = EPOCHS if epochs is None else epochs
         tuned = base.schedule == "constant" and base.prune_at > 0  # by this already, or by such a schedule of its own
-        values |= {"schedule": "constant", "warmup_epochs": 0, "lr": base.lr if tuned else base.lr * LR_SHARE}
+        values |= {"schedule": "constant", "warmup_epochs": 0, "lr": base.lr if tuned else base.lr * FINE_TUNING}
     else:
         rest = base.schedule_epochs - given.get("rewind_epoch", 0)
         if epochs not in (None, rest) or rest < 1:

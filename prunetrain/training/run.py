@@ -108,6 +108,7 @@ def _find_and_lock(path: Path, given: dict[str, Any], observer: Observer, held: 
     if not path.is_dir():
         config_of(path, given)  # refuse what cannot be resumed before anything is locked
     run = run_of_checkpoint(path / LAST if path.is_dir() else path)
+    _check_same_place(path, run, given)
     if not run.networks.is_dir():
         raise NetworkFileError(f"{path} is not a run's: it belongs to network files in {run.networks}, which is not there: {COPY_BOTH}")
     held.enter_context(run.locked())
@@ -115,6 +116,13 @@ def _find_and_lock(path: Path, given: dict[str, Any], observer: Observer, held: 
     if checkpoint is None:
         raise CheckpointError(f"{path} has no checkpoint: start the run again without --resume")
     return checkpoint
+
+
+def _check_same_place(path: Path, run: RunPaths, given: dict[str, Any]) -> None:
+    """Refuse to write a run's continuation anywhere but where it is."""
+    name, output_dir = given.get("name", run.name), Path(given.get("output_dir", run.output_dir))
+    if (name, output_dir.resolve()) != (run.name, run.output_dir):
+        raise ConfigError(f"{path} goes on as run {run.name} in {run.output_dir}: leave out --name and --output-dir, or copy the run first")
 
 
 def continue_run(
@@ -154,7 +162,8 @@ def _start(config: TrainConfig, observer: Observer, requests: Requests, held: Ex
     environment = Environment.of(config)
     data = environment.load_data(config, observer.message)
     requests.check()
-    state = new_state(config, RunPaths(Path(config.output_dir), run_name(config)), data, environment, say=observer.message, create=create)
+    place = RunPaths(Path(config.output_dir), run_name(config))
+    state = new_state(config, place, data, environment, say=observer.message, create=create, created=requests.defer)
     environment.ranks.on_first(lambda: held.enter_context(state.run.locked()))
     if state.progress.history:  # of the run that it goes on from
         state.check_fits(data)
@@ -210,7 +219,7 @@ def config_of(path: Path, given: dict[str, Any]) -> TrainConfig:
 
 
 def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, requests: Requests) -> Outcome:
-    """Train to the end.
+    """Train to the end. A run that has just begun defers requests to stop already, since there is something to go on from.
 
     The run comes in a list, out of which it is taken: a caller's name for it would keep its first, largest network in memory.
     """
@@ -243,8 +252,9 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
             asked = next(filter(None, ranks.gather(requests.asked)), None)
             if asked is not None and state.progress.epoch < config.epochs:
                 return _outcome(state, top1, asked)
-        if top1 is None:  # there was nothing to train
-            top1 = evaluate(state, data).top1
+        if top1 is None:  # there was nothing to train, and nothing is lost if this stops
+            with requests.at_once() if ranks.world_size == 1 else nullcontext():
+                top1 = evaluate(state, data).top1
             if not ranks.on_first(state.run.last.exists):
                 _save(state)
         return _outcome(state, top1)
