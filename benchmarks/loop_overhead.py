@@ -28,7 +28,7 @@ from prunetrain.training.benchmarking.rounds import Spread
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import DataSource, fake, load_data
 from prunetrain.training.environment import Environment
-from prunetrain.training.events import Observer, Silent
+from prunetrain.training.events import Observer
 from prunetrain.training.loop import train_one_epoch
 from prunetrain.training.precision import autocast
 from prunetrain.training.state import TrainState
@@ -119,7 +119,7 @@ class _Hand:
         self._optimizer.zero_grad(set_to_none=True)
 
 
-class _Turns(Silent):
+class _Turns(Observer):
     """An observer that does a step by hand after every step that it is told of, and compares the two.
 
     `shares`: what every so many steps by hand took of what ours took, from one end of a step to the next, data and metrics included. So

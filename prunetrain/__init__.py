@@ -14,21 +14,41 @@ if TYPE_CHECKING:
     from prunetrain.graph.render import render
     from prunetrain.graph.trace import trace
     from prunetrain.library.prune import prune
-    from prunetrain.library.pruner import PruneTrain
+    from prunetrain.library.pruner import PruneTrain, Reconfigured
+    from prunetrain.library.train import train
+    from prunetrain.training.events import Observer
+    from prunetrain.training.run import Outcome
 
 __version__ = "0.1.0"
 
-__all__ = ["LayerGraph", "PruneTrain", "PruneTrainError", "load_network", "parse", "prune", "render", "trace"]
+__all__ = [
+    "LayerGraph",
+    "Observer",
+    "Outcome",
+    "PruneTrain",
+    "PruneTrainError",
+    "Reconfigured",
+    "load_network",
+    "parse",
+    "prune",
+    "render",
+    "trace",
+    "train",
+]
 
 _HOMES = {
     "LayerGraph": "prunetrain.graph.layergraph",
+    "Observer": "prunetrain.training.events",
+    "Outcome": "prunetrain.training.run",
     "PruneTrain": "prunetrain.library.pruner",
     "PruneTrainError": "prunetrain.errors",
+    "Reconfigured": "prunetrain.library.pruner",
     "load_network": "prunetrain.graph.load",
     "parse": "prunetrain.graph.parse",
     "prune": "prunetrain.library.prune",
     "render": "prunetrain.graph.render",
     "trace": "prunetrain.graph.trace",
+    "train": "prunetrain.library.train",
 }
 
 
@@ -39,4 +59,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return [*__all__, "__doc__", "__version__"]

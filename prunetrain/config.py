@@ -17,6 +17,13 @@ LASSO_INTERVAL = 8  # training steps between two proximal steps, with a target
 FINE_TUNING = 0.1  # learning rate of fine-tuning, as a share of that of the schedule
 
 
+OF_THE_LASSO = (
+    *("penalty_ratio", "target_macs", "target_by", "prune_interval", "threshold", "criterion", "residual"),
+    *("lasso_groups", "lasso_step", "lasso_interval", "dynamic_batch", "max_batch_size"),
+)
+"""Settings that do nothing where the group lasso does not act: fields of `TrainConfig`."""
+
+
 def setting(
     default: Any, help: str, *, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (), bare: str | None = None, repeated: str = ""
 ) -> Any:
@@ -71,7 +78,7 @@ class TrainConfig:
     )
     target_by: float = setting(0.25, "Share of the epochs after which --target-macs is reached; then the lasso is released.")
     prune_interval: int = setting(1, "Epochs between two reconfigurations.")
-    threshold: float = setting(1e-4, "A slice is dead when all its absolute weights are under this.")
+    threshold: float = setting(1e-4, "A slice is dead when all its absolute weights are under this; 0: none is.")
     criterion: str = setting("either", "Which channels go: `union` the paper's, `either` every lossless one.", choices=("union", "either"))
     residual: str = setting(
         "union",
@@ -303,8 +310,6 @@ def _check_ranges(config: TrainConfig) -> None:
         raise ConfigError(f"milestones must be epochs from 1, each later than the one before, not {','.join(map(str, config.milestones))}")
     if any(epoch < 0 for epoch in config.save_epochs):
         raise ConfigError(f"save-epochs must be epochs from 0, not {','.join(map(str, config.save_epochs))}")
-    if config.threshold == 0:
-        raise ConfigError("threshold must be over 0: weights under it are dead, and nothing is under 0")
 
 
 def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]:

@@ -124,6 +124,15 @@ def existing_run(output_dir: Path, name: str) -> RunPaths | None:
     return run if run and run.networks.is_dir() else None
 
 
+def find_run(what: str, output_dir: Path) -> RunPaths | None:
+    """The run of a name or folder, if it is one."""
+    path = Path(what)
+    folder = path.resolve()
+    if path.is_dir() and folder.parent.name in (NETWORKS, CHECKPOINTS):
+        return RunPaths(folder.parent.parent, folder.name)
+    return None if path.is_file() else existing_run(output_dir, what)
+
+
 def newest_run(output_dir: Path, name: str) -> RunPaths | None:
     """The last of `name`, `name-2`, `name-3`, ... of which anything is there."""
     taken = list(takewhile(RunPaths.exists, _numbered(output_dir, name)))

@@ -18,7 +18,7 @@ from prunetrain.commands import main
 from prunetrain.config import TrainConfig
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import Checkpoint, load_checkpoint
-from prunetrain.training.events import Metrics, Reconfiguration, Silent
+from prunetrain.training.events import Metrics, Observer, Reconfiguration
 
 UNREPEATABLE = ("epoch_seconds", "images_per_second", "peak_memory_bytes")  # the metrics that differ from run to run
 
@@ -63,7 +63,7 @@ def invoke(*args: str | Path) -> Result:
     return CliRunner().invoke(main, [str(arg) for arg in args], prog_name="prunetrain")
 
 
-class Recorder(Silent):
+class Recorder(Observer):
     """An observer that keeps what it is told, and presses Ctrl-C after a step of an epoch (both from 1)."""
 
     def __init__(self, stop_at: tuple[int, int] | None = None) -> None:

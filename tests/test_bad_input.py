@@ -170,7 +170,7 @@ def test_bad_checkpoint(run: RunPaths, command: tuple[str, ...]) -> None:
     assert refusal(*command, LAST) == f"{LAST}: not a checkpoint of prunetrain"
 
 
-@pytest.mark.parametrize("command", [("evaluate",), ("reconfigure",), ("prune", "--method", "unit")], ids=" ".join)
+@pytest.mark.parametrize("command", [("evaluate",), ("reconfigure",), ("prune", "--method", "unit", "--rate", "0.5")], ids=" ".join)
 def test_network_file_in_place_of_a_checkpoint(run: RunPaths, command: tuple[str, ...]) -> None:
     network = Path("generated_nets/x/epoch_001.py")
     assert refusal(*command, network) == f"{network} is a network file: name its checkpoint, {run.checkpoint(1)}"

@@ -14,6 +14,7 @@ from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
+from prunetrain.library.prune import prune
 from prunetrain.paths import RunPaths
 from prunetrain.training import granularity
 from prunetrain.training.benchmarking.conditions import Conditions
@@ -90,6 +91,15 @@ def test_a_target_is_met_on_time_and_every_cut_is_free(images: Path, tmp_path: P
     assert zero_strengths(outcome) == [False] * 4 + [True] * 2
     assert [event.epoch for event in recorder.reconfigurations] == [1, 2, 3, 4, 6]
     assert all(before == after for before, after in (event.val_top1 for event in recorder.reconfigurations))
+
+
+@pytest.mark.parametrize("lasso_step", ["proximal", "subgradient"])
+def test_a_network_as_small_as_its_target_has_no_lasso(images: Path, tmp_path: Path, lasso_step: str) -> None:
+    """Not even in the epoch whose first batch would set its lambda."""
+    dense = start_run(settings(images, tmp_path, epochs=3, prune_interval=1, target_macs=0.5), Recorder())
+    outcome = prune(dense.run.last, method="group-lasso", epochs=2, target_macs=0.6, lasso_step=lasso_step, output_dir=str(tmp_path))
+    assert [line["lasso_strength"] for line in outcome.history[3:]] == [0, 0]
+    assert outcome.history[-1]["macs"] == costs(read_graph(dense.network)).macs
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
-from prunetrain.training.events import Silent
+from prunetrain.training.events import Observer
 from prunetrain.training.granularity import Effort, Timing, choose_granularity, measured_choice, pick
 from prunetrain.training.run import resume_run, start_run
 from prunetrain.training.state import TrainState
@@ -192,16 +192,16 @@ def test_a_run_that_died_while_cutting_cuts_as_it_would_have(tmp_path: Path, mon
     images = write_images(tmp_path / "images.npz")
     undisturbed = Chooser(8, 16)
     monkeypatch.setattr(granularity, "measured_choice", undisturbed)
-    expected = start_run(settings(images, tmp_path / "a", round_to="auto"), Silent())
+    expected = start_run(settings(images, tmp_path / "a", round_to="auto"), Observer())
     died = Chooser(8, 16, 1)
     monkeypatch.setattr(granularity, "measured_choice", died)
     with monkeypatch.context() as broken:
         broken.setattr(reconfiguration, "write_pair", no_room)
         with pytest.raises(OutputError, match="the disk is full"):
-            start_run(settings(images, tmp_path / "b", round_to="auto"), Silent())
+            start_run(settings(images, tmp_path / "b", round_to="auto"), Observer())
     last = newest_run(tmp_path / "b", expected.run.name)
     assert last
-    outcome = resume_run(last.last, {}, Silent())
+    outcome = resume_run(last.last, {}, Observer())
     assert len(died.asked) == len(undisturbed.asked) == 2
     assert outcome.network.read_text() == expected.network.read_text()
 

@@ -83,12 +83,13 @@ def test_given_names_go_first() -> None:
 
 
 def test_names_do_not_import_torch() -> None:
-    code = "import sys; from prunetrain import models; models.names(); models.short_name('a.py:B'); sys.exit('torch' in sys.modules)"
+    code = "import sys; from prunetrain import models; models.described(); models.short_name('a.py:B'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_zoo_is_built_as_before() -> None:
-    assert models.names() == zoo.names()
+    assert list(models.described()) == [*zoo.described(), *models.SPELLINGS]
+    assert sorted(zoo.described()) == list(zoo.names())
     torch.manual_seed(3)
     expected = zoo.build("resnet20", input_shape=(1, 8, 8), num_classes=4).state_dict()
     torch.manual_seed(3)

@@ -16,7 +16,7 @@ from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
-from prunetrain.training.events import Silent
+from prunetrain.training.events import Observer
 from prunetrain.training.narrow_batch_norm import faster_over_rows, over_rows, speed_up_batch_norm_
 from prunetrain.training.run import start_run
 
@@ -297,7 +297,7 @@ def test_runs_take_it_and_come_to_the_same(tmp_path: Path, taken: list[tuple[int
             channels_last=True,
             name=name,
         )
-        outcome = start_run(config, Silent())
+        outcome = start_run(config, Observer())
         weights.append(load_checkpoint(outcome.run.last).model)
         monkeypatch.setattr(narrow_batch_norm, "faster_over_rows", lambda *_: False)
     assert taken == 5 * [(64, 12, 16, 16), (64, 20, 16, 16)]

@@ -13,18 +13,23 @@ import pytest
 import prunetrain
 from prunetrain.errors import PruneTrainError
 from prunetrain.graph import layergraph, load, parse, render, trace
-from prunetrain.library import prune, pruner
+from prunetrain.library import prune, pruner, train
+from prunetrain.training import events, run
 
 TOP = Path(__file__).parent.parent
 HOMES = {
     "LayerGraph": layergraph.LayerGraph,
+    "Observer": events.Observer,
+    "Outcome": run.Outcome,
     "PruneTrain": pruner.PruneTrain,
     "PruneTrainError": PruneTrainError,
+    "Reconfigured": pruner.Reconfigured,
     "load_network": load.load_network,
     "parse": parse.parse,
     "prune": prune.prune,
     "render": render.render,
     "trace": trace.trace,
+    "train": train.train,
 }
 
 
@@ -32,7 +37,7 @@ def test_all_is_complete_and_sorted() -> None:
     assert prunetrain.__all__ == sorted(HOMES)
     for name, value in HOMES.items():
         assert getattr(prunetrain, name) is value
-    assert set(prunetrain.__all__) <= set(dir(prunetrain))
+    assert dir(prunetrain) == sorted([*prunetrain.__all__, "__doc__", "__version__"])
 
 
 def test_all_has_what_a_type_checker_sees() -> None:

@@ -126,6 +126,15 @@ def test_fixed_settings_cannot_change(reference: Outcome, given: dict[str, Any])
     assert resume_run(reference.run.last, same, Recorder()).finished
 
 
+def test_a_run_goes_on_where_it_is(reference: Outcome, tmp_path: Path) -> None:
+    run = reference.run
+    for path in (run.last, run.checkpoints):
+        for elsewhere in ({"name": "other"}, {"output_dir": str(tmp_path)}):
+            with pytest.raises(ConfigError, match=r"goes on as run .*: leave out --name and --output-dir, or copy the run first$"):
+                resume_run(path, elsewhere, Recorder())
+    assert resume_run(run.last, {"name": run.name, "output_dir": str(run.output_dir)}, Recorder()).finished
+
+
 def test_settings_of_a_file_count_as_flags_do(images: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('lr = 0.05\nepochs = 1\nname = "x"\n')

@@ -246,6 +246,29 @@ def test_a_signal_before_training_leaves_nothing(
     assert [path for path in (tmp_path / "runs").rglob("*") if path.name not in ("generated_nets", "checkpoints")] == []
 
 
+@pytest.mark.parametrize("name", ["_in_the_way", "note_run", "Pacer"])
+def test_a_signal_between_creation_and_the_first_step_stops_after_that(
+    images: Path, tmp_path: Path, reference: Outcome, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(run, name, signalling(getattr(run, name)))
+        stopped = start_run(settings(images, tmp_path), Recorder())
+    assert stopped.stopped_by == signal.SIGTERM
+    progress = load_checkpoint(stopped.run.last).progress
+    assert (progress.epoch, progress.step) == (0, 1)
+    assert resume_run(stopped.run.last, {}, Recorder()).finished
+
+
+def test_a_signal_where_nothing_is_left_to_train(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(images, tmp_path, name="x")
+    whole = start_run(config, Recorder())
+    before = whole.run.last.read_bytes()
+    monkeypatch.setattr(run, "evaluate", signalling(run.evaluate))
+    result = invoke(*arguments(config), "--resume", "auto")
+    assert (result.exit_code, result.stderr) == (143, "")
+    assert whole.run.last.read_bytes() == before
+
+
 def test_a_second_signal_ends_at_once(images: Path, tmp_path: Path) -> None:
     class Impatient(Recorder):
         def stepped(self, epoch: int, step: int) -> None:

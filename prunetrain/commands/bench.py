@@ -11,13 +11,13 @@ from prunetrain.commands.inspect import network_of
 from prunetrain.commands.options import config_option, given
 from prunetrain.config import build_config
 from prunetrain.graph.load import read_graph
-from prunetrain.report.history import find_run
+from prunetrain.paths import find_run
 
 
 @click.command("bench")
 @click.argument("what", metavar="NET|CKPT|RUN")
 @click.argument("other", required=False, metavar="[OTHER]")
-@config_option("batch_size")
+@config_option("batch_size", help="Images a step.")
 @config_option("amp")
 @config_option("channels_last")
 @config_option("compile")

@@ -15,7 +15,7 @@ _OWN = "as in the checkpoint"
 @checkpoint_argument
 @config_option("dataset", default=_OWN)
 @config_option("data_dir", default=_OWN)
-@config_option("batch_size", default=_OWN)
+@config_option("batch_size", help="Images at a time.", default=_OWN)
 @config_option("amp", default=_OWN)
 @config_option("channels_last", default=_OWN)
 @config_option("device", default=_OWN)

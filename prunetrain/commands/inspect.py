@@ -11,7 +11,8 @@ import click
 from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
-from prunetrain.report.history import find_run, read_metrics
+from prunetrain.paths import find_run
+from prunetrain.report.history import read_metrics
 
 
 @click.command("inspect")

@@ -13,7 +13,7 @@ import click
 
 from prunetrain.config import TrainConfig, argument_words, build_config, flag_of, parse_arguments, settings_from
 from prunetrain.errors import ConfigError
-from prunetrain.report.history import find_run
+from prunetrain.paths import find_run
 from prunetrain.training import recipes
 
 _FIELDS = {item.name: item for item in dataclasses.fields(TrainConfig)}
@@ -52,17 +52,18 @@ def _with_options(function: _Function, names: Sequence[str]) -> _Function:
     )
 
 
-def config_option(name: str, *, default: str | None = None) -> Callable[[_Function], _Function]:
+def config_option(name: str, *, help: str | None = None, default: str | None = None) -> Callable[[_Function], _Function]:
     """Make the flag of one field; not given, it arrives as None.
 
     Args:
         name: of the field.
+        help: what the field means to a command to which it means less than in training.
         default: what the help says of a command where not giving it means something else than in training.
     """
     item = _FIELDS[name]
     kind: type = type(item.default)
     flag = flag_of(name)
-    named: dict[str, Any] = {"default": None, "help": _help(item, default)}
+    named: dict[str, Any] = {"default": None, "help": _help(item, help, default)}
     if kind is bool:
         return click.option(*item.metadata["flags"], f"{flag}/--no-{flag[2:]}", name, **named)
     if item.metadata["bare"]:
@@ -99,9 +100,9 @@ def _whole_numbers(text: str) -> tuple[int, ...] | str:
         return text
 
 
-def _help(item: dataclasses.Field[Any], default: str | None) -> str:
-    """The setting's help, with what the bare flag means and with the default as one would give it."""
-    text: str = item.metadata["help"]
+def _help(item: dataclasses.Field[Any], help: str | None, default: str | None) -> str:
+    """The setting's help or another one, with what the bare flag means and with the default as one would give it."""
+    text: str = help or item.metadata["help"]
     if item.metadata["bare"]:
         text = f"{text.rstrip('.')}; alone it means {item.metadata['bare']}."
     if default is not None:

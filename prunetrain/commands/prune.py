@@ -7,10 +7,11 @@ import click
 
 from prunetrain.commands.options import checkpoint_argument, config_option, given
 from prunetrain.errors import ConfigError
-from prunetrain.method_settings import METHOD_SETTINGS
+from prunetrain.method_settings import GROUP_LASSO, METHOD_SETTINGS
 from prunetrain.training.stopping import exit_code
 
 _OWN = "as in the checkpoint"
+_NONE = "none, give one"
 _LASSO = ("penalty_ratio", "target_macs", "target_by", "prune_interval", "round_to")
 _TRAINING = ("batch_size", "weight_decay", *_LASSO, "data_dir", "workers", "device", "seed", "checkpoint_minutes")
 
@@ -18,15 +19,15 @@ _TRAINING = ("batch_size", "weight_decay", *_LASSO, "data_dir", "workers", "devi
 def _options(function: Any) -> Any:
     for name in reversed(METHOD_SETTINGS):
         function = config_option(name)(function)
-    for name in _TRAINING:
+    for name in reversed(_TRAINING):
         function = config_option(name, default=_OWN)(function)
     return function
 
 
 @click.command("prune")
 @checkpoint_argument
-@config_option("method")
-@config_option("rate")
+@config_option("method", default=_NONE)
+@config_option("rate", default=_NONE)
 @click.option("--global", "everywhere", is_flag=True, help="Rank the weights of all layers together: --scope global.")
 @click.option("--threshold-std", type=float, metavar="Q", help="With magnitude: remove what is under Q standard deviations of its layer.")
 @click.option(
@@ -69,8 +70,8 @@ def command(
         settings |= {"method": "magnitude-std", "rate": threshold_std}
     if "method" not in settings:
         raise ConfigError("say what to prune by: --method magnitude, for one")
-    if params.get("name"):
-        settings["name"] = params["name"]
+    if settings["method"] != GROUP_LASSO and not settings.keys() & {"rate", "layer_rates"}:
+        raise ConfigError("say how much to remove: --rate 0.5, for one")
 
     from prunetrain.library.prune import prune
     from prunetrain.report.progress import TrainingProgress

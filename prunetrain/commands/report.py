@@ -6,8 +6,8 @@ import click
 
 from prunetrain.errors import ConfigError, OutputError
 from prunetrain.files import write_bytes, write_text
-from prunetrain.paths import RunPaths
-from prunetrain.report.history import History, find_run, labels, read_history
+from prunetrain.paths import RunPaths, find_run
+from prunetrain.report.history import History, labels, read_history
 
 FORMATS = ("svg", "png")
 

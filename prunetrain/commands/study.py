@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import click
 
 from prunetrain.commands.options import config_options_but, given, resolve
+from prunetrain.config import OF_THE_LASSO
 from prunetrain.errors import ConfigError
 from prunetrain.method_settings import METHOD_SETTINGS
 
@@ -32,7 +33,7 @@ _Value = TypeVar("_Value", int, float)
 @click.option(
     "--plot", "plot_format", type=click.Choice(["svg", "png", "none"]), default="svg", show_default=True, help="Format of the plots."
 )
-@config_options_but("method", "rate", "prune_at", "name", "output_dir", "seed")
+@config_options_but("method", "rate", "prune_at", "name", "output_dir", "seed", *OF_THE_LASSO)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -52,8 +53,8 @@ def command(
 ) -> None:
     """Train a network for each seed; prune each by every method at every rate; retrain; write CSV, JSON, a table and plots to FOLDER.
 
-    The flags of training are those of the networks. What is done stays done: run the same command again to go on, or with more methods,
-    rates or seeds. Exit code 1 if a cell failed; the others are run.
+    The flags of training are those of the networks, which are trained without pruning. What is done stays done: run the same command
+    again to go on, or with more methods, rates or seeds. Exit code 1 if a cell failed; the others are run.
     """
     from prunetrain.studies.grid import RATES, Study, run_study
     from prunetrain.studies.plot import check_plots

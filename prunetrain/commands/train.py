@@ -53,9 +53,9 @@ def command(
     if list_models:
         from prunetrain import models
 
-        click.echo("\n".join(models.names()))
-        width = max(map(len, models.SPELLINGS))
-        for spelling, meaning in models.SPELLINGS.items():
+        known = models.described()
+        width = max(map(len, known))
+        for spelling, meaning in known.items():
             click.echo(f"{spelling:{width}}  {meaning}")
         return
     if tensorboard:
@@ -101,12 +101,12 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None, tens
     """Start a run or go on with one, alone or as one of several workers; the signal that stopped it before its end."""
     config = resolve(params)
 
-    from prunetrain.report.history import find_run
+    from prunetrain.paths import find_run
     from prunetrain.report.progress import TrainingProgress
     from prunetrain.report.tensorboard import TensorBoard
     from prunetrain.report.terminal import console, print_outcome
     from prunetrain.training.environment import choose_device
-    from prunetrain.training.events import Several, Silent
+    from prunetrain.training.events import Observer, Several
     from prunetrain.training.joining import join
     from prunetrain.training.run import continue_run, resume_run, start_run
 
@@ -118,7 +118,7 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None, tens
         shown: list[TrainingProgress | TensorBoard] = [TrainingProgress(output)]
         if tensorboard:
             shown.append(TensorBoard())
-        observer = Several(*shown) if ranks.rank == 0 else Silent()
+        observer = Several(*shown) if ranks.rank == 0 else Observer()
         try:
             if run is not None:
                 outcome = continue_run(run, config, chosen(params), observer)

@@ -8,7 +8,7 @@ from typing import Any
 
 from prunetrain.config import settings_from
 from prunetrain.paths import newest_run
-from prunetrain.training.events import Observer, Silent
+from prunetrain.training.events import Observer
 from prunetrain.training.pruned_run import creation, pruning_config
 from prunetrain.training.run import CHANGEABLE, Outcome, continue_run, start_run
 
@@ -43,7 +43,7 @@ def prune(
     path = Path(checkpoint)
     given = settings_from({"method": method, "rate": rate, **settings})
     config = pruning_config(path, given, epochs=epochs, during=during)
-    told = observer or Silent()
+    told = observer or Observer()
     run = newest_run(Path(config.output_dir), config.name) if resume else None
     if run is None:
         return start_run(config, told, creation(path, config))

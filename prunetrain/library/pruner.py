@@ -61,7 +61,7 @@ from prunetrain.training.events import Change
 
 
 @dataclass(frozen=True)
-class Step:
+class Reconfigured:
     """What to go on with after a reconfiguration.
 
     After a cut `model` is new, in the wrapping of the old one, which stays as it was; if nothing was cut it is the old one. `optimizer` is
@@ -216,7 +216,7 @@ class PruneTrain:
         self._fade = Fade(self._network.graph, weights, channels, steps)
         return left / dense
 
-    def reconfigure(self, path: str | Path | None = None, *, keep: Mapping[str, Collection[int]] | None = None) -> Step:
+    def reconfigure(self, path: str | Path | None = None, *, keep: Mapping[str, Collection[int]] | None = None) -> Reconfigured:
         """Cut the channels that are dead. Call it between two optimizer steps; under DistributedDataParallel on every rank.
 
         The outputs stay what they are, in eval mode and in train mode. If some BatchNorms are in eval mode while the others train, call it
@@ -258,7 +258,7 @@ class PruneTrain:
                 flat = network.cut(cut, source, filename).module
                 ranks.on_first(lambda: _write(file, source, flat))
             self._fade = None
-            return Step(self._model, self._optimizer, self._ema, _timed(change, start), file)
+            return Reconfigured(self._model, self._optimizer, self._ema, _timed(change, start), file)
         smaller = network.cut(cut, source, filename)
         swapped = swap(self._optimizer, network, smaller, cut.sources)
         ema, put, average = self._ema, None, None
@@ -275,7 +275,7 @@ class PruneTrain:
         self._model, self._network = model, smaller
         self._penalty = Penalty(smaller, self._optimizer, settings.lasso_groups)
         self._due, self._fade = False, None
-        return Step(model, self._optimizer, self._ema, _timed(change, start), file)
+        return Reconfigured(model, self._optimizer, self._ema, _timed(change, start), file)
 
     def state_dict(self) -> dict[str, Any]:
         """Lambda, settings, what fades and the network as plain values, for a checkpoint. Weights and optimizer state have state dicts.

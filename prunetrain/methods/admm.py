@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunetrain.errors import ConfigError
 from prunetrain.methods.admm_steps import AdmmState, Projection, Residuals, add_gradient_, rescaled, residuals, start, updated
-from prunetrain.methods.in_training import Idle, MethodState
+from prunetrain.methods.in_training import MethodState, TrainingMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class AdmmSettings:
             raise ConfigError(f"the interval of ADMM must be 1 epoch or more, not {self.interval}")
 
 
-class Admm(Idle):
+class Admm(TrainingMethod):
     """A `TrainingMethod`: adds the gradient of rho / 2 ||W - Z + U||^2, and updates Z and U every few epochs.
 
     Args:

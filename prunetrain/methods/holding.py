@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunetrain.methods.in_training import Idle, MethodState
+from prunetrain.methods.in_training import MethodState, TrainingMethod
 from prunetrain.methods.masks import Masks
 
 
-class HeldMasks(Idle):
+class HeldMasks(TrainingMethod):
     """A `TrainingMethod`. The weights are masked at once.
 
     Args:

@@ -1,4 +1,4 @@
-"""What acts in a training step: one protocol for the methods that work while a network trains, so that the loop need not know them.
+"""What acts in a training step: one interface for the methods that work while a network trains, so that the loop need not know them.
 
     backward -> after_backward_ (gradients) -> optimizer -> after_step_ (weights) ... end of an epoch -> after_epoch_
 
@@ -7,7 +7,7 @@ cut gathers it by the same sources as everything an optimizer keeps.
 """
 
 from collections.abc import Mapping
-from typing import Protocol, TypedDict
+from typing import TypedDict
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -27,36 +27,11 @@ def nothing_kept() -> MethodState:
     return {"tensors": {}, "numbers": {}}
 
 
-class Idle:
-    """A `TrainingMethod` that does nothing; others override what they act in."""
-
-    def after_backward_(self, loss: Tensor) -> None:
-        """Nothing."""
-
-    def after_step_(self, optimizer: Optimizer, skipped: Tensor | None = None) -> None:
-        """Nothing."""
-
-    def after_epoch_(self, epoch: int) -> None:
-        """Nothing."""
-
-    def metrics(self) -> dict[str, float]:
-        """Nothing."""
-        return {}
-
-    def state_dict(self) -> MethodState:
-        """Nothing."""
-        return nothing_kept()
-
-    def load_state_dict(self, state: MethodState) -> None:
-        """Nothing."""
-
-
-class TrainingMethod(Protocol):
-    """A method that acts while a network trains, on the parameters that it was made with, in place."""
+class TrainingMethod:
+    """A method that acts while a network trains, on the parameters that it was made with, in place. By itself it does nothing."""
 
     def after_backward_(self, loss: Tensor) -> None:
         """Change the gradients, which are there and unscaled; `loss` is the batch's, detached."""
-        ...
 
     def after_step_(self, optimizer: Optimizer, skipped: Tensor | None = None) -> None:
         """Change the weights.
@@ -66,23 +41,20 @@ class TrainingMethod(Protocol):
             skipped: a single truth value on their device: whether the step was skipped for its overflows, so that what acts on its account
                 must not; None where no step can be.
         """
-        ...
 
     def after_epoch_(self, epoch: int) -> None:
         """Change weights or what is kept, once `epoch` epochs are done."""
-        ...
 
     def metrics(self) -> dict[str, float]:
         """What is worth a place in the epoch's line of metrics, by name."""
-        ...
+        return {}
 
     def state_dict(self) -> MethodState:
         """All that `load_state_dict` needs to go on; the tensors are those that are kept, not copies."""
-        ...
+        return nothing_kept()
 
     def load_state_dict(self, state: MethodState) -> None:
         """Go on from a state."""
-        ...
 
 
 def cut_state(state: MethodState, sources: Mapping[str, Source]) -> MethodState:

@@ -14,12 +14,12 @@ from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.methods import entry
 from prunetrain.methods.bridges import filter_masks
-from prunetrain.methods.in_training import Idle
+from prunetrain.methods.in_training import TrainingMethod
 from prunetrain.methods.options import Options
 from prunetrain.methods.registry import decide
 
 
-class SoftFilters(Idle):
+class SoftFilters(TrainingMethod):
     """A `TrainingMethod`; it keeps nothing, as every epoch decides anew.
 
     Args:

@@ -35,9 +35,9 @@ _ZOO = "zoo"
 _NAME_LENGTH = 60  # characters; leaves room for the data set and a number
 
 
-def names() -> tuple[str, ...]:
-    """The networks that need no word before them, sorted: those of the zoo."""
-    return zoo.names()
+def described() -> dict[str, str]:
+    """All that `--model` may say, and what it is: the networks of the zoo, and the ways to others."""
+    return {**zoo.described(), **SPELLINGS}
 
 
 def build(spec: str, *, input_shape: ImageShape, num_classes: int, model_args: Mapping[str, Any] | None = None) -> "nn.Module":

@@ -14,7 +14,7 @@ from prunetrain.foreign.refusal import RefusedFileError, printable
 from prunetrain.graph.costs import TRAIN_TO_FORWARD, Costs, costs, out_channels
 from prunetrain.graph.load import read_source
 from prunetrain.graph.parse import parse
-from prunetrain.paths import CHECKPOINTS, NETWORKS, RunPaths, existing_run
+from prunetrain.paths import RunPaths
 
 METRICS = ("epoch", "train_loss", "lasso", "train_top1", "val_top1", "lr", "macs", "epoch_seconds", "images_per_second")
 MOST_METRICS = 2**28  # bytes, of half a million epochs
@@ -116,15 +116,6 @@ def number(line: dict[str, Any], field: str) -> float:
     """A number of a line of metrics; NaN if it has none, or one that is not finite."""
     value = line.get(field)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
-
-
-def find_run(what: str, output_dir: Path) -> RunPaths | None:
-    """The run of a name or folder, if it is one."""
-    path = Path(what)
-    folder = path.resolve()
-    if path.is_dir() and folder.parent.name in (NETWORKS, CHECKPOINTS):
-        return RunPaths(folder.parent.parent, folder.name)
-    return None if path.is_file() else existing_run(output_dir, what)
 
 
 def read_metrics(run: RunPaths) -> list[dict[str, Any]]:

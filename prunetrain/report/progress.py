@@ -17,7 +17,7 @@ from prunetrain.graph.costs import out_channels
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
 from prunetrain.report.tables import count, duration, listed, profile, share
-from prunetrain.training.events import BatchChange, Metrics, Reconfiguration, Uncut
+from prunetrain.training.events import BatchChange, Metrics, Observer, Reconfiguration, Uncut
 
 _NOTHING_CUT = {
     Uncut.YET: "nothing to cut yet",
@@ -26,8 +26,8 @@ _NOTHING_CUT = {
 }
 
 
-class TrainingProgress:
-    """An `Observer` that writes to the terminal.
+class TrainingProgress(Observer):
+    """Writes to the terminal.
 
     Args:
         console: where to write.

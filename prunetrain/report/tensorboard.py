@@ -11,7 +11,7 @@ from prunetrain.errors import ConfigError
 from prunetrain.graph.costs import out_channels
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
-from prunetrain.training.events import Metrics, Reconfiguration, Silent
+from prunetrain.training.events import Metrics, Observer, Reconfiguration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,7 @@ def require_tensorboard() -> None:
         raise ConfigError("--tensorboard needs tensorboard: pip install 'prunetrain[tensorboard]', or pip install tensorboard") from error
 
 
-class TensorBoard(Silent):
+class TensorBoard(Observer):
     """An `Observer` that writes to `RunPaths.tensorboard`. What an interrupted run wrote after the epoch that it goes on from is hidden."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prunetrain import methods
-from prunetrain.config import TrainConfig, settings_from
+from prunetrain.config import OF_THE_LASSO, TrainConfig, settings_from
 from prunetrain.errors import ConfigError
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
@@ -24,10 +24,8 @@ from prunetrain.method_settings import ADMM, GROUP_LASSO, STRUCTURED, check_shar
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
 from prunetrain.paths import RunPaths
 from prunetrain.studies.records import Record, Records
+from prunetrain.studies.running import finished, train_to_the_end
 from prunetrain.studies.tasks import Done, Report, Task, run_tasks
-from prunetrain.training.events import Silent
-from prunetrain.training.run import Outcome, continue_run, start_run
-from prunetrain.training.stopping import StopRequested
 
 RATES: Final = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 _OF_A_MACHINE: Final = ("data_dir", "download", "workers", "device", "output_dir", "name", "seed", "checkpoint_minutes")
@@ -100,11 +98,12 @@ class Study:
         if self.pruning.get("retrain") in TAKES_WEIGHTS_BACK and self.pruning.get("rewind_epoch", 0):
             saved.add(self.pruning["rewind_epoch"])
         name, epochs = f"dense-seed-{seed}", tuple(sorted(saved))
-        return replace(self.training, penalty_ratio=0.0, seed=seed, name=name, output_dir=str(self.folder), save_epochs=epochs)
+        dense = {name: getattr(TrainConfig, name) for name in OF_THE_LASSO} | {"penalty_ratio": 0.0}
+        return replace(self.training, **dense, seed=seed, name=name, output_dir=str(self.folder), save_epochs=epochs)
 
     def settings(self) -> dict[str, Any]:
         """What decides the results, apart from the grid, which may grow."""
-        training = {key: value for key, value in self.training.to_dict().items() if key not in _OF_A_MACHINE}
+        training = {key: value for key, value in self.training.to_dict().items() if key not in (*_OF_A_MACHINE, *OF_THE_LASSO)}
         return {**training, "pruning": dict(self.pruning), "retrain_epochs": self.epochs, "during": self.during}
 
 
@@ -140,12 +139,7 @@ def run_study(study: Study, jobs: int, report: Report) -> list[Record]:
 
 def _train_dense(study: Study, seed: int) -> Record:
     """Train the network of a seed, or go on, or find it done."""
-    config = study.training_of(seed)
-    run = RunPaths(study.folder, config.name)
-    given = {key: value for key, value in config.to_dict().items() if key not in ("name", "output_dir")}
-    outcome = continue_run(run, config, given, Silent()) if run.exists() else start_run(config, Silent())
-    _check_finished(outcome)
-    return {"top1": outcome.val_top1}
+    return {"top1": train_to_the_end(study.training_of(seed)).val_top1}
 
 
 def _run_cell(study: Study, cell: Cell) -> Record:
@@ -162,7 +156,7 @@ def _run_cell(study: Study, cell: Cell) -> Record:
         output_dir=str(study.folder),
         **_fitting(study.pruning, cell.method),
     )
-    _check_finished(outcome)
+    finished(outcome)
     before, after = costs(read_graph(dense.network(0))), costs(read_graph(outcome.network))
     if not study.keep_runs:
         for folder in (outcome.run.networks, outcome.run.checkpoints):
@@ -189,9 +183,3 @@ def _fitting(pruning: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 def _decides_channels(method: str) -> bool:
     return methods.entry(method).decides == "channels"
-
-
-def _check_finished(outcome: Outcome) -> None:
-    """Stop the study where a signal stopped one of its runs."""
-    if outcome.stopped_by is not None:
-        raise StopRequested(outcome.stopped_by)

@@ -13,12 +13,9 @@ from typing import Final
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import TRAIN_TO_FORWARD, costs
 from prunetrain.graph.load import read_graph
-from prunetrain.paths import RunPaths
 from prunetrain.studies.records import Record, Records
+from prunetrain.studies.running import train_to_the_end
 from prunetrain.studies.tasks import Done, Report, Task, run_tasks
-from prunetrain.training.events import Silent
-from prunetrain.training.run import continue_run, start_run
-from prunetrain.training.stopping import StopRequested
 
 COLUMNS: Final = {
     "name": "config",
@@ -64,12 +61,8 @@ def _plain(config: TrainConfig) -> Record:
 
 
 def _train(config: TrainConfig) -> Record:
-    run = RunPaths(Path(config.output_dir), config.name)
-    given = {key: value for key, value in config.to_dict().items() if key not in ("name", "output_dir")}
-    outcome = continue_run(run, config, given, Silent()) if run.exists() else start_run(config, Silent())
-    if outcome.stopped_by is not None:
-        raise StopRequested(outcome.stopped_by)
-    dense, final, last = costs(read_graph(run.network(0))), costs(read_graph(outcome.network)), outcome.history[-1]
+    outcome = train_to_the_end(config)
+    dense, final, last = costs(read_graph(outcome.run.network(0))), costs(read_graph(outcome.network)), outcome.history[-1]
     return {
         "name": config.name,
         "top1": outcome.val_top1,

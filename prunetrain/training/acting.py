@@ -17,7 +17,7 @@ from prunetrain.methods.admm import Admm, AdmmSettings
 from prunetrain.methods.admm_steps import projection
 from prunetrain.methods.counting import rates_of_rounds
 from prunetrain.methods.holding import HeldMasks
-from prunetrain.methods.in_training import Idle, MethodState, TrainingMethod
+from prunetrain.methods.in_training import MethodState, TrainingMethod
 from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Options
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
@@ -35,7 +35,7 @@ class Acting:
     channels that layers had before the first of several cuts.
     """
 
-    method: TrainingMethod = field(default_factory=Idle)
+    method: TrainingMethod = field(default_factory=TrainingMethod)
     rounds: int = 0
     settled: int = 0
     early: Mapping[str, Tensor] = field(default_factory=dict)
@@ -62,7 +62,7 @@ def pruned_state(
     *, masks: Masks | None, early: Mapping[str, Tensor], rounds: int, epoch: int, sizes: Mapping[str, int] = _NO_SIZES
 ) -> MethodState:
     """The state of a run that has just pruned: what `acting_in` is to go on from."""
-    own = Acting(Idle(), rounds, epoch, early, sizes).state_dict()
+    own = Acting(TrainingMethod(), rounds, epoch, early, sizes).state_dict()
     return {"tensors": own["tensors"] | ({"keep": dict(masks.keep)} if masks else {}), "numbers": own["numbers"]}
 
 
@@ -144,14 +144,14 @@ def acting_in(config: TrainConfig, graph: LayerGraph, model: nn.Module, epoch: i
 def _before_pruning(config: TrainConfig, graph: LayerGraph, weights: Mapping[str, Tensor]) -> TrainingMethod:
     """What acts until the first pruning, at that one's rate."""
     if config.prune_at == 0:
-        return Idle()
+        return TrainingMethod()
     rate, options = amount_of(config, rounds=0), options_of(config, rounds=0)
     if config.method == ADMM:
         settings = AdmmSettings(rho=config.rho, rho_factor=config.rho_factor, rho_max=config.rho_max, interval=config.method_interval)
         return Admm(weights, projection(graph, rate, options), settings)
     if methods.entry(config.method).decides == "channels":
         return SoftFilters(graph, weights, method=config.method, rate=rate, options=options, interval=config.method_interval)
-    return Idle()
+    return TrainingMethod()
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from prunetrain.channels.selection import Granularity
 from prunetrain.channels.slicing import Cut
@@ -82,8 +82,8 @@ class Reconfiguration:
     uncut: Uncut = Uncut.YET
 
 
-class Observer(Protocol):
-    """Receives what happens."""
+class Observer:
+    """Receives what happens. By itself it keeps everything to itself."""
 
     def started(self, *, run: RunPaths, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
         """Training begins or goes on after `epoch` epochs."""
@@ -101,21 +101,7 @@ class Observer(Protocol):
         """Anything else worth a line."""
 
 
-class Silent:
-    """An observer that keeps everything to itself."""
-
-    def started(self, *, run: RunPaths, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None: ...
-
-    def stepped(self, epoch: int, step: int) -> None: ...
-
-    def epoch_ended(self, metrics: Metrics) -> None: ...
-
-    def reconfigured(self, event: Reconfiguration) -> None: ...
-
-    def message(self, text: str) -> None: ...
-
-
-class Several:
+class Several(Observer):
     """An observer that tells others, in their order."""
 
     def __init__(self, *observers: Observer) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from prunetrain.channels.spaces import find_spaces
-from prunetrain.methods.in_training import Idle
+from prunetrain.methods.in_training import TrainingMethod
 from prunetrain.regularizers.fading import Fading
 from prunetrain.regularizers.group_lasso import GroupLasso, pull
 from prunetrain.training.course import interval_start
@@ -26,7 +26,7 @@ from prunetrain.training.state import TrainState, trained_parameters
 _SMOOTH = 16  # of what is left to fade, no step takes more than one part, as long as there are steps enough
 
 
-class Lasso(Idle):
+class Lasso(TrainingMethod):
     """The group lasso as a `TrainingMethod`, for what is left of an epoch.
 
     Args:

@@ -1,0 +1,38 @@
+"""`prunetrain.train`: what `prunetrain train` does, from Python.
+
+In: settings. Out: the run that they became, with network files, checkpoints and metrics.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from prunetrain.config import TrainConfig, build_config, settings_from
+from prunetrain.paths import newest_run
+from prunetrain.training import recipes
+from prunetrain.training.events import Observer
+from prunetrain.training.run import Outcome, continue_run, run_name, start_run
+
+
+def train(*, recipe: str | None = None, resume: bool = False, observer: Observer | None = None, **settings: Any) -> Outcome:
+    """Train a network that becomes smaller on the way: `outcome.network` is its last network file, `outcome.run.last` its checkpoint.
+
+        outcome = prunetrain.train(model="resnet18", dataset="folder", data_dir="my_images", epochs=30)
+
+    Args:
+        recipe: name or file of settings over the defaults; by default the data set's own, if it has one.
+        resume: go on with the newest run of this name, if there is one.
+        observer: is told what happens.
+        settings: fields of `TrainConfig`, which are the flags of `prunetrain train` with `_` for `-`; they go over the recipe.
+
+    Raises:
+        PruneTrainError: for settings, data or a network that do not work; nothing is written before they were checked.
+    """
+    given = settings_from(settings)
+    named = recipes.load_recipe(recipe) if recipe is not None else {}
+    own = None if recipe is not None else recipes.default_recipe(given.get("dataset", TrainConfig.dataset))
+    config = build_config(recipes.load_recipe(own) if own is not None else named, given)
+    told = observer or Observer()
+    run = newest_run(Path(config.output_dir), run_name(config)) if resume else None
+    if run is None:
+        return start_run(config, told)
+    return continue_run(run, config, settings_from(named) | given, told)

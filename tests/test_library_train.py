@@ -1,0 +1,50 @@
+"""`prunetrain.train`: a run from Python, as the command line makes it."""
+
+from pathlib import Path
+
+import pytest
+from runs import Recorder, arguments, assert_same_run, invoke, settings, write_images
+
+import prunetrain
+from prunetrain.errors import ConfigError
+from prunetrain.training.checkpoints import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data") / "images.npz")
+
+
+def test_it_is_the_run_of_the_command_line(images: Path, tmp_path: Path) -> None:
+    config = settings(images, tmp_path / "command", name="x")
+    assert invoke(*arguments(config)).exit_code == 0
+    changed = {key: value for key, value in config.to_dict().items() if value != getattr(type(config), key)}
+    recorder = Recorder()
+    outcome = prunetrain.train(observer=recorder, **changed | {"output_dir": str(tmp_path / "python")})
+    assert outcome.finished
+    assert len(recorder.metrics) == config.epochs
+    assert_same_run(outcome.run, type(outcome.run)(tmp_path / "command", "x"))
+
+
+def test_it_goes_on(images: Path, tmp_path: Path) -> None:
+    given = settings(images, tmp_path / "parts").to_dict()
+    whole = prunetrain.train(**given | {"output_dir": str(tmp_path / "whole")})
+    stopped = prunetrain.train(observer=Recorder((2, 3)), **given)
+    assert not stopped.finished
+    assert_same_run(prunetrain.train(resume=True, **given).run, whole.run)
+    assert prunetrain.train(**given | {"epochs": 1}).run.name == f"{whole.run.name}-2"  # a new one
+
+
+def test_recipes(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('model = "lenet-300-100"\nepochs = 1\nround-to = 1\n')
+    named = prunetrain.train(recipe=str(recipe), output_dir=str(tmp_path), batch_size=64)
+    own = prunetrain.train(model="lenet-300-100", epochs=1, output_dir=str(tmp_path))
+    found = [load_checkpoint(outcome.run.last).config for outcome in (named, own)]
+    assert [(config["target_macs"], config["batch_size"]) for config in found] == [(0.5, 64), (0.15, 32)]  # digits have a recipe
+
+
+def test_settings_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown setting 'epoch': did you mean epochs"):
+        prunetrain.train(epoch=3, output_dir=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
