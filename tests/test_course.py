@@ -93,6 +93,44 @@ def test_a_target_is_met_on_time_and_every_cut_is_free(images: Path, tmp_path: P
     assert all(before == after for before, after in (event.val_top1 for event in recorder.reconfigurations))
 
 
+NET = """
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(input_shape[0], 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.conv3 = nn.Conv2d(32, 64, 3, padding=1)
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))).mean((2, 3)))
+"""
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_blocks_meet_the_target(images: Path, tmp_path: Path, seed: int) -> None:
+    """Of a network in which one block more or less is a tenth of the MACs."""
+    (tmp_path / "net.py").write_text(NET)
+    config = settings(
+        images,
+        tmp_path,
+        model=f"{tmp_path}/net.py:Net",
+        round_to="auto",
+        epochs=4,
+        prune_interval=1,
+        target_macs=0.5,
+        target_by=0.5,
+        penalty_ratio=0.1,
+        seed=seed,
+    )
+    outcome = start_run(config, Recorder())
+    assert 0.45 <= outcome.history[-1]["macs"] / outcome.history[0]["macs"] <= 0.5
+
+
 @pytest.mark.parametrize("lasso_step", ["proximal", "subgradient"])
 def test_a_network_as_small_as_its_target_has_no_lasso(images: Path, tmp_path: Path, lasso_step: str) -> None:
     """Not even in the epoch whose first batch would set its lambda."""

@@ -8,8 +8,10 @@ import torch
 from loops import EXAMPLE, batches, logits, network, sgd, train_
 from torch import nn, optim
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import prunetrain
+from prunetrain import PruneTrain
 from prunetrain.errors import ConfigError
 from prunetrain.graph.costs import costs
 
@@ -115,6 +117,53 @@ def test_a_fade_goes_on_in_another_process_bit_for_bit(tmp_path: Path) -> None:
     assert found[0].change.macs[1] < found[0].change.macs[0]
     for name, tensor in found[0].model.state_dict().items():
         assert torch.equal(tensor, found[1].model.state_dict()[name]), name
+
+
+def test_a_fade_that_is_not_done_cuts_nothing_and_says_so() -> None:
+    """As with gradients that are accumulated, where there are fewer steps than batches."""
+    model = network()
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer)
+    pruner.fade(macs=0.5, steps=8)
+    train_(model, optimizer, 2)
+    with pytest.warns(UserWarning, match=r"^2 of 8 steps of the fade were made, so that its channels are not zero and stay"):
+        step = pruner.reconfigure()
+    assert step.model is model
+    assert pruner.state_dict()["fade"] is None
+
+
+def test_a_loop_that_goes_on_with_the_old_model_is_told() -> None:
+    """Without the lasso too, where nothing but the optimizer would know."""
+    model = network()
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer)
+    pruner.fade(macs=0.5, steps=2)
+    train_(model, optimizer, 2)
+    assert pruner.reconfigure().model is not model
+    with pytest.raises(ConfigError, match="train the model of its result"):
+        train_(model, optimizer)
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_an_average_fades_along(use_buffers: bool) -> None:
+    """So that a cut takes nothing from it, where it would hold what the channels were until lately."""
+    model = network()
+    optimizer = sgd(model)
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.98), use_buffers=use_buffers)
+    pruner = PruneTrain(model, optimizer, EXAMPLE, penalty_ratio=0.0, ema=ema)
+    pruner.fade(macs=0.5, steps=4)
+    for seed in range(4):
+        train_(model, optimizer, 1, seed=seed)
+        ema.update_parameters(model)
+        if seed == 1:  # in the middle, in another process
+            state = pruner.state_dict()
+            pruner.close()
+            pruner = PruneTrain(model, optimizer, EXAMPLE, penalty_ratio=0.0, ema=ema)
+            pruner.load_state_dict(state)
+    expected = logits(ema)
+    step = pruner.reconfigure()
+    assert step.change.channels[1] < step.change.channels[0]
+    assert (logits(ema) - expected).abs().max() <= 1e-10 * expected.abs().max()
 
 
 def test_a_skipped_step_is_no_step() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, distributed, fx, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from prunetrain import PruneTrain
-from prunetrain.errors import OutputError
+from prunetrain.errors import ConfigError, OutputError
 
 
 def test_compiled_model_is_compiled_again_by_the_same_backend() -> None:
@@ -130,6 +130,12 @@ def fail_together(folder: Path) -> dict[str, Any]:
         pruner.reconfigure(folder / "file" / "epoch_001.py")
     assert pruner.reconfigure().change.channels == (20, 20)
     return {"error": str(caught.value)}
+
+
+def test_data_parallel_is_refused() -> None:
+    model = nn.DataParallel(network())
+    with pytest.raises(ConfigError, match="give the module inside, or use DistributedDataParallel"):
+        PruneTrain(model, sgd(model), EXAMPLE)
 
 
 def test_two_processes_agree(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ class Fade:
     Args:
         graph: the network.
         weights: those that are trained, under the graph's names; changed in place.
+        average: an average of the network, which fades along, so that a cut does not change it either; None if there is none.
         channels: ids of the channels (`ChannelSpaces.ids`).
         steps: over how many, from 1.
         done: how many of these have been made.
@@ -30,10 +31,17 @@ class Fade:
         IndexError: for channels that the network does not have.
     """
 
-    def __init__(self, graph: LayerGraph, weights: Mapping[str, Tensor], channels: list[int], steps: int, done: int = 0) -> None:
+    def __init__(
+        self, graph: LayerGraph, weights: Mapping[str, Tensor], average: Network | None, *, channels: list[int], steps: int, done: int = 0
+    ) -> None:
         if not 0 <= done <= steps:
             raise ValueError(f"{done} of {steps} steps")
-        self._fading = Fading(graph, find_spaces(graph), weights, channels)
+        spaces = find_spaces(graph)
+        self._fading = [Fading(graph, spaces, weights, channels)]
+        if average is not None:
+            parameters = average.parameters()
+            own = {name: parameters[name] for name in weights if name in parameters}
+            self._fading.append(Fading(graph, spaces, own, channels))
         self._channels = channels
         self._steps = steps
         self._done = done
@@ -42,7 +50,13 @@ class Fade:
         """Fade by one step's part."""
         self._done = min(self._done + 1, self._steps)
         left = self._steps - self._done
-        self._fading.scale_(left / (left + 1))
+        for fading in self._fading:
+            fading.scale_(left / (left + 1))
+
+    @property
+    def unfinished(self) -> str | None:
+        """How far it is, in a few words; None if the channels are zero."""
+        return None if self._done == self._steps else f"{self._done} of {self._steps} steps"
 
     def state_dict(self) -> dict[str, list[int] | int]:
         """The arguments `channels`, `steps` and `done`, to go on."""

@@ -27,6 +27,7 @@ line's is released when its target is reached, which one's own loop does by leav
 """
 
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -58,6 +59,8 @@ from prunetrain.library.settings import Settings
 from prunetrain.library.wrapping import unwrap
 from prunetrain.paths import NETWORK_NAME
 from prunetrain.training.events import Change
+
+_OLD_MODEL = "the network has no gradients: call loss.backward() first; after reconfigure(), train the model of its result"
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class PruneTrain:
         self._strength: float | None = None
         self._due = False  # whether the next optimizer step is to be followed by a proximal one
         self._fade: Fade | None = None
+        self._cut = False  # whether the model is another one than the first
         self._hook = optimizer.register_step_post_hook(_after_step(weakref.ref(self)))
         weakref.finalize(self, self._hook.remove)
 
@@ -180,9 +184,7 @@ class PruneTrain:
         if self._settings.penalty_ratio == 0:
             return
         if all(parameter.grad is None for parameter in self._network.module.parameters()):
-            raise ConfigError(
-                "the network has no gradients: call loss.backward() first; after reconfigure(), train the model of its result"
-            )
+            raise ConfigError(_OLD_MODEL)
         if self._strength is None:
             self._strength = self._first_strength(loss)
         if self._settings.lasso_step == "proximal":
@@ -193,13 +195,14 @@ class PruneTrain:
     def fade(self, macs: float, steps: int) -> float:
         """Fade the weakest channels out over the next optimizer steps: then a cut takes them and changes nothing.
 
-        Their weights fall to zero in a straight line, and stay there until `reconfigure`, with which the fading ends. Neither `regularize`
-        nor a `penalty_ratio` is needed. Channels are ranked by their norms as shares of the mean of their space (`docs/methods.md`).
+        Their weights, and those of `ema`, fall to zero in a straight line, and stay there until `reconfigure`, with which the fading ends.
+        Neither `regularize` nor a `penalty_ratio` is needed. Channels are ranked by their norms as shares of the mean of their space
+        (`docs/methods.md`).
 
         Args:
             macs: the multiply-accumulates to get down to, as a share of the dense network's, in (0, 1).
-            steps: calls of `optimizer.step()` until the weights are zero, from 1: no more than there are before `reconfigure`, and some
-                less where a GradScaler may skip steps.
+            steps: calls of `optimizer.step()` until the weights are zero, from 1: no more than there are before `reconfigure`, which are
+                fewer than batches where gradients are accumulated, and some less where a GradScaler may skip steps.
 
         Returns:
             The share of the multiply-accumulates that the cut will leave: over `macs` where no more can go.
@@ -213,7 +216,7 @@ class PruneTrain:
             raise ConfigError(f"steps must be 1 or more, not {steps}")
         dense, weights = costs(self._dense).macs, self._penalty.trained()
         channels, left = self._wrapping.ranks.on_first(lambda: weakest_channels(self._network, weights, macs * dense, self._settings))
-        self._fade = Fade(self._network.graph, weights, channels, steps)
+        self._fade = Fade(self._network.graph, weights, self._average(), channels=channels, steps=steps)
         return left / dense
 
     def reconfigure(self, path: str | Path | None = None, *, keep: Mapping[str, Collection[int]] | None = None) -> Reconfigured:
@@ -233,12 +236,19 @@ class PruneTrain:
 
         Raises:
             ConfigError: for a path or choice that does not work, or an optimizer whose state cannot be cut.
+            UserWarning: if channels are still fading; they stay.
             OutputError: if a file cannot be written; the pruner, the model and the optimizer are then as before.
         """
         start = time.perf_counter()
         file = None if path is None else Path(path)
         if file is not None and file.suffix != ".py":
             raise ConfigError(f"{file}: a network file ends in .py")
+        if self._fade and self._fade.unfinished:
+            warnings.warn(
+                f"{self._fade.unfinished} of the fade were made, so that its channels are not zero and stay: fade() over as many calls of "
+                "optimizer.step() as there are before reconfigure()",
+                stacklevel=2,
+            )
         network, settings, ranks = self._network, self._settings, self._wrapping.ranks
         ranks.share_(network.state().values())
         proposal = propose_cut(
@@ -272,7 +282,7 @@ class PruneTrain:
         swapped.apply_(self._optimizer)
         if put is not None and average is not None:
             self._ema = put(average)
-        self._model, self._network = model, smaller
+        self._model, self._network, self._cut = model, smaller, True
         self._penalty = Penalty(smaller, self._optimizer, settings.lasso_groups)
         self._due, self._fade = False, None
         return Reconfigured(model, self._optimizer, self._ema, _timed(change, start), file)
@@ -301,7 +311,7 @@ class PruneTrain:
                     "the pruner's state is of another network: make the PruneTrain for the network that it was saved with"
                 )
             penalty = Penalty(self._network, self._optimizer, settings.lasso_groups)
-            fade = None if state["fade"] is None else Fade(network, penalty.trained(), **state["fade"])
+            fade = None if state["fade"] is None else Fade(network, penalty.trained(), self._average(), **state["fade"])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError, NetworkFileError) as error:
             raise CheckpointError(f"this is not what PruneTrain.state_dict() returns ({type(error).__name__}: {error})") from None
         self._settings, self._dense, self._strength, self._penalty, self._fade = settings, dense, strength, penalty, fade
@@ -309,6 +319,10 @@ class PruneTrain:
     def close(self) -> None:
         """Take the hook off the optimizer: lasso and fading act no more."""
         self._hook.remove()
+
+    def _average(self) -> Network | None:
+        """The copy of the network inside the ema."""
+        return None if self._ema is None else copy_inside(self._ema, self._network)[0]
 
     def _first_strength(self, loss: Tensor | float) -> float | None:
         """Lambda, or None while nothing that could be penalised is trained, or the loss cannot be."""
@@ -327,7 +341,13 @@ class PruneTrain:
         return self._scaler.scale(torch.ones((), device=self._network.device)) if stage is OptState.READY else None
 
     def _after_step(self) -> None:
-        """The proximal step, once after each optimizer step that `regularize` came before; and a step of fading."""
+        """The proximal step, once after each optimizer step that `regularize` came before; and a step of fading.
+
+        Raises:
+            ConfigError: if the loop goes on with the model of before a cut.
+        """
+        if self._cut and all(parameter.grad is None for parameter in self._network.module.parameters()):
+            raise ConfigError(_OLD_MODEL)
         if self._due:
             self._due = False
             self._shrink()

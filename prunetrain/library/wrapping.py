@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from prunetrain.errors import ConfigError
 from prunetrain.training.distribution import Ranks
 
 Wrap: TypeAlias = Callable[[nn.Module], nn.Module]
@@ -32,7 +33,11 @@ class Wrapping:
 
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, Wrapping]:
-    """The network inside, and what was around it."""
+    """The network inside, and what was around it.
+
+    Raises:
+        ConfigError: for DataParallel, whose replicas of the network no cut would reach.
+    """
     wraps: list[Wrap] = []
     ranks = Ranks()
     while True:
@@ -45,6 +50,8 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, Wrapping]:
             model = model._orig_mod  # type: ignore[assignment]
         else:
             break
+    if isinstance(model, nn.DataParallel):
+        raise ConfigError("the model is in DataParallel: give the module inside, or use DistributedDataParallel")
     if model._compiled_call_impl is not None:
         wraps.append(_compiled_in_place)
     synced = next((module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)), None)

@@ -12,7 +12,6 @@ from dataclasses import replace
 from math import ceil, inf
 
 from prunetrain.channels.coverage import least_macs
-from prunetrain.channels.selection import Granularity
 from prunetrain.channels.spaces import find_spaces
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
@@ -20,9 +19,12 @@ from prunetrain.regularizers.fading import Ranking
 from prunetrain.training.events import Uncut
 from prunetrain.training.state import TrainState
 
+_OVERSHOOT = 0.05
+"""Of the dense network's MACs, how many less than the target blocks may leave."""
+
 
 def interval_start(config: TrainConfig, epoch: int) -> int:
-    """The epoch after which the interval began that the epoch after `epoch` belongs to: the last that was one, `epoch` itself included."""
+    """The last epoch, `epoch` at the latest, after which an interval begins."""
     return epoch - (epoch - config.prune_at) % config.prune_interval
 
 
@@ -135,10 +137,15 @@ def follow_course(state: TrainState) -> None:
 
 
 def _choose(state: TrainState, dense_macs: int) -> list[int]:
-    """The channels that fade in the interval; with `--round-to auto` in the coarsest blocks that leave a choice."""
+    """The channels that fade in the interval; with `--round-to auto` in the coarsest blocks that leave a choice and meet the target."""
     config = state.config
     ranking = Ranking(state.graph, state.model.state_dict(), criterion=config.criterion)
-    granularity: Granularity | None = config.granularity
-    if granularity is None:
-        granularity = ranking.coarsest_blocks(config.target_macs * dense_macs, state.dense)
-    return ranking.weakest(next_macs(config, state.progress.epoch) * dense_macs, granularity)
+    macs = next_macs(config, state.progress.epoch) * dense_macs
+    if config.granularity is not None:
+        return ranking.weakest(macs, config.granularity)
+    blocks = ranking.coarsest_blocks(config.target_macs * dense_macs, state.dense)
+    channels = ranking.weakest(macs, blocks)
+    while max(blocks.values()) > 1 and ranking.macs_without(channels) < (config.target_macs - _OVERSHOOT) * dense_macs:
+        blocks = {name: max(1, size // 2) for name, size in blocks.items()}
+        channels = ranking.weakest(macs, blocks)
+    return channels
