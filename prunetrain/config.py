@@ -312,6 +312,31 @@ def _check_ranges(config: TrainConfig) -> None:
         raise ConfigError(f"save-epochs must be epochs from 0, not {','.join(map(str, config.save_epochs))}")
 
 
+_OF_DATA = {  # setting: the data sets that it means something to
+    "data_dir": ("folder", "npz", "mnist", "fashion-mnist", "cifar10", "cifar100"),
+    "download": ("mnist", "fashion-mnist", "cifar10", "cifar100"),
+    "image_size": ("folder", "fake"),
+}
+
+
+def check_asked(asked: Mapping[str, Any], config: TrainConfig) -> None:
+    """Refuse what a person asked for and a new run would pass over.
+
+    Args:
+        asked: settings that were given one by one, not by defaults or a recipe.
+        config: all settings.
+
+    Raises:
+        ConfigError: for a setting that means nothing to the data set, and a target where nothing prunes.
+    """
+    for name, sets in _OF_DATA.items():
+        if name in asked and getattr(config, name) != getattr(TrainConfig, name) and config.dataset not in sets:
+            near = " or ".join(sets[:2])
+            raise ConfigError(f"{flag_of(name)} means nothing to --dataset {config.dataset}: did you mean --dataset {near}?")
+    if asked.get("target_macs") and config.method == GROUP_LASSO and config.penalty_ratio == 0:
+        raise ConfigError("--penalty-ratio 0 trains without pruning, and never comes to --target-macs: leave out one of them")
+
+
 def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]:
     """Turn keys into field names and lists into tuples, and check each value by itself.
 

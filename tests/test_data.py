@@ -49,6 +49,8 @@ def test_batches_have_the_promised_shapes(settings: dict[str, Any]) -> None:
     size = TrainConfig(**settings).batch_size
     assert len(source.class_names) == source.num_classes >= 2
     assert all(isinstance(name, str) for name in source.class_names)
+    assert len(source.train_counts) == len(source.val_counts) == source.num_classes
+    assert (sum(source.train_counts), sum(source.val_counts)) == (source.num_train, source.num_val)
     batches = list(source.train_batches(0, size))
     assert len(batches) == source.steps_per_epoch(size) == source.num_train // size
     for x, y in batches:

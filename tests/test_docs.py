@@ -166,6 +166,7 @@ OF_ANOTHER_NETWORK = (
     "--dataset",
     "--data-dir",
     "--cache",
+    "--image-size",
     "--recipe",
     "--epochs",
     "-b",

@@ -1,6 +1,8 @@
 """`prunetrain.train`: a run from Python, as the command line makes it."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import Recorder, arguments, assert_same_run, invoke, settings, write_images
@@ -42,6 +44,33 @@ def test_recipes(tmp_path: Path) -> None:
     own = prunetrain.train(model="lenet-300-100", epochs=1, output_dir=str(tmp_path))
     found = [load_checkpoint(outcome.run.last).config for outcome in (named, own)]
     assert [(config["target_macs"], config["batch_size"]) for config in found] == [(0.5, 64), (0.15, 32)]  # digits have a recipe
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"data_dir": "my_images"}, r"^--data-dir means nothing to --dataset digits: did you mean --dataset folder or npz\?$"),
+        ({"image_size": 32}, r"^--image-size means nothing to --dataset digits: did you mean --dataset folder or fake\?$"),
+        ({"download": True}, r"^--download means nothing to --dataset digits"),
+        ({"target_macs": 0.5, "penalty_ratio": 0.0}, r"^--penalty-ratio 0 trains without pruning, and never comes to --target-macs"),
+        ({"method": "magnitude"}, r"^magnitude removes nothing at rate 0: say how much with --rate$"),
+    ],
+    ids=str,
+)
+def test_what_would_be_passed_over_is_refused(tmp_path: Path, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prunetrain.train(output_dir=str(tmp_path), **asked)
+    flags = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", *([] if value is True else [str(value)]))]
+    result = invoke("train", "--output-dir", tmp_path, *flags)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert re.match(message, result.stderr.removeprefix("error: ").strip())
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_recipe_may_say_what_does_nothing(tmp_path: Path) -> None:
+    """The digits' target, for one, where a dense network is asked for."""
+    outcome = prunetrain.train(recipe="digits", model="lenet-300-100", epochs=1, penalty_ratio=0.0, output_dir=str(tmp_path))
+    assert outcome.finished
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from prunetrain.report import describe
 from prunetrain.report.progress import TrainingProgress, batch_line
 from prunetrain.report.tables import BAR_WIDTH, bar, count, duration, print_change, print_network, print_run
 from prunetrain.report.terminal import print_outcome
-from prunetrain.training.events import BatchChange, Change, Metrics, Reconfiguration, Uncut
+from prunetrain.training.events import BatchChange, Change, Metrics, Reconfiguration, Start, Uncut
 from prunetrain.training.run import Outcome
 
 TINY = '''"""Input 3x4x4."""
@@ -252,7 +252,7 @@ def event(channels: tuple[int, int], **changes: object) -> Reconfiguration:
 def test_progress_prints_plain_lines() -> None:
     output = console()
     progress = TrainingProgress(output)
-    progress.started(run=RunPaths(Path(), "x"), total_epochs=20, epoch=0, steps_per_epoch=5, dense_macs=8000)
+    progress.started(Start(run=RunPaths(Path(), "x"), data=("images",), total_epochs=20, epoch=0, steps_per_epoch=5, dense_macs=8000))
     progress.stepped(1, 5)
     progress.epoch_ended(metrics(10))
     progress.reconfigured(event((1200, 1100)))
@@ -261,7 +261,8 @@ def test_progress_prints_plain_lines() -> None:
         progress.reconfigured(replace(event((1200, 1200)), uncut=meaning))
     progress.message("done")
     progress.close()
-    head, line, *rest = text(output).splitlines()
+    data, head, line, *rest = text(output).splitlines()
+    assert data == "images"
     assert head.split() == ["epoch", "loss", "train", "val", "top-1", "MACs", "left", "images/s", "time", "left"]
     assert line.split()[:6] == ["10/20", "1.2500", "75.0%", "68.75%", "50.0%", "1,234"]
     assert len(line) == len(head)
@@ -300,7 +301,7 @@ def test_batch_line(batch: BatchChange, line: str) -> None:
 def test_bar_follows_the_steps_of_a_larger_batch(tmp_path: Path) -> None:
     output = console(force_terminal=True)
     progress = TrainingProgress(output)
-    progress.started(run=write_run(tmp_path, "x"), total_epochs=4, epoch=0, steps_per_epoch=10, dense_macs=8000)
+    progress.started(Start(run=write_run(tmp_path, "x"), data=("images",), total_epochs=4, epoch=0, steps_per_epoch=10, dense_macs=8000))
     progress.stepped(2, 10)
     batch = BatchChange((32, 64), (1.0, 1.0), 1.0, measured=False, steps_per_epoch=5)
     progress.reconfigured(replace(event((1200, 1100)), batch=batch, network=RunPaths(tmp_path, "x").network(2)))
@@ -314,7 +315,7 @@ def test_time_left_counts_from_where_the_run_went_on(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("prunetrain.report.progress.time.monotonic", lambda: now[0])
     output = console()
     progress = TrainingProgress(output)
-    progress.started(run=RunPaths(Path(), "x"), total_epochs=20, epoch=10, steps_per_epoch=5, dense_macs=8000)
+    progress.started(Start(run=RunPaths(Path(), "x"), data=("images",), total_epochs=20, epoch=10, steps_per_epoch=5, dense_macs=8000))
     now[0] += 6
     progress.epoch_ended(metrics(12))  # two epochs in six seconds; eight are left
     assert text(output).split()[-1] == "24s"
@@ -326,7 +327,7 @@ def test_progress_has_a_bar_and_the_networks_profile_on_a_terminal(tmp_path: Pat
         run.network(later).rename(tmp_path / f"{later}.py")
     output = console(force_terminal=True)
     progress = TrainingProgress(output)
-    progress.started(run=run, total_epochs=2, epoch=0, steps_per_epoch=5, dense_macs=8000)
+    progress.started(Start(run=run, data=("images",), total_epochs=2, epoch=0, steps_per_epoch=5, dense_macs=8000))
     progress.stepped(1, 5)
     for later in (2, 4):
         progress.reconfigured(replace(event((9, 8)), network=tmp_path / f"{later}.py"))

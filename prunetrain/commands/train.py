@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from prunetrain.commands import ARGUMENTS
-from prunetrain.commands.options import chosen, config_options, resolve
-from prunetrain.config import TrainConfig
+from prunetrain.commands.options import chosen, config_options, given, resolve
+from prunetrain.config import TrainConfig, check_asked
 from prunetrain.errors import ConfigError
 from prunetrain.paths import LAST, RunPaths, newest_run, run_of_checkpoint
 from prunetrain.training.stopping import exit_code
@@ -126,6 +126,7 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None, tens
                 named = find_run(resume, Path(config.output_dir))
                 outcome = resume_run(named.checkpoints if named else Path(resume), chosen(params), observer)
             else:
+                check_asked(given(params), config)
                 outcome = start_run(config, observer)
         finally:
             for one in shown:

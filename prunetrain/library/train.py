@@ -6,7 +6,7 @@ In: settings. Out: the run that they became, with network files, checkpoints and
 from pathlib import Path
 from typing import Any
 
-from prunetrain.config import TrainConfig, build_config, settings_from
+from prunetrain.config import TrainConfig, build_config, check_asked, settings_from
 from prunetrain.paths import newest_run
 from prunetrain.training import recipes
 from prunetrain.training.events import Observer
@@ -33,6 +33,7 @@ def train(*, recipe: str | None = None, resume: bool = False, observer: Observer
     config = build_config(recipes.load_recipe(own) if own is not None else named, given)
     told = observer or Observer()
     run = newest_run(Path(config.output_dir), run_name(config)) if resume else None
-    if run is None:
-        return start_run(config, told)
-    return continue_run(run, config, settings_from(named) | given, told)
+    if run is not None:
+        return continue_run(run, config, settings_from(named) | given, told)
+    check_asked(given, config)
+    return start_run(config, told)

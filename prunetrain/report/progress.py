@@ -15,9 +15,8 @@ from rich.text import Text
 from prunetrain.channels.selection import KEEP_ALL, Granularity
 from prunetrain.graph.costs import out_channels
 from prunetrain.graph.load import read_graph
-from prunetrain.paths import RunPaths
 from prunetrain.report.tables import count, duration, listed, profile, share
-from prunetrain.training.events import BatchChange, Metrics, Observer, Reconfiguration, Uncut
+from prunetrain.training.events import BatchChange, Metrics, Observer, Reconfiguration, Start, Uncut
 
 _NOTHING_CUT = {
     Uncut.YET: "nothing to cut yet",
@@ -43,17 +42,19 @@ class TrainingProgress(Observer):
         self._bar: _View | None = None
         self._dense: dict[str, int] = {}
 
-    def started(self, *, run: RunPaths, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
-        """Print the column heads; show the bar on a terminal."""
-        self._total_epochs, self._steps, self._first_epoch = total_epochs, max(1, steps_per_epoch), epoch
-        self._dense_macs = dense_macs
+    def started(self, event: Start) -> None:
+        """Print what is trained on, and the column heads; show the bar on a terminal."""
+        self._total_epochs, self._steps, self._first_epoch = event.total_epochs, max(1, event.steps_per_epoch), event.epoch
+        self._dense_macs = event.dense_macs
+        for line in event.data:
+            self.message(line)
         self._started = time.monotonic()
         self._console.print(
             f"{'epoch':>9}  {'loss':>7}  {'train':>6}  {'val top-1':>9}  {'MACs left':>9}  {'images/s':>8}  {'time left':>9}",
             highlight=False,
         )
         if self._console.is_terminal:
-            self._dense = _channels(run.network(0))
+            self._dense = _channels(event.run.network(0))
             self._bar = _View(
                 TextColumn("epoch {task.fields[epoch]}"),
                 BarColumn(),
@@ -62,8 +63,8 @@ class TrainingProgress(Observer):
                 console=self._console,
                 transient=True,
             )
-            self._task = self._bar.add_task("", total=total_epochs, completed=epoch, epoch=epoch + 1)
-            self._show_profile(run.newest_network())
+            self._task = self._bar.add_task("", total=event.total_epochs, completed=event.epoch, epoch=event.epoch + 1)
+            self._show_profile(event.run.newest_network())
             self._bar.start()
 
     def stepped(self, epoch: int, step: int) -> None:

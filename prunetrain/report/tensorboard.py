@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from prunetrain.errors import ConfigError
 from prunetrain.graph.costs import out_channels
 from prunetrain.graph.load import read_graph
-from prunetrain.paths import RunPaths
-from prunetrain.training.events import Metrics, Observer, Reconfiguration
+from prunetrain.training.events import Metrics, Observer, Reconfiguration, Start
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,13 +53,13 @@ class TensorBoard(Observer):
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None
 
-    def started(self, *, run: RunPaths, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
+    def started(self, event: Start) -> None:
         """Open the event file."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(str(run.tensorboard), purge_step=epoch + 1)
-        if epoch == 0:
-            self._add_channels(run.network(0), 0)
+        self._writer = SummaryWriter(str(event.run.tensorboard), purge_step=event.epoch + 1)
+        if event.epoch == 0:
+            self._add_channels(event.run.network(0), 0)
 
     def epoch_ended(self, metrics: Metrics) -> None:
         """Write the epoch's numbers."""

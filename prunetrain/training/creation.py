@@ -18,6 +18,7 @@ from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.trace import Traced
+from prunetrain.method_settings import GROUP_LASSO
 from prunetrain.models import build, weights
 from prunetrain.models.checked_tracing import stored, traced_and_checked
 from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
@@ -50,7 +51,7 @@ def create_network(
     config: TrainConfig, run: RunPaths, data: DataSource, environment: Environment, *, say: Callable[[str], object], files: ExitStack
 ) -> Path:
     """A `Creation` of a network with random weights, or those of a file, flattened."""
-    _check_schedule(config)
+    _check_method(config)
     torch.manual_seed(config.seed)
     arguments = parse_arguments(config.model_args)
     model = build(config.model, input_shape=data.input_shape, num_classes=data.num_classes, model_args=arguments)
@@ -115,8 +116,10 @@ def new_state(
     return state
 
 
-def _check_schedule(config: TrainConfig) -> None:
-    """Refuse a schedule that is not the one that every round of retraining takes back."""
+def _check_method(config: TrainConfig) -> None:
+    """Refuse a method that removes nothing, and a schedule that is not the one that every round of retraining takes back."""
+    if config.method != GROUP_LASSO and not config.rate and not config.rates:
+        raise ConfigError(f"{config.method} removes nothing at rate 0: say how much with --rate")
     if config.rewinds and config.prune_at != config.schedule_epochs:
         again = config.prune_at - config.rewind_epoch
         raise ConfigError(

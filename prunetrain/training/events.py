@@ -82,11 +82,23 @@ class Reconfiguration:
     uncut: Uncut = Uncut.YET
 
 
+@dataclass(frozen=True)
+class Start:
+    """Training begins, or goes on after `epoch` epochs; `data` says in lines what it trains on."""
+
+    run: RunPaths
+    data: tuple[str, ...]
+    total_epochs: int
+    epoch: int
+    steps_per_epoch: int
+    dense_macs: int
+
+
 class Observer:
     """Receives what happens. By itself it keeps everything to itself."""
 
-    def started(self, *, run: RunPaths, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
-        """Training begins or goes on after `epoch` epochs."""
+    def started(self, event: Start) -> None:
+        """Training begins or goes on."""
 
     def stepped(self, epoch: int, step: int) -> None:
         """A step of the current epoch is done."""
@@ -107,9 +119,9 @@ class Several(Observer):
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
 
-    def started(self, *, run: RunPaths, total_epochs: int, epoch: int, steps_per_epoch: int, dense_macs: int) -> None:
+    def started(self, event: Start) -> None:
         for one in self._observers:
-            one.started(run=run, total_epochs=total_epochs, epoch=epoch, steps_per_epoch=steps_per_epoch, dense_macs=dense_macs)
+            one.started(event)
 
     def stepped(self, epoch: int, step: int) -> None:
         for one in self._observers:

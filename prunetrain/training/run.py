@@ -19,10 +19,11 @@ from prunetrain.training.checkpoints import COPY_BOTH, load_checkpoint
 from prunetrain.training.course import interval_start, missed, out_of_reach, too_short
 from prunetrain.training.creation import Creation, create_network, new_state
 from prunetrain.training.data import DataSource
+from prunetrain.training.data.summary import summary
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.divergence import check_finite
 from prunetrain.training.environment import Environment, left_out
-from prunetrain.training.events import Metrics, Observer, Reconfiguration
+from prunetrain.training.events import Metrics, Observer, Reconfiguration, Start
 from prunetrain.training.joining import note_run
 from prunetrain.training.loop import EpochResult, evaluate, train_one_epoch
 from prunetrain.training.metrics import count_nonzero, line_of, metrics_of, rewrite_metrics
@@ -232,11 +233,14 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
     if state.progress.epoch < config.epochs and (warning := _in_the_way(state)):
         observer.message(warning)
     observer.started(
-        run=state.run,
-        total_epochs=config.epochs,
-        epoch=state.progress.epoch,
-        steps_per_epoch=data.steps_per_epoch(state.batch_size),
-        dense_macs=costs(state.dense).macs,
+        Start(
+            run=state.run,
+            data=summary(config, data),
+            total_epochs=config.epochs,
+            epoch=state.progress.epoch,
+            steps_per_epoch=data.steps_per_epoch(state.batch_size),
+            dense_macs=costs(state.dense).macs,
+        )
     )
     pacer = Pacer(requests, config.checkpoint_minutes if ranks.rank == 0 else 0)
     top1 = None

@@ -49,6 +49,8 @@ class DataSource(Protocol):
     class_names: tuple[str, ...]
     num_train: int
     num_val: int
+    train_counts: tuple[int, ...]  # images of each class
+    val_counts: tuple[int, ...]
 
     def train_batches(self, epoch: int, batch_size: int, *, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Shuffled, augmented batches from number `start` on; the last, incomplete one is dropped. Skipped batches cost nothing."""

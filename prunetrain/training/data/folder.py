@@ -50,6 +50,9 @@ class FolderSource:
         self.num_classes = len(index.class_names)
         self.num_train = len(index.train.paths)
         self.num_val = len(index.val.paths)
+        self.train_counts, self.val_counts = (
+            tuple(np.bincount(split.labels, minlength=self.num_classes).tolist()) for split in (index.train, index.val)
+        )
         small = side <= SMALL_SIDE
         centred = centred_at(side)
         self._augmentation = Augmentation.natural(side, side) if config.augment and small else None

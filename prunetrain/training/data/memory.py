@@ -33,6 +33,9 @@ class InMemory:
         self.num_classes = len(self.class_names)
         self.num_train = len(train.labels)
         self.num_val = len(val.labels)
+        self.train_counts, self.val_counts = (
+            tuple(torch.bincount(split.labels, minlength=self.num_classes).tolist()) for split in (train, val)
+        )
         self._augmentation = augmentation or Augmentation(padding=0, flip=False)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         padded = pad(train.images.to(device), self._augmentation.padding, layout)  # once for all, not in every step
