@@ -236,16 +236,16 @@ def argument_words(arguments: Mapping[str, Any], flag: str = "model-arg") -> tup
         ConfigError: for a value that a word cannot say, such as a date.
     """
     for name, value in arguments.items():
-        if _literal(_spelled(name, value)) != value:
+        if _literal(_spelled(name, value, flag)) != value:
             raise ConfigError(f"{flag}s: {name} must be a number, string, list or table, not {value!r}")
     return tuple(f"{name}={value!r}" for name, value in arguments.items())
 
 
-def _spelled(name: str, value: Any) -> str:
+def _spelled(name: str, value: Any, flag: str) -> str:
     try:
         return repr(value)
     except (ValueError, RecursionError):  # Python writes no number of more than 4,300 digits
-        raise ConfigError(f"model-args: {name} is too large") from None
+        raise ConfigError(f"{flag}s: {name} is too large") from None
 
 
 def _literal(text: str) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunetrain.methods.in_training import MethodState, TrainingMethod
+from prunetrain.methods.in_training import KEEP, MethodState, TrainingMethod
 from prunetrain.methods.masks import Masks
 
 
@@ -62,8 +62,8 @@ class HeldMasks(TrainingMethod):
 
     def state_dict(self) -> MethodState:
         """The masks."""
-        return {"tensors": {"keep": dict(self._masks.keep)}, "numbers": {}}
+        return {"tensors": {KEEP: dict(self._masks.keep)}, "numbers": {}}
 
     def load_state_dict(self, state: MethodState) -> None:
         """Hold the masks of a state."""
-        self._hold(Masks(state["tensors"]["keep"]))
+        self._hold(Masks(state["tensors"][KEEP]))

@@ -7,12 +7,18 @@ cut gathers it by the same sources as everything an optimizer keeps.
 """
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Final, TypedDict
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from prunetrain.channels.sources import Source
+
+KEEP: Final = "keep"
+"""The kind of tensors that are masks: true where a weight stays."""
+
+EARLY: Final = "early"
+"""The kind of tensors that are the weights to go back to."""
 
 
 class MethodState(TypedDict):

@@ -15,7 +15,6 @@ from typing import Final
 from torch import Tensor
 
 from prunetrain.channels.slicing import Cut
-from prunetrain.channels.sources import NEW
 from prunetrain.methods.masks import Masks
 
 TAKES_WEIGHTS_BACK: Final = ("weight-rewind", "init-rewind")
@@ -37,8 +36,8 @@ def cut_start(cut: Cut, early: Mapping[str, Tensor] | None) -> dict[str, Tensor]
 
     Args:
         cut: made of the trained network.
-        early: the larger network's weights of epoch k, if weights are taken back. What a cut makes anew stays as the cut made it.
+        early: the larger network's weights of epoch k, if weights are taken back.
     """
     if early is None:
         return dict(cut.state)
-    return {name: cut.state[name] if source.name == NEW else source.gather(early[source.name]) for name, source in cut.sources.items()}
+    return {name: source.gather(early[source.name]) for name, source in cut.sources.items()}

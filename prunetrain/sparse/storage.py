@@ -63,7 +63,7 @@ def load_sparse(path: Path) -> dict[str, Tensor]:
 
 
 def sparse_bytes(state: Mapping[str, Tensor]) -> bytes:
-    """What `sparse_bytes` packs."""
+    """The file of a state dict: what `packed` gives, as `torch.save` writes it."""
     return _saved(packed(state))
 
 

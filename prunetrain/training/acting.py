@@ -17,13 +17,13 @@ from prunetrain.methods.admm import Admm, AdmmSettings
 from prunetrain.methods.admm_steps import projection
 from prunetrain.methods.counting import rates_of_rounds
 from prunetrain.methods.holding import HeldMasks
-from prunetrain.methods.in_training import MethodState, TrainingMethod
+from prunetrain.methods.in_training import EARLY, KEEP, MethodState, TrainingMethod
 from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Options
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
 from prunetrain.methods.soft_filters import SoftFilters
 
-_ROUND, _SETTLED, _EARLY = "round", "settled", "early"
+_ROUND, _SETTLED = "round", "settled"
 _SIZE = "channels of "
 
 
@@ -50,7 +50,7 @@ class Acting:
     def state_dict(self) -> MethodState:
         """All that `acting_in` needs to go on."""
         kept = self.method.state_dict()
-        tensors = kept["tensors"] | ({_EARLY: dict(self.early)} if self.early else {})
+        tensors = kept["tensors"] | ({EARLY: dict(self.early)} if self.early else {})
         own = {_ROUND: self.rounds, _SETTLED: self.settled, **{f"{_SIZE}{name}": size for name, size in self.sizes.items()}}
         return {"tensors": tensors, "numbers": kept["numbers"] | own}
 
@@ -63,7 +63,7 @@ def pruned_state(
 ) -> MethodState:
     """The state of a run that has just pruned: what `acting_in` is to go on from."""
     own = Acting(TrainingMethod(), rounds, epoch, early, sizes).state_dict()
-    return {"tensors": own["tensors"] | ({"keep": dict(masks.keep)} if masks else {}), "numbers": own["numbers"]}
+    return {"tensors": own["tensors"] | ({KEEP: dict(masks.keep)} if masks else {}), "numbers": own["numbers"]}
 
 
 def rounds_done(state: MethodState) -> int:
@@ -78,7 +78,7 @@ def first_sizes(state: MethodState) -> dict[str, int]:
 
 def early_weights(state: MethodState) -> Mapping[str, Tensor]:
     """The weights that a run goes back to; empty if it does not."""
-    return state["tensors"].get(_EARLY, {})
+    return state["tensors"].get(EARLY, {})
 
 
 def amount_of(config: TrainConfig, rounds: int) -> float:
@@ -131,7 +131,7 @@ def acting_in(config: TrainConfig, graph: LayerGraph, model: nn.Module, epoch: i
         early = copied(model)
     acting = Acting(method, rounds, int(saved["numbers"].get(_SETTLED, epoch)), early, first_sizes(saved))
     own: MethodState = {
-        "tensors": {kind: tensors for kind, tensors in saved["tensors"].items() if kind != _EARLY},
+        "tensors": {kind: tensors for kind, tensors in saved["tensors"].items() if kind != EARLY},
         "numbers": {
             name: number for name, number in saved["numbers"].items() if name not in (_ROUND, _SETTLED) and not name.startswith(_SIZE)
         },

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prunetrain.foreign.refusal import RefusedFileError, shown
+from prunetrain.methods.in_training import EARLY, KEEP
 
 _LARGEST: Final = 2**63 - 1  # of a count
 _MOST_MACS: Final = 10**30  # of all training: a ResNet-50 on ImageNet passes 2**63 after 587 epochs
@@ -184,11 +185,11 @@ def _check_method(method: object, model: Mapping[str, Tensor]) -> None:
     _require(_has_words_as_keys(method["tensors"]), "its method's tensors are no table")
     for kind, tensors in method["tensors"].items():
         _require(_has_words_as_keys(tensors), f"its method's {shown(kind)} is no table")
-        _require(kind != "early" or tensors.keys() == model.keys(), "its method's early weights are not those of its network")
+        _require(kind != EARLY or tensors.keys() == model.keys(), "its method's early weights are not those of its network")
         for name, tensor in tensors.items():
             fits = type(tensor) is Tensor and name in model and tensor.shape == model[name].shape and not tensor.requires_grad
             _require(fits, f"its method's {shown(kind)} of {shown(name)} does not fit a weight")
-            wanted = torch.bool if kind == "keep" else model[name].dtype
+            wanted = torch.bool if kind == KEEP else model[name].dtype
             _require(tensor.dtype == wanted, f"its method's {shown(kind)} of {shown(name)} is of another type")
     _require(_has_words_as_keys(method["numbers"]), "its method's numbers are no table")
     for name, number in method["numbers"].items():

@@ -76,7 +76,7 @@ class Lasso(TrainingMethod):
         return self._shrinks(step) or self._steps_to_cut - step < _SMOOTH * self._state.config.proximal_interval
 
     def _since(self, acts: Callable[[int], bool]) -> int:
-        """How many steps what acts now stands for: those since it last did."""
+        """Steps since the last one after which `acts` was true; since the epoch's start if there is none."""
         return next(count for count in range(1, self._done + 1) if count == self._done or acts(self._done - count))
 
     @property

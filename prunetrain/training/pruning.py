@@ -19,7 +19,7 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.method_settings import ADMM, GROUP_LASSO
 from prunetrain.methods.bridges import filter_masks, plan_of_masks
 from prunetrain.methods.counting import rates_of_rounds, removed_count
-from prunetrain.methods.in_training import cut_state, nothing_kept
+from prunetrain.methods.in_training import EARLY, KEEP, cut_state, nothing_kept
 from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Decision, Options
 from prunetrain.methods.registry import decide
@@ -69,7 +69,7 @@ def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainCon
         ConfigError: if the method does not work on this network.
     """
     rounds = rounds_done(checkpoint.method)
-    kept = checkpoint.method["tensors"].get("keep")
+    kept = checkpoint.method["tensors"].get(KEEP)
     options = options_of(config, rounds, Masks(kept) if kept and rounds else None)
     sizes = first_sizes(checkpoint.method) if rounds else channels_of(graph)
     if config.rounds > 1 and _cuts(config):
@@ -146,7 +146,7 @@ def start_of(config: TrainConfig, graph: LayerGraph, checkpoint: Checkpoint, ear
     progress = replace(checkpoint.progress, lasso_strength=None, fading=[], batch_size=None)
     begun = replace(checkpoint, optimizer={}, parameters=[], method=nothing_kept(), progress=progress)
     if config.retrain in TAKES_WEIGHTS_BACK:
-        begun = replace(begun, method={"tensors": {"early": dict(early)}, "numbers": {}})
+        begun = replace(begun, method={"tensors": {EARLY: dict(early)}, "numbers": {}})
     if not is_due(config, 0, epoch):
         return Pruned(graph, begun, None, None)
     return prune_checkpoint(graph, begun, config)
