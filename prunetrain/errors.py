@@ -56,6 +56,23 @@ class WorkerError(PruneTrainError):
     """Processes that train together and cannot go on together."""
 
 
+_NO_MEMORY = (
+    "out of memory",  # CUDA, where it fails outside of torch's allocator
+    "can't allocate",  # torch on a CPU
+    "not enough memory",  # the same on Windows
+    "unable to find an engine",  # cuDNN, which leaves out every algorithm whose workspace does not fit
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of a GPU. Torch has a class for that, which its libraries do not always use."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """One line that names the nearest known names: "unknown model 'resnet21': did you mean resnet20 or resnet32?"."""
     names = sorted(known)

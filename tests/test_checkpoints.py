@@ -19,6 +19,7 @@ from torch import nn
 from prunetrain.errors import CheckpointError, NetworkFileError, OutputError
 from prunetrain.graph.load import sha256_of
 from prunetrain.paths import RunPaths
+from prunetrain.training import state
 from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, read_network_of, save_checkpoint
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
@@ -100,6 +101,24 @@ def test_nothing_is_loaded_that_can_run(finished: RunPaths, monkeypatch: pytest.
     with pytest.raises(CheckpointError):
         load_checkpoint(finished.last)
     assert [named["weights_only"] for named in asked] == [True]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: unspecified launch failure"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_what_fails_on_the_device_is_not_the_files_fault(finished: RunPaths, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(state, "load_optimizer", fail)
+    with pytest.raises(type(error)) as raised:
+        load(finished)
+    assert raised.value is error
 
 
 def test_missing(run: RunPaths) -> None:

@@ -257,9 +257,10 @@ def test_networks_with_too_many_macs_are_left_out(state: TrainState, monkeypatch
     assert (chosen, clock.asked) == (1, asked)
 
 
-def test_a_gpu_without_room_for_timing_takes_the_last_choice(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")])
+def test_a_gpu_without_room_for_timing_takes_the_last_choice(state: TrainState, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def full(*args: object, **kwargs: object) -> Granularity:
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(granularity, "measured_choice", Chooser(8))
     assert choose_granularity(state, propose(state, 40)) == 8

@@ -149,13 +149,26 @@ def test_gpu_is_measured(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> 
     assert available_memory(on_gpu) == 450 + (250 - 100) - 50  # a twentieth stays free
 
 
-def test_gpu_that_is_too_small(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
-    allocator = Allocator(monkeypatch)
-
+def failing(error: Exception) -> Callable[..., None]:
     def fail(*arguments: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
-    monkeypatch.setattr(memory, "TrainingStep", fail)
+    return fail
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("GET was unable to find an engine to execute this computation")]
+)
+def test_gpu_that_is_too_small(state: TrainState, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    allocator = Allocator(monkeypatch)
+    monkeypatch.setattr(memory, "TrainingStep", failing(error))
     on_gpu = replace(state, environment=Environment(torch.device("cuda")))
     assert step_memory(on_gpu, state.graph, 50) == OUT_OF_MEMORY
     assert (allocator.peak, allocator.released) == (100, 1)
+
+
+def test_gpu_that_is_broken(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
+    Allocator(monkeypatch)
+    monkeypatch.setattr(memory, "TrainingStep", failing(torch.AcceleratorError("CUDA error: unspecified launch failure")))
+    with pytest.raises(torch.AcceleratorError):
+        step_memory(replace(state, environment=Environment(torch.device("cuda"))), state.graph, 50)

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from prunetrain import commands
@@ -195,6 +196,7 @@ def test_bad_recipe_file_is_named(tmp_path: Path) -> None:
 
 
 Invoke = Callable[..., Result]
+NO_MEMORY = "out of memory: use a smaller --batch-size or a smaller network"
 
 
 @pytest.fixture
@@ -273,6 +275,15 @@ def test_mistakes_get_one_line_and_exit_code_2(invoke: Invoke, args: list[str], 
         (PermissionError(errno.EACCES, "Permission denied", "runs"), "runs: permission denied"),
         (OSError("cannot reach the server"), "cannot reach the server"),
         (click.ClickException("No."), "no."),
+        (MemoryError(), NO_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory\ntrace"), f"{NO_MEMORY} (DefaultCPUAllocator: can't allocate memory)"),
+        (torch.OutOfMemoryError("CUDA out of memory."), f"{NO_MEMORY} (CUDA out of memory.)"),
+        (torch.AcceleratorError("CUDA error: out of memory"), f"{NO_MEMORY} (CUDA error: out of memory)"),
+        (RuntimeError("GET was unable to find an engine"), f"{NO_MEMORY} (GET was unable to find an engine)"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            f"{NO_MEMORY} (CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`)",
+        ),
     ],
 )
 def test_errors_of_a_command_get_one_line_and_exit_code_2(invoke: Invoke, error: Exception, line: str) -> None:
@@ -285,9 +296,10 @@ def test_ctrl_c_exits_with_130(invoke: Invoke) -> None:
     assert (result.exit_code, result.stderr.strip()) == (130, "")
 
 
-def test_defects_keep_their_traceback(invoke: Invoke) -> None:
-    result = invoke("work", action=raise_(ZeroDivisionError()))
-    assert isinstance(result.exception, ZeroDivisionError)
+@pytest.mark.parametrize("error", [ZeroDivisionError(), torch.AcceleratorError("CUDA error: an illegal memory access was encountered")])
+def test_defects_keep_their_traceback(invoke: Invoke, error: Exception) -> None:
+    result = invoke("work", action=raise_(error))
+    assert result.exception is error
 
 
 def test_main_without_arguments_shows_help() -> None:

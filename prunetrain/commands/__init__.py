@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from prunetrain.errors import PruneTrainError, unknown_name
+from prunetrain.errors import PruneTrainError, is_out_of_memory, unknown_name
 from prunetrain.foreign.refusal import printable
 from prunetrain.training.stopping import StopRequested, exit_code, stopping_on_signals
 
@@ -101,17 +101,13 @@ def _one_line_errors() -> Iterator[None]:
     except StopRequested as error:
         raise click.exceptions.Exit(exit_code(error.number)) from error
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        raise OneLineError("out of memory: use a smaller --batch-size or a smaller network") from error
+        reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        raise OneLineError(f"out of memory: use a smaller --batch-size or a smaller network{reason}") from error
     except KeyboardInterrupt as error:
         click.echo(err=True)
         raise click.exceptions.Exit(130) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the machine or of the GPU; torch has an error of its own for the GPU's alone."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _usage_line(error: click.ClickException) -> str:

@@ -29,7 +29,7 @@ import torch
 
 from prunetrain.channels.selection import KEEP_ALL, Granularity
 from prunetrain.channels.slicing import Proposal
-from prunetrain.errors import OutputError
+from prunetrain.errors import OutputError, is_out_of_memory
 from prunetrain.files import write_text
 from prunetrain.foreign.opening import read_text
 from prunetrain.foreign.refusal import RefusedFileError
@@ -107,8 +107,10 @@ def choose_granularity(state: TrainState, proposal: Proposal) -> Granularity:
         if effort is not None:
             try:
                 choice = measured_choice(proposal, conditions, effort, layers_until=start + seconds / 2, most_macs=most)
-            except torch.OutOfMemoryError:  # the networks that are timed have their place beside the run's own
-                torch.cuda.empty_cache()
+            except RuntimeError as error:  # the networks that are timed have their place beside the run's own
+                if not is_out_of_memory(error):
+                    raise
+            torch.cuda.empty_cache()  # of what they took, once nothing holds it any more
         notes.choices[key] = choice
         notes.spent_seconds += time.perf_counter() - start
         _write(path, notes)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from prunetrain.errors import is_out_of_memory
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.memory import peak_memory
@@ -60,7 +61,9 @@ def _measured(graph: LayerGraph, conditions: Conditions) -> float:
     """The allocator's peak over real steps, over what was there before."""
     try:
         return peak_memory(lambda: TrainingStep(graph, conditions), conditions.device)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return OUT_OF_MEMORY
     finally:
         torch.cuda.empty_cache()

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from prunetrain.channels.spaces import find_spaces
 from prunetrain.config import TrainConfig
-from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.errors import CheckpointError, ConfigError, is_out_of_memory
 from prunetrain.files import write_text
 from prunetrain.graph.costs import Costs, costs
 from prunetrain.graph.layergraph import LayerGraph
@@ -208,6 +208,8 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
         acting = acting_in(config, graph, model, progress.epoch, checkpoint.method)
         restore_generators(checkpoint.rng, config.seed, progress, environment)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):  # the device's fault, not the file's
+            raise
         raise CheckpointError(
             f"{path}: its optimizer's or method's state does not fit its network ({str(error).splitlines()[0]})"
         ) from None

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from prunetrain.config import TrainConfig
-from prunetrain.errors import ConfigError
+from prunetrain.errors import ConfigError, is_out_of_memory
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
 from prunetrain.training.narrow_batch_norm import speed_up_batch_norm_
 from prunetrain.training.precision import autocast
-
-_NO_MEMORY = ("not enough memory", "can't allocate")  # what torch says on a CPU
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Conditions:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+            if is_out_of_memory(error):
                 raise ConfigError(f"batches of {self.batch_size} images do not fit into memory: use a smaller --batch-size") from None
             raise
 
