@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -352,6 +353,37 @@ def test_a_worker_ends_without_finalization(tmp_path: Path, rank: dict[str, str]
         ended = subprocess.run(command, cwd=TOP, env=environment, check=False, capture_output=True, text=True)
         assert (ended.returncode, ended.stdout.endswith("finalized\n")) == (code, finalized)
         assert (ended.stderr if code else ended.stdout).startswith("error: " if code else "prunetrain 0.")
+
+
+_UNREACHABLE = """
+import os
+
+if "RANK" in os.environ:
+    import torch.distributed
+
+    def init_process_group(*args, **kwargs):
+        raise torch.distributed.DistBackendError("NCCL error, invalid usage\\nDuplicate GPU detected : rank 0 and rank 1")
+
+    torch.distributed.init_process_group = init_process_group
+"""
+
+
+@pytest.mark.parametrize("launcher", ["prunetrain", "another"])
+def test_workers_that_cannot_reach_each_other_say_why_and_are_not_started_anew(tmp_path: Path, launcher: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_UNREACHABLE)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{TOP}"}
+    flags = ["--nproc", "2"]
+    if launcher == "another":
+        flags, environment = [], environment | {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    config = TrainConfig(**LENET, name="x", output_dir=str(tmp_path))
+    command = [sys.executable, "-m", "prunetrain", *arguments(config), *flags]
+    ended = subprocess.run(command, cwd=TOP, env=environment, check=False, capture_output=True, text=True)
+    reason = "NCCL error, invalid usage Duplicate GPU detected : rank 0 and rank 1"
+    if launcher == "another":
+        assert (ended.returncode, ended.stderr) == (75, f"worker 1 lost the others: {reason}\n")
+    else:
+        assert ended.returncode == 2
+        assert re.fullmatch(rf"error: worker [01] lost the others \({reason}\) before training began\n", ended.stderr)
 
 
 def test_an_error_of_one_worker_is_told_once_and_ends_all(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ In: the environment variables that torch's launchers set (RANK, WORLD_SIZE, LOCA
 --nproc` or `torchrun` started this process. Out: the `Ranks`.
 
 However many workers fail, one of them tells why: whoever is first to count up a number in the launcher's store. One that merely lost the
-others ends without a word, and the launcher starts all of them anew.
+others leaves there what torch said of it, and the launcher starts all of them anew.
 """
 
 import ctypes
@@ -32,6 +32,8 @@ FAILED = 2  # exit code after what a user can do wrong
 PEER_LOST = 75  # exit code of a worker that lost the others; EX_TEMPFAIL of sysexits.h
 PATIENCE = timedelta(minutes=30)  # for a worker that hangs, or a machine that vanished; one that died is noticed at once
 _STORE_PATIENCE = timedelta(seconds=10)
+_LONGEST_REASON = 1000  # characters of what torch says of a lost connection
+RUN = "run"  # key of the launcher's store: the folder of checkpoints of the run that the workers train
 STORE = "PRUNETRAIN_STORE"  # environment variable: host:port of the store of `launching.launch`
 _PARTS = "prunetrain/parts"  # how many parts of torchelastic's store have been opened
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl
@@ -71,13 +73,17 @@ def one_voice() -> Iterator[None]:
         yield
     except PruneTrainError as error:
         _ignore_signals()
-        if not _first_to_tell():
+        if isinstance(error, PeerLost):
+            _note_loss(error)
+        elif not _first_to_tell():
             raise PeerFailed(str(error)) from error
         raise
     except RuntimeError as error:
         if _told():
             raise PeerFailed(str(error)) from error
         if _is_lost_connection(error):
+            _ignore_signals()
+            _note_loss(error)
             raise PeerLost(str(error)) from error
         raise
 
@@ -123,13 +129,13 @@ def _ignore_signals() -> None:
 def note_run(checkpoints: Path) -> None:
     """Let the launcher know which run this is: workers that it starts anew go on with it."""
     if store := _store():
-        store.set("run", str(checkpoints.resolve()))
+        store.set(RUN, str(checkpoints.resolve()))
 
 
 def noted_run() -> Path | None:
     """The folder of checkpoints of the run that workers before these were at; None for the first ones."""
     store = _store()
-    return Path(store.get("run").decode()) if store and store.check(["run"]) else None
+    return Path(store.get(RUN).decode()) if store and store.check([RUN]) else None
 
 
 def _meet(store: Store | None) -> Store | None:
@@ -177,8 +183,27 @@ def _store() -> Store | None:
     return None
 
 
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def _told_key() -> str:
-    return f"told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    return f"told/{_restarts()}"
+
+
+def lost_key(restarts: int, rank: int) -> str:
+    """The key of the launcher's store for what torch told a worker that lost the others, after so many restarts."""
+    return f"lost/{restarts}/{rank}"
+
+
+def _note_loss(error: Exception) -> None:
+    """Leave what torch said of a lost connection for the launcher to tell (`launching`); under another one tell it here."""
+    rank, reason = int(os.environ["RANK"]), " ".join(str(error).split())[:_LONGEST_REASON]
+    if STORE not in os.environ:
+        print(f"worker {rank} lost the others: {reason}", file=sys.stderr, flush=True)
+    with suppress(RuntimeError):
+        if store := _store():
+            store.set(lost_key(_restarts(), rank), reason)
 
 
 def _first_to_tell() -> bool:

@@ -4,7 +4,8 @@ In: the command line, and how many workers. Out: the exit code of all of them. E
 line; it finds in its environment which one it is (`joining.join`).
 
 A worker that was killed, or that crashed, ends all; they come back and go on from the newest checkpoint. When a user's mistake or a request
-to stop ended them, they stay away: exit codes 2, 130 and 143.
+to stop ended them, they stay away: exit codes 2, 130 and 143. So they do when they lost each other before there was anything to go on from,
+as with two of them on one GPU: it would happen again.
 """
 
 import logging
@@ -27,7 +28,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
 
 import prunetrain
 from prunetrain.errors import WorkerError
-from prunetrain.training.joining import FAILED, PEER_LOST, STORE
+from prunetrain.training.joining import FAILED, PEER_LOST, RUN, STORE, lost_key
 from prunetrain.training.stopping import SIGNALS
 
 STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes after a request to stop
@@ -45,11 +46,11 @@ def launch(arguments: Sequence[str], workers: int, max_restarts: int) -> int:
         0, or the exit code of the workers: 2 after a mistake, which one of them told; 130 or 143 after a request to stop.
 
     Raises:
-        WorkerError: when a worker died once more than that.
+        WorkerError: when a worker died once more than that, or when they cannot reach each other.
     """
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory(prefix="prunetrain-") as folder, _quiet(), _environment(workers, f"localhost:{store.port}"):
-        agent = _Agent(_spec(arguments, workers, max_restarts), DefaultLogsSpecs(log_dir=folder))
+        agent = _Agent(_spec(arguments, workers, max_restarts), DefaultLogsSpecs(log_dir=folder), store)
         try:
             with agent.forwarding():
                 agent.run()
@@ -71,9 +72,10 @@ class _Ended(Exception):
 class _Agent(LocalElasticAgent):
     """Torch's agent, which passes requests to stop on to the workers and knows when not to start them anew."""
 
-    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs) -> None:
+    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, store: TCPStore) -> None:
         super().__init__(spec, logs)
         self._spec = spec
+        self._notes = store
         self._pids: list[int] = []
         self._asked: int | None = None
         self._deaths = 0
@@ -119,7 +121,7 @@ class _Agent(LocalElasticAgent):
 
         Raises:
             _Ended: if they ended as they should.
-            WorkerError: if they have died too often.
+            WorkerError: if they have died too often, or lost each other before there was anything to go on from.
         """
         if FAILED in codes.values():
             raise _Ended(FAILED)
@@ -129,11 +131,21 @@ class _Agent(LocalElasticAgent):
             raise _Ended(max(codes.values()))
         rank = min(codes, key=lambda rank: (_collateral(codes[rank]), rank))
         what = f"worker {rank} {_death(codes[rank])}"
+        if _collateral(codes[rank]) and (loss := self._loss()):
+            what = "worker {} lost the others ({})".format(*loss)
+            if not self._notes.check([RUN]):
+                raise WorkerError(f"{what} before training began")
         self._deaths += 1
         limit = self._spec.max_restarts
         if self._deaths > limit:
             raise WorkerError(f"{what}, and --max-restarts {limit} does not allow another start: go on with --resume auto")
         print(f"{what}; all go on from the last checkpoint (restart {self._deaths} of at most {limit})", file=sys.stderr, flush=True)
+
+    def _loss(self) -> tuple[int, str] | None:
+        """The rank of a worker that lost the others, and what torch told it; of several one that NCCL told something, which says more."""
+        keys = {rank: lost_key(self._deaths, rank) for rank in range(self._spec.local_world_size)}
+        told = {rank: self._notes.get(key).decode() for rank, key in keys.items() if self._notes.check([key])}
+        return min(told.items(), key=lambda loss: ("NCCL" not in loss[1], loss[0]), default=None)
 
 
 def _collateral(code: int) -> bool:
