@@ -1,6 +1,9 @@
 """Where a run computes: this process's device, and the processes that train with it. What a checkpoint says nothing about."""
 
+import sys
+import warnings
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
@@ -90,34 +93,65 @@ def _uses(left: int) -> str:
 def choose_device(config: TrainConfig) -> torch.device:
     """The device of a run; of several workers each has the GPU of its number.
 
+    A GPU becomes torch's current one: pinning memory and whatever else asks for no GPU in particular would open the first one beside it.
+
     Raises:
-        ConfigError: if the settings name none that this machine has.
+        ConfigError: if the settings name none that this machine has, or one that torch cannot use.
     """
-    name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    name = config.device if config.device != "auto" else ("cuda" if _usable_gpus() else "cpu")
     if launched() and name == "cuda":
-        name = f"cuda:{local_rank()}"
-    absent = ConfigError(f"device {config.device!r} is not on this machine: use auto, cpu, or cuda where there is a GPU")
+        alone = torch.cuda.device_count() == 1  # the launcher shows each process one GPU, and no other
+        name = f"cuda:{0 if alone else local_rank()}"
+    absent = f"device {config.device!r} is not on this machine: use auto, cpu, or cuda where there is a GPU"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise absent from None
+    except RuntimeError:
+        raise ConfigError(absent) from None
+    try:
+        torch.ones(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        there = device.type == "cuda" and torch.cuda.device_count() > (device.index or 0)
+        what = f"device {config.device!r} cannot be used: use another, or --device cpu" if there else absent
+        raise ConfigError(f"{what} ({str(error).splitlines()[0]})") from None
     if device.type not in ("cpu", "cuda"):
-        raise absent
+        raise ConfigError(absent)
     if config.amp == "float16" and device.type == "cpu":
         raise ConfigError("--amp float16 needs a GPU: use --amp bfloat16 on a CPU")
-    return device
+    return _current(device) if device.type == "cuda" else device
+
+
+def _current(gpu: torch.device) -> torch.device:
+    """A GPU with its number, now torch's current one."""
+    numbered = torch.device("cuda", torch.cuda.current_device() if gpu.index is None else gpu.index)
+    torch.cuda.set_device(numbered)
+    return numbered
+
+
+@cache
+def _usable_gpus() -> bool:
+    """Whether torch can use a GPU of this machine. If there is one that it cannot use, that is said, once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    if not usable and local_rank() == 0 and (caught or torch.cuda.device_count()):
+        reason = f" ({str(caught[0].message).splitlines()[0]})" if caught else ""
+        print(f"torch cannot use this machine's GPU, so the CPU computes{reason}", file=sys.stderr, flush=True)
+    return usable
 
 
 def check_devices(config: TrainConfig, workers: int) -> None:
     """Check, before any worker is started, that there is a device for each on this machine.
 
+    GPUs are counted and not touched: in exclusive mode each is for one process, which is to be a worker.
+
     Raises:
         ConfigError: if there is not.
     """
-    device = choose_device(config)
     gpus = torch.cuda.device_count()
-    if device.type == "cuda" and gpus < workers:
-        raise ConfigError(f"{workers} workers need a GPU each, and this machine has {gpus}: use --gpus {gpus}, or --device cpu")
-    if device.index is not None:
+    if config.device.partition(":")[0] != "cuda" and not (config.device == "auto" and gpus):
+        choose_device(config)
+    elif config.device not in ("auto", "cuda"):
         raise ConfigError(f"device {config.device!r} is one GPU, and several workers need one each: use --device cuda")
+    elif gpus < workers:
+        fewer = f"--gpus {gpus}, or --device cpu" if gpus else "--device cpu"
+        raise ConfigError(f"{workers} workers need a GPU each, and this machine has {gpus}: use {fewer}")
