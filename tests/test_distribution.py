@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -260,6 +261,31 @@ def test_workers_talk(tmp_path: Path) -> None:
         "each": 4,
         "steps": [(2.0, False), (2.0, True)],  # the first is skipped everywhere, and the scale halved
     }
+
+
+@pytest.mark.parametrize(("backends", "sent"), [("cuda:nccl", []), ("cpu:gloo,cuda:nccl", ["cpu"])])
+def test_tensors_that_a_group_cannot_send_stay(monkeypatch: pytest.MonkeyPatch, backends: str, sent: list[str]) -> None:
+    seen = []
+    monkeypatch.setattr(distributed, "get_backend_config", lambda group: backends)
+    monkeypatch.setattr(distributed, "broadcast", lambda tensor, **how: seen.append(tensor.device.type))
+    Ranks(object()).share_([torch.zeros(2)])  # type: ignore[arg-type]
+    assert seen == sent
+
+
+def test_signs_of_life_come_from_the_same_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread begins with the first one."""
+    current = threading.local()
+    told: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "gpu", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: setattr(current, "gpu", gpu))
+    monkeypatch.setattr(distribution, "SIGN_OF_LIFE", 0.01)
+    monkeypatch.setattr(Ranks, "share", lambda ranks, value: told.append(torch.cuda.current_device()))
+    torch.cuda.set_device(3)
+    with Ranks()._signs_of_life():
+        while not told:
+            time.sleep(0.01)
+    assert set(told) == {3}
 
 
 def images_of(folder: Path) -> Path:

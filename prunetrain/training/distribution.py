@@ -74,10 +74,16 @@ class Ranks:
         return values[0]
 
     def share_(self, tensors: Iterable[Tensor]) -> None:
-        """Give every rank the values of rank 0. BatchNorm's statistics are those of each rank's own batches, and rounding may differ."""
+        """Give every rank the values of rank 0. BatchNorm's statistics are those of each rank's own batches, and rounding may differ.
+
+        Tensors on a device that the group has no backend for, as those on the CPU with NCCL alone, stay each rank's own.
+        """
         if self.group is None:
             return
+        devices = {pair.partition(":")[0] for pair in distributed.get_backend_config(self.group).split(",")}
         for tensor in tensors:
+            if tensor.device.type not in devices:
+                continue
             values = tensor.detach().contiguous()
             distributed.broadcast(values, group=self.group, group_src=0)
             tensor.detach().copy_(values)
@@ -113,8 +119,11 @@ class Ranks:
     def _signs_of_life(self) -> Iterator[None]:
         """Inside, the others, who wait in `share`, get None now and then, so that they do not take this rank for lost."""
         done = threading.Event()
+        gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
 
         def tell() -> None:
+            if gpu is not None:  # a new thread begins with the first one, and NCCL would send from there
+                torch.cuda.set_device(gpu)
             with suppress(RuntimeError):  # another is lost: the next exchange says so
                 while not done.wait(SIGN_OF_LIFE):
                     self.share(None)
