@@ -23,7 +23,7 @@ from prunetrain.training.benchmarking.steps import TrainingStep
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
-from prunetrain.training.memory import OUT_OF_MEMORY, available_memory, is_measured, step_memory
+from prunetrain.training.memory import OUT_OF_MEMORY, available_memory, is_measured, release_memory, step_memory
 from prunetrain.training.state import TrainState
 
 CPU = torch.device("cpu")
@@ -147,6 +147,14 @@ def test_gpu_is_measured(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> 
     assert step_memory(on_gpu, state.graph, 50) == 150
     assert (allocator.peak, allocator.released) == (100, 1)  # what the trial took is given back, and forgotten
     assert available_memory(on_gpu) == 450 + (250 - 100) - 50  # a twentieth stays free
+
+
+def test_gpu_gives_back_what_is_no_longer_used(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = Allocator(monkeypatch)
+    release_memory(state)
+    assert allocator.released == 0
+    release_memory(replace(state, environment=Environment(torch.device("cuda"))))
+    assert allocator.released == 1
 
 
 def failing(error: Exception) -> Callable[..., None]:

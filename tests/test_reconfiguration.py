@@ -284,6 +284,10 @@ def test_a_run_keeps_no_network_but_the_present_one(images: Path, tmp_path: Path
     """Neither when it starts nor when it is resumed, whose first network is its largest."""
     seen: list[weakref.ref[nn.Module]] = []
     alive: list[int] = []
+    released: list[int] = []
+
+    def released_with(state: TrainState) -> None:
+        released.append(sum(other() is not None for other in seen))
 
     def watched(state: TrainState, *args: Any) -> Any:
         if not any(other() is state.model for other in seen):
@@ -292,10 +296,13 @@ def test_a_run_keeps_no_network_but_the_present_one(images: Path, tmp_path: Path
         return train_one_epoch(state, *args)
 
     monkeypatch.setattr(run_module, "train_one_epoch", watched)
+    monkeypatch.setattr(run_module, "release_memory", released_with)
     stopped = start_run(settings(images, tmp_path, epochs=6, prune_interval=1), Recorder((3, 2)))
     resume_run(stopped.run.last, {}, Recorder())
     assert len(seen) > 4
     assert alive == [1] * (3 + 4)
+    assert 0 < len(released) <= len(seen)
+    assert set(released) == {0}  # of those that have trained: after a cut, when the network of before is gone
 
 
 def test_only_a_cut_builds_and_compiles_anew(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

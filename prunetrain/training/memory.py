@@ -6,6 +6,7 @@ whatever the batch, and needs no table of operations. What an operation uses ins
 lasso's temporaries and DistributedDataParallel's buckets are not in it.
 """
 
+import gc
 from dataclasses import replace
 
 import torch
@@ -55,6 +56,13 @@ def restart_peak(state: TrainState) -> None:
     """Let the allocator's record of its most memory begin anew, on a GPU; a process on a CPU has but one."""
     if is_measured(state):
         torch.cuda.reset_peak_memory_stats(state.device)
+
+
+def release_memory(state: TrainState) -> None:
+    """Give back what a GPU's allocator kept of a network that is gone: after a cut all sizes are others, and fit badly into old blocks."""
+    if is_measured(state):
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _measured(graph: LayerGraph, conditions: Conditions) -> float:

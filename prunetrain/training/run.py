@@ -26,6 +26,7 @@ from prunetrain.training.environment import Environment, left_out
 from prunetrain.training.events import Metrics, Observer, Reconfiguration, Start
 from prunetrain.training.joining import note_run
 from prunetrain.training.loop import EpochResult, evaluate, train_one_epoch
+from prunetrain.training.memory import release_memory
 from prunetrain.training.metrics import count_nonzero, line_of, metrics_of, rewrite_metrics
 from prunetrain.training.pruned_run import prune_in_training
 from prunetrain.training.pruning import is_due
@@ -251,7 +252,10 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
             if result.action is Action.STOP or state.progress.step < data.steps_per_epoch(state.batch_size):
                 _save(state)
             else:
+                before = state.graph
                 state, top1 = _end_epoch(state, data, result, observer, requests)
+                if state.graph is not before:  # the network of before is gone, now that `state` is another
+                    release_memory(state)
             pacer.saved()
             asked = next(filter(None, ranks.gather(requests.asked)), None)
             if asked is not None and state.progress.epoch < config.epochs:
