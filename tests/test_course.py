@@ -185,7 +185,9 @@ def test_a_target_is_met_where_no_cut_would_be_faster(
         return [0.1 if costs(graph).macs == most else 1.0 for graph in graphs]
 
     monkeypatch.setattr(granularity, "_time_steps", largest_is_fastest)
-    monkeypatch.setattr(granularity, "_effort", lambda steps, batch_size: granularity.Effort(layers=True, networks=6, batch_size=16))
+    monkeypatch.setattr(
+        granularity, "_effort", lambda steps, batch_size, warmup: granularity.Effort(layers=True, networks=6, batch_size=16)
+    )
     outcome = start_run(settings(images, tmp_path, model="resnet20", penalty_ratio=0.1, round_to="auto", **changes), Recorder())
     dense = outcome.history[0]["macs"]
     for epoch, most in course.items():

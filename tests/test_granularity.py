@@ -61,12 +61,18 @@ def test_pick(timings: list[tuple[int, float, int]], chosen: int) -> None:
     ],
 )
 def test_what_there_is_time_for(steps: float, effort: Effort | None) -> None:
-    assert granularity._effort(steps, 128) == effort
+    assert granularity._effort(steps, 128, warmup=1) == effort
+
+
+def test_rounds_of_warm_up_count() -> None:
+    """24 steps for the layers and 6 networks of 3 rounds, and of 1 or 3 before them."""
+    assert granularity._effort(48.0, 128, warmup=1) == Effort(layers=True, networks=6, batch_size=128)
+    assert granularity._effort(48.0, 128, warmup=3) == Effort(layers=True, networks=6, batch_size=102)
 
 
 def test_small_batches_stay_whole() -> None:
-    assert granularity._effort(11.9, 16) is None
-    assert granularity._effort(12.0, 16) == Effort(layers=False, networks=3, batch_size=16)
+    assert granularity._effort(11.9, 16, warmup=1) is None
+    assert granularity._effort(12.0, 16, warmup=1) == Effort(layers=False, networks=3, batch_size=16)
 
 
 def test_commonest() -> None:
@@ -188,7 +194,7 @@ def test_without_time_for_anything_nothing_is_rounded(state: TrainState, chooser
 
 def test_a_run_that_died_while_cutting_cuts_as_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network file cannot be written once; the choice before it stands, whatever timing would say the second time."""
-    monkeypatch.setattr(granularity, "_effort", lambda steps, batch_size: Effort(False, 3, batch_size))
+    monkeypatch.setattr(granularity, "_effort", lambda steps, batch_size, warmup: Effort(False, 3, batch_size))
     images = write_images(tmp_path / "images.npz")
     undisturbed = Chooser(8, 16)
     monkeypatch.setattr(granularity, "measured_choice", undisturbed)

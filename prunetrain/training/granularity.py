@@ -49,7 +49,7 @@ _SHARE = 0.01  # of the run's training time may go to timing
 _AT_ONCE = 0.5  # of what is left of that may go to one reconfiguration
 _TOLERANCE = 1.03  # steps this close count as equally fast
 _ROUNDS = 3
-_WARMUP = 1
+_WARMUP = {"cpu": 1, "cuda": 3}  # rounds before these: a GPU's libraries load and choose kernels in the first ones
 _UNIFORM = (1, 16, 8, 32)  # what is tried throughout a network, the most promising first
 _STEPS_FOR_LAYERS = 24  # about what timing the layers takes, in training steps
 _SMALLEST_PART = 0.25  # of a batch; less would not be like the run
@@ -100,7 +100,7 @@ def choose_granularity(state: TrainState, proposal: Proposal) -> Granularity:
         start = time.perf_counter()
         last = next(reversed(notes.choices.values()), 1)
         seconds = _AT_ONCE * (_SHARE * _run_seconds(state) - notes.spent_seconds)
-        effort = _effort(seconds / _step_seconds(state), state.environment.images_each(state.batch_size))
+        effort = _effort(seconds / _step_seconds(state), state.environment.images_each(state.batch_size), _WARMUP[state.device.type])
         conditions = Conditions.of(state.config, state.device)
         most = most_macs(state)
         choice = last if _macs(proposal, last) <= most else 1
@@ -134,14 +134,14 @@ def _step_seconds(state: TrainState) -> float:
     return state.batch_size / float(state.progress.history[-1]["images_per_second"]) if state.progress.history else 1.0
 
 
-def _effort(steps: float, batch_size: int) -> Effort | None:
-    """What can be timed in the time of so many training steps; None if nothing.
+def _effort(steps: float, batch_size: int, warmup: int) -> Effort | None:
+    """What can be timed in the time of so many training steps, rounds of warm-up included; None if nothing.
 
     The networks without and with the whole cut are always among those timed, and one more that is rounded.
     """
     smallest = max(_SMALLEST_PART, min(1.0, _SMALLEST_BATCH / batch_size))
     for layers, networks in ((True, 2 + len(_UNIFORM)), (True, 4), (False, 4), (False, 3)):
-        wanted = networks * (_ROUNDS + _WARMUP) + layers * _STEPS_FOR_LAYERS
+        wanted = networks * (_ROUNDS + warmup) + layers * _STEPS_FOR_LAYERS
         if steps >= wanted * smallest:
             return Effort(layers, networks, int(batch_size * min(1.0, steps / wanted)))
     return None
@@ -185,7 +185,8 @@ def _macs(proposal: Proposal, granularity: Granularity) -> int:
 def _time_steps(graphs: list[LayerGraph], conditions: Conditions) -> list[float]:
     """Seconds of a training step of each network, the fastest of some in turn: whatever else the machine does only adds to it."""
     steps: list[Callable[[], None]] = [TrainingStep(graph, conditions) for graph in graphs]
-    return [min(times) for times in time_in_turn(steps, rounds=_ROUNDS, wait=conditions.wait, clock=conditions.clock, warmup=_WARMUP)]
+    warmup = _WARMUP[conditions.device.type]
+    return [min(times) for times in time_in_turn(steps, rounds=_ROUNDS, wait=conditions.wait, clock=conditions.clock, warmup=warmup)]
 
 
 def _key(state: TrainState, proposal: Proposal) -> str:
