@@ -4,12 +4,15 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from graphs import attention, auxiliary, chain, concat, depthwise, gate, gating, layer_norm, residual, shuffle, windows
 from sketch import Sketch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunetrain.graph.costs import costs, step_macs
 from prunetrain.graph.layergraph import LayerGraph
@@ -17,7 +20,7 @@ from prunetrain.training.benchmarking import rounds
 from prunetrain.training.benchmarking.conditions import Conditions, hardware, threads
 from prunetrain.training.benchmarking.measuring import measure
 from prunetrain.training.benchmarking.memory import peak_memory
-from prunetrain.training.benchmarking.peaks import Peaks
+from prunetrain.training.benchmarking.peaks import Peaks, as_precise_as_convolutions
 from prunetrain.training.benchmarking.profiling import profile_steps, step_names
 from prunetrain.training.benchmarking.rounds import Spread, ratios, time_in_turn
 from prunetrain.training.benchmarking.steps import Inference, LassoStep, TrainingStep
@@ -125,6 +128,55 @@ def test_a_profile_by_hand() -> None:
     assert profiles[4].moved == (small + linear + bias + logits) + (logits + (small + linear) + (small + linear + bias))
     assert all(len(profile.seconds) == 3 for profile in profiles)
     assert all(profile.forward[0] > 0 for profile in profiles)
+
+
+class Event:
+    """Stands in for an event of a GPU, whose clock gives as many milliseconds as operations were done."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.time = Event.done
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, last: "Event") -> float:
+        return float(last.time - self.time)
+
+    done = 0
+
+
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        Event.done += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpu_does_steps_in_a_row_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes and MACs are those of one time."""
+    net = Sketch("Toy", (2, 3, 3))
+    graph = net.graph(net.classifier("fc", net.call("F.relu", net.conv("conv1", net.x, 4, kernel_size=1, bias=False)), 5))
+    (once,) = profile_steps([graph], FLOAT32, rounds=1)
+    monkeypatch.setattr(Conditions, "asynchronous", True)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    with Counted():
+        (in_a_row,) = profile_steps([graph], FLOAT32, rounds=2)
+    assert [replace(step, forward=(), backward=()) for step in in_a_row] == [replace(step, forward=(), backward=()) for step in once]
+    assert in_a_row[0].forward == (0.001, 0.001)  # one operation: the mean of ten times
+    assert all(0.001 <= seconds <= 0.01 for step in in_a_row for seconds in step.backward)
+
+
+def test_a_gpus_peak_is_in_the_precision_of_convolutions() -> None:
+    matmul, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision
+    assert before != convolutions.fp32_precision  # torch's defaults
+    with as_precise_as_convolutions(torch.device("cuda")):
+        assert matmul.fp32_precision == convolutions.fp32_precision
+    assert matmul.fp32_precision == before
+    with as_precise_as_convolutions(CPU):
+        assert matmul.fp32_precision == before
 
 
 def test_bfloat16_moves_half_the_bytes_of_an_activation() -> None:

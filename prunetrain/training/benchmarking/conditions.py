@@ -79,6 +79,11 @@ class Conditions:
         """
         return time.process_time() if self.one_thread() else time.perf_counter()
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the device works on while Python goes on, so that its own clock tells what something took."""
+        return self.device.type == "cuda"
+
     def one_thread(self) -> bool:
         """Whether one CPU thread does all the work."""
         return self.device.type == "cpu" and torch.get_num_threads() == 1

@@ -3,7 +3,8 @@
 The two lines of a roofline (Williams, Waterman and Patterson 2009, doi 10.1145/1498765.1498785).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -33,11 +34,27 @@ def measure_peaks(conditions: Conditions) -> Peaks:
     kind = conditions.device.type
     side = _SIDES[kind]
     left, right = (torch.rand(side, side, device=conditions.device, dtype=compute_type(conditions.amp)) for _ in range(2))
-    product = _fastest(lambda: left @ right, conditions)
+    with as_precise_as_convolutions(conditions.device):
+        product = _fastest(lambda: left @ right, conditions)
     source = torch.empty(_COPIED[kind] // 4, device=conditions.device).zero_()
     target = torch.empty_like(source)
     copy = _fastest(lambda: target.copy_(source), conditions)
     return Peaks(side**3 / product, 2 * _COPIED[kind] / copy)
+
+
+@contextmanager
+def as_precise_as_convolutions(device: torch.device) -> Iterator[None]:
+    """Inside, matrix products in float32 take the precision of convolutions: TF32 on a GPU that has it, unless torch was told otherwise."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _fastest(action: Callable[[], object], conditions: Conditions) -> float:

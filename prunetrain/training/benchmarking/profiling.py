@@ -1,5 +1,8 @@
 """A network's forward pass taken apart: every step timed alone, forward and backward, on the images that really reach it.
 
+On a CPU each is done once a round. On a GPU, where starting one and waiting for it takes longer than many of them, it is done some times
+more in a row, between two events of the GPU's own clock.
+
 In: graphs. Out: for each step its MACs, the bytes it must move, and seconds. Steps are named after the layer that they call, or, for
 functions, after the function and the layer before it, so that steps of a network and of its cut form can be told to be the same.
 """
@@ -17,6 +20,8 @@ from prunetrain.graph.costs import TRAIN_TO_FORWARD, step_macs
 from prunetrain.graph.expressions import expression
 from prunetrain.graph.layergraph import LayerGraph, Step, Value
 from prunetrain.training.benchmarking.conditions import Conditions
+
+_IN_A_ROW = 10  # on a GPU
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,10 @@ class _Walk:
             nonlocal output
             output = eval(code, scope)
 
+        def forward_again() -> None:
+            with self._conditions.autocast():
+                eval(code, scope)
+
         saved: list[Tensor] = []
 
         def keep(tensor: Tensor) -> Tensor:
@@ -117,14 +126,22 @@ class _Walk:
 
         with self._conditions.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
             seconds = self._seconds(forward)
+        if self._conditions.asynchronous:
+            seconds = _seconds_in_a_row(forward_again)
         result, gradient = output.detach(), torch.ones_like(output)
         gradients: list[Tensor] = []
 
+        def backward_again() -> tuple[Tensor | None, ...]:
+            again = self._conditions.asynchronous
+            return torch.autograd.grad(output, learning, gradient, allow_unused=True, retain_graph=again)
+
         def backward() -> None:
-            found = torch.autograd.grad(output, learning, gradient, allow_unused=True)
+            found = backward_again()
             gradients.extend(tensor for tensor in found if tensor is not None and not _shares(tensor, [gradient]))
 
         back = self._seconds(backward) if output.requires_grad else 0.0
+        if output.requires_grad and self._conditions.asynchronous:
+            back = _seconds_in_a_row(backward_again)
         moved = 0 if _shares(result, inputs.values()) else _size([*tensors, result])
         moved += _size([result, *saved, *gradients]) if gradients else 0
         profile = StepProfile(
@@ -148,6 +165,17 @@ class _Walk:
         action()
         self._conditions.wait()
         return self._conditions.clock() - start
+
+
+def _seconds_in_a_row(action: Callable[[], object]) -> float:
+    """The GPU's seconds of what it has done before, the mean of some times in a row."""
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    first.record()
+    for _ in range(_IN_A_ROW):
+        action()
+    last.record()
+    last.synchronize()
+    return float(first.elapsed_time(last)) / 1000 / _IN_A_ROW  # torch gives milliseconds
 
 
 def _name(value: Value) -> str:
