@@ -28,6 +28,7 @@ from prunetrain.training.data.worker_signals import held_back, leave_signals_to_
 
 IMAGENET = Statistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SMALL_SIDE = 64  # pixels; up to here images are treated as CIFAR's are
+_AHEAD = 4  # batches that each worker has ready for a GPU, which waits for none; torch's default is 2
 _FIND_ALL = "; prunetrain train --cache FOLDER finds such files before it trains"
 
 Key = tuple[int, int]  # position in the epoch, number of the image
@@ -109,6 +110,7 @@ class FolderSource:
             views,
             batch_sampler=keys,
             num_workers=self._workers,
+            prefetch_factor=_AHEAD if self._workers and self._device.type == "cuda" else None,
             collate_fn=_collate,
             worker_init_fn=leave_signals_to_parent,
             pin_memory=self._device.type == "cuda",
