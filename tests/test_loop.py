@@ -29,6 +29,7 @@ from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.data.base import Share
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.environment import Environment
+from prunetrain.training.kernels import fastest_kernels
 from prunetrain.training.loop import evaluate, evaluate_batches, train_one_epoch
 from prunetrain.training.state import TrainState
 from prunetrain.training.stopping import Action
@@ -59,6 +60,19 @@ class Start:
     def batches(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch, for the loop by hand."""
         return self.data.train_batches(epoch, self.config.batch_size)
+
+
+def test_kernels_are_tried_in_training_steps_on_a_gpu_alone(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in validation, whose last batch is of another size. The GPU is pretended: what it is asked for is done on the CPU."""
+    with fastest_kernels(CPU):
+        assert not torch.backends.cudnn.benchmark
+    start, seen = Start(images, tmp_path), []
+    monkeypatch.setattr(loop_module, "fastest_kernels", lambda device: fastest_kernels(torch.device("cuda")))
+    start.state.model.register_forward_hook(lambda *_: seen.append((start.state.model.training, torch.backends.cudnn.benchmark)))
+    next(start.state.model.parameters()).register_hook(lambda _: seen.append(("backward", torch.backends.cudnn.benchmark)))
+    start.train()
+    evaluate(start.state, start.data)
+    assert set(seen) == {(True, True), ("backward", True), (False, False)}
 
 
 @pytest.mark.parametrize("changes", [RESNET, {"model": "lenet-300-100", "nesterov": True}, {"channels_last": True, **RESNET}], ids=str)

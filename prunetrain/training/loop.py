@@ -18,6 +18,7 @@ from prunetrain.training.course import follow_course
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Agreement, Ranks
 from prunetrain.training.events import Observer
+from prunetrain.training.kernels import fastest_kernels
 from prunetrain.training.lasso import Lasso
 from prunetrain.training.outputs import logits_of, loss_of
 from prunetrain.training.state import TrainState, mixed_seed
@@ -66,7 +67,8 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, wis
     lasso = state.lasso if progress.epoch >= config.prune_at else None
     method = Lasso(state, lasso, data.steps_per_epoch(state.batch_size)) if lasso else state.acting.method
     for images, labels in data.train_batches(progress.epoch, state.batch_size, start=step, share=state.environment.share):
-        loss, correct = _train_step(state, method, images, labels)
+        with fastest_kernels(state.device):
+            loss, correct = _train_step(state, method, images, labels)
         running.add(loss, correct, len(labels))
         step += 1
         observer.stepped(progress.epoch + 1, step)

@@ -17,6 +17,7 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.memory import peak_memory
 from prunetrain.training.benchmarking.steps import TrainingStep
+from prunetrain.training.kernels import fastest_kernels
 from prunetrain.training.state import TrainState
 
 OUT_OF_MEMORY = float("inf")
@@ -68,7 +69,8 @@ def release_memory(state: TrainState) -> None:
 def _measured(graph: LayerGraph, conditions: Conditions) -> float:
     """The allocator's peak over real steps, over what was there before."""
     try:
-        return peak_memory(lambda: TrainingStep(graph, conditions), conditions.device)
+        with fastest_kernels(conditions.device):
+            return peak_memory(lambda: TrainingStep(graph, conditions), conditions.device)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

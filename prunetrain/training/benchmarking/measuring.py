@@ -8,6 +8,7 @@ from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.memory import peak_memory
 from prunetrain.training.benchmarking.rounds import time_in_turn
 from prunetrain.training.benchmarking.steps import Inference, LassoStep, TrainingStep
+from prunetrain.training.kernels import fastest_kernels
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,27 @@ def measure(graphs: Sequence[LayerGraph], conditions: Conditions, *, rounds: int
         rounds: how often everything has its turn, after two rounds that do not count.
     """
     eager = replace(conditions, compile=False)  # what a compiled network allocates cannot be seen from outside
-    peaks = [peak_memory(lambda graph=graph: TrainingStep(graph, eager), conditions.device) for graph in graphs]  # type: ignore[misc]
+    with fastest_kernels(conditions.device):
+        peaks = [peak_memory(lambda graph=graph: TrainingStep(graph, eager), conditions.device) for graph in graphs]  # type: ignore[misc]
     actions: list[Callable[[], None]] = []
     for graph in graphs:
         step = TrainingStep(graph, conditions)
-        actions += [step, Inference(graph, conditions), Inference(graph, conditions.with_batch(1)), LassoStep(graph, step.model)]
+        actions += [
+            _as_in_training(step, conditions),
+            Inference(graph, conditions),
+            Inference(graph, conditions.with_batch(1)),
+            LassoStep(graph, step.model),
+        ]
     seconds = time_in_turn(actions, rounds=rounds, wait=conditions.wait, clock=conditions.clock)
     each = len(actions) // len(graphs)
     return [Measured(peak, *seconds[number * each : (number + 1) * each]) for number, peak in enumerate(peaks)]
+
+
+def _as_in_training(step: TrainingStep, conditions: Conditions) -> Callable[[], None]:
+    """A step with the kernels that a run takes."""
+
+    def action() -> None:
+        with fastest_kernels(conditions.device):
+            step()
+
+    return action

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 def peak_memory(prepare: Callable[[], Callable[[], object]], device: torch.device) -> int:
     """The most bytes that are in use at once while something is prepared, and then done twice.
 
-    For a training step these are weights, gradients, optimizer state (made in the first step) and activations.
+    For a training step these are weights, gradients, optimizer state (made in the first step) and activations. On a GPU only the second
+    time counts, which has all of these: in the first one cuDNN may try kernels, whose memory it needs for that once.
 
     Args:
         prepare: makes what is to be done, such as a training step with its network.
@@ -24,20 +25,19 @@ def peak_memory(prepare: Callable[[], Callable[[], object]], device: torch.devic
     """
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
+        action = prepare()
+        action()
+        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        _twice(prepare)
+        action()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     live = LiveBytes()
     with live:
-        _twice(prepare)
+        action = prepare()
+        action()
+        action()
     return live.peak
-
-
-def _twice(prepare: Callable[[], Callable[[], object]]) -> None:
-    action = prepare()
-    action()
-    action()
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
