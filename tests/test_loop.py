@@ -18,6 +18,8 @@ from prunetrain.channels.spaces import find_spaces
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import load_network
+from prunetrain.methods.holding import HeldMasks
+from prunetrain.methods.masks import Masks
 from prunetrain.paths import RunPaths
 from prunetrain.regularizers.fading import Fading
 from prunetrain.regularizers.group_lasso import GroupLasso
@@ -31,7 +33,7 @@ from prunetrain.training.distribution import Ranks
 from prunetrain.training.environment import Environment
 from prunetrain.training.kernels import fastest_kernels
 from prunetrain.training.loop import evaluate, evaluate_batches, train_one_epoch
-from prunetrain.training.state import TrainState
+from prunetrain.training.state import TrainState, trained_parameters
 from prunetrain.training.stopping import Action
 
 CPU = torch.device("cpu")
@@ -253,16 +255,24 @@ def test_bfloat16(images: Path, tmp_path: Path, step: str) -> None:
 
 
 class Waits(TorchDispatchMode):
-    """While entered, counts the operations that would wait for a GPU: values read into Python, and shapes that hang on values."""
+    """While entered, counts the operations that would wait for a GPU, and those that would send it something.
 
-    OPERATIONS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal"})
+    Waits are values read into Python, and shapes that hang on values; sent are tensors of Python's or numpy's numbers, lists of indices
+    among them.
+    """
+
+    OPERATIONS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "bincount"})
+    INDEXED = frozenset({"index", "index_put", "index_put_", "_index_put_impl_"})
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.count = self.sent = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket.__name__ in self.OPERATIONS
+        name = func.overloadpacket.__name__
+        chosen = name in self.INDEXED and any(index is not None and index.dtype == torch.bool for index in args[1])
+        self.count += name in self.OPERATIONS or chosen
+        self.sent += name == "lift_fresh"
         return func(*args, **(kwargs or {}))
 
 
@@ -275,24 +285,55 @@ WAITLESS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw", "lr": 0.001},
     "fading": {"target_macs": 0.5},
     "augmented": {},
+    "masks": {"penalty_ratio": 0.0},
 }
 
 
+def test_what_waits_by_hand() -> None:
+    numbers = torch.arange(4.0)
+    for action, expected in (
+        (lambda: numbers[numbers > 1], (1, 0)),
+        (lambda: float(numbers[0]), (1, 0)),
+        (lambda: bool((numbers > 1).all()), (1, 0)),
+        (lambda: numbers[[0, 1]], (0, 1)),
+        (lambda: numbers * torch.tensor(2.0), (0, 1)),
+        (lambda: numbers.masked_fill(numbers > 1, 0.0) * 2 + torch.zeros(4), (0, 0)),
+    ):
+        with Waits() as waits:
+            action()
+        assert (waits.count, waits.sent) == expected
+
+
 @pytest.mark.parametrize("case", WAITLESS)
-def test_no_step_waits_for_the_device(case: str, images: Path, tmp_path: Path) -> None:
+def test_no_step_waits_for_the_device_or_sends_it_anything(
+    case: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start = Start(images, tmp_path, **WAITLESS[case], augment=case == "augmented")
     if case == "loss scaler":
         start.state.scaler = GradScaler("cpu", init_scale=4.0)
     if case == "fading":  # begins with the epoch after the first
         start.train()
         start.state.progress = replace(start.state.progress, epoch=2, step=0, running={})
-    counts, observer = [], Recorder()
+    if case == "masks":
+        weights = trained_parameters(start.state.model)
+        start.state.acting.method = HeldMasks(weights, Masks({name: weight.detach() > 0 for name, weight in weights.items()}))
+    counts, sent, observer, train_step = [], [], Recorder(), loop_module._train_step
+
+    def watched(*args: Any) -> tuple[Tensor, Tensor]:
+        before = waits.sent
+        result = train_step(*args)
+        sent.append(waits.sent - before)
+        return result
+
+    monkeypatch.setattr(loop_module, "_train_step", watched)
     with Waits() as waits:
         observer.stepped = lambda epoch, step: counts.append(waits.count)  # type: ignore[method-assign]
         train_one_epoch(start.state, start.data, observer, lambda: Action.GO_ON)
     assert bool(start.state.progress.fading) == (case == "fading")
     assert len(counts) == 5
-    assert 0 < counts[0] == counts[-1] < waits.count  # lambda at the first, sums at the end
+    assert counts[0] == counts[-1] < waits.count  # lambda at the first, sums at the end
+    assert (counts[0] > 0) == (case != "masks")
+    assert sent[1:] == [0] * 4
 
 
 @pytest.mark.parametrize("overflow", [False, True])
