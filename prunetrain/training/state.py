@@ -3,8 +3,8 @@
 `load_state` is the one way back from disk: `--resume` and every reconfiguration that cuts go through it.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from prunetrain.channels.spaces import find_spaces
+from prunetrain.channels.spaces import ChannelSpaces, find_spaces
 from prunetrain.config import TrainConfig
 from prunetrain.errors import CheckpointError, ConfigError, is_out_of_memory
 from prunetrain.files import write_text
@@ -182,45 +182,27 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
     """
     checkpoint, device = load_checkpoint(path), environment.device
     progress = checkpoint.progress
-    environment.images_each(progress.batch_size or config.batch_size)
+    batch_size = progress.batch_size or config.batch_size
+    environment.images_each(batch_size)
     network, source = read_network_of(path, checkpoint)
     graph = parse(source, str(network))
-    run = RunPaths(network.parent.parent.parent, network.parent.name)
-    model = load_weights(source, graph, network, checkpoint, path).to(device)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    if config.sync_batch_norm:
-        model = synchronise(model, environment.ranks)
-    speed_up_batch_norm_(model, device, compiled=config.compile)
+    spaces = find_spaces(graph)
+    _check_numbers(path, checkpoint, graph, spaces)
+    model = _prepared(load_weights(source, graph, network, checkpoint, path), config, environment)
     optimizer = build_optimizer(model.parameters(), config)
-    batch_size = progress.batch_size or config.batch_size
     steps_per_epoch = max(1, data.steps_per_epoch(batch_size))  # a run's batch may be too large for data to evaluate on
     scheduler = build_scheduler(optimizer, config, steps_per_epoch, batch_size)
     scaler = GradScaler(device.type, enabled=config.amp == "float16")
-    try:
+    with _fitting(path):
         if checkpoint.optimizer:
             load_optimizer(optimizer, checkpoint.optimizer)
-        scheduler.last_epoch = progress.epoch * steps_per_epoch + progress.step
-        for group, base in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
-            group["lr"] = base * scheduler.lr_lambdas[0](scheduler.last_epoch)
+        _set_place(scheduler, progress.epoch * steps_per_epoch + progress.step)
         if checkpoint.scaler:
             scaler.load_state_dict(checkpoint.scaler)
         acting = acting_in(config, graph, model, progress.epoch, checkpoint.method)
         restore_generators(checkpoint.rng, config.seed, progress, environment)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):  # the device's fault, not the file's
-            raise
-        raise CheckpointError(
-            f"{path}: its optimizer's or method's state does not fit its network ({str(error).splitlines()[0]})"
-        ) from None
     _check_same(environment.ranks, checkpoint, model, config)
-    spaces, lasso = find_spaces(graph), None
-    if any(channel >= spaces.num_channels for channel in progress.fading):
-        raise CheckpointError(f"{path}: damaged, it fades channels that {network} does not have")
-    if checkpoint.class_names and infer_shapes(graph)[graph.output.index][1:] != (len(checkpoint.class_names),):
-        raise CheckpointError(f"{path}: damaged, it does not name as many classes as {network} has")
-    if config.penalised:
-        lasso = GroupLasso(graph, spaces, trained_parameters(model), groups=config.lasso_groups)
+    run = RunPaths(network.parent.parent.parent, network.parent.name)
     forward = _compiled(environment.ranks.parallel(model, static_graph=device.type == "cuda" and not config.compile), config)
     return TrainState(
         config=config,
@@ -236,12 +218,54 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
         optimizer=optimizer,
         scheduler=scheduler,
         scaler=scaler,
-        lasso=lasso,
+        lasso=GroupLasso(graph, spaces, trained_parameters(model), groups=config.lasso_groups) if config.penalised else None,
         acting=acting,
         progress=progress,
         costs=costs(graph),
         class_names=checkpoint.class_names or names_of(data),
     )
+
+
+def _check_numbers(path: Path, checkpoint: Checkpoint, graph: LayerGraph, spaces: ChannelSpaces) -> None:
+    """Refuse channels and classes that the network does not have."""
+    if any(channel >= spaces.num_channels for channel in checkpoint.progress.fading):
+        raise CheckpointError(f"{path}: damaged, it fades channels that {checkpoint.network} does not have")
+    if checkpoint.class_names and infer_shapes(graph)[graph.output.index][1:] != (len(checkpoint.class_names),):
+        raise CheckpointError(f"{path}: damaged, it does not name as many classes as {checkpoint.network} has")
+
+
+def _prepared(model: nn.Module, config: TrainConfig, environment: Environment) -> nn.Module:
+    """A network where and as it is trained."""
+    model = model.to(environment.device)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if config.sync_batch_norm:
+        model = synchronise(model, environment.ranks)
+    speed_up_batch_norm_(model, environment.device, compiled=config.compile)
+    return model
+
+
+def _set_place(scheduler: LambdaLR, step: int) -> None:
+    """Put a new scheduler, and the learning rates of its optimizer, to a step of the run."""
+    scheduler.last_epoch = step
+    for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+        group["lr"] = base * scheduler.lr_lambdas[0](step)
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Around what takes a checkpoint's parts: where they do not fit, that is the checkpoint's fault.
+
+    Raises:
+        CheckpointError: then.
+    """
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):  # the device's fault
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: its optimizer's or method's state does not fit its network ({reason})") from None
 
 
 def _compiled(model: nn.Module, config: TrainConfig) -> Callable[[Tensor], Outputs]:
