@@ -33,7 +33,7 @@ from prunetrain.training.data.worker_signals import held_back, leave_signals_to_
 
 _SIZES, _PIXELS = "sizes.npy", "pixels.bin"
 _AT_A_TIME = 16  # images that a worker decodes before it hands them over
-_VERSION = 1  # of the format, and of what decoding does
+_VERSION = 2  # of the format, and of what decoding does
 _SHARE = 0.75  # of the free memory that kept images may take
 _LOOK_AGAIN = 0.5  # seconds, while another process decodes the same images
 

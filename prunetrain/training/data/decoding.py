@@ -2,6 +2,9 @@
 
 In: a path. Out: an RGB image, or why there is none. What is random about an image comes after this, in `random_window`.
 
+Images are turned upright as their EXIF says. Grey levels of 16 bits become 8, with 65535 as 255; floating-point pixels are refused: no
+file says which of them is white.
+
 A JPEG with far more pixels than are wanted is decoded at a half, a quarter or an eighth of its size, which is several times faster: libjpeg
 leaves out the high frequencies that the resize that follows would average away. The shorter side stays at least twice what is wanted, so
 images up to four times the wanted size are decoded in full.
@@ -10,12 +13,15 @@ images up to four times the wanted size are decoded in full.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from prunetrain.errors import DataError
 from prunetrain.training.data.base import one_line, some
+from prunetrain.training.data.orientation import Box, turn_of
 
 _MARGIN = 2  # times what is wanted that the shorter side has at least after decoding
 _SHOWN = 10  # of unreadable files
@@ -59,13 +65,18 @@ class Decoding:
         try:
             with Image.open(path) as file:
                 extent = self._reduce(file)
-                image = file.convert("RGB")
+                image = _rgb(file)
+                turn = turn_of(file)
         except Exception as error:  # Pillow's decoders raise anything on damaged files
             return _unreadable(path, error)
-        return image if self.resized_side is None else centre(image, self.side, self.resized_side, extent)
+        box = (0.0, 0.0, *extent)
+        if turn is not None:
+            box = turn.box(image.size, extent)
+            image = image.transpose(turn.method)
+        return image if self.resized_side is None else centre(image, self.side, self.resized_side, box)
 
     def size(self, path: str) -> tuple[int, int] | Unreadable:
-        """Width and height of what `decode` gives, from the file's header alone."""
+        """Width and height of what `decode` gives before it is turned upright, from the file's header alone."""
         if self.resized_side is not None:
             return self.side, self.side
         try:
@@ -80,6 +91,27 @@ class Decoding:
         wanted = _MARGIN * (self.resized_side or self.side)
         reduced = file.draft(None, (wanted, wanted))
         return file.size if reduced is None else reduced[1][2:]
+
+
+def _rgb(file: Image.Image) -> Image.Image:
+    """The pixels of an open file, 8 bits each.
+
+    Raises:
+        ValueError: if there is no saying which of its levels is white.
+    """
+    if file.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of no known range; save it with 8 or 16 bits")
+    if file.mode == "I" or file.mode.startswith("I;16"):
+        return _from_16_bits(np.asarray(file)).convert("RGB")
+    return file.convert("RGB")
+
+
+def _from_16_bits(levels: npt.NDArray[Any]) -> Image.Image:
+    """A grey image of the nearest of 256 levels; Pillow's own conversion makes white of all that is over 255."""
+    low, high = int(levels.min()), int(levels.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"its grey levels go from {low} to {high}, and those of 16 bits from 0 to 65535; save it with 8 or 16 bits")
+    return Image.fromarray(((levels.astype(np.int32) + 128) // 257).astype(np.uint8))
 
 
 def _unreadable(path: str, error: Exception) -> Unreadable:
@@ -99,20 +131,21 @@ class ImageFiles:
         return self.decoding.decode(self.paths[number])
 
 
-def centre(image: Image.Image, side: int, resized_side: int, extent: tuple[float, float] | None = None) -> Image.Image:
+def centre(image: Image.Image, side: int, resized_side: int, box: Box | None = None) -> Image.Image:
     """Resize the shorter side to `resized_side`, then cut the middle `side` x `side`; pixel for pixel as torchvision does.
 
     Args:
         image: RGB.
         side: of the result.
         resized_side: at least `side`.
-        extent: width and height of what counts, where the last column and row were rounded up from a part of a pixel.
+        box: what counts of the image, where an outer column and row were rounded up from a part of a pixel.
     """
-    extent = extent or image.size
+    box = box or (0.0, 0.0, *image.size)
+    extent = (box[2] - box[0], box[3] - box[1])
     shorter = min(extent)
     if shorter != resized_side:
         width, height = (int(resized_side * length // shorter) for length in extent)
-        image = image.resize((width, height), Image.Resampling.BILINEAR, box=(0, 0, *extent))
+        image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
     left, top = round((image.width - side) / 2), round((image.height - side) / 2)
     return image.crop((left, top, left + side, top + side))
 

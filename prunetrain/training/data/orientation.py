@@ -1,0 +1,66 @@
+"""How a camera was held: images are turned upright by EXIF's Orientation, as Pillow's `ImageOps.exif_transpose` does.
+
+In: an open image file. Out: how to turn it, or None. torchvision leaves images as they lie in their files.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image
+
+_TAG = 274
+_NOTES = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for it
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How an image is turned upright.
+
+    Attributes:
+        method: Pillow's.
+        swapped: whether width becomes height.
+        from_right: whether x counts from the other end afterwards.
+        from_bottom: whether y does.
+    """
+
+    method: Image.Transpose
+    swapped: bool
+    from_right: bool
+    from_bottom: bool
+
+    def box(self, size: tuple[int, int], extent: tuple[float, float]) -> Box:
+        """Where what counts of an image lies when it is turned: left, top, right, bottom.
+
+        Args:
+            size: width and height before.
+            extent: width and height of what counts, from the left and the top, before.
+        """
+        (width, height), (wide, high) = (size[::-1], extent[::-1]) if self.swapped else (size, extent)
+        left, top = width - wide if self.from_right else 0.0, height - high if self.from_bottom else 0.0
+        return left, top, left + wide, top + high
+
+
+_TURNS = {
+    2: Turn(Image.Transpose.FLIP_LEFT_RIGHT, False, True, False),
+    3: Turn(Image.Transpose.ROTATE_180, False, True, True),
+    4: Turn(Image.Transpose.FLIP_TOP_BOTTOM, False, False, True),
+    5: Turn(Image.Transpose.TRANSPOSE, True, False, False),
+    6: Turn(Image.Transpose.ROTATE_270, True, True, False),
+    7: Turn(Image.Transpose.TRANSVERSE, True, True, True),
+    8: Turn(Image.Transpose.ROTATE_90, True, False, True),
+}
+"""By EXIF's Orientation; 1 is upright."""
+
+
+def turn_of(file: Image.Image) -> Turn | None:
+    """What is to be done with the pixels of a file that was read; None where it notes nothing, or nothing that can be read."""
+    if not _NOTES & file.info.keys():
+        return None
+    with warnings.catch_warnings():  # of damaged notes, which are common; the pixels are whole
+        warnings.simplefilter("ignore")
+        try:
+            return _TURNS.get(file.getexif().get(_TAG, 1))
+        except Exception:
+            return None
