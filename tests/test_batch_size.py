@@ -22,7 +22,7 @@ from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.evaluation import evaluate_checkpoint
 from prunetrain.training.events import BatchChange, Metrics, Reconfiguration
-from prunetrain.training.loop import Evaluation, evaluate
+from prunetrain.training.loop import Evaluation, Guessed, evaluate
 from prunetrain.training.offline import reconfigure_checkpoint
 from prunetrain.training.run import Outcome, resume_run, start_run
 from prunetrain.training.state import TrainState, load_state
@@ -188,9 +188,9 @@ def test_offline_cut_and_evaluation_of_a_grown_run(images: Path, tmp_path: Path,
     assert resume_run(done.checkpoint, {}, Recorder()).finished
     used: list[int] = []
 
-    def noted(state: TrainState, data: DataSource) -> Evaluation:
+    def noted(state: TrainState, data: DataSource, guessed: Guessed | None) -> Evaluation:
         used.append(state.batch_size)
-        return evaluate(state, data)
+        return evaluate(state, data, guessed)
 
     monkeypatch.setattr(evaluation, "evaluate", noted)
     few, many = evaluate_checkpoint(done.checkpoint, {"batch_size": 4}), evaluate_checkpoint(done.checkpoint, {})

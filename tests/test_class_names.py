@@ -61,13 +61,11 @@ def test_names_are_kept(run: RunPaths) -> None:
     assert load_checkpoint(pruned.run.last).class_names == ["cat", "dog"]
 
 
-@pytest.mark.parametrize(
-    "command", [("evaluate", "checkpoints/x/last.pt"), ("train", "--resume", "checkpoints/x/last.pt", "--epochs", "2")], ids=" ".join
-)
-def test_classes_in_another_order_are_refused(command: tuple[str, ...], run: RunPaths) -> None:
-    assert invoke(*command, "--data-dir", "images").exit_code == 0
+def test_classes_in_another_order_are_refused(run: RunPaths) -> None:
+    command = ("train", "--resume", run.last, "--epochs", "2", "--data-dir", "images")
+    assert invoke(*command).exit_code == 0
     rename("cat", "zcat")
-    result = invoke(*command, "--data-dir", "images")
+    result = invoke(*command)
     assert result.exit_code == 2
     assert result.stderr.endswith(f"{OTHER}\n")
 

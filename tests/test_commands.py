@@ -103,8 +103,11 @@ def test_train_on_digits_needs_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_evaluate(run: RunPaths) -> None:
     found = evaluate_checkpoint(run.last, {})
-    assert parsed("evaluate", run.last) == asdict(found)
-    assert printed("evaluate", run.last) == f"loss {found.loss:.4f}, top-1 {found.top1:.2%}, top-5 {found.top5:.2%}\n"
+    expected = {name: getattr(found, name) for name in ("loss", "top1", "top5", "balanced_accuracy", "images")}
+    expected |= {"classes": [asdict(one) for one in found.classes], "confusion": found.confusion.matrix()}
+    assert parsed("evaluate", run.last) == expected
+    balanced = f"balanced accuracy {found.balanced_accuracy:.2%}"
+    assert printed("evaluate", run.last) == f"loss {found.loss:.4f}, top-1 {found.top1:.2%}, {balanced}\n"  # of four classes no top-5
     assert found.top1 == load_checkpoint(run.last).progress.history[-1]["val_top1"]
 
 

@@ -26,6 +26,7 @@ from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training import lasso as lasso_module
 from prunetrain.training import loop as loop_module
 from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.confusion import Guesses
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.data.base import Share
@@ -334,6 +335,18 @@ def test_no_step_waits_for_the_device_or_sends_it_anything(
     assert counts[0] == counts[-1] < waits.count  # lambda at the first, sums at the end
     assert (counts[0] > 0) == (case != "masks")
     assert sent[1:] == [0] * 4
+
+
+def test_counting_guesses_does_not_wait_for_the_device(images: Path, tmp_path: Path) -> None:
+    start = Start(images, tmp_path)
+    guesses, counts = Guesses(4), []
+    with Waits() as waits:
+        evaluate(start.state, start.data, lambda *batch: (guesses(*batch), counts.append(waits.count)))
+        assert len(counts) > 2
+        assert set(counts) == {0}
+        counted = guesses.counted(start.state.environment.ranks)
+    assert waits.count > 0
+    assert sum(counted.images) == 300
 
 
 @pytest.mark.parametrize("overflow", [False, True])

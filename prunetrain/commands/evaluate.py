@@ -1,12 +1,16 @@
 """`prunetrain evaluate`: loss and accuracy of a checkpoint on the validation images."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from prunetrain.commands.options import checkpoint_argument, config_option, given
+
+if TYPE_CHECKING:
+    from prunetrain.training.evaluation import Measured
 
 _OWN = "as in the checkpoint"
 
@@ -14,22 +18,58 @@ _OWN = "as in the checkpoint"
 @click.command("evaluate")
 @checkpoint_argument
 @config_option("dataset", default=_OWN)
-@config_option("data_dir", default=_OWN)
+@config_option(
+    "data_dir",
+    help="Folder of the data sets; for `folder` one with val/ in it, or with a folder a class; for `npz` the file.",
+    default=_OWN,
+)
 @config_option("batch_size", help="Images at a time.", default=_OWN)
 @config_option("amp", default=_OWN)
 @config_option("channels_last", default=_OWN)
 @config_option("device", default=_OWN)
 @config_option("workers", default=_OWN)
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
-def command(checkpoint: Path, as_json: bool, **params: Any) -> None:
+@click.option("--per-class", is_flag=True, help="A line for each class as well: its images, and the share of them that is right.")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text, with the counts of each class and the confusion matrix.")
+def command(checkpoint: Path, per_class: bool, as_json: bool, **params: Any) -> None:
     """Measure CHECKPOINT on the validation images of the data set it was trained on, or of another one.
 
     CHECKPOINT is a .pt file; or the name of a run here, for its last.pt.
+
+    Balanced accuracy is the mean of the classes' accuracies, so that a class of few images counts as much as one of many. Rows of the
+    confusion matrix are true classes, columns guessed ones.
     """
     from prunetrain.training.evaluation import evaluate_checkpoint
 
     result = evaluate_checkpoint(checkpoint, given(params))
     if as_json:
-        click.echo(json.dumps({"loss": result.loss, "top1": result.top1, "top5": result.top5}))
-    else:
-        click.echo(f"loss {result.loss:.4f}, top-1 {result.top1:.2%}, top-5 {result.top5:.2%}")
+        click.echo(json.dumps(_described(result)))
+        return
+    click.echo(_summary(result))
+    if per_class:
+        from prunetrain.report.tables import print_classes
+        from prunetrain.report.terminal import console
+
+        print_classes(console(), [asdict(one) for one in result.classes])
+
+
+def _described(result: "Measured") -> dict[str, Any]:
+    """Everything that was measured."""
+    return {
+        "loss": result.loss,
+        "top1": result.top1,
+        "top5": result.top5,
+        "balanced_accuracy": result.balanced_accuracy,
+        "images": result.images,
+        "classes": [asdict(one) for one in result.classes],
+        "confusion": result.confusion.matrix(),
+    }
+
+
+def _summary(result: "Measured") -> str:
+    """One line, with top-5 where that says something, and how many classes have images where not all have."""
+    parts = [f"loss {result.loss:.4f}", f"top-1 {result.top1:.2%}"]
+    if result.top5 is not None:
+        parts.append(f"top-5 {result.top5:.2%}")
+    there = sum(one.images > 0 for one in result.classes)
+    of = "" if there == len(result.classes) else f" of {there:,} of {len(result.classes):,} classes"
+    return ", ".join([*parts, f"balanced accuracy {result.balanced_accuracy:.2%}{of}"])

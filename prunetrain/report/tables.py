@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prunetrain.foreign.refusal import printable
+
 BAR_WIDTH = 10
 MOST_NAMES = 3  # of spaces in a line
 
@@ -101,6 +103,15 @@ def print_run(console: Console, described: dict[str, Any]) -> None:
     console.print(epochs)
 
 
+def print_classes(console: Console, classes: list[dict[str, Any]]) -> None:
+    """The classes of a network: how many images there are of each, and how many of them are right."""
+    table = new_table("", "class", "images", "right", "accuracy")
+    for one in classes:
+        accuracy = "" if one["accuracy"] is None else f"{one['accuracy']:.2%}"
+        table.add_row(printable(one["name"]), f"{one['images']:,}", f"{one['correct']:,}", accuracy)
+    console.print(table)
+
+
 def share(part: float, whole: float) -> float:
     """Part over whole; of nothing, everything is there."""
     return part / whole if whole else 1.0
@@ -145,7 +156,7 @@ def duration(seconds: float) -> str:
 def new_table(title: str, *columns: str) -> Table:
     """A table without lines; columns of words are flush left, those of numbers flush right."""
     table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
-    words = {"layer", "output", "file", "of a network"}
+    words = {"layer", "output", "file", "of a network", "class", "image"}
     for column in columns:
         table.add_column(column, justify="left" if column in words else "right", no_wrap=True)
     return table

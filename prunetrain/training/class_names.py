@@ -9,11 +9,12 @@ from pathlib import Path
 from prunetrain.errors import ConfigError
 from prunetrain.foreign.refusal import shown
 from prunetrain.training.data import DataSource
+from prunetrain.training.data.base import as_text
 
 
 def names_of(data: DataSource) -> list[str]:
     """The class names of a data set as a checkpoint holds them; bytes that are no UTF-8 in a folder's name are escaped."""
-    return [name.encode(errors="backslashreplace").decode() for name in data.class_names]
+    return [as_text(name) for name in data.class_names]
 
 
 def check_names(trained: Sequence[str], data: DataSource, what: Path) -> None:
@@ -30,7 +31,7 @@ def check_names(trained: Sequence[str], data: DataSource, what: Path) -> None:
         ConfigError: at the first class that has another name.
     """
     names = names_of(data)
-    if len(trained) != len(names) or (set(trained) != set(names) and (_are_numbers(trained) or _are_numbers(names))):
+    if len(trained) != len(names) or (set(trained) != set(names) and (are_numbers(trained) or are_numbers(names))):
         return
     for number, (was, name) in enumerate(zip(trained, names, strict=True)):
         if was != name:
@@ -40,5 +41,6 @@ def check_names(trained: Sequence[str], data: DataSource, what: Path) -> None:
             )
 
 
-def _are_numbers(names: Sequence[str]) -> bool:
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether classes have no names but their numbers."""
     return all(name == str(number) for number, name in enumerate(names))

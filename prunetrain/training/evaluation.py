@@ -1,19 +1,64 @@
 """Measuring a checkpoint outside of a run."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prunetrain.config import build_config
+from prunetrain.config import TrainConfig, build_config
 from prunetrain.training.checkpoints import load_checkpoint
-from prunetrain.training.data import load_data
+from prunetrain.training.class_names import are_numbers, names_of
+from prunetrain.training.confusion import Confusion, Guesses, accuracies
+from prunetrain.training.data import DataSource, folder, load_data
 from prunetrain.training.environment import Environment
-from prunetrain.training.loop import Evaluation, evaluate
+from prunetrain.training.loop import evaluate
 from prunetrain.training.state import load_state
 from prunetrain.training.stored import stored_config
 
+_GUESSES = 5  # of the top-5 accuracy, which says nothing of fewer classes
 
-def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Evaluation:
+
+@dataclass(frozen=True)
+class OfAClass:
+    """What becomes of the images of one class; `accuracy` is None where there are none."""
+
+    name: str
+    images: int
+    correct: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a network makes of validation images.
+
+    Attributes:
+        loss: mean cross-entropy.
+        top1: share of images whose class is the first guess.
+        top5: share whose class is among the first five; None of five classes or fewer.
+        classes: in the order of the outputs.
+        confusion: which class is taken for which.
+    """
+
+    loss: float
+    top1: float
+    top5: float | None
+    classes: tuple[OfAClass, ...]
+    confusion: Confusion
+
+    @property
+    def images(self) -> int:
+        """How many there are."""
+        return sum(one.images for one in self.classes)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of the accuracies of the classes that have images: each counts alike, however many it has."""
+        found = [one.accuracy for one in self.classes if one.accuracy is not None]
+        return sum(found) / len(found)
+
+
+def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Measured:
     """Loss and accuracy of a checkpoint on validation images.
 
     Args:
@@ -24,11 +69,35 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Evaluation:
         PruneTrainError: for a checkpoint or data set that does not work, or images that the network cannot take.
     """
     unlimited = {"max_batch_size": 0}  # a limit on training, which a batch for evaluation may pass
-    config = build_config(stored_config(path, load_checkpoint(path)).to_dict(), unlimited, given)
+    checkpoint = load_checkpoint(path)
+    trained = stored_config(path, checkpoint)
+    config = build_config(trained.to_dict(), unlimited, given)
     environment = Environment.of(config)
-    data = load_data(config, environment.device)
+    data = _validation(config, trained, checkpoint.class_names, path, environment)
     state = load_state(path, config, data, environment)
     if "batch_size" in given:  # else one that grew in training
         state.progress = replace(state.progress, batch_size=None)
     state.check_fits(data)
-    return evaluate(state, data)
+    guesses = Guesses(data.num_classes)
+    result = evaluate(state, data, guesses)
+    confusion = guesses.counted(environment.ranks)
+    return Measured(
+        result.loss,
+        result.top1,
+        result.top5 if data.num_classes > _GUESSES else None,
+        _of_classes(state.class_names or names_of(data), confusion),
+        confusion,
+    )
+
+
+def _validation(config: TrainConfig, trained: TrainConfig, classes: Sequence[str], path: Path, environment: Environment) -> DataSource:
+    """The data to measure on. Where the checkpoint has the names of folders, a folder needs no training images beside them."""
+    named = bool(classes) and (trained.dataset == "folder" or not are_numbers(classes))
+    if config.dataset == "folder" and named:
+        return folder.load_known(config, classes, path, environment.device)
+    return load_data(config, environment.device)
+
+
+def _of_classes(names: Sequence[str], confusion: Confusion) -> tuple[OfAClass, ...]:
+    images, correct = confusion.images, confusion.correct
+    return tuple(map(OfAClass, names, images, correct, accuracies(correct, images)))

@@ -24,6 +24,9 @@ from prunetrain.training.outputs import logits_of, loss_of
 from prunetrain.training.state import TrainState, mixed_seed
 from prunetrain.training.stopping import Action
 
+Guessed = Callable[[Tensor, Tensor], object]
+"""Is given the first guesses of a batch and its labels, both (N,) and on the device."""
+
 
 @dataclass(frozen=True)
 class EpochResult:
@@ -156,10 +159,10 @@ def _scale(state: TrainState) -> Tensor:
 
 
 @torch.inference_mode()
-def evaluate(state: TrainState, data: DataSource) -> Evaluation:
+def evaluate(state: TrainState, data: DataSource, guessed: Guessed | None = None) -> Evaluation:
     """Loss and accuracy over the validation images, with rank 0's BatchNorm statistics, which are those that checkpoints hold."""
     state.environment.ranks.share_(state.model.buffers())
-    return evaluate_batches(state, data.val_batches(validation_batch(state), share=state.environment.share))
+    return evaluate_batches(state, data.val_batches(validation_batch(state), share=state.environment.share), guessed)
 
 
 def validation_batch(state: TrainState) -> int:
@@ -170,14 +173,17 @@ def validation_batch(state: TrainState) -> int:
     return max(state.batch_size, min(256, 4 * state.batch_size))
 
 
-def evaluate_batches(state: TrainState, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
-    """Loss and accuracy over batches of images and labels, those of all ranks together."""
+def evaluate_batches(state: TrainState, batches: Iterable[tuple[Tensor, Tensor]], guessed: Guessed | None = None) -> Evaluation:
+    """Loss and accuracy over batches of images and labels, those of all ranks together; `guessed` hears of this rank's."""
     state.model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=state.device)  # loss, first guess right, among the first five, images
     for pixels, labels in batches:
         with state.autocast():
             outputs = logits_of(state.predict(state.to_memory_format(pixels)))
-        hits = outputs.topk(min(5, outputs.shape[1]), dim=1).indices == labels[:, None]
+        guesses = outputs.topk(min(5, outputs.shape[1]), dim=1).indices
+        if guessed is not None:
+            guessed(guesses[:, 0], labels)
+        hits = guesses == labels[:, None]
         sums[0] += F.cross_entropy(outputs.float(), labels, reduction="sum")
         sums[1] += hits[:, 0].sum()
         sums[2] += hits.any(1).sum()

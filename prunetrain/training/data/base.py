@@ -134,6 +134,11 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
+def as_text(name: str) -> str:
+    """A file's name without bytes that are no UTF-8, which are escaped."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def some(names: Sequence[str], shown: int = 3) -> str:
     """The first few of many names: "a, b, c and 4 more"."""
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""

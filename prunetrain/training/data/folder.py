@@ -23,7 +23,7 @@ from prunetrain.training.data.augmentation import Augmentation
 from prunetrain.training.data.base import WHOLE, Batch, Normalizer, Say, Share, Statistics, epoch_generator, silent
 from prunetrain.training.data.decoded import DecodedImages, keep
 from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable, random_window
-from prunetrain.training.data.folder_scan import Samples, scan
+from prunetrain.training.data.folder_scan import FolderIndex, Samples, scan, scan_known
 from prunetrain.training.data.worker_signals import held_back, leave_signals_to_parent
 
 IMAGENET = Statistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -42,9 +42,8 @@ def centred_at(side: int) -> Decoding:
 class FolderSource:
     """A `DataSource` over files."""
 
-    def __init__(self, config: TrainConfig, device: torch.device, say: Say) -> None:
-        """List the files. None is opened yet, unless they are to be cached, of which `say` is told."""
-        index = scan(Path(config.data_dir))
+    def __init__(self, config: TrainConfig, index: FolderIndex, device: torch.device, say: Say) -> None:
+        """Take the files of an index. None is opened yet, unless they are to be cached, of which `say` is told."""
         side = config.image_size
         self.input_shape = (3, side, side)
         self.class_names = index.class_names
@@ -180,4 +179,9 @@ def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> Batch | Unreadable
 
 def load(config: TrainConfig, device: torch.device, say: Say = silent) -> FolderSource:
     """The folder that `data_dir` names; `say` is told what becomes of its cache."""
-    return FolderSource(config, device, say)
+    return FolderSource(config, scan(Path(config.data_dir)), device, say)
+
+
+def load_known(config: TrainConfig, classes: Sequence[str], what: Path, device: torch.device) -> FolderSource:
+    """The folder that `data_dir` names, to measure a network of these classes on; errors call it `what`."""
+    return FolderSource(config, scan_known(Path(config.data_dir), classes, what), device, silent)

@@ -1,15 +1,18 @@
 """Finds the images of a folder in ImageNet's layout: train/<class>/**/*.jpg and val/<class>/**/*.jpg.
 
+For a network whose classes are known, val/<class>/** or <class>/** is enough.
+
 In: a folder. Out: class names and, for each split, paths and labels, sorted, so that every machine numbers them alike. No image is opened.
 Names that begin with a dot are passed over.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunetrain.errors import DataError
-from prunetrain.training.data.base import one_line, some
+from prunetrain.training.data.base import as_text, one_line, some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -52,6 +55,42 @@ def scan(root: Path) -> FolderIndex:
         raise DataError(f"{root}/val has classes that {root}/train lacks: {some(unknown)}; give both the same class folders")
     numbers = {name: label for label, name in enumerate(classes)}
     return FolderIndex(classes, _samples(root / "train", classes, numbers), _samples(root / "val", val_classes, numbers))
+
+
+def scan_known(root: Path, classes: Sequence[str], what: Path) -> FolderIndex:
+    """List the images to measure a network on, in root/val/CLASS or in root/CLASS; a class without a folder has none.
+
+    Args:
+        root: the folder.
+        classes: of the network, in the order of its outputs.
+        what: how messages call the network.
+
+    Returns:
+        The same images as either half: nothing is trained on them.
+
+    Raises:
+        DataError: when there are none, or a class folder is none of the network's.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: name one that holds val/CLASS or CLASS folders with --data-dir")
+    val = root / "val"
+    folder = val if val.is_dir() and ("val" not in classes or (val / "val").is_dir()) else root
+    numbers = {name: label for label, name in enumerate(classes)}
+    found = _class_folders(folder)
+    unknown = [name for name in found if as_text(name) not in numbers]
+    if unknown:
+        if folder == root and "train" in unknown:
+            raise DataError(f"{root} has train/ and no val/: name {root / 'train'} to measure on the images in there")
+        raise DataError(
+            f"{folder} has class folders that {what} does not know: {some(unknown)}; name them as in training ({some(classes)}), "
+            "or take them out"
+        )
+    paths = {name: _images(folder / name) for name in found}
+    if not any(paths.values()):
+        raise DataError(f"{folder} has no images in its class folders: add some ({', '.join(EXTENSIONS)})")
+    labels = tuple(numbers[as_text(name)] for name in found for _ in paths[name])
+    samples = Samples(tuple(path for name in found for path in paths[name]), labels)
+    return FolderIndex(tuple(classes), samples, samples)
 
 
 def _class_folders(split: Path) -> tuple[str, ...]:
