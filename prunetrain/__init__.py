@@ -17,19 +17,23 @@ if TYPE_CHECKING:
     from prunetrain.library.pruner import PruneTrain, Reconfigured
     from prunetrain.library.train import train
     from prunetrain.training.events import Observer
+    from prunetrain.training.prediction import Guess, Prediction, predict
     from prunetrain.training.run import Outcome
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Guess",
     "LayerGraph",
     "Observer",
     "Outcome",
+    "Prediction",
     "PruneTrain",
     "PruneTrainError",
     "Reconfigured",
     "load_network",
     "parse",
+    "predict",
     "prune",
     "render",
     "trace",
@@ -37,14 +41,17 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Guess": "prunetrain.training.prediction",
     "LayerGraph": "prunetrain.graph.layergraph",
     "Observer": "prunetrain.training.events",
     "Outcome": "prunetrain.training.run",
+    "Prediction": "prunetrain.training.prediction",
     "PruneTrain": "prunetrain.library.pruner",
     "PruneTrainError": "prunetrain.errors",
     "Reconfigured": "prunetrain.library.pruner",
     "load_network": "prunetrain.graph.load",
     "parse": "prunetrain.graph.parse",
+    "predict": "prunetrain.training.prediction",
     "prune": "prunetrain.library.prune",
     "render": "prunetrain.graph.render",
     "trace": "prunetrain.graph.trace",

@@ -18,9 +18,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.shell_completion import BashComplete
 from documented import DOCUMENTS, PROGRAMS, TOP, Shown, commands, python_blocks
+from PIL import Image
 from runs import invoke, write_images
 
 import prunetrain
@@ -150,6 +152,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of LeNet-300-100 on few images, `run`, whose network shrank after epochs 2 and 4."""
     folder = tmp_path_factory.mktemp("docs").resolve()
     write_images(folder / "images.npz")
+    Image.new("L", (20, 20), 200).save(folder / "photo.png")
     args = "train --model lenet-300-100 --epochs 4 --prune-interval 2 --penalty-ratio 0.94 --round-to 1 --name run".split()
     result = invoke(*args, *SMALL_DATA, "--data-dir", folder / "images.npz", "--output-dir", folder)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -207,6 +210,12 @@ def small_network(args: list[str], place: Path) -> list[str]:
     return ["lenet-300-100", *without(args[1:], ("--weights",)), "--input-shape", "1x8x8", "--force"]
 
 
+def small_image(args: list[str], place: Path) -> list[str]:
+    """Classify one image, which is here."""
+    run, *rest = same_files(args, place)
+    return [run, *(str(place / "photo.png") if word.endswith(".png") else word for word in rest)]
+
+
 def light_format(args: list[str], place: Path) -> list[str]:
     """Export to the format that takes no time; test_export.py has the others."""
     args = [re.sub(r"\.(onnx|pt2)$", ".safetensors", word) for word in same_files(without(args, ("--format",)), place)]
@@ -218,6 +227,7 @@ CHEAP: dict[str, Callable[[list[str], Path], list[str]]] = {
     "inspect": same_files,
     "report": same_files,
     "evaluate": same_files,
+    "predict": small_image,
     "reconfigure": same_files,
     "flatten": small_network,
     "export": light_format,
@@ -239,6 +249,27 @@ def test_it_runs(shown: Shown, place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     result = invoke(name, *CHEAP[name](without(args, ("--download",), value=False), place))
     assert (result.exit_code, result.stderr) == (0, ""), shown
     assert result.stdout
+
+
+def test_the_example_that_classifies_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says what `prunetrain predict` says of each image, one at a time."""
+    (example,) = [block for block in python_blocks(TOP / "README.md") if "class_names" in block]
+    monkeypatch.chdir(tmp_path)
+    assert (
+        invoke(*"train --epochs 3 --penalty-ratio 0 --target-macs 0 --no-augment --device cpu --name resnet20-digits".split()).exit_code
+        == 0
+    )
+    example = example.replace("epoch_040.py", "epoch_000.py").replace("epoch_040.pt", "last.pt")
+    digits = np.load(TOP / "prunetrain" / "training" / "data" / "digits.npz")["x_test"]
+    said = []
+    for number in range(12):
+        Image.fromarray(digits[number]).resize((20, 20)).save(f"{number:02}.png")
+        shutil.copy(f"{number:02}.png", "photo.png")
+        exec(example, {})
+        said.append(capsys.readouterr().out.strip())
+    assert len(set(said)) > 3
+    found = prunetrain.predict("checkpoints/resnet20-digits/last.pt", [f"{number:02}.png" for number in range(12)])
+    assert said == [one.guesses[0].name for one in found]
 
 
 def without(args: list[str], flags: tuple[str, ...], *, value: bool = True) -> list[str]:

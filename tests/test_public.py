@@ -14,18 +14,21 @@ import prunetrain
 from prunetrain.errors import PruneTrainError
 from prunetrain.graph import layergraph, load, parse, render, trace
 from prunetrain.library import prune, pruner, train
-from prunetrain.training import events, run
+from prunetrain.training import events, prediction, run
 
 TOP = Path(__file__).parent.parent
 HOMES = {
+    "Guess": prediction.Guess,
     "LayerGraph": layergraph.LayerGraph,
     "Observer": events.Observer,
     "Outcome": run.Outcome,
+    "Prediction": prediction.Prediction,
     "PruneTrain": pruner.PruneTrain,
     "PruneTrainError": PruneTrainError,
     "Reconfigured": pruner.Reconfigured,
     "load_network": load.load_network,
     "parse": parse.parse,
+    "predict": prediction.predict,
     "prune": prune.prune,
     "render": render.render,
     "trace": trace.trace,

@@ -1,7 +1,8 @@
 """The command line: one file a command, imported when that command runs.
 
-In: arguments. Out: an exit code; 0, or 2 with one line on stderr for what a user can do wrong, or 128 and the number of the signal that
-asked to stop: 130 after Ctrl-C, 143 after SIGTERM. `prunetrain --help` imports click and nothing heavier.
+In: arguments. Out: an exit code; 0, or 2 with one line on stderr for what a user can do wrong, or 1 where some of many things failed, with
+a line for each, or 128 and the number of the signal that asked to stop: 130 after Ctrl-C, 143 after SIGTERM. `prunetrain --help` imports
+click and nothing heavier.
 """
 
 import difflib
@@ -31,6 +32,7 @@ COMMANDS = {
     "sweep": "Train by every config file in a folder.",
     "flatten": "Write any network as one flat Python file.",
     "evaluate": "Measure a checkpoint's loss and accuracy.",
+    "predict": "Classify images by a trained network.",
     "bench": "Time a network on this machine, or two in turn.",
     "export": "Write a trained network as ONNX, pt2, safetensors or csr.",
 }

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from prunetrain.errors import BusyError
 from prunetrain.files import output_error
@@ -29,7 +29,7 @@ from prunetrain.foreign.memory import available_memory, readable
 from prunetrain.locking import locked
 from prunetrain.training.data.base import Say
 from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable, error_of_all
-from prunetrain.training.data.worker_signals import held_back, leave_signals_to_parent
+from prunetrain.training.data.workers import in_workers
 
 _SIZES, _PIXELS = "sizes.npy", "pixels.bin"
 _AT_A_TIME = 16  # images that a worker decodes before it hands them over
@@ -190,25 +190,14 @@ def _decode_into(folder: Path, files: ImageFiles, workers: int) -> None:
 
 def _parts(files: ImageFiles, workers: int) -> Iterator[_Part | list[Unreadable]]:
     """All images, some at a time, in order; in the place of some the unreadable ones among them."""
-    loader = DataLoader(
-        _Decoded(files),
-        batch_size=_AT_A_TIME,
-        num_workers=workers,
-        collate_fn=_joined,
-        worker_init_fn=leave_signals_to_parent,
-        generator=torch.Generator(),  # the loader would draw from torch's global state otherwise
-    )
-    with held_back():
-        parts = iter(loader)
-    yield from parts
+    count = len(files.paths)
+    spans = (range(first, min(first + _AT_A_TIME, count)) for first in range(0, count, _AT_A_TIME))
+    yield from in_workers(_Decoded(files), spans, _joined, workers=workers)
 
 
 class _Decoded(Dataset[Image.Image | Unreadable]):
     def __init__(self, files: ImageFiles) -> None:
         self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files.paths)
 
     def __getitem__(self, number: int) -> Image.Image | Unreadable:
         return self._files[number]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from prunetrain.config import TrainConfig
 from prunetrain.training.data.augmentation import Augmentation
@@ -24,11 +24,10 @@ from prunetrain.training.data.base import WHOLE, Batch, Normalizer, Say, Share, 
 from prunetrain.training.data.decoded import DecodedImages, keep
 from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable, random_window
 from prunetrain.training.data.folder_scan import FolderIndex, Samples, scan, scan_known
-from prunetrain.training.data.worker_signals import held_back, leave_signals_to_parent
+from prunetrain.training.data.workers import in_workers
 
 IMAGENET = Statistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SMALL_SIDE = 64  # pixels; up to here images are treated as CIFAR's are
-_AHEAD = 4  # batches that each worker has ready for a GPU, which waits for none; torch's default is 2
 _FIND_ALL = "; prunetrain train --cache FOLDER finds such files before it trains"
 
 Key = tuple[int, int]  # position in the epoch, number of the image
@@ -105,19 +104,7 @@ class FolderSource:
 
     def _decoded(self, views: "Views", keys: Iterable[list[Key]]) -> Iterator[Batch]:
         """Batches from the workers, uint8 (N, side, side, 3)."""
-        loader = DataLoader(
-            views,
-            batch_sampler=keys,
-            num_workers=self._workers,
-            prefetch_factor=_AHEAD if self._workers and self._device.type == "cuda" else None,
-            collate_fn=_collate,
-            worker_init_fn=leave_signals_to_parent,
-            pin_memory=self._device.type == "cuda",
-            generator=torch.Generator(),  # the loader would draw from torch's global state otherwise
-        )
-        with held_back():
-            batches = iter(loader)
-        for batch in batches:
+        for batch in in_workers(views, keys, _collate, workers=self._workers, pinned=self._device.type == "cuda"):
             if isinstance(batch, Unreadable):
                 raise batch.error("" if self._cached else _FIND_ALL)
             yield batch

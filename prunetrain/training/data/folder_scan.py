@@ -85,7 +85,7 @@ def scan_known(root: Path, classes: Sequence[str], what: Path) -> FolderIndex:
             f"{folder} has class folders that {what} does not know: {some(unknown)}; name them as in training ({some(classes)}), "
             "or take them out"
         )
-    paths = {name: _images(folder / name) for name in found}
+    paths = {name: images_in(folder / name) for name in found}
     if not any(paths.values()):
         raise DataError(f"{folder} has no images in its class folders: add some ({', '.join(EXTENSIONS)})")
     labels = tuple(numbers[as_text(name)] for name in found for _ in paths[name])
@@ -107,7 +107,7 @@ def _samples(split: Path, classes: tuple[str, ...], numbers: dict[str, int]) -> 
     paths: list[str] = []
     labels: list[int] = []
     for name in classes:
-        found = _images(split / name)
+        found = images_in(split / name)
         if not found:
             raise DataError(f"{split / name} has no images: add some ({', '.join(EXTENSIONS)}) or remove the folder")
         paths += found
@@ -115,7 +115,25 @@ def _samples(split: Path, classes: tuple[str, ...], numbers: dict[str, int]) -> 
     return Samples(tuple(paths), tuple(labels))
 
 
-def _images(folder: Path) -> list[str]:
+def find_images(named: Sequence[Path]) -> list[str]:
+    """The image files that are meant by files and folders, in their order; those of a folder, and of the folders in it, sorted.
+
+    Raises:
+        DataError: for a name that is neither, and for folders without images.
+    """
+    found = []
+    for path in named:
+        images = images_in(path) if path.is_dir() else [str(path)] if path.is_file() else None
+        if images is None:
+            raise DataError(f"{path} is no file or folder: name images, or folders with images in them")
+        if not images:
+            raise DataError(f"{path} has no images in it ({', '.join(EXTENSIONS)}): name another folder")
+        found += images
+    return found
+
+
+def images_in(folder: Path) -> list[str]:
+    """All image files of a folder and of the folders in it, sorted."""
     found = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -1,0 +1,107 @@
+"""`prunetrain.predict`: what a trained network takes new images for.
+
+In: a checkpoint and image files. Out: the most probable classes of each, in the order of the files.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunetrain.config import TrainConfig, build_config, settings_from
+from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.graph.memory import check_results_fit
+from prunetrain.graph.parse import parse
+from prunetrain.graph.shapes import infer_shapes
+from prunetrain.training.checkpoints import load_checkpoint, read_network_of
+from prunetrain.training.data.folder_scan import find_images
+from prunetrain.training.data.new_images import NewImages, preparation_of
+from prunetrain.training.environment import choose_device
+from prunetrain.training.outputs import logits_of
+from prunetrain.training.precision import autocast
+from prunetrain.training.stored import stored_config
+from prunetrain.training.trained import Trained
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class, and its probability by the network: the softmax of its logit, in [0, 1]."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an image shows, the most probable class first; of one that cannot be read there are no guesses, but `error` says why."""
+
+    path: str
+    guesses: tuple[Guess, ...] = ()
+    error: str = ""
+
+
+def predict(checkpoint: str | Path, images: str | Path | Iterable[str | Path], *, top: int = 1, **settings: Any) -> list[Prediction]:
+    """Classify images: `prunetrain.predict("checkpoints/RUN/last.pt", "photos")[0].guesses[0].name`.
+
+    Args:
+        checkpoint: of a run.
+        images: files, and folders, in which all image files are meant; prepared as in the validation of the run.
+        top: how many guesses an image.
+        settings: fields of `TrainConfig` that differ from the checkpoint's: device, amp, channels_last, batch_size, workers; data_dir where
+            the run was trained on an .npz file, which knows their mean and deviation.
+
+    Raises:
+        PruneTrainError: for a checkpoint or settings that do not work, and names that are no files. An image that cannot be read is a
+            prediction with an error.
+    """
+    path = Path(checkpoint)
+    named = [images] if isinstance(images, str | Path) else images
+    paths = find_images([Path(image) for image in named])
+    loaded = load_checkpoint(path)
+    config = build_config(stored_config(path, loaded).to_dict(), {"max_batch_size": 0}, settings_from(settings))
+    if "data_dir" in settings and config.dataset != "npz":
+        raise ConfigError(f"--data-dir is for networks of arrays, and {path} was trained on {config.dataset}: name images alone")
+    device = choose_device(config)
+    network, source = read_network_of(path, loaded)
+    trained = Trained(network, source, parse(source, str(network)), path, loaded.model)
+    names = _names(trained, loaded.class_names)
+    files = NewImages(paths, *preparation_of(config, trained.graph.input_shape, network), device)
+    config = replace(config, batch_size=max(1, min(config.batch_size, len(paths))))
+    if device.type == "cpu":
+        check_results_fit(trained.graph, str(network), config.batch_size)
+    model = trained.build().to(device)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    found = dict(_classified(model, files, config, names, top))
+    return [found[number] for number in range(len(paths))]
+
+
+@torch.inference_mode()
+def _classified(
+    model: nn.Module, files: NewImages, config: TrainConfig, names: Sequence[str], top: int
+) -> Iterator[tuple[int, Prediction]]:
+    """What each image shows, by its number."""
+    for numbers, images, unreadable in files.batches(config.batch_size, workers=config.workers, channels_last=config.channels_last):
+        yield from ((number, Prediction(image.path, error=image.reason)) for number, image in unreadable)
+        if images is None:
+            continue
+        with autocast(images.device, config.amp):
+            outputs = logits_of(model(images))
+        probabilities, classes = outputs.float().softmax(1).topk(min(top, len(names)))
+        for number, shares, best in zip(numbers, probabilities.tolist(), classes.tolist(), strict=True):
+            yield number, Prediction(files.paths[number], tuple(Guess(names[k], share) for k, share in zip(best, shares, strict=True)))
+
+
+def _names(trained: Trained, names: list[str]) -> list[str]:
+    """Of the classes, in the order of the outputs; their numbers where a checkpoint of earlier versions has none.
+
+    Raises:
+        CheckpointError: if there are more or fewer than outputs.
+    """
+    classes = infer_shapes(trained.graph)[trained.graph.output.index][1]
+    if names and len(names) != classes:
+        raise CheckpointError(f"{trained.weights}: damaged, it does not name as many classes as {trained.network} has")
+    return names or [str(number) for number in range(classes)]

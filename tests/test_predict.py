@@ -1,0 +1,267 @@
+"""New images by a trained network: prepared as in validation, the unreadable named, a row an image in every form of output."""
+
+import csv
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datafiles import FORKS, folder_settings, levels, write_images, write_npz
+from PIL import Image
+from runs import Recorder, invoke, settings
+
+import prunetrain
+from prunetrain.config import TrainConfig
+from prunetrain.errors import ConfigError, DataError
+from prunetrain.paths import RunPaths
+from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.data import load_data
+from prunetrain.training.data.npz import DIGITS
+from prunetrain.training.data.npz import read as read_arrays
+from prunetrain.training.environment import Environment
+from prunetrain.training.loop import logits
+from prunetrain.training.run import start_run
+from prunetrain.training.state import load_state
+from prunetrain.training.trained import read_trained
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
+    """A run on cats and dogs, whose images are larger than what the network takes."""
+    folder = tmp_path_factory.mktemp("run")
+    data = folder_settings(write_images(folder / "images", size=(30, 24)), image_size=16)
+    return start_run(settings(folder, folder, **data, epochs=2, name="x"), Recorder()).run
+
+
+@pytest.fixture
+def here(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where that run is, and commands run."""
+    monkeypatch.chdir(run.output_dir)
+    return Path("images")
+
+
+def printed(*args: str | Path) -> str:
+    result = invoke("predict", *args)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return result.stdout
+
+
+def probabilities(run: RunPaths) -> torch.Tensor:
+    """What the network of a run makes of its validation images, which its own data source prepares."""
+    config = TrainConfig(**load_checkpoint(run.last).config)
+    data = load_data(config, CPU)
+    state = load_state(run.last, config, data, Environment(CPU))
+    return torch.cat([logits(state, images).softmax(1) for images, _ in data.val_batches(4)])
+
+
+def shares(found: list[prunetrain.Prediction], names: list[str]) -> torch.Tensor:
+    """Predictions of all classes as a table (images, classes)."""
+    return torch.tensor([[{guess.name: guess.probability for guess in one.guesses}[name] for name in names] for one in found])
+
+
+# The same as in validation
+
+
+@FORKS
+@pytest.mark.parametrize("more", [{}, {"batch_size": 2, "workers": 2}, {"channels_last": True, "batch_size": 5}], ids=str)
+def test_validation_images_get_what_validation_gives_them(more: dict[str, Any], run: RunPaths, here: Path) -> None:
+    found = prunetrain.predict(run.last, here / "val", top=2, **more)
+    assert [one.path for one in found] == [
+        f"images/val/{name}/{file}" for name in ("cat", "dog") for file in ("0.png", "2.png", "deeper/1.png")
+    ]
+    torch.testing.assert_close(shares(found, ["cat", "dog"]), probabilities(run), rtol=0, atol=1e-6)
+    assert all(one.guesses[0].probability >= one.guesses[1].probability for one in found)
+
+
+def test_large_images_are_cut_as_in_validation(tmp_path: Path) -> None:
+    """Above 64 pixels the shorter side becomes 256/224 of the crop."""
+    data = folder_settings(write_images(tmp_path / "images", size=(100, 90)), image_size=70)
+    run = start_run(settings(tmp_path, tmp_path, **data, epochs=1, name="x"), Recorder()).run
+    found = prunetrain.predict(run.last, tmp_path / "images" / "val", top=2)
+    torch.testing.assert_close(shares(found, ["cat", "dog"]), probabilities(run), rtol=0, atol=1e-6)
+
+
+def test_half_precision(run: RunPaths, here: Path) -> None:
+    plain, half = (shares(prunetrain.predict(run.last, here, top=2, amp=amp), ["cat", "dog"]) for amp in ("off", "bfloat16"))
+    assert not torch.equal(plain, half)
+    torch.testing.assert_close(plain, half, rtol=0, atol=0.05)
+
+
+# Networks of images that are no files
+
+
+def test_digits_as_files(tmp_path: Path) -> None:
+    """Grey images of the network's size come as they are; larger ones, in colour and oblong, are fitted into it."""
+    run = start_run(settings(tmp_path, tmp_path, dataset="digits", data_dir="data", epochs=2, target_macs=0.0, name="x"), Recorder()).run
+    pixels = read_arrays(DIGITS)[1].images[:20, 0].numpy()
+    (tmp_path / "same").mkdir()
+    (tmp_path / "other").mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "same" / f"{number:02}.png")
+        wide = np.zeros((80, 120), np.uint8)
+        wide[:, 20:100] = np.kron(image, np.ones((10, 10), np.uint8))
+        Image.fromarray(wide).convert("RGB").save(tmp_path / "other" / f"{number:02}.png")
+    expected = probabilities(run)[:20]
+    for name in ("same", "other"):
+        found = prunetrain.predict(run.last, tmp_path / name, top=10)
+        torch.testing.assert_close(shares(found, list("0123456789")), expected, rtol=0, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"--data-dir is for networks of arrays, and .*last\.pt was trained on digits: name images alone"):
+        prunetrain.predict(run.last, tmp_path / "same", data_dir="x")
+
+
+@pytest.fixture
+def arrays(tmp_path: Path) -> Path:
+    """An .npz of oblong images in colour."""
+    rng = np.random.default_rng(0)
+    pixels = levels(rng, 24, 6, 8, 3) // 3
+    labels = np.arange(24) % 3
+    return Path(write_npz(tmp_path / "a.npz", {"x_train": pixels, "y_train": labels, "x_test": pixels[:5], "y_test": labels[:5]}))
+
+
+def test_arrays_are_scaled_as_their_training_images(arrays: Path, tmp_path: Path) -> None:
+    run = start_run(settings(arrays, tmp_path, epochs=1, batch_size=8, name="x"), Recorder()).run
+    expected = probabilities(run)
+    files = []
+    for number, image in enumerate(read_arrays(arrays)[1].images):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(files[-1])
+    torch.testing.assert_close(shares(prunetrain.predict(run.last, files, top=3), ["0", "1", "2"]), expected, rtol=0, atol=1e-5)
+    arrays.rename(tmp_path / "b.npz")
+    with pytest.raises(DataError, match=r"a\.npz does not exist: name an \.npz file with --data-dir"):
+        prunetrain.predict(run.last, files)
+    found = prunetrain.predict(run.last, files, top=3, data_dir=str(tmp_path / "b.npz"))
+    torch.testing.assert_close(shares(found, ["0", "1", "2"]), expected, rtol=0, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"digits\.npz has 1x8x8 images, and \S+ takes 3x6x8: name the file that it was trained on"):
+        prunetrain.predict(run.last, files, data_dir=str(DIGITS))
+
+
+def test_images_of_two_channels_are_no_files(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels, labels = levels(rng, 8, 6, 6, 2), np.arange(8) % 2
+    data = write_npz(tmp_path / "a.npz", {"x_train": pixels, "y_train": labels, "x_test": pixels, "y_test": labels})
+    run = start_run(settings(Path(data), tmp_path, epochs=1, batch_size=4, name="x"), Recorder()).run
+    Image.new("RGB", (6, 6)).save(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match=r"takes images of 2 channels, and image files have 1 or 3: use it from Python, on arrays"):
+        prunetrain.predict(run.last, tmp_path / "a.png")
+
+
+# Forms of output
+
+
+def test_table(run: RunPaths, here: Path) -> None:
+    file = here / "val" / "dog" / "2.png"
+    (one,) = prunetrain.predict(run.last, file, top=2)
+    best, second = one.guesses
+    lines = printed("x", file).splitlines()
+    assert [line.split() for line in lines] == [["image", "class", "probability"], [str(file), best.name, f"{best.probability:.2%}"]]
+    lines = printed(run.last, "--top", "9", file, file).splitlines()
+    assert lines[0].split() == ["image", "class", "probability", "class_2", "probability_2"]
+    assert lines[1].split() == [str(file), best.name, f"{best.probability:.2%}", second.name, f"{second.probability:.2%}"]
+    assert lines[2] == lines[1]
+    assert len(set(map(len, lines))) == 1
+
+
+def test_json_and_csv(run: RunPaths, here: Path, tmp_path: Path) -> None:
+    found = prunetrain.predict(run.last, here / "val", top=2)
+    described = json.loads(printed("x", here / "val", "--top", "2", "--json"))
+    assert described == [
+        {"image": one.path, "guesses": [{"class": guess.name, "probability": guess.probability} for guess in one.guesses]} for one in found
+    ]
+    target = tmp_path / "deeper" / "found.csv"
+    assert printed("x", here / "val", "-o", target, "--top", "2") == f"{target}: 6 of 6 images\n"
+    rows = list(csv.DictReader(io.StringIO(target.read_text())))
+    assert [row["image"] for row in rows] == [one.path for one in found]
+    for row, one in zip(rows, found, strict=True):
+        assert [row["class"], row["class_2"]] == [guess.name for guess in one.guesses]
+        assert float(row["probability"]) == pytest.approx(one.guesses[0].probability, rel=1e-5)
+        assert float(row["probability"]) + float(row["probability_2"]) == pytest.approx(1, abs=1e-5)
+    before = target.read_bytes()
+    result = invoke("predict", "x", here / "val", "-o", target)
+    assert (result.exit_code, result.stderr) == (2, f"error: {target} is there already: choose another name, or --force\n")
+    assert target.read_bytes() == before
+    printed("x", here / "val", "-o", target, "--force")
+    assert target.read_text().splitlines()[0] == "image,class,probability"
+
+
+# Files
+
+
+@FORKS
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_unreadable_images_are_named_and_the_others_done(workers: str, run: RunPaths, here: Path, tmp_path: Path) -> None:
+    whole = (here / "val" / "cat" / "2.png").read_bytes()
+    (tmp_path / "deeper").mkdir()
+    for name, content in (("a.png", whole), ("b.png", whole[: len(whole) // 2]), ("deeper/c.jpg", b"no"), ("d.png", whole), ("e.txt", b"")):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "f.png").symlink_to("nowhere")
+    good = [str(tmp_path / name) for name in ("a.png", "d.png")]
+    bad = [str(tmp_path / name) for name in ("b.png", "deeper/c.jpg", "f.png")]
+    args = ("predict", "x", tmp_path, "-b", "2", "-j", workers)
+    result = invoke(*args)
+    assert result.exit_code == 1
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["image", *good]
+    lines = result.stderr.splitlines()
+    assert [line.partition(" cannot be read as an image (")[0] for line in lines] == [f"error: {path}" for path in bad]
+    assert all(line.endswith(")") for line in lines)
+    described = json.loads(invoke(*args, "--json").stdout)
+    assert [one["image"] for one in described] == [good[0], bad[0], good[1], bad[1], bad[2]]
+    assert ["error" in one for one in described] == [False, True, False, True, True]
+    result = invoke("predict", "x", *bad[:2])
+    assert (result.exit_code, result.stdout) == (1, "")
+
+
+def test_names_that_are_no_text(run: RunPaths, here: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"d\xf6g.png")
+    path.write_bytes((here / "val" / "dog" / "2.png").read_bytes())
+    assert "d\\udcf6g.png" in printed("x", tmp_path)
+    printed("x", tmp_path, "-o", tmp_path / "found.csv")
+    assert os.fsencode(path) in (tmp_path / "found.csv").read_bytes()
+    assert json.loads(printed("x", tmp_path, "--json"))[0]["image"] == str(path)
+
+
+@pytest.mark.usefixtures("here")
+def test_refusals(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    image = "images/val/cat/0.png"
+    for args, line in (
+        (("x",), "missing argument 'IMAGE...'. Try prunetrain predict --help"),
+        (("x", image, "nowhere.png"), "nowhere.png is no file or folder: name images, or folders with images in them"),
+        (("x", tmp_path / "empty"), f"{tmp_path}/empty has no images in it (.jpg, "),
+        (("nowhere.pt", image), "nowhere.pt: no such checkpoint"),
+        (("x", image, "-o", "a.txt"), "a.txt: a file of predictions ends in .csv"),
+        (("x", image, "-o", "a.csv", "--json"), "-o writes CSV, and --json prints: give one of them"),
+        (("x", image, "--device", "gpu"), "device 'gpu' is not on this machine: "),
+        (("x", image, "--data-dir", "images"), "--data-dir is for networks of arrays, and checkpoints/x/last.pt was trained on folder"),
+    ):
+        result = invoke("predict", *args)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert result.stderr.startswith(f"error: {line}")
+    with pytest.raises(ConfigError, match="unknown setting 'devise': did you mean device"):
+        prunetrain.predict("checkpoints/x/last.pt", image, devise="cpu")
+    assert prunetrain.predict("checkpoints/x/last.pt", []) == []
+
+
+def test_checkpoints_of_earlier_versions_have_numbers_for_names(run: RunPaths, here: Path, tmp_path: Path) -> None:
+    content = torch.load(run.last, weights_only=True)
+    del content["class_names"]
+    for kind, path in (("generated_nets", run.networks), ("checkpoints", run.checkpoints)):
+        shutil.copytree(path, tmp_path / kind / "x")
+    torch.save(content, tmp_path / "checkpoints" / "x" / "last.pt")
+    names = [one.guesses[0].name for one in prunetrain.predict(tmp_path / "checkpoints" / "x" / "last.pt", here / "val")]
+    assert names == [str(["cat", "dog"].index(one.guesses[0].name)) for one in prunetrain.predict(run.last, here / "val")]
+
+
+def test_nothing_moves_the_networks_statistics(run: RunPaths, here: Path) -> None:
+    """One image at a time or all together: the same, and the checkpoint's tensors stay."""
+    before = {name: tensor.clone() for name, tensor in read_trained(run.last).state.items()}
+    single, together = (prunetrain.predict(run.last, here, batch_size=size) for size in (1, 100))
+    assert [one.guesses[0].name for one in single] == [one.guesses[0].name for one in together]
+    after = read_trained(run.last).state
+    assert all(torch.equal(before[name], after[name]) for name in before)
