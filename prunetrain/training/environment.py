@@ -112,7 +112,7 @@ def choose_device(config: TrainConfig) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         there = device.type == "cuda" and torch.cuda.device_count() > (device.index or 0)
         what = f"device {config.device!r} cannot be used: use another, or --device cpu" if there else absent
-        raise ConfigError(f"{what} ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{what} ({(str(error) or type(error).__name__).splitlines()[0]})") from None
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(absent)
     if config.amp == "float16" and device.type == "cpu":
