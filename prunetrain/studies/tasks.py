@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from prunetrain.errors import PruneTrainError
+from prunetrain.training.cores import cores
 
 
 @dataclass(frozen=True)
@@ -120,4 +121,4 @@ def _line(error: BaseException) -> str:
 def _share_cores(jobs: int) -> None:
     import torch
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    torch.set_num_threads(max(1, cores() // jobs))

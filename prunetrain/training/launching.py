@@ -28,6 +28,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
 
 import prunetrain
 from prunetrain.errors import WorkerError
+from prunetrain.training.cores import cores
 from prunetrain.training.joining import FAILED, PEER_LOST, RUN, STORE, lost_key
 from prunetrain.training.stopping import SIGNALS
 
@@ -192,7 +193,7 @@ def _environment(workers: int, store: str) -> Iterator[None]:
     changes = {
         STORE: store,
         "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), here])),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // workers))),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // workers))),
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "FATAL"),
     }
     before = {name: os.environ.get(name) for name in changes}
@@ -205,8 +206,3 @@ def _environment(workers: int, store: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
