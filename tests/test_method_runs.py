@@ -366,8 +366,12 @@ def test_the_command(trained: Outcome, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "unit: " in result.output
     assert read_graph(tmp_path / "generated_nets" / "small" / "epoch_003.py").layer("fc1")["out_features"] == 250
-    again = invoke("prune", trained.run.last, *flags, "--resume", "auto")
-    assert again.exit_code == 0, again.output
+    for again in (
+        invoke("prune", trained.run.last, *flags, "--resume"),
+        invoke("prune", "--resume", trained.run.last, *flags),
+        invoke("prune", trained.run.last, "--resume", "auto", *flags),  # as train has it
+    ):
+        assert again.exit_code == 0, again.output
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()) == ["small"]
 
 

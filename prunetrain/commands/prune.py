@@ -24,7 +24,20 @@ def _options(function: Any) -> Any:
     return function
 
 
-@click.command("prune")
+class _ResumeAlone(click.Command):
+    """Reads `--resume auto`, as train has it, as the `--resume` that it is: a flag without a value."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        read: list[str] = []
+        for word in args:
+            if word == "--resume=auto":
+                read.append("--resume")
+            elif word != "auto" or read[-1:] != ["--resume"]:
+                read.append(word)
+        return super().parse_args(ctx, read)
+
+
+@click.command("prune", cls=_ResumeAlone)
 @checkpoint_argument
 @config_option("method", default=_NONE)
 @config_option("rate", default=_NONE)
@@ -40,7 +53,7 @@ def _options(function: Any) -> Any:
 @_options
 @click.option("--name", help="Name of the new run.  [default: the run of CHECKPOINT with the method]")
 @config_option("output_dir", default="where the run of CHECKPOINT is")
-@click.option("--resume", type=click.Choice(["auto"]), help="auto: go on with the newest run of this name, or start it.")
+@click.option("--resume", is_flag=True, help="Go on with the newest run of this name, or start it.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -51,7 +64,7 @@ def command(
     threshold_std: float | None,
     epochs: int | None,
     during: int | None,
-    resume: str | None,
+    resume: bool,
     **params: Any,
 ) -> None:
     """Prune CHECKPOINT by a method and retrain it, as a run of its own.
@@ -80,7 +93,7 @@ def command(
     output = console()
     progress = TrainingProgress(output)
     try:
-        outcome = prune(checkpoint, epochs=epochs, during=during, resume=resume is not None, observer=progress, **settings)
+        outcome = prune(checkpoint, epochs=epochs, during=during, resume=resume, observer=progress, **settings)
     finally:
         progress.close()
     print_outcome(output, outcome)
