@@ -16,6 +16,7 @@ from pathlib import Path
 
 from prunetrain.files import write_text
 from prunetrain.studies.plot import plot_sparsity
+from prunetrain.studies.records import DENSE
 from prunetrain.studies.summary import points, table
 
 WAYS = ("finetune", "lr-rewind", "weight-rewind")
@@ -41,11 +42,13 @@ def main() -> None:
         grid = ["--methods", "magnitude", "--rates", arguments.rates, "--seeds", arguments.seeds, "--plot", "none"]
         training = ["--epochs", str(arguments.epochs), "--save-epochs", str(arguments.rewind_epoch), *flags]
         subprocess.run([sys.executable, "-m", "prunetrain", "study", folder, *grid, *how, *training], check=True)
-        records += [record | {"method": way} for record in json.loads((folder / "study.json").read_text())]
-    found = points(records)
-    write_text(arguments.folder / "rewinding.md", table(found))
-    plot_sparsity(arguments.folder / "rewinding.svg", found, arguments.title)
-    print(table(found))
+        found = json.loads((folder / "study.json").read_text())
+        records += [record for record in found if record["method"] == DENSE and way == WAYS[0]]
+        records += [record | {"method": way} for record in found if record["method"] != DENSE]
+    summed = points(records)
+    write_text(arguments.folder / "rewinding.md", table(summed))
+    plot_sparsity(arguments.folder / "rewinding.svg", summed, arguments.title)
+    print(table(summed))
 
 
 def _share_dense(first: Path, folder: Path) -> None:

@@ -8,12 +8,14 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from prunetrain.errors import ConfigError
 from prunetrain.files import ensure_folder, write_text
 
 Record: TypeAlias = dict[str, Any]
+DENSE: Final = "dense"
+"""The method of a record of a dense network, which all others are compared with."""
 
 
 class Records:

@@ -1,15 +1,15 @@
 """The files of a study: every cell as CSV and JSON, a table of means as Markdown, and plots.
 
-In: the records of its cells. Out: files beside each other.
+In: the records of its cells and dense networks. Out: files beside each other.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from prunetrain.files import write_text
-from prunetrain.studies.plot import plot_macs, plot_sparsity
+from prunetrain.studies.plot import methods_that_cut, plot_macs, plot_sparsity
 from prunetrain.studies.records import Record, write_csv, write_json
-from prunetrain.studies.summary import points, table
+from prunetrain.studies.summary import LEGEND, methods_of, points, table
 
 
 def write_study(folder: Path, records: Sequence[Record], title: str, form: str | None) -> list[Path]:
@@ -17,7 +17,7 @@ def write_study(folder: Path, records: Sequence[Record], title: str, form: str |
 
     Args:
         folder: where to.
-        records: of the cells, at least one.
+        records: of the dense networks and the cells, at least one. Of dense networks alone there is no plot.
         title: of the plots.
         form: of the plots, "svg" or "png"; None for none.
 
@@ -29,12 +29,11 @@ def write_study(folder: Path, records: Sequence[Record], title: str, form: str |
     files = [folder / "study.csv", folder / "study.json", folder / "study.md"]
     write_csv(files[0], records)
     write_json(files[1], records)
-    write_text(files[2], table(found))
-    if form is not None:
+    write_text(files[2], f"{table(found)}\n{LEGEND}\n")
+    if form is not None and methods_of(found):
         files.append(folder / f"study.{form}")
         plot_sparsity(files[-1], found, title)
-        smaller = {point.method for point in found if point.macs < 1}
-        if smaller:
+        if methods_that_cut(found):
             files.append(folder / f"study-macs.{form}")
-            plot_macs(files[-1], [point for point in found if point.method in smaller], title)
+            plot_macs(files[-1], found, title)
     return files

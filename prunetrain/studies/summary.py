@@ -1,13 +1,19 @@
 """What a study found, for people: means and spread over the seeds, as Markdown.
 
-In: the records of its cells. Out: one line a method and rate.
+In: the records of its cells and dense networks. Out: one line a rate, and one of the dense networks.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import Final
 
-from prunetrain.studies.records import Record
+from prunetrain.studies.records import DENSE, Record
+
+LEGEND: Final = (
+    "Top-1: mean (lowest to highest of the seeds). Left: parameters that are not zero, and MACs, as shares of the dense network's."
+)
+"""What the numbers in a table's cells are."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,11 @@ class Point:
     params: float
     macs: float
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is the dense networks, which no method has pruned."""
+        return self.method == DENSE
+
 
 def points(records: Sequence[Record]) -> list[Point]:
     """The points of a study, by method in the order of the records, and by rate."""
@@ -34,6 +45,11 @@ def points(records: Sequence[Record]) -> list[Point]:
     return [_point(method, rate, cells) for (method, rate), cells in ranked]
 
 
+def methods_of(found: Sequence[Point]) -> list[str]:
+    """The methods of a study, each once, without the dense networks."""
+    return list(dict.fromkeys(point.method for point in found if not point.is_dense))
+
+
 def _point(method: str, rate: float, cells: Sequence[Record]) -> Point:
     top1 = [cell["top1"] for cell in cells]
     left = mean(cell["nonzero_params"] / cell["dense_params"] for cell in cells)
@@ -43,18 +59,20 @@ def _point(method: str, rate: float, cells: Sequence[Record]) -> Point:
 
 
 def table(found: Sequence[Point]) -> str:
-    """A Markdown table: a row a rate, a column a method: mean top-1, the extremes, and the share of parameters that is left."""
-    methods = list(dict.fromkeys(point.method for point in found))
+    """A Markdown table: a row a rate, a column a method; `LEGEND` says what is in a cell. The dense networks are a row above all others."""
+    methods = methods_of(found)
     cells = {(point.method, point.rate): point for point in found}
-    lines = [f"| removed | {' | '.join(methods)} |", "| ---: |" + " --- |" * len(methods)]
-    for rate in sorted({point.rate for point in found}):
+    lines = [f"| rate | {' | '.join(methods or [DENSE])} |", "| ---: |" + " --- |" * max(1, len(methods))]
+    lines += [f"| {DENSE} |" + f" {_top1(point)} |" * max(1, len(methods)) for point in found if point.is_dense]
+    for rate in sorted({point.rate for point in found if not point.is_dense}):
         row = (_cell(cells.get((method, rate))) for method in methods)
         lines.append(f"| {rate:.0%} | {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
 def _cell(point: Point | None) -> str:
-    if point is None:
-        return ""
-    spread = f" ({point.low:.2%} to {point.high:.2%})" if point.seeds > 1 else ""
-    return f"{point.top1:.2%}{spread}, {point.params:.1%} left"
+    return "" if point is None else f"{_top1(point)}, {point.params:.1%} params, {point.macs:.1%} MACs left"
+
+
+def _top1(point: Point) -> str:
+    return f"{point.top1:.2%}" + (f" ({point.low:.2%} to {point.high:.2%})" if point.seeds > 1 else "")
