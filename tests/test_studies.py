@@ -9,15 +9,20 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.axes import Axes
 from runs import invoke, write_images
 
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, DataError
-from prunetrain.studies import grid
+from prunetrain.paths import RunPaths
+from prunetrain.report.history import read_metrics
+from prunetrain.studies import defaults, grid, sweep
+from prunetrain.studies.fitting import unfit
 from prunetrain.studies.grid import Study, run_study
 from prunetrain.studies.plot import plot_macs, plot_sparsity
 from prunetrain.studies.records import Records, markdown
-from prunetrain.studies.summary import Point, points, table
+from prunetrain.studies.results import write_study
+from prunetrain.studies.summary import LEGEND, Point, points, table
 from prunetrain.studies.tasks import Done, Task, run_tasks
 from prunetrain.training.stopping import StopRequested
 
@@ -48,13 +53,17 @@ def test_a_line_a_cell_in_csv_and_json(study: Path) -> None:
     records = json.loads((study / "study.json").read_text())
     assert [{key: str(value) for key, value in record.items()} for record in records] == rows
     assert [(row["method"], row["rate"], row["seed"]) for row in rows] == [
-        (method, rate, seed) for method in ("magnitude", "unit") for seed in "01" for rate in ("0.0", "0.5")
+        *(("dense", "0.0", seed) for seed in "01"),
+        *((method, rate, seed) for method in ("magnitude", "unit") for seed in "01" for rate in ("0.0", "0.5")),
     ]
     dense = 64 * 300 + 300 + 300 * 100 + 100 + 100 * 4 + 4
     for record in records:
         assert record["dense_params"] == dense
         assert 0 <= record["top1"] <= 1
-        if record["method"] == "magnitude":
+        if record["method"] == "dense":
+            assert (record["params"], record["macs"]) == (dense, record["dense_macs"])
+            assert record["top1"] == read_metrics(RunPaths(study, f"dense-seed-{record['seed']}"))[-1]["val_top1"]
+        elif record["method"] == "magnitude":
             assert record["params"] == dense
             assert record["nonzero_params"] <= dense - record["rate"] * (dense - 404)
         else:
@@ -64,8 +73,9 @@ def test_a_line_a_cell_in_csv_and_json(study: Path) -> None:
 
 def test_a_table_and_plots_beside_them(study: Path) -> None:
     lines = (study / "study.md").read_text().splitlines()
-    assert lines[0] == "| removed | magnitude | unit |"
-    assert [line.partition("|")[2].partition("|")[0].strip() for line in lines[2:]] == ["0%", "50%"]
+    assert lines[0] == "| rate | magnitude | unit |"
+    assert [line.partition("|")[2].partition("|")[0].strip() for line in lines[2:]] == ["dense", "0%", "50%", "", ""]
+    assert lines[-1] == LEGEND
     for name in ("study.svg", "study-macs.svg"):
         assert ElementTree.parse(study / name).getroot().tag.endswith("svg")
 
@@ -75,10 +85,10 @@ def test_what_is_done_stays_done_and_a_grid_can_grow(study: Path, images: Path) 
     before = {path.name: path.stat().st_mtime_ns for path in (study / "cells").iterdir()}
     result = invoke("study", study, *flags(images), "--slice", "--retrain-epochs", "1")
     assert result.exit_code == 0
-    assert "seed" not in result.output
+    assert "seed-" not in result.output
     result = invoke("study", study, *flags(images, rates="0.5,0.9", seeds="0"), "--slice", "--retrain-epochs", "1")
     assert result.exit_code == 0
-    assert [line.partition(":")[0] for line in result.output.splitlines() if "seed" in line] == [
+    assert [line.partition(":")[0] for line in result.output.splitlines() if "seed-" in line] == [
         "dense-seed-0",
         "magnitude-0.9-seed-0",
         "unit-0.9-seed-0",
@@ -92,16 +102,85 @@ def test_other_settings_need_another_folder(study: Path, images: Path) -> None:
     assert result.stderr == f"error: {study / 'cells'} holds results of other settings (lr): name another folder, or remove it\n"
 
 
-def test_in_several_processes_a_cell_that_fails_is_one_line_and_the_others_are_as_in_one(study: Path, images: Path, tmp_path: Path) -> None:
-    grid_flags = flags(images, methods="fpgm,magnitude", rates="0.5", seeds="0")
+def test_in_several_processes_the_cells_are_as_in_one(study: Path, images: Path, tmp_path: Path) -> None:
+    grid_flags = flags(images, methods="magnitude", rates="0.5", seeds="0")
     result = invoke("study", tmp_path, *grid_flags, "--slice", "--retrain-epochs", "1", "--jobs", "2", "--plot", "none")
-    assert result.exit_code == 1
-    assert result.stderr.splitlines() == [
-        "error: fpgm-0.5-seed-0: no filters of this network can go: it has no layer of the classes Conv1d, Conv2d, ConvTranspose2d"
-    ]
+    assert (result.exit_code, result.stderr) == (0, "")
     left, right = (json.loads((folder / "cells" / "magnitude-0.5-seed-0.result.json").read_text()) for folder in (tmp_path, study))
     assert {**left, "seconds": 0} == {**right, "seconds": 0}
     assert not list(tmp_path.glob("*.svg"))
+
+
+NO_FILTERS = "no filters of this network can go: it has no layer of the classes Conv1d, Conv2d, ConvTranspose2d"
+
+
+def test_a_method_that_cannot_prune_the_network_is_one_line_before_anything_is_trained(images: Path, tmp_path: Path) -> None:
+    result = invoke("study", tmp_path / "a", *flags(images, methods="fpgm"))
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"error: fpgm: {NO_FILTERS}\n")
+    assert not (tmp_path / "a" / "checkpoints").exists()
+    result = invoke("study", tmp_path / "b", *flags(images, methods="fpgm,magnitude", rates="0.5", seeds="0"), "--plot", "none")
+    assert (result.exit_code, result.stderr) == (1, f"error: fpgm: {NO_FILTERS}\n")
+    assert result.stdout.startswith("dense-seed-0: top-1 ")
+    assert {record["method"] for record in json.loads((tmp_path / "b" / "study.json").read_text())} == {"dense", "magnitude"}
+
+
+def test_a_cell_that_fails_is_one_line_and_the_others_are_run(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = grid.prune
+
+    def sometimes(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["rate"] == 0.5:
+            raise DataError("no data\nat all")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(grid, "prune", sometimes)
+    result = invoke("study", tmp_path, *flags(images, methods="magnitude", seeds="0"), "--plot", "none")
+    assert (result.exit_code, result.stderr) == (1, "error: magnitude-0.5-seed-0: no data\n")
+    assert "magnitude-0-seed-0: top-1 " in result.stdout
+
+
+def test_the_default_methods_prune_the_default_network() -> None:
+    config = TrainConfig(device="cpu")
+    run = RunPaths(Path("nowhere"), "dense-seed-0")
+    assert unfit(run, config, defaults.METHODS, 0.99, {}) == {}
+    assert unfit(run, config, ("unit", "group-lasso", "admm"), 0.99, {}) == {
+        "unit": "no units of this network can go: all are frozen (fc: the network's output)"
+    }
+    assert unfit(run, config, ("magnitude",), 0.5, {"layer_rates": ("fc9=0",)}) == {"magnitude": "unknown layer 'fc9': did you mean fc?"}
+
+
+def test_group_lasso_takes_part_by_the_macs_that_it_removes(images: Path, tmp_path: Path) -> None:
+    how = ("--retrain-epochs", "4", "--layer-rate", "fc3=0")
+    result = invoke("study", tmp_path, *flags(images, methods="magnitude,group-lasso", rates="0,0.6", seeds="0"), *how)
+    assert (result.exit_code, result.stderr) == (0, "")
+    records = {(record["method"], record["rate"]): record for record in json.loads((tmp_path / "study.json").read_text())}
+    whole, cut = records["group-lasso", 0.0], records["group-lasso", 0.6]
+    assert (whole["macs"], whole["params"]) == (whole["dense_macs"], whole["dense_params"])
+    assert 0.3 < cut["macs"] / cut["dense_macs"] <= 0.4
+    assert whole["train_macs_total"] == records["magnitude", 0.0]["train_macs_total"]  # so many epochs have all
+    assert whole["top1"] == records["magnitude", 0.0]["top1"]  # without a lasso it is training alone
+    assert "Not in this plot: magnitude." in (tmp_path / "study-macs.svg").read_text()
+
+
+def test_group_lasso_trains_as_long_as_the_others_in_all_rounds(tmp_path: Path) -> None:
+    common = {"folder": tmp_path, "training": TrainConfig(), "methods": ["group-lasso", "fpgm"], "rates": [0.25], "seeds": [0], "during": 1}
+    study = Study(**common, pruning={"rounds": 3, "scope": "global", "lr": 0.01}, epochs=2)  # type: ignore[arg-type]
+    lasso, fpgm = (study.pruning_of(cell) for cell in study.cells(0))
+    assert lasso == {"lr": 0.01, "target_macs": 0.75, "epochs": 6}
+    assert fpgm == {"lr": 0.01, "rounds": 3, "scope": "global", "rate": 0.25, "epochs": 2, "during": 1}
+
+
+def test_who_stops_a_study_or_sweep_is_told_how_to_go_on(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object) -> None:
+        raise StopRequested(signal.SIGINT)
+
+    line = "stopped, and what is done stays: the same command goes on from here\n"
+    monkeypatch.setattr(grid, "run_study", stop)
+    monkeypatch.setattr(sweep, "run_sweep", stop)
+    result = invoke("study", tmp_path / "a", *flags(images))
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", line)
+    (tmp_path / "one.toml").write_text("epochs = 1\n")
+    result = invoke("sweep", tmp_path)
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", line)
 
 
 def test_a_stopped_study_goes_on(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +204,7 @@ def test_a_stopped_study_goes_on(images: Path, tmp_path: Path, monkeypatch: pyte
     assert told == ["dense-seed-0", "magnitude-0-seed-0"]
     records = run_study(plan, 1, lambda done: told.append(done.name))
     assert told == ["dense-seed-0", "magnitude-0-seed-0", "dense-seed-0", "magnitude-0.5-seed-0"]
-    assert [record["rate"] for record in records] == [0.0, 0.5]
+    assert [(record["method"], record["rate"]) for record in records] == [("dense", 0.0), ("magnitude", 0.0), ("magnitude", 0.5)]
     monkeypatch.setattr(grid, "prune", None)  # nothing is pruned again
     assert run_study(plan, 1, told.append) == records  # type: ignore[arg-type]
 
@@ -135,7 +214,18 @@ def test_a_stopped_study_goes_on(images: Path, tmp_path: Path, monkeypatch: pyte
     [
         ({"methods": "magnitude,unti"}, "unknown method 'unti': did you mean unit?"),
         ({"methods": "magnitude-std"}, "magnitude-std has no rate to choose: leave it out of --methods"),
-        ({"methods": "group-lasso"}, "group-lasso has no rate to choose: leave it out of --methods"),
+        ({"methods": "2:4"}, "2:4 has no rate to choose: leave it out of --methods"),
+        ({"methods": "group-lasso"}, "group-lasso prunes while it retrains: give 4 --retrain-epochs or more, or leave it out of --methods"),
+        ({"methods": "group-lasso", "retrain_epochs": "3"}, "group-lasso prunes while it retrains: give 4 --retrain-epochs or more"),
+        (
+            {"methods": "group-lasso", "retrain": "lr-rewind"},
+            "group-lasso goes on training, and takes nothing back: leave out --retrain, or leave it out of --methods",
+        ),
+        (
+            {"methods": "admm"},
+            "admm acts before it prunes: give --during, the epochs that it is to have, or leave it out of --methods",
+        ),
+        ({"methods": "admm", "during": "0", "retrain_epochs": "2"}, "admm acts before it prunes: give --during"),
         ({"rates": "0.5,1"}, "rate must be from 0 and under 1, the fraction to remove, not 1.0"),
         ({"rates": "0.5;0.6"}, "--rates must be numbers with commas between them, not '0.5;0.6'"),
         ({"seeds": "0,0"}, "--seeds must name at least one, and none twice, not 0,0"),
@@ -173,12 +263,58 @@ def test_means_and_spread() -> None:
         Point("magnitude", 0.9, 1, 0.95, 0.95, 0.95, pytest.approx(0.1), 1.0),
     ]
     assert table(found).splitlines() == [
-        "| removed | unit | magnitude |",
+        "| rate | unit | magnitude |",
         "| ---: | --- | --- |",
-        "| 0% | 100.00%, 100.0% left |  |",
-        "| 50% | 85.00% (80.00% to 90.00%), 50.0% left |  |",
-        "| 90% |  | 95.00%, 10.0% left |",
+        "| 0% | 100.00%, 100.0% params, 100.0% MACs left |  |",
+        "| 50% | 85.00% (80.00% to 90.00%), 50.0% params, 50.0% MACs left |  |",
+        "| 90% |  | 95.00%, 10.0% params, 100.0% MACs left |",
     ]
+
+
+def test_the_dense_networks_are_a_row_above_all_rates() -> None:
+    dense = [record("dense", 0.0, 0, 0.92), record("dense", 0.0, 1, 0.94)]
+    assert table(points(dense + RECORDS)).splitlines()[1:4] == [
+        "| ---: | --- | --- |",
+        "| dense | 93.00% (92.00% to 94.00%) | 93.00% (92.00% to 94.00%) |",
+        "| 0% | 100.00%, 100.0% params, 100.0% MACs left |  |",
+    ]
+    assert table(points(dense)).splitlines() == ["| rate | dense |", "| ---: | --- |", "| dense | 93.00% (92.00% to 94.00%) |"]
+
+
+def test_without_a_cell_there_is_a_table_and_no_plot(tmp_path: Path) -> None:
+    files = write_study(tmp_path, [record("dense", 0.0, 0, 0.92)], "a network", "svg")
+    assert [file.name for file in files] == ["study.csv", "study.json", "study.md"]
+
+
+def drawn(path: Path) -> dict[str, str]:
+    """The colour of every line that a legend names, by its name, as matplotlib was told; dotted ones with a colon in front."""
+    found: dict[str, str] = {}
+    real = Axes.legend
+
+    def legend(axes: Axes, **kwargs: Any) -> Any:
+        for line in axes.get_lines():
+            found[str(line.get_label())] = (":" if line.get_linestyle() == ":" else "") + str(line.get_color())
+        return real(axes, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Axes, "legend", legend)
+        (plot_macs if "macs" in path.name else plot_sparsity)(path, points(COLOURFUL), "a network")
+    return found
+
+
+COLOURFUL = [
+    record("dense", 0.0, 0, 0.9),
+    *(record(method, rate, 0, 0.9 - rate / 2) for method in ("magnitude", "unit") for rate in (0.0, 0.5)),
+]
+
+
+def test_a_method_has_one_colour_in_all_plots_and_the_dense_networks_a_dotted_line(tmp_path: Path) -> None:
+    by_params, by_macs = drawn(tmp_path / "study.svg"), drawn(tmp_path / "study-macs.svg")
+    assert list(by_params) == ["magnitude", "unit", "dense"]
+    assert list(by_macs) == ["unit", "dense"]  # masks leave all multiply-accumulates
+    assert by_macs.items() <= by_params.items()
+    assert len(set(by_params.values())) == 3
+    assert by_params["dense"].startswith(":")
 
 
 @pytest.mark.parametrize("form", ["svg", "png"])

@@ -1,25 +1,42 @@
 """`prunetrain study`: a grid of methods, rates and seeds on one network and data set."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from prunetrain.commands.options import config_options_but, given, resolve
+from prunetrain.commands.pieces import Pieces, saying_how_to_go_on
 from prunetrain.config import OF_THE_LASSO
 from prunetrain.errors import ConfigError
 from prunetrain.method_settings import METHOD_SETTINGS
+from prunetrain.studies import defaults
 
 _Value = TypeVar("_Value", int, float)
 
 
+def _listed(values: Iterable[str | float]) -> str:
+    """Values with commas between them, as one gives them."""
+    return ",".join(value if isinstance(value, str) else f"{value:g}" for value in values)
+
+
 @click.command("study")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--methods", default="magnitude,unit", show_default=True, metavar="NAME,...", help="Methods to compare.")
-@click.option("--rates", metavar="R,...", help="Shares to remove.  [default: 0,0.25,0.5,0.6,0.7,0.8,0.9,0.95,0.97,0.99]")
-@click.option("--seeds", default="0,1,2", show_default=True, metavar="N,...", help="Seeds; a network is trained for each.")
+@click.option("--methods", default=_listed(defaults.METHODS), show_default=True, metavar="NAME,...", help="Methods to compare.")
 @click.option(
-    "--retrain-epochs", type=click.IntRange(min=0), metavar="N", help="Epochs after each pruning.  [default: 0; the rest where taken back]"
+    "--rates",
+    default=_listed(defaults.RATES),
+    show_default=True,
+    metavar="R,...",
+    help="Shares to remove: of the weights or filters of a layer; by group-lasso, of the MACs.",
+)
+@click.option("--seeds", default=_listed(defaults.SEEDS), show_default=True, metavar="N,...", help="Seeds; a network is trained for each.")
+@click.option(
+    "--retrain-epochs",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Epochs after each pruning; those in which group-lasso prunes.  [default: 0; the rest where taken back]",
 )
 @click.option("--retrain-lr", type=float, help="Learning rate of fine-tuning.  [default: a tenth of --lr]")
 @click.option(
@@ -41,7 +58,7 @@ def command(
     *,
     folder: Path,
     methods: str,
-    rates: str | None,
+    rates: str,
     seeds: str,
     retrain_epochs: int | None,
     retrain_lr: float | None,
@@ -54,12 +71,12 @@ def command(
     """Train a network for each seed; prune each by every method at every rate; retrain; write CSV, JSON, a table and plots to FOLDER.
 
     The flags of training are those of the networks, which are trained without pruning. What is done stays done: run the same command
-    again to go on, or with more methods, rates or seeds. Exit code 1 if a cell failed; the others are run.
+    again to go on, or with more methods, rates or seeds. Exit code 1 if a cell failed, or a method that cannot prune this network; the
+    others are run.
     """
-    from prunetrain.studies.grid import RATES, Study, run_study
+    from prunetrain.studies.grid import Study, run_study
     from prunetrain.studies.plot import check_plots
     from prunetrain.studies.results import write_study
-    from prunetrain.studies.tasks import Done
 
     flags = given(params)
     pruning = {name: flags[name] for name in METHOD_SETTINGS if name in flags}
@@ -70,7 +87,7 @@ def command(
         folder=folder,
         training=training,
         methods=methods.split(","),
-        rates=_numbers(rates, "rates", float) if rates is not None else RATES,
+        rates=_numbers(rates, "rates", float),
         seeds=_numbers(seeds, "seeds", int),
         pruning=pruning,
         epochs=0 if retrain_epochs is None and pruning.get("retrain", "finetune") == "finetune" else retrain_epochs,
@@ -79,22 +96,15 @@ def command(
     )
     if plot_format != "none":
         check_plots()
-    failures: list[str] = []
-
-    def report(done: Done) -> None:
-        if done.failure is not None:
-            failures.append(done.name)
-            click.echo(f"error: {done.name}: {done.failure}", err=True)
-        else:
-            click.echo(f"{done.name}: top-1 {done.result['top1']:.2%}")
-
-    records = run_study(study, jobs, report)
+    pieces = Pieces()
+    with saying_how_to_go_on():
+        records = run_study(study, jobs, pieces.report)
     if records:
         title = f"{training.model} on {training.dataset}"
         files = write_study(folder, records, title, None if plot_format == "none" else plot_format)
         click.echo(files[2].read_text(), nl=False)
         click.echo(f"written: {', '.join(map(str, files))}")
-    if failures:
+    if pieces.failed:
         ctx.exit(1)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from prunetrain.commands.options import resolve
+from prunetrain.commands.pieces import Pieces, saying_how_to_go_on
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, PruneTrainError
 
@@ -28,15 +29,7 @@ def command(ctx: click.Context, /, *, folder: Path, output: Path | None, jobs: i
     from prunetrain.studies.tasks import Done
 
     output = output or folder / "runs"
-    failures: list[str] = []
-
-    def report(done: Done) -> None:
-        if done.failure is None:
-            click.echo(f"{done.name}: top-1 {done.result['top1']:.2%}")
-        else:
-            failures.append(done.name)
-            click.echo(f"error: {done.name}: {done.failure}", err=True)
-
+    pieces = Pieces()
     configs: dict[str, TrainConfig] = {}
     for path in _config_files(folder):
         try:
@@ -44,8 +37,9 @@ def command(ctx: click.Context, /, *, folder: Path, output: Path | None, jobs: i
                 raise ConfigError("another file has this name before its ending")
             configs[path.stem] = resolve({"config": str(path)})
         except PruneTrainError as error:
-            report(Done(path.name, failure=str(error)))
-    records = run_sweep(output, configs, jobs, report)
+            pieces.report(Done(path.name, failure=str(error)))
+    with saying_how_to_go_on():
+        records = run_sweep(output, configs, jobs, pieces.report)
     if records:
         text = markdown(records, COLUMNS)
         write_csv(output / "summary.csv", records)
@@ -53,7 +47,7 @@ def command(ctx: click.Context, /, *, folder: Path, output: Path | None, jobs: i
         write_text(output / "summary.md", text)
         click.echo(text, nl=False)
         click.echo(f"written: {output / 'summary.csv'}, {output / 'summary.json'}, {output / 'summary.md'}")
-    if failures:
+    if pieces.failed:
         ctx.exit(1)
 
 

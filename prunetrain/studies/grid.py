@@ -1,8 +1,8 @@
 """A study: methods x rates x seeds on one network and data set.
 
-In: the settings of training and of pruning, and the grid. Out: for every cell what the pruned network achieves. A network is trained for
-each seed; every cell prunes that network and retrains it. Each is a run of its own in the study's folder; the cells' runs go when their
-result is known.
+In: the settings of training and of pruning, and the grid. Out: for every cell what the pruned network achieves, and what the dense network
+of every seed does. Every cell prunes the network of its seed and retrains it. Each is a run of its own in the study's folder; the cells'
+runs go when their result is known.
 """
 
 import dataclasses
@@ -20,15 +20,17 @@ from prunetrain.errors import ConfigError
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.library.prune import prune
-from prunetrain.method_settings import ADMM, GROUP_LASSO, STRUCTURED, check_share
+from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS, STRUCTURED, check_share
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
 from prunetrain.paths import RunPaths
-from prunetrain.studies.records import Record, Records
+from prunetrain.studies.fitting import unfit
+from prunetrain.studies.records import DENSE, Record, Records
 from prunetrain.studies.running import finished, train_to_the_end
 from prunetrain.studies.tasks import Done, Report, Task, run_tasks
+from prunetrain.training.run import Outcome
 
-RATES: Final = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 _OF_A_MACHINE: Final = ("data_dir", "download", "workers", "device", "output_dir", "name", "seed", "checkpoint_minutes")
+_LEAST_EPOCHS: Final = 4  # of the group lasso: two until the target is reached, and as many to recover
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,11 @@ class Study:
     Args:
         folder: where it writes.
         training: settings of the networks that are pruned; seed, name and folder are the study's.
-        methods: names; those with a rate that can be chosen.
+        methods: names; those with a rate that can be chosen, and group-lasso, whose rate is the share of the MACs to remove.
         rates: shares to remove, in [0, 1).
         seeds: of the trained networks.
-        pruning: settings of `prune` that all cells share, such as `scope`, `retrain` or `lr`.
-        epochs: of retraining; None as in `prune`.
+        pruning: settings of `prune` that all cells share, such as `scope`, `retrain` or `lr`; a method is told those that it has.
+        epochs: of retraining, in which group-lasso prunes; None as in `prune`.
         during: epochs with the method before it prunes, for those that act in training; None as in `prune`.
         keep_runs: leave the cells' checkpoints and network files where they are.
 
@@ -76,7 +78,7 @@ class Study:
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            if name == GROUP_LASSO or (name != ADMM and (methods.entry(name).amount != "rate" or name == "2:4")):
+            if name not in (ADMM, GROUP_LASSO) and (methods.entry(name).amount != "rate" or name == "2:4"):
                 raise ConfigError(f"{name} has no rate to choose: leave it out of --methods")
         settings_from(self.pruning)
         if self.training.method != GROUP_LASSO:
@@ -87,19 +89,54 @@ class Study:
             values = getattr(self, what)
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"--{what} must name at least one, and none twice, not {','.join(map(str, values)) or 'nothing'}")
+        self._check_epochs()
+
+    def _check_epochs(self) -> None:
+        """Refuse methods that act in training where they get no epochs to act in."""
+        if ADMM in self.methods and 0 in (self.during, self.epochs if self.during is None else None):
+            raise ConfigError("admm acts before it prunes: give --during, the epochs that it is to have, or leave it out of --methods")
+        if GROUP_LASSO not in self.methods:
+            return
+        if self.pruning.get("retrain", "finetune") != "finetune":
+            raise ConfigError("group-lasso goes on training, and takes nothing back: leave out --retrain, or leave it out of --methods")
+        if self.epochs is not None and self.epochs * self._rounds < _LEAST_EPOCHS:
+            raise ConfigError(
+                f"group-lasso prunes while it retrains: give {_LEAST_EPOCHS} --retrain-epochs or more, or leave it out of --methods"
+            )
+
+    @property
+    def _rounds(self) -> int:
+        return int(self.pruning.get("rounds", TrainConfig.rounds))
 
     def cells(self, seed: int) -> list[Cell]:
         """The cells of a seed."""
         return [Cell(method, rate, seed) for method in self.methods for rate in self.rates]
+
+    def dense(self, seed: int) -> RunPaths:
+        """The run of the dense network of a seed."""
+        return RunPaths(self.folder, f"{DENSE}-seed-{seed}")
 
     def training_of(self, seed: int) -> TrainConfig:
         """The settings that train the network of a seed."""
         saved = set(self.training.save_epochs)
         if self.pruning.get("retrain") in TAKES_WEIGHTS_BACK and self.pruning.get("rewind_epoch", 0):
             saved.add(self.pruning["rewind_epoch"])
-        name, epochs = f"dense-seed-{seed}", tuple(sorted(saved))
+        name, epochs = self.dense(seed).name, tuple(sorted(saved))
         dense = {name: getattr(TrainConfig, name) for name in OF_THE_LASSO} | {"penalty_ratio": 0.0}
         return replace(self.training, **dense, seed=seed, name=name, output_dir=str(self.folder), save_epochs=epochs)
+
+    def pruning_of(self, cell: Cell) -> dict[str, Any]:
+        """What `prune` is told of a cell, beside the checkpoint and where to write.
+
+        Group-lasso trains on for as many epochs as the others do in all their rounds; at rate 0 without a lasso.
+        """
+        if cell.method == GROUP_LASSO:
+            own = {name: value for name, value in self.pruning.items() if name not in METHOD_SETTINGS}
+            aim = {"target_macs": 1 - cell.rate} if cell.rate else {"target_macs": 0.0, "penalty_ratio": 0.0}
+            return {**own, **aim, "epochs": self.epochs if self.epochs is None else self.epochs * self._rounds}
+        acts = cell.method == ADMM or _decides_channels(cell.method)
+        during = self.during if acts or self.during is None else 0
+        return {**_fitting(self.pruning, cell.method), "rate": cell.rate, "epochs": self.epochs, "during": during}
 
     def settings(self) -> dict[str, Any]:
         """What decides the results, apart from the grid, which may grow."""
@@ -108,7 +145,9 @@ class Study:
 
 
 def run_study(study: Study, jobs: int, report: Report) -> list[Record]:
-    """Run what of a study is not done yet; returns the records of all cells that are, in the order of the grid.
+    """Run what of a study is not done yet; returns the records of all that is: the dense networks, then the cells in the order of the grid.
+
+    A method that cannot prune the network has failed before anything is trained, and its cells are left out.
 
     Args:
         study: the grid.
@@ -116,51 +155,75 @@ def run_study(study: Study, jobs: int, report: Report) -> list[Record]:
         report: is told of every piece that ends.
 
     Raises:
-        ConfigError: if the folder holds another study.
+        PruneTrainError: if the folder holds another study, or the network cannot be made.
         StopRequested: if a signal came; what is done stays.
     """
     records = Records(study.folder / "cells", study.settings())
-    tasks = []
-    for seed in study.seeds:
-        cells = [cell for cell in study.cells(seed) if records.get(cell.name) is None]
-        if cells:
-            following = tuple(Task(cell.name, partial(_run_cell, study, cell)) for cell in cells)
-            tasks.append(Task(f"dense-seed-{seed}", partial(_train_dense, study, seed), following))
+    failed = _failed(study, records)
+    for method, reason in failed.items():
+        report(Done(method, failure=reason))
 
     def keep(done: Done) -> None:
-        if done.failure is None and "method" in done.result:
+        if done.failure is None and records.get(done.name) is None:
             records.put(done.name, done.result)
         report(done)
 
-    run_tasks(tasks, jobs, keep)
-    found = (records.get(cell.name) for seed in study.seeds for cell in study.cells(seed))
-    return sorted((record for record in found if record), key=lambda record: study.methods.index(record["method"]))
+    run_tasks(_tasks(study, records, failed), jobs, keep)
+    names = [study.dense(seed).name for seed in study.seeds]
+    names += [cell.name for seed in study.seeds for cell in study.cells(seed)]
+    order = (DENSE, *study.methods)
+    return sorted((record for record in map(records.get, names) if record), key=lambda record: order.index(record["method"]))
+
+
+def _waiting(study: Study, records: Records, seed: int) -> list[Cell]:
+    """The cells of a seed that are not done."""
+    return [cell for cell in study.cells(seed) if records.get(cell.name) is None]
+
+
+def _failed(study: Study, records: Records) -> dict[str, str]:
+    """The methods with cells to run that cannot prune the network, and why not."""
+    waiting = {cell.method for seed in study.seeds for cell in _waiting(study, records, seed)}
+    seed = study.seeds[0]
+    asked = [method for method in study.methods if method in waiting]
+    return unfit(study.dense(seed), study.training_of(seed), asked, max(study.rates), study.pruning)
+
+
+def _tasks(study: Study, records: Records, failed: Mapping[str, str]) -> list[Task]:
+    """A dense network for each seed that has something to do, and the cells that prune it; nothing if no method can prune."""
+    if set(failed) == set(study.methods):
+        return []
+    tasks = []
+    for seed in study.seeds:
+        cells = [cell for cell in _waiting(study, records, seed) if cell.method not in failed]
+        name = study.dense(seed).name
+        if cells or records.get(name) is None:
+            following = tuple(Task(cell.name, partial(_run_cell, study, cell)) for cell in cells)
+            tasks.append(Task(name, partial(_train_dense, study, seed), following))
+    return tasks
 
 
 def _train_dense(study: Study, seed: int) -> Record:
     """Train the network of a seed, or go on, or find it done."""
-    return {"top1": train_to_the_end(study.training_of(seed)).val_top1}
+    outcome = train_to_the_end(study.training_of(seed))
+    seconds = sum(line["epoch_seconds"] for line in outcome.history)
+    return _record(Cell(DENSE, 0.0, seed), study.dense(seed), outcome, seconds)
 
 
 def _run_cell(study: Study, cell: Cell) -> Record:
     start = time.perf_counter()
-    dense = RunPaths(study.folder, f"dense-seed-{cell.seed}")
-    outcome = prune(
-        dense.last,
-        method=cell.method,
-        rate=cell.rate,
-        epochs=study.epochs,
-        during=study.during if cell.method == ADMM or study.during is None or _decides_channels(cell.method) else 0,
-        resume=True,
-        name=cell.name,
-        output_dir=str(study.folder),
-        **_fitting(study.pruning, cell.method),
+    dense = study.dense(cell.seed)
+    outcome = finished(
+        prune(dense.last, method=cell.method, resume=True, name=cell.name, output_dir=str(study.folder), **study.pruning_of(cell))
     )
-    finished(outcome)
-    before, after = costs(read_graph(dense.network(0))), costs(read_graph(outcome.network))
+    record = _record(cell, dense, outcome, time.perf_counter() - start)
     if not study.keep_runs:
         for folder in (outcome.run.networks, outcome.run.checkpoints):
             shutil.rmtree(folder)
+    return record
+
+
+def _record(cell: Cell, dense: RunPaths, outcome: Outcome, seconds: float) -> Record:
+    before, after = costs(read_graph(dense.network(0))), costs(read_graph(outcome.network))
     return {
         **dataclasses.asdict(cell),
         "top1": outcome.val_top1,
@@ -171,7 +234,7 @@ def _run_cell(study: Study, cell: Cell) -> Record:
         "macs": after.macs,
         "dense_macs": before.macs,
         "train_macs_total": outcome.history[-1]["train_macs_total"] if outcome.history else 0,
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
     }
 
 
@@ -182,4 +245,4 @@ def _fitting(pruning: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 
 def _decides_channels(method: str) -> bool:
-    return methods.entry(method).decides == "channels"
+    return method != ADMM and methods.entry(method).decides == "channels"

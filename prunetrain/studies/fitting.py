@@ -1,0 +1,64 @@
+"""Which methods cannot prune a study's network, found out before that is trained.
+
+In: the settings of the network, and of the prunings. Out: the methods that would fail in every cell, and why.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunetrain.config import TrainConfig, parse_arguments
+from prunetrain.errors import ConfigError
+from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.method_settings import ADMM, GROUP_LASSO
+from prunetrain.methods.options import Options
+from prunetrain.methods.registry import decide
+from prunetrain.models import build
+from prunetrain.models.checked_tracing import stored, traced_and_checked
+from prunetrain.paths import RunPaths
+from prunetrain.training.data import load_data
+from prunetrain.training.trained import read_trained
+
+_OPTIONS = ("scope", "structure", "streams", "norm_share")
+
+
+def unfit(run: RunPaths, config: TrainConfig, methods: Sequence[str], rate: float, pruning: Mapping[str, Any]) -> dict[str, str]:
+    """The methods that cannot prune a network, and why not, each on one line.
+
+    Args:
+        run: of the network, if it is there.
+        config: the settings that train it.
+        methods: names.
+        rate: to prune at.
+        pruning: settings of `prune`.
+
+    Raises:
+        PruneTrainError: if the network cannot be made.
+    """
+    found: dict[str, str] = {}
+    asked = [method for method in methods if method != GROUP_LASSO]
+    if not asked:
+        return found
+    graph, state = _network(run, config)
+    rates = parse_arguments(pruning.get("layer_rates", ()), "layer-rate")
+    options = Options(layer_rates=rates, **{name: pruning[name] for name in _OPTIONS if name in pruning})
+    for method in asked:
+        try:
+            decide("magnitude" if method == ADMM else method, graph, state, rate, options)
+        except ConfigError as error:
+            found[method] = str(error)
+    return found
+
+
+def _network(run: RunPaths, config: TrainConfig) -> tuple[LayerGraph, Mapping[str, Tensor]]:
+    """The network with weights: of the run, or random ones."""
+    if run.last.exists():
+        trained = read_trained(run.last)
+        return trained.graph, trained.state
+    data = load_data(config, torch.device("cpu"))
+    arguments = parse_arguments(config.model_args)
+    model = build(config.model, input_shape=data.input_shape, num_classes=data.num_classes, model_args=arguments)
+    traced = stored(traced_and_checked(model, torch.zeros(2, *data.input_shape)))
+    return traced.graph, traced.state
