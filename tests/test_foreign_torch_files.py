@@ -18,7 +18,8 @@ from torch import nn
 from prunetrain.foreign import memory, torch_files
 from prunetrain.foreign.archives import check_contents, open_archive
 from prunetrain.foreign.refusal import RefusedFileError
-from prunetrain.foreign.torch_files import check_torch_file
+from prunetrain.foreign.stored import StoredTensor
+from prunetrain.foreign.torch_files import check_torch_file, read_values
 from prunetrain.models.torch_files import load_torch_file
 
 CONTENT = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2), "epoch": 3}
@@ -29,6 +30,22 @@ def saved(content: object = CONTENT) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
+
+
+def test_plain_values_are_read_without_the_tensors(tmp_path: Path) -> None:
+    def read(data: bytes) -> object:
+        (tmp_path / "file.pt").write_bytes(data)
+        with (tmp_path / "file.pt").open("rb") as file:
+            return read_values(file)
+
+    values = read(saved())
+    assert isinstance(values, dict)
+    assert values["epoch"] == 3
+    assert isinstance(values["weight"], StoredTensor)
+    assert values["weight"].shape == (2, 3)
+    for data in (b"", saved()[:-1], edited(saved(), "data.pkl", lambda content: content[:-1])):
+        with pytest.raises(RefusedFileError):
+            read(data)
 
 
 def parts_of(data: bytes) -> Parts:

@@ -5,10 +5,11 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from graphs import chain, residual, without_a_branch
 from hypothesis import given
 from hypothesis import strategies as st
-from reported import NETWORKS, line, write_run
+from reported import NETWORKS, line, write_run, write_settings
 
 from prunetrain.errors import ConfigError
 from prunetrain.files import write_text
@@ -16,6 +17,7 @@ from prunetrain.graph.costs import costs
 from prunetrain.paths import RunPaths
 from prunetrain.report.alignment import ABSENT, line_up
 from prunetrain.report.history import LayerHistory, labels, read_history
+from prunetrain.report.run_settings import differing, read_settings, written
 
 
 def test_layers_line_up_by_name_though_some_go(tmp_path: Path) -> None:
@@ -56,6 +58,47 @@ def test_what_files_do_not_tell_is_nan(tmp_path: Path) -> None:
     assert all(
         map(math.isnan, (metrics.kept("macs"), metrics.train_macs_removed, *metrics.values("val_loss"), *metrics.values("no_field")))
     )
+
+
+def test_what_a_method_pruned_at_the_end_was_measured_in_no_epoch(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "x", {0: chain(), 4: chain()}, nonzero_params=100)
+    lasso = read_history(run, "x")
+    assert (lasso.prunings, lasso.top1, lasso.nonzero) == ((), 0.8, 100)
+    masked = read_history(write_settings(run, method="magnitude"), "x")
+    assert masked.prunings == (4,)
+    assert all(map(math.isnan, (masked.top1, masked.nonzero)))
+    trained_on = read_history(write_settings(write_run(tmp_path, "y", {0: chain(), 3: chain()}, nonzero_params=100), method="unit"), "y")
+    assert (trained_on.prunings, trained_on.top1, trained_on.nonzero) == ((3,), 0.8, 100)
+
+
+def test_no_more_is_not_zero_than_is_there(tmp_path: Path) -> None:
+    last = costs(NETWORKS[4]).params  # a cut after the last epoch
+    assert read_history(write_run(tmp_path, "x", nonzero_params=last + 5), "x").nonzero == last
+
+
+def test_settings_are_those_of_the_last_checkpoint(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "x")
+    assert read_settings(run) == {}
+    write_settings(run, method="magnitude", rate=0.5, nesterov=True, layer_rates=("fc=0",), model={"a": 1}, not_a_setting=1, lr=None)
+    assert read_settings(run) == {"method": "magnitude", "rate": 0.5, "nesterov": True, "layer_rates": ("fc=0",)}
+    for content in (b"", b"PK", run.last.read_bytes()[:-30]):
+        run.last.write_bytes(content)
+        assert read_settings(run) == {}
+    for content in ([1], {"config": 1}):
+        torch.save(content, run.last)
+        assert read_settings(run) == {}
+
+
+def test_settings_that_differ() -> None:
+    first = {"method": "magnitude", "rate": 0.5, "lr": 0.1, "seed": 0, "name": "a", "workers": 1, "save_epochs": (1,), "epochs": 3}
+    second = first | {"rate": 0.9, "name": "b", "workers": 2, "save_epochs": [1], "epochs": 3.0}
+    assert differing([first, second]) == ["rate"]
+    assert differing([first, second | {"method": "unit", "epochs": 4}, {}]) == ["method", "rate", "epochs"]
+    assert differing([first, {**first, "lr": 1e-2}, {"method": "magnitude"}]) == ["rate", "epochs", "lr", "save_epochs", "seed"]
+    assert differing([first, {}]) == differing([]) == []
+    assert [written(value) for value in (True, False, 0.1, 3, "a", (), ("fc=0", "b=1"), [1, 2], None)] == [
+        *("on", "off", "0.1", "3", "a", "", "fc=0, b=1", "1, 2", "")
+    ]
 
 
 def test_metrics_that_are_none_are_named_with_their_line(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from xml.etree import ElementTree
 
 import pytest
 from graphs import chain, without_a_branch
-from reported import write_run
+from reported import write_run, write_settings
 from runs import invoke
 
 from prunetrain.paths import RunPaths
 from prunetrain.report.charts import CHARTS, horizontal
+from prunetrain.report.figures import Turn, edges_of
 from prunetrain.report.history import read_history
 
 pytest.importorskip("matplotlib", reason="matplotlib, the extra `plot`, is not installed")
@@ -158,6 +159,57 @@ def test_charts_without_anything_to_show_are_left_out(tmp_path: Path) -> None:
     masked = read_history(write_run(tmp_path, "y", sparsity=0.5, nonzero_params=7), "y")
     assert [curve.label for curve in size.kinds([history, masked])] == ["parameters", "those that are not zero"]
     assert not {"lambda", "exchange"} & shown
+
+
+@pytest.fixture
+def pruned_runs(tmp_path: Path) -> list[RunPaths]:
+    """Two runs with masks, of two rates."""
+    runs = []
+    for name, rate, left in (("half", 0.5, 100), ("<b>tenth</b>", 0.9, 20)):
+        run = write_run(tmp_path / name, "x", {0: chain(), 2: chain()}, sparsity=rate, nonzero_params=left)
+        runs.append(write_settings(run, method="magnitude", rate=rate, data_dir=name))
+    return runs
+
+
+@pytest.mark.usefixtures("few_charts")
+def test_runs_with_masks_are_told_apart(pruned_runs: list[RunPaths], tmp_path: Path) -> None:
+    result = invoke("report", *(run.checkpoints for run in pruned_runs), "-o", tmp_path / "x.html")
+    assert (result.exit_code, result.stderr) == (0, "")
+    results, settings = re.findall("<table>(.*?)</table>", (tmp_path / "x.html").read_text(), re.DOTALL)
+    dense = read_history(pruned_runs[0], "x").networks[0].costs.params
+    assert f"<td>100 ({100 / dense:.1%})</td>" in results
+    assert f"<td>20 ({20 / dense:.1%})</td>" in results
+    assert re.findall('<th scope="col">(.*?)</th>', settings) == ["run", "rate", "data-dir"]
+    assert re.findall("<td>(.*?)</td>", settings) == ["0.5", "half", "0.9", "&lt;b&gt;tenth&lt;/b&gt;"]
+    assert "a method pruned</span>" in (tmp_path / "x.html").read_text()
+
+
+def test_the_epoch_of_a_pruning_is_marked_on_every_axis(pruned_runs: list[RunPaths], tmp_path: Path) -> None:
+    history = read_history(pruned_runs[0], "x")
+    marked = {chart.name: chart.marked(history) for chart in CHARTS if chart.marked(history)}
+    assert marked == {"accuracy": [2], "accuracy-by-training-macs": [3 * 600_000 * 200], "accuracy-by-time": [5.0]}
+    lasso = read_history(write_run(tmp_path, "lasso"), "lasso")
+    assert not any(chart.marked(lasso) for chart in CHARTS)
+
+
+def test_a_run_is_drawn_to_its_end_and_no_further(tmp_path: Path) -> None:
+    def edges(name: str, *networks: int, epochs: int) -> list[float]:
+        return edges_of(read_history(write_run(tmp_path, name, dict.fromkeys(networks, chain()), epochs), name))
+
+    assert edges("pruned", 0, 9, epochs=10) == [0, 9, 10]
+    assert edges("long", 0, 10, 20, epochs=40) == [0, 10, 20, 40]
+    assert edges("cut-last", 0, 10, 50, epochs=50) == [0, 10, 50, 52]  # a stripe
+    assert edges("every", 0, *range(1, 51), epochs=50)[-2:] == [50, 51]
+    assert edges("one", 0, epochs=0) == [0, 1]
+
+
+@pytest.mark.parametrize(("runs", "points"), [(2, 4), (3, 20), (7, 5), (4, 200)])
+def test_lines_on_each_other_have_dots_at_other_points(runs: int, points: int) -> None:
+    dots = [Turn("#000000", index, runs).dots(points) for index in range(runs)]
+    assert all(places[-1] == points - 1 for places in dots)
+    shared = [place for places in dots for place in places[:-1]]
+    assert len(shared) == len(set(shared))
+    assert max(map(len, dots)) <= 8
 
 
 def test_time_adds_up(tmp_path: Path) -> None:

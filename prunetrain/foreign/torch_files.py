@@ -31,12 +31,27 @@ def check_torch_file(file: BinaryIO) -> None:
     if size > (available := available_memory()):
         raise RefusedFileError(f"its tensors take {readable(size)}, and {readable(available)} of memory are free")
     check_contents(archive)
+    _values(archive, parts)
+    file.seek(0)
+
+
+def read_values(file: BinaryIO) -> object:
+    """The plain values in a file, with a `StoredTensor` for each tensor, whose numbers are not read.
+
+    Raises:
+        RefusedFileError: for what torch.save did not write, and whatever does not fit together.
+    """
+    archive = open_archive(file, most_entries=MOST_TENSORS, compressed=False)
+    return _values(archive, _parts(archive))
+
+
+def _values(archive: zipfile.ZipFile, parts: dict[str, int]) -> object:
+    """What the pickle builds."""
     try:
         data = archive.read(f"{_folder(archive)}{_PICKLE}")
     except ARCHIVE_ERRORS:
         raise RefusedFileError(f"its {_PICKLE} is damaged") from None
-    read_pickle(data, {name.removeprefix(_STORAGES): length for name, length in parts.items() if name.startswith(_STORAGES)})
-    file.seek(0)
+    return read_pickle(data, {name.removeprefix(_STORAGES): length for name, length in parts.items() if name.startswith(_STORAGES)})
 
 
 def _folder(archive: zipfile.ZipFile) -> str:

@@ -23,7 +23,8 @@ class Chart:
     """One figure with a line of each kind for every run.
 
     `unit` is the label of the vertical axis; `kind` how its numbers are written: "percent", "number" (12 M) or "plain"; `against` what the
-    horizontal axis counts, one of `AXES`; `zero`: the vertical axis starts at 0; `log`: it is logarithmic.
+    horizontal axis counts, one of `AXES`; `zero`: the vertical axis starts at 0; `log`: it is logarithmic; `prunings`: the epochs after
+    which a method pruned are marked.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Chart:
     zero: bool = False
     log: bool = False
     against: str = "epoch"
+    prunings: bool = False
 
     def shown_for(self, runs: Sequence[History]) -> bool:
         """Whether any run has something to show here: a number that is not zero."""
@@ -43,6 +45,13 @@ class Chart:
         """The kinds of lines that it has for these runs; none if there is but one, which needs no name."""
         kinds = tuple(curve for curve in self.curves if any(not math.isnan(value) for run in runs for value in curve.read(run)))
         return kinds if len(kinds) > 1 else ()
+
+    def marked(self, run: History) -> list[float]:
+        """Where on the horizontal axis a method pruned."""
+        if not self.prunings:
+            return []
+        places = horizontal(self, run)
+        return [place for line, place in zip(run.metrics, places, strict=True) if line["epoch"] in run.prunings]
 
 
 def _field(name: str) -> Callable[[History], list[float]]:
@@ -66,6 +75,9 @@ def _one(field: str) -> tuple[Curve, ...]:
     return (Curve("", _field(field)),)
 
 
+PRUNED = "a method pruned"
+"""What an upright line in a chart says."""
+
 AXES = {"epoch": "epoch", "train_macs_total": "MACs of training so far", "seconds": "seconds of training so far"}
 """What a horizontal axis may count, and its label."""
 
@@ -76,6 +88,7 @@ CHARTS = (
         "top-1",
         (Curve("validation", _field("val_top1")), Curve("training images, augmented", _field("train_top1"), dashed=True)),
         kind="percent",
+        prunings=True,
     ),
     Chart(
         "loss",
@@ -107,8 +120,17 @@ CHARTS = (
         _one("val_top1"),
         kind="percent",
         against="train_macs_total",
+        prunings=True,
     ),
-    Chart("accuracy-by-time", "Accuracy against time", "top-1, validation", _one("val_top1"), kind="percent", against="seconds"),
+    Chart(
+        "accuracy-by-time",
+        "Accuracy against time",
+        "top-1, validation",
+        _one("val_top1"),
+        kind="percent",
+        against="seconds",
+        prunings=True,
+    ),
     Chart("sparsity", "Weights at zero", "share of all weights", _one("sparsity"), kind="percent", zero=True),
     Chart("admm", "ADMM: how far weights are from sparse", "|W - Z| / |W|", _one("admm_relative"), zero=True),
     Chart("lasso", "Group lasso", "lambda · R (nats)", _one("lasso"), zero=True),

@@ -16,7 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from prunetrain.errors import ConfigError
-from prunetrain.report.charts import AXES, Chart, Curve, horizontal
+from prunetrain.report.charts import AXES, PRUNED, Chart, Curve, horizontal
 from prunetrain.report.colours import FILE, Ink
 from prunetrain.report.history import History
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 WIDE, NARROW = 7.2, 3.7  # inches of a heat map
 CHART_SIZE = (3.7, 2.45)  # inches
 ROW = 0.19  # inches of a layer in a heat map
+LAST = 0.04  # of the epochs that a heat map shows at least of the last network
+DOTS = 5  # on the line of each of several runs, about
+DASH = 3.0  # length in line widths
 FONT_SIZE = 8.5
 DOTS_PER_INCH = 200  # of PNG files
 TIP = "tip: "
@@ -54,14 +57,18 @@ def require_matplotlib() -> None:
 
 
 def draw_chart(chart: Chart, runs: Sequence[History], style: Style, form: str) -> bytes:
-    """A chart of all runs, as a file of a form: "svg" or "png"."""
+    """A chart of all runs, as a file of a form: "svg" or "png".
+
+    Where the lines of several runs lie on each other, the dots on them, and the dashes of upright ones, show each run in turn.
+    """
     marks = _legend(chart, runs, style) if style.alone else []
     width, height = CHART_SIZE
     with _figure((width, height + 0.19 * len(marks)), style) as figure:
         axes = figure.add_subplot()
+        _draw_prunings(axes, chart, runs, style)
         for index, run in enumerate(runs):
             for curve in chart.curves:
-                _draw(axes, horizontal(chart, run), curve, run, style.ink.of_run(index))
+                _draw(axes, horizontal(chart, run), curve, run, Turn(style.ink.of_run(index), index, len(runs)))
         _dress(axes, chart, style)
         if style.alone:
             axes.set_title(chart.title, loc="left", fontsize=FONT_SIZE + 1)
@@ -70,12 +77,42 @@ def draw_chart(chart: Chart, runs: Sequence[History], style: Style, form: str) -
         return _saved(figure, chart.name, form)
 
 
-def _draw(axes: "Axes", across: list[float], curve: Curve, run: History, colour: str) -> None:
+@dataclass(frozen=True)
+class Turn:
+    """A run among others in a chart: its colour, its place, and how many there are."""
+
+    colour: str
+    index: int
+    runs: int
+
+    def dots(self, points: int) -> list[int]:
+        """The points of a line with a dot: at its end, and before it where no other run has one."""
+        every = max(1, points // (DOTS * self.runs))
+        return [*range(self.index * every, points - 1, self.runs * every), points - 1]
+
+
+def _draw_prunings(axes: "Axes", chart: Chart, runs: Sequence[History], style: Style) -> None:
+    """An upright line wherever a method pruned a run; of several in one place, each has dashes that leave room for the others'."""
+    places: dict[float, list[str]] = {}
+    for index, run in enumerate(runs):
+        for place in chart.marked(run):
+            places.setdefault(place, []).append(style.ink.of_run(index))
+    for place, colours in places.items():
+        for number, colour in enumerate(colours):
+            dashes: Any = (-DASH * number, (DASH, DASH * (len(colours) - 1))) if len(colours) > 1 else "solid"
+            axes.axvline(place, color=colour, linestyle=dashes, linewidth=1.0)
+
+
+def _draw(axes: "Axes", across: list[float], curve: Curve, run: History, turn: Turn) -> None:
     values = curve.read(run)
     if all(map(math.isnan, values)):
         return
-    marker = "o" if len(values) == 1 else None
-    axes.plot(across, values, color=colour, linestyle=_dashes(curve), linewidth=1.0 if curve.dashed else 1.6, marker=marker, markersize=4)
+    marks: dict[str, Any] = {}
+    if len(values) == 1:
+        marks = {"marker": "o", "markersize": 4}
+    elif turn.runs > 1 and not curve.dashed:
+        marks = {"marker": "o", "markersize": 3.2, "markevery": turn.dots(len(values))}
+    axes.plot(across, values, color=turn.colour, linestyle=_dashes(curve), linewidth=1.0 if curve.dashed else 1.6, **marks)
 
 
 def _dashes(curve: Curve) -> Any:
@@ -88,7 +125,8 @@ def _legend(chart: Chart, runs: Sequence[History], style: Style) -> list[Any]:
 
     marks = [Line2D([], [], color=style.ink.of_run(index), linewidth=1.6, label=run.label) for index, run in enumerate(runs)]
     kinds = [Line2D([], [], color=style.ink.text, linestyle=_dashes(curve), label=curve.label) for curve in chart.kinds(runs)]
-    return (marks if len(marks) > 1 else []) + kinds
+    pruned = [Line2D([], [], color=style.ink.text, linestyle="none", marker="|", markersize=8, label=PRUNED)]
+    return (marks if len(marks) > 1 else []) + kinds + (pruned if any(map(chart.marked, runs)) else [])
 
 
 def _dress(axes: "Axes", chart: Chart, style: Style) -> None:
@@ -121,8 +159,6 @@ def _dress(axes: "Axes", chart: Chart, style: Style) -> None:
 def draw_channels(run: History, style: Style, form: str, width: float = WIDE) -> bytes:
     """The channels of every layer over the epochs: a row a layer, a colour for the share that is kept.
 
-    A network file holds from its epoch to the next one's; the last for as long as an interval usually is, so that it is seen.
-
     Args:
         run: has at least one network file.
         style: colours.
@@ -131,9 +167,7 @@ def draw_channels(run: History, style: Style, form: str, width: float = WIDE) ->
     """
     from matplotlib.ticker import MaxNLocator
 
-    layers, starts = run.layers, [float(network.epoch) for network in run.networks]
-    steps = [later - earlier for earlier, later in pairwise(starts)]
-    edges = [*starts, max(float(run.epochs), starts[-1] + (median(steps) if steps else 1.0))]
+    layers, edges = run.layers, edges_of(run)
     with _figure((width, ROW * len(layers) + (1.15 if style.alone else 0.95)), style) as figure:
         axes = figure.add_subplot()
         for row, layer in enumerate(layers):
@@ -156,6 +190,17 @@ def draw_channels(run: History, style: Style, form: str, width: float = WIDE) ->
             axes.set_title(f"{run.label}: channels kept, layer by layer", loc="left", fontsize=FONT_SIZE + 1)
         _heat_legend(figure, style)
         return _saved(figure, f"channels-{run.label}-{width}", form)
+
+
+def edges_of(run: History) -> list[float]:
+    """The epochs from which and to which each network of a run is drawn: to the next one's, the last to the end of the run.
+
+    One that came with that end, or shortly before it, gets a narrow stripe, so that it is seen.
+    """
+    starts = [float(network.epoch) for network in run.networks]
+    steps = [later - earlier for earlier, later in pairwise(starts)]
+    least = min(median(steps), LAST * starts[-1]) if steps else 1.0
+    return [*starts, max(float(run.epochs), starts[-1] + least)]
 
 
 def _label_ends(axes: "Axes", run: History) -> None:

@@ -1,9 +1,9 @@
-"""Runs as a report reads them. In: the network files and metrics.jsonl of a run. Out: `History`, plain values. No torch."""
+"""Runs as a report reads them. In: the network files, metrics.jsonl and settings of a run. Out: `History`, plain values. No torch."""
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from prunetrain.foreign.refusal import RefusedFileError, printable
 from prunetrain.graph.costs import TRAIN_TO_FORWARD, Costs, costs, out_channels
 from prunetrain.graph.load import read_source
 from prunetrain.graph.parse import parse
+from prunetrain.method_settings import GROUP_LASSO
 from prunetrain.paths import RunPaths
+from prunetrain.report.run_settings import read_settings
 
 METRICS = ("epoch", "train_loss", "lasso", "train_top1", "val_top1", "lr", "macs", "epoch_seconds", "images_per_second")
 MOST_METRICS = 2**28  # bytes, of half a million epochs
@@ -45,11 +47,15 @@ class LayerHistory:
 
 @dataclass(frozen=True)
 class History:
-    """A run: what it is called in a report, its networks by epoch, its lines of metrics by epoch. One of the two may be empty."""
+    """A run: what it is called in a report, its networks by epoch, its lines of metrics by epoch. One of the two may be empty.
+
+    `settings` are those of its last checkpoint; empty if that cannot be read.
+    """
 
     label: str
     networks: tuple[Network, ...]
     metrics: tuple[dict[str, Any], ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def values(self, field: str) -> list[float]:
         """A field of the metrics, a number an epoch; NaN where a line has no such number."""
@@ -72,6 +78,29 @@ class History:
     def kept(self, what: str) -> float:
         """The share of the dense network's `channels`, `macs` or `params` that the last network has; NaN without network files."""
         return _share(getattr(self.networks[-1].costs, what), getattr(self.networks[0].costs, what)) if self.networks else math.nan
+
+    @property
+    def prunings(self) -> tuple[int, ...]:
+        """The epochs after which a method pruned; none of the group lasso, which prunes as it trains."""
+        if self.settings.get("method", GROUP_LASSO) == GROUP_LASSO:
+            return ()
+        return tuple(network.epoch for network in self.networks[1:])
+
+    @property
+    def measured(self) -> bool:
+        """Whether the last line of metrics is of the last network: one that a method pruned at the end was trained in no epoch."""
+        return bool(self.metrics) and not (self.prunings and self.prunings[-1] >= self.epochs)
+
+    @property
+    def top1(self) -> float:
+        """Validation accuracy of the last network; NaN if no epoch tells."""
+        return self.last("val_top1") if self.measured else math.nan
+
+    @property
+    def nonzero(self) -> float:
+        """Parameters of the last network that are not zero; NaN if no epoch tells."""
+        found = self.last("nonzero_params") if self.measured else math.nan
+        return min(found, self.networks[-1].costs.params) if self.networks else found  # a cut after the last epoch took more
 
     @property
     def train_macs_removed(self) -> float:
@@ -103,7 +132,7 @@ def read_history(run: RunPaths, label: str) -> History:
         ConfigError: if a line of its metrics is none.
     """
     networks = tuple(_read_network(epoch, path) for epoch, path in run.network_files().items())
-    return History(label, networks, tuple(read_metrics(run)))
+    return History(label, networks, tuple(read_metrics(run)), read_settings(run))
 
 
 def labels(runs: Sequence[RunPaths]) -> list[str]:

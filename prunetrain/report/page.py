@@ -15,15 +15,15 @@ from markupsafe import Markup
 from prunetrain import __version__
 from prunetrain.paths import templates
 from prunetrain.report.alignment import line_up
-from prunetrain.report.charts import CHARTS, Chart
+from prunetrain.report.charts import CHARTS, PRUNED, Chart
 from prunetrain.report.colours import DARK, DARK_SERIES, LIGHT, LIGHT_SERIES, PAGE
 from prunetrain.report.figures import NARROW, WIDE, Style, draw_channels, draw_chart
 from prunetrain.report.history import History
-from prunetrain.report.tables import count, duration
+from prunetrain.report.run_settings import differing, written
+from prunetrain.report.tables import UNKNOWN, count, duration
 from prunetrain.report.vector import for_page
 
 TEMPLATE = "report.html.jinja"
-UNKNOWN = "\N{EN DASH}"  # what a run's files do not tell
 GENERATOR = '<meta name="generator" content="prunetrain report'
 """Stands near the start of every page, so that a report may be written over an older one, and over nothing else."""
 
@@ -33,17 +33,18 @@ class Drawing:
     """A chart in a page: its words, and the SVG."""
 
     title: str
-    kinds: tuple[tuple[str, bool], ...]  # label and whether dashed
+    kinds: tuple[tuple[str, str], ...]  # label, and its class: solid, dashed or upright
     svg: Markup
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a page says of one run: its colour, its row of figures, its heat map at two widths, its files lined up."""
+    """What a page says of one run: its colour, its rows of figures and settings, its heat map at two widths, its files lined up."""
 
     colour: int
     run: History
     summary: dict[str, str]
+    settings: dict[str, str]
     wide: Markup | None
     narrow: Markup | None
     versions: dict[str, Any] | None
@@ -51,11 +52,12 @@ class Part:
 
 def render_page(runs: Sequence[History]) -> str:
     """The page of one run or of several side by side; a pure function of them."""
+    names = differing([run.settings for run in runs])
     return _template().render(
         title=", ".join(run.label for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else ""),
         version=__version__,
         generator=Markup(GENERATOR),
-        parts=[_part(run, index) for index, run in enumerate(runs)],
+        parts=[_part(run, index, names) for index, run in enumerate(runs)],
         drawings=[_drawing(chart, runs) for chart in CHARTS if chart.shown_for(runs)],
         colours={
             "light": LIGHT | {f"run-{index}": colour for index, colour in enumerate(LIGHT_SERIES)},
@@ -64,13 +66,14 @@ def render_page(runs: Sequence[History]) -> str:
     )
 
 
-def _part(run: History, index: int) -> Part:
+def _part(run: History, index: int, names: Sequence[str]) -> Part:
     wide = narrow = versions = None
     if len(run.networks) > 1:
         wide, narrow = (_heat_map(run, index, width) for width in (WIDE, NARROW))
         lined_up = line_up([network.source for network in run.networks])
         versions = {"files": [network.file for network in run.networks], "texts": lined_up.texts, "rows": lined_up.rows}
-    return Part(index % len(LIGHT_SERIES), run, _summary(run), wide, narrow, versions)
+    settings = {name.replace("_", "-"): written(run.settings.get(name)) or UNKNOWN for name in names}
+    return Part(index % len(LIGHT_SERIES), run, _summary(run), settings, wide, narrow, versions)
 
 
 def _heat_map(run: History, index: int, width: float) -> Markup:
@@ -79,7 +82,8 @@ def _heat_map(run: History, index: int, width: float) -> Markup:
 
 
 def _drawing(chart: Chart, runs: Sequence[History]) -> Drawing:
-    kinds = tuple((curve.label, curve.dashed) for curve in chart.kinds(runs))
+    kinds = tuple((curve.label, "dashed" if curve.dashed else "solid") for curve in chart.kinds(runs))
+    kinds += ((PRUNED, "upright"),) if any(map(chart.marked, runs)) else ()
     svg = for_page(draw_chart(chart, runs, Style(PAGE, alone=False), "svg"), chart.name, f"{chart.title}: {chart.unit}")
     return Drawing(chart.title, kinds, Markup(svg))
 
@@ -90,14 +94,20 @@ def _summary(run: History) -> dict[str, str]:
     seconds = [value for value in run.values("epoch_seconds") if not math.isnan(value)]
     return {
         "epochs": str(run.epochs),
-        "top-1": _percent(run.last("val_top1"), 2),
+        "top-1": _percent(run.top1, 2),
         "MACs": count(last.macs) if last else UNKNOWN,
         "MACs removed": _percent(1 - run.kept("macs")),
         "parameters": count(last.params) if last else UNKNOWN,
         "parameters removed": _percent(1 - run.kept("params")),
+        "not zero": UNKNOWN if math.isnan(run.nonzero) else f"{count(run.nonzero)}{_of_dense(run)}",
         "training MACs removed": _percent(run.train_macs_removed),
         "training time": duration(sum(seconds)) if seconds else UNKNOWN,
     }
+
+
+def _of_dense(run: History) -> str:
+    """The share of the dense network's parameters that are there and not zero, in brackets; nothing without network files."""
+    return f" ({run.nonzero / run.dense.params:.1%})" if run.dense else ""
 
 
 def _percent(share: float, digits: int = 1) -> str:

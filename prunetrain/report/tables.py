@@ -10,6 +10,7 @@ from rich.text import Text
 from prunetrain.foreign.refusal import printable
 
 BAR_WIDTH = 10
+UNKNOWN = "\N{EN DASH}"  # what a run's files do not tell
 MOST_NAMES = 3  # of spaces in a line
 
 
@@ -53,10 +54,25 @@ def listed(names: list[str]) -> str:
 
 
 def print_change(console: Console, described: dict[str, Any]) -> None:
-    """What differs between two networks."""
-    if not described["layers"]:
+    """What differs between two networks; of two runs, also what they came to."""
+    if described["layers"]:
+        _print_layers(console, described)
+    else:
         console.print("no layer differs")
-        return
+    if "runs" in described:
+        console.print()
+        _print_ends(console, described["runs"])
+
+
+def _print_ends(console: Console, runs: list[dict[str, Any]]) -> None:
+    """What two runs came to, a line each; a dash for what their files do not tell."""
+    for label, key, form in (("top-1", "val_top1", "{:.2%}".format), ("MACs", "macs", count), ("not zero", "nonzero_params", count)):
+        before, after = (UNKNOWN if run[key] is None else form(run[key]) for run in runs)
+        console.print(f"{label:8}  {before} -> {after}", highlight=False)
+
+
+def _print_layers(console: Console, described: dict[str, Any]) -> None:
+    """The layers that differ, and the sums."""
     table = new_table("", "layer", "channels", "", "MACs saved", "params saved")
     for row in described["layers"]:
         (old, new), macs, params = row["channels"], row["macs"], row["params"]

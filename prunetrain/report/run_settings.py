@@ -1,0 +1,48 @@
+"""The settings of runs, as a report shows them. In: the last checkpoints. Out: plain values by name, and what differs. No torch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from prunetrain.config import TrainConfig
+from prunetrain.foreign.opening import open_regular
+from prunetrain.foreign.refusal import RefusedFileError
+from prunetrain.foreign.torch_files import read_values
+from prunetrain.paths import RunPaths
+
+_NO_RESULT_HANGS_ON: Final = frozenset("name output_dir download cache workers checkpoint_minutes keep".split())
+_FIRST: Final = ("method", "rate")
+
+
+def read_settings(run: RunPaths) -> dict[str, Any]:
+    """The settings in a run's last checkpoint; empty if there is none, or none that can be read."""
+    try:
+        with open_regular(run.last) as file:
+            content = read_values(file)
+    except (OSError, RefusedFileError):
+        return {}
+    config = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(config, dict):
+        return {}
+    return {item: value for item in TrainConfig.__dataclass_fields__ if _is_plain(value := config.get(item))}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(part, int | float | str) for part in value)
+    return isinstance(value, int | float | str)
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that are not the same in all runs of which they are known: method and rate first, the others as in `TrainConfig`."""
+    known = [of_run for of_run in settings if of_run]
+    names = [*_FIRST, *(name for name in TrainConfig.__dataclass_fields__ if name not in (*_FIRST, *_NO_RESULT_HANGS_ON))]
+    return [name for name in names if len({written(of_run.get(name)) for of_run in known}) > 1]
+
+
+def written(value: Any) -> str:
+    """A setting's value for reading, as a flag or config file has it; nothing where there is none."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(written, value))
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
