@@ -18,6 +18,7 @@ from prunetrain.commands import COMMANDS, main
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import load_network, read_graph
 from prunetrain.paths import RunPaths
+from prunetrain.report.tables import count
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.evaluation import evaluate_checkpoint
 
@@ -176,6 +177,26 @@ def test_inspect_change(run: RunPaths) -> None:
     assert parsed("inspect", run.checkpoint(0), run.last) == found
     assert f"fc1 300 -> {kept['fc1']}" in printed("inspect", run.network(0), run.last)
     assert printed("inspect", run.network(4), run.last) == "no layer differs\n"
+
+
+def test_inspect_two_runs(folder: Path, run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for rate in ("0.5", "0.9"):
+        printed("prune", "lenet-0.94", "--method", "magnitude", "--rate", rate, "--epochs", "1", "--name", f"masked-{rate}")
+    left, right = parsed("inspect", "masked-0.5", "masked-0.9")["runs"]
+    last = load_checkpoint(RunPaths(folder, "masked-0.9").last).progress.history[-1]
+    expected = {"val_top1": last["val_top1"], "nonzero_params": last["nonzero_params"], "macs": last["macs"], "params": last["params"]}
+    assert right == {"run": "masked-0.9", "epochs": 5, **expected}
+    assert printed("inspect", "masked-0.5", "masked-0.9").splitlines() == [
+        "no layer differs",
+        "",
+        f"top-1 {left['val_top1']:.2%} -> {right['val_top1']:.2%}",
+        f"MACs {count(left['macs'])} -> {count(right['macs'])}",
+        f"not zero {count(left['nonzero_params'])} -> {count(right['nonzero_params'])}",
+    ]
+    printed("prune", "lenet-0.94", "--method", "magnitude", "--rate", "0.5", "--epochs", "0", "--name", "at-once")
+    assert "not zero \N{EN DASH} -> " in printed("inspect", "at-once", "lenet-0.94")  # no epoch tells
+    assert "runs" not in parsed("inspect", "masked-0.5", run.last)
 
 
 def test_inspect_run_by_name_or_folder(folder: Path, run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import find_run
-from prunetrain.report.history import read_metrics
+from prunetrain.report.history import read_history, read_metrics
 
 
 @click.command("inspect")
@@ -26,7 +26,7 @@ from prunetrain.report.history import read_metrics
 def command(what: str, other: str | None, output_dir: str, as_json: bool, as_csv: bool) -> None:
     """Show a network file or checkpoint layer by layer, and what can be cut; with OTHER, what changed between the two; or a run's history.
 
-    NET is a network file, CKPT a checkpoint, RUN a run's name or one of its two folders.
+    Of two runs, what they came to as well. NET is a network file, CKPT a checkpoint, RUN a run's name or one of its two folders.
     """
     from prunetrain.report import describe, tables
 
@@ -35,6 +35,9 @@ def command(what: str, other: str | None, output_dir: str, as_json: bool, as_csv
     run = find_run(what, Path(output_dir))
     if other is not None:
         described = describe.change(_graph(what, Path(output_dir)), _graph(other, Path(output_dir)))
+        beside = find_run(other, Path(output_dir))
+        if run is not None and beside is not None:
+            described["runs"] = [describe.end(read_history(one, one.name)) for one in (run, beside)]
         printer = tables.print_change
     elif run is not None:
         described = describe.run(run, read_metrics(run))

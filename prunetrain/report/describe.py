@@ -3,12 +3,14 @@
 In: graphs, network files, checkpoints, runs. Out: dictionaries of literals.
 """
 
+from math import isnan
 from typing import Any
 
 from prunetrain.graph.costs import Costs, costs, out_channels, parameters
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
+from prunetrain.report.history import History
 
 
 def network(graph: LayerGraph, dense: LayerGraph | None = None) -> dict[str, Any]:
@@ -85,6 +87,18 @@ def change(before: LayerGraph, after: LayerGraph) -> dict[str, Any]:
     return {
         "layers": rows,
         "totals": {key: [totals(costs(before))[key], totals(costs(after))[key]] for key in ("channels", "macs", "params")},
+    }
+
+
+def end(run: History) -> dict[str, Any]:
+    """What a run came to; None for what its files do not tell."""
+    return {
+        "run": run.label,
+        "epochs": run.epochs,
+        "val_top1": None if isnan(run.top1) else run.top1,
+        "macs": run.networks[-1].costs.macs if run.networks else None,
+        "params": run.networks[-1].costs.params if run.networks else None,
+        "nonzero_params": None if isnan(run.nonzero) else int(run.nonzero),
     }
 
 
