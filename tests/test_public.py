@@ -89,6 +89,7 @@ def test_version_is_that_of_the_project() -> None:
         "from prunetrain.commands import main; main(['flatten', '--help'], standalone_mode=False)",
         "from prunetrain.commands import main; main(['inspect', NET, NET, '--json'], standalone_mode=False)",
         "from prunetrain.commands import main; main(['report', '--help'], standalone_mode=False)",
+        "from prunetrain.commands import main; main(['study', '--help'], standalone_mode=False)",
         "import prunetrain.report.page",
     ],
 )
