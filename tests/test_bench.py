@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sketch import Sketch
 
 from prunetrain.files import write_text
 from prunetrain.graph.costs import costs
+from prunetrain.graph.layergraph import Value
 from prunetrain.graph.load import read_graph
 from prunetrain.graph.render import render
 from prunetrain.paths import RunPaths
@@ -182,6 +184,22 @@ def test_batches_of_one_that_have_no_variance_are_refused(tmp_path: Path) -> Non
         f"error: --batch-size 1 is too small for {tmp_path / 'toy.py'}, whose BatchNorm sees one value a channel"
     )
     assert invoke("bench", tmp_path / "toy.py", *FAST).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("output", "shape"),
+    [
+        (lambda net, x: x, "Nx4x4x4"),
+        (lambda net, x: net.call("F.adaptive_avg_pool2d", x, output_size=1), "Nx4x1x1"),
+        (lambda net, x: net.call("torch.mean", x, dim=(1, 2, 3)), "N"),
+    ],
+)
+def test_networks_without_logits_are_refused(tmp_path: Path, output: Callable[[Sketch, Value], Value], shape: str) -> None:
+    net = Sketch("Toy", (3, 4, 4))
+    write_text(tmp_path / "toy.py", render(net.graph(output(net, net.conv("conv1", net.x, 4, kernel_size=1)))))
+    result = invoke("bench", tmp_path / "toy.py", *FAST)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"error: {tmp_path / 'toy.py'} returns {shape}: a training step needs logits, N images by classes\n"
 
 
 def test_batches_beyond_the_memory_are_refused(tmp_path: Path) -> None:

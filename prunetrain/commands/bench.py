@@ -42,7 +42,7 @@ def command(
     graphs = [read_graph(path) for path in paths]
 
     from prunetrain.report import benchmarks
-    from prunetrain.training.benchmarking import allocator, conditions, measuring, peaks, profiling
+    from prunetrain.training.benchmarking import allocator, conditions, measuring, peaks, profiling, steps
     from prunetrain.training.creation import check_batch
     from prunetrain.training.environment import choose_device
 
@@ -50,6 +50,7 @@ def command(
     setting = conditions.Conditions.of(config, choose_device(config))
     for path, graph in zip(paths, graphs, strict=True):
         check_batch(graph, setting.batch_size, str(path))
+        steps.check_logits(graph, str(path))
     allocator.keep_freed_memory()
     with conditions.threads(threads), setting.enough_memory():
         measured = measuring.measure(graphs, setting, rounds=rounds)

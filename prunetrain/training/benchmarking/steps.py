@@ -11,13 +11,30 @@ from torch.amp import GradScaler
 
 from prunetrain.channels.spaces import find_spaces
 from prunetrain.config import TrainConfig
+from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.shapes import infer_shapes
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.optimizers import build_optimizer
 from prunetrain.training.outputs import Outputs, loss_of
 
 _LR = 1e-6
+
+
+def check_logits(graph: LayerGraph, name: str) -> None:
+    """Refuse a network whose first output is no row of logits an image, of which there is no loss to train with.
+
+    Args:
+        graph: the network.
+        name: how the message calls it.
+
+    Raises:
+        ConfigError: then.
+    """
+    shape = infer_shapes(graph)[graph.output.index][1:]
+    if len(shape) != 1:
+        raise ConfigError(f"{name} returns {'x'.join(('N', *map(str, shape)))}: a training step needs logits, N images by classes")
 
 
 class TrainingStep:
