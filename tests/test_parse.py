@@ -396,6 +396,8 @@ REFUSED: list[tuple[str, list[str], str, str]] = [
     ("bias", ["self.bias = nn.Parameter(torch.zeros(4, **print()))"], "self.bias =", "torch.zeros takes sizes and a dtype"),
     ("bias", ["self.bias = nn.Parameter(torch.zeros(4, dtype=torch.int64))"], "self.bias =", "self.bias cannot be a parameter of int64"),
     ("bias", ["self.bias = nn.Buffer(torch.zeros(4, dtype=torch.float64))"], "self.bias =", "torch.zeros takes sizes and a dtype"),
+    ("bias", ["self.bias = nn.Buffer(torch.zeros(4, dtype=int64))"], "self.bias =", "and a dtype (torch.float32, torch.int64, torch.bool)"),
+    ("bias", ["self.bias = nn.Buffer(torch.zeros(4, dtype='bool'))"], "self.bias =", "torch.zeros takes sizes and a dtype"),
     ("bias", ["self.bias = nn.Buffer(torch.zeros(4), persistent=False)"], "self.bias =", "a tensor is declared as"),
     ("bias", ["self.bias = nn.Buffer(torch.tensor([0, 1]))"], "self.bias =", "a tensor is declared as"),
     ("bias", ["self.bias = nn.Buffer(torch.tensor([0, 1]), persistent=print())"], "self.bias =", "a tensor is declared as"),

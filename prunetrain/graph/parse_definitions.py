@@ -78,10 +78,12 @@ class Definitions:
 
     def _dtype(self, keywords: list[ast.keyword]) -> str:
         for keyword in keywords:
-            dtype = ast.unparse(keyword.value).removeprefix("torch.")
-            if keyword.arg != "dtype" or len(keywords) > 1 or dtype not in DTYPES:
-                self._source.fail(keyword.value, f"torch.zeros takes sizes and a dtype ({', '.join(DTYPES)}), not {shown(keyword)}")
-            return dtype
+            match keyword:
+                case ast.keyword(arg="dtype", value=ast.Attribute(value=ast.Name(id="torch"), attr=dtype)) if dtype in DTYPES:
+                    if len(keywords) == 1:
+                        return dtype
+            names = ", ".join(f"torch.{name}" for name in DTYPES)
+            self._source.fail(keyword.value, f"torch.zeros takes sizes and a dtype ({names}), not {shown(keyword)}")
         return "float32"
 
 
