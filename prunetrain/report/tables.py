@@ -154,7 +154,7 @@ def _coloured(part: float, whole: float) -> Text:
 def count(number: float) -> str:
     """A large number for reading: 41.2 M, 272 K, 950."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if abs(number) >= size:
+        if abs(number) >= 0.9995 * size:  # which three digits make a whole one
             return f"{number / size:.3g} {unit}"
     return f"{number:.0f}"
 
