@@ -9,12 +9,11 @@ In train mode BatchNorm works with the statistics of the batch, which the folded
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from prunetrain.channels.editing import edited
 from prunetrain.graph.layergraph import Layer, LayerGraph, Step, Value
 from prunetrain.graph.shapes import infer_shapes
 
@@ -28,7 +27,7 @@ def batch_norms(graph: LayerGraph) -> int:
 
 def for_inference(graph: LayerGraph, state: Mapping[str, Tensor]) -> tuple[LayerGraph, dict[str, Tensor]]:
     """Leave out the heads that exist in train mode only."""
-    smaller = replace(_without(graph, {Value(number + 1): None for number in graph.in_training_only}), auxiliary=())
+    smaller = edited(graph, graph.steps, (graph.output, *graph.extra), graph.layers, graph.declared)
     used = {name for step in smaller.steps for name in (step.layer, *step.attributes()) if name}
     return smaller, {name: tensor for name, tensor in state.items() if name.partition(".")[0] in used}
 
@@ -91,29 +90,21 @@ def _fold(state: Mapping[str, Tensor], producer: str, norm: Layer) -> tuple[Tens
     return (weight.double() * by_filter).to(weight.dtype), (shift + scale * (bias - mean)).to(weight.dtype)
 
 
-def _without(graph: LayerGraph, gone: Mapping[Value, Value | None], layers: Mapping[str, Layer] = MappingProxyType({})) -> LayerGraph:
-    """The graph without the steps whose results are gone, and without what only these used.
+def _without(graph: LayerGraph, gone: Mapping[Value, Value], layers: Mapping[str, Layer]) -> LayerGraph:
+    """The graph without some steps.
 
     Args:
         graph: a graph.
-        gone: for each of these results, what is read in its place; None if nobody reads it.
+        gone: for the result of each of these steps, what is read in its place.
         layers: what becomes of some of the layers.
     """
     now = {Value(0): Value(0)}
     steps: list[Step] = []
     for value, step in graph.results():
-        if value not in gone:
+        if value in gone:
+            now[value] = now[gone[value]]
+        else:
             steps.append(step.map_values(now.__getitem__))
             now[value] = Value(len(steps))
-        elif (instead := gone[value]) is not None:
-            now[value] = now[instead]
-    used = {name for step in steps for name in (step.layer, *step.attributes())}
-    return replace(
-        graph,
-        layers=tuple(layers.get(layer.name, layer) for layer in graph.layers if layer.name in used),
-        declared=tuple(tensor for tensor in graph.declared if tensor.name in used),
-        steps=tuple(steps),
-        output=now[graph.output],
-        extra=tuple(now[value] for value in graph.extra),
-        auxiliary=tuple(now[value] for value in graph.auxiliary if value in now),
-    )
+    outputs = [now[value] for value in graph.outputs]
+    return edited(graph, steps, outputs, [layers.get(layer.name, layer) for layer in graph.layers], graph.declared)

@@ -130,7 +130,7 @@ class _Rewriter:
             case "[:]":
                 moved = self._slice(step, moved)
             case "F.channel_shuffle":
-                moved = self._shuffle(value, step, moved)
+                moved = self._shuffle(step, moved)
             case "torch.index_select" | "torch.index_add":
                 moved = self._reindex(step, moved)
             case target if target in _SIZES:
@@ -200,7 +200,7 @@ class _Rewriter:
                 sizes[position] = int(kept.sum())
         return Step.make(step.target, **dict(moved.arguments) | {name: tuple(sizes)})
 
-    def _shuffle(self, value: Value, step: Step, moved: Step) -> Step:
+    def _shuffle(self, step: Step, moved: Step) -> Step:
         kept = self._kept(step["input"], 1)
         if kept is None:
             return moved

@@ -80,7 +80,7 @@ def out_channels(layer: Layer) -> int | None:
 
 
 def parameters(layer: Layer) -> int:
-    """Trainable parameters of a layer."""
+    """How many parameters a layer has, whether they are trained or not."""
     if layer.is_convolution:
         window = prod(pair(layer["kernel_size"], 1 if layer.kind == "Conv1d" else 2))
         return int(layer["out_channels"] * (layer["in_channels"] // layer["groups"] * window + layer["bias"]))

@@ -9,13 +9,11 @@ little: an operator with a number, an index. Everything else starts a line.
 from dataclasses import dataclass
 from itertools import pairwise
 
-from prunetrain.graph.blocks import block_of, blocks_of
+from prunetrain.graph.blocks import blocks_of
 from prunetrain.graph.expressions import PLAIN_CALL, expression, share_brackets
 from prunetrain.graph.functions import FAMILY_OF, OPERATORS, Family
 from prunetrain.graph.layergraph import Layer, LayerGraph, Step, Value
 from prunetrain.graph.local_names import MAIN, LocalNames
-
-__all__ = ["Statement", "block_of", "layout"]
 
 _WRAPPING = frozenset({Family.ELEMENTWISE, Family.RANDOM, Family.NORMALIZE})
 _WRAPPING_LAYERS = frozenset({"BatchNorm1d", "BatchNorm2d", "GroupNorm", "InstanceNorm2d", "LayerNorm", "PReLU", "RMSNorm"})

@@ -74,7 +74,7 @@ def render(graph: LayerGraph, *, dense: LayerGraph | None = None, epoch: int | N
         class_name=graph.class_name,
         definitions=_definitions(graph, shapes, dense or graph),
         returns=annotation(len(graph.extra) + 1, auxiliary=bool(graph.auxiliary)),
-        statements=_forward(graph, layout(graph), shapes),
+        statements=_forward(layout(graph), shapes),
     )
     return _template().render(page=page)
 
@@ -163,7 +163,7 @@ def _declaration(tensor: Declared) -> str:
     return f"self.{tensor.name} = nn.{tensor.role.capitalize()}(torch.zeros({', '.join(sizes)}))"
 
 
-def _forward(graph: LayerGraph, statements: list[Statement], shapes: list[str]) -> tuple[Group, ...]:
+def _forward(statements: list[Statement], shapes: list[str]) -> tuple[Group, ...]:
     entries = []
     shown = shapes[0]
     in_training: str | None = None  # the block whose part for train mode is open

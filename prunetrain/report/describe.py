@@ -64,7 +64,7 @@ def network(graph: LayerGraph, dense: LayerGraph | None = None) -> dict[str, Any
 
 
 def totals(cost: Costs) -> dict[str, int]:
-    """The sums of a network: channels, MACs and parameters."""
+    """The sums of a network: channels, MACs, parameters, and the activation elements of one image."""
     return {"channels": cost.channels, "macs": cost.macs, "params": cost.params, "activation_elements": cost.activation_elements}
 
 

@@ -30,13 +30,13 @@ def binary(build: Builder, call: Call) -> Made:
         leaves.reverse()
     made = [build.made(leaf) if isinstance(leaf, Ref) else leaf for leaf in leaves]
     if any(isinstance(one, Noise) for one in made):
-        return _with_noise(build, symbol, leaves, made, call)
+        return _with_noise(build, symbol, leaves, made)
     ranks = [build.rank(leaf) for leaf in leaves]
     one, other = build.operand(leaves[0], ranks[1]), build.operand(leaves[1], ranks[0])
     return build.add(symbol, input=one, other=other)
 
 
-def _with_noise(build: Builder, symbol: str, leaves: list[Any], made: list[Any], call: Call) -> Made:
+def _with_noise(build: Builder, symbol: str, leaves: list[Any], made: list[Any]) -> Made:
     """Random numbers plus, over or times something."""
     noise: Noise
     noise, other = made if isinstance(made[0], Noise) else reversed(made)

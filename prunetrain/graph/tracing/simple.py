@@ -1,4 +1,4 @@
-"""Functions of one tensor whose arguments stay as they are: activations, pooling, reductions, and what returns its input."""
+"""Functions of one tensor, their arguments in the catalog's form: activations, pooling, reductions, and what returns its input."""
 
 from math import inf
 from typing import Any, Final
