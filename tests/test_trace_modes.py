@@ -102,6 +102,35 @@ def test_refusals(forward: Callable[..., Tensor], message: str) -> None:
         trace(network(forward), IMAGES)
 
 
+def twice(x: Tensor) -> tuple[Tensor, Tensor]:
+    noise = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.5).div_(0.5)
+    return x.exp() * noise, x * noise
+
+
+def twice_by_a_copy(x: Tensor) -> tuple[Tensor, Tensor]:
+    drawn = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.5)
+    return x.exp() * (drawn / 0.5), x * drawn.clone().div(0.5)
+
+
+def twice_rounded_down(x: Tensor) -> tuple[Tensor, Tensor]:
+    noise = 0.5 + torch.rand(x.shape[0], 1, 1, 1)
+    return x.exp().div(0.5) * noise.floor(), x.div(0.5) * noise.floor()
+
+
+@pytest.mark.parametrize("drop", [twice, twice_by_a_copy, twice_rounded_down])
+def test_a_mask_is_multiplied_by_once(drop: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    """In a file it would be two, which drop other images."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        one, two = drop(x) if self.training else (x.exp(), x)
+        return one + two
+
+    with pytest.raises(
+        TraceError, match=r"py:\d+: (__)?mul(__)?: multiplies by random numbers a second time, and a network file draws new"
+    ):
+        trace(network(forward), IMAGES)
+
+
 class Outputs(NamedTuple):
     logits: Tensor
     auxiliary: Tensor | None

@@ -53,6 +53,9 @@ def _with_noise(build: Builder, symbol: str, leaves: list[Any], made: list[Any])
         rows = tuple((shape[0], *(1,) * (len(shape) - 1)) for shape in build.sizes_of(image))
         noisy = next(leaf for leaf, one in zip(leaves, made, strict=True) if one is noise)
         if build.sizes_of(noisy) == rows and len(rows[0]) in (2, 3, 4):
+            if noise.drawn in build.spent:
+                raise ValueError("multiplies by random numbers a second time, and a network file draws new ones each time")
+            build.spent.add(noise.drawn)
             return build.add(STOCHASTIC_DEPTH, input=image, p=probability_of(noise.keep))
         raise ValueError("random numbers have to be one for each image")
     raise ValueError(
@@ -93,12 +96,12 @@ def bernoulli(build: Builder, call: Call) -> Noise:
         keep = float(leaf.tensor.flatten()[0])
     elif call.name == "bernoulli" or isinstance(leaf, Own) or given.get("generator") is not None or not isinstance(keep, float | int):
         raise ValueError("random numbers that depend on tensors are nothing that prunetrain knows")
-    return Noise(float(keep))
+    return Noise(call.results[0], float(keep))
 
 
 def uniform(build: Builder, call: Call) -> Noise:
     """Uniform random numbers."""
-    return Noise(0.0, uniform=True)
+    return Noise(call.results[0], 0.0, uniform=True)
 
 
 def floor(build: Builder, call: Call) -> Noise:
@@ -106,7 +109,7 @@ def floor(build: Builder, call: Call) -> Noise:
     noise = build.made(call.arguments[0])
     if not isinstance(noise, Noise) or not noise.uniform or not 0 < noise.keep < 1:
         raise ValueError("is nothing that prunetrain knows yet")
-    return Noise(noise.keep)
+    return replace(noise, uniform=False)
 
 
 def power(build: Builder, call: Call) -> Value:

@@ -15,8 +15,12 @@ from prunetrain.graph.tracing.registry import Registry
 
 @dataclass(frozen=True)
 class Noise:
-    """Random numbers of train mode, one a row: 1 with probability `keep`, over `keep` if `scaled`; `uniform` until rounded down."""
+    """Random numbers of train mode, one a row: 1 with probability `keep`, over `keep` if `scaled`; `uniform` until rounded down.
 
+    `drawn` is the number of the result that they were drawn in: what is computed from them has it still.
+    """
+
+    drawn: int
     keep: float
     scaled: bool = False
     uniform: bool = False
@@ -50,6 +54,7 @@ class Builder:
         self.lines: list[Line] = []
         self.sizes: list[Sizes] = [traced.sizes[0]]
         self.place = Place("", "")
+        self.spent: set[int] = set()  # where random numbers were drawn that something was multiplied by
         self._made: dict[int, Made] = {0: Value(0)}
 
     def convert(self, call: Call, how: Callable[["Builder", Call], Any]) -> None:
