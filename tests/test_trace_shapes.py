@@ -31,6 +31,7 @@ CASES: list[tuple[Callable[[Tensor], Tensor], list[Step]]] = [
     (lambda x: x.reshape(x.shape[0], 12, 16), [Step.make("torch.reshape", input=X, shape=(-1, 12, 16))]),
     (lambda x: x.permute(0, 2, 3, 1), [Step.make("torch.permute", input=X, dims=(0, 2, 3, 1))]),
     (lambda x: torch.movedim(x, 1, -1), [Step.make("torch.permute", input=X, dims=(0, 2, 3, 1))]),
+    (lambda x: torch.movedim(x, destination=-1, source=1), [Step.make("torch.permute", input=X, dims=(0, 2, 3, 1))]),
     (lambda x: x.permute([0, 1, 3, 2]), [Step.make("torch.transpose", input=X, dim0=2, dim1=3)]),
     (lambda x: x.transpose(-1, -2), [Step.make("torch.transpose", input=X, dim0=2, dim1=3)]),
     (lambda x: x.mT, [Step.make("torch.transpose", input=X, dim0=2, dim1=3)]),
@@ -57,6 +58,19 @@ CASES: list[tuple[Callable[[Tensor], Tensor], list[Step]]] = [
     (lambda x: x.repeat(1, 2, 1, 1), [Step.make("torch.cat", tensors=(X, X), dim=1)]),
     (lambda x: x.contiguous().clone().float().to(torch.float32).type_as(x), []),
     (lambda x: torch.roll(x, shifts=(1, -1), dims=(2, 3)), [Step.make("torch.roll", input=X, shifts=(1, -1), dims=(2, 3))]),
+    # the tensor by its keyword
+    (lambda x: torch.flatten(start_dim=1, input=x), [Step.make("torch.flatten", input=X, start_dim=1)]),
+    (lambda x: torch.squeeze(input=torch.unsqueeze(input=x, dim=1)), None),
+    (lambda x: torch.permute(input=x, dims=(0, 2, 3, 1)), [Step.make("torch.permute", input=X, dims=(0, 2, 3, 1))]),
+    (lambda x: torch.chunk(input=x, chunks=2, dim=2)[1], [Step.make("[:]", input=X, dim=2, start=4)]),
+    (lambda x: torch.split(dim=1, tensor=x, split_size_or_sections=2)[1], [Step.make("[:]", input=X, dim=1, start=2)]),
+    (lambda x: torch.tile(input=x, dims=(1, 2, 1, 1)), [Step.make("torch.cat", tensors=(X, X), dim=1)]),
+    (lambda x: torch.reciprocal(input=x.exp()), [Step.make("torch.exp", input=X), Step.make("/", input=1, other=Value(1))]),
+    (lambda x: x + torch.zeros_like(input=x), None),
+    (lambda x: torch.clamp_(input=x + 1, min=1.5), [Step.make("+", input=X, other=1), Step.make("torch.clamp", input=Value(1), min=1.5)]),
+    (lambda x: (x + 1).fill_(value=2) * x, None),
+    (lambda x: x * torch.where(condition=torch.tensor([True, False]), input=torch.ones(2), other=torch.zeros(2))[0], None),
+    (lambda x: F.batch_norm(input=x, running_mean=torch.zeros(3), running_var=torch.ones(3)), None),
 ]
 
 

@@ -40,6 +40,8 @@ CONVERSIONS: Final = frozenset("float to type type_as double half bfloat16 cpu c
 GRADIENT_FREE: Final = frozenset(("detach", "detach_", "data"))
 
 
+_FIRST: Final = ("input", "self", "tensor", "x", "a", "x1")  # what torch calls a function's first parameter, and takes it by
+_INPUT_IS_SECOND: Final = frozenset(("where", "searchsorted"))
 _SPARE: Final = frozenset(("inplace", "_stacklevel", "out"))  # say nothing about the result
 
 
@@ -59,6 +61,14 @@ def in_place(name: str) -> bool:
     if name.startswith("__"):
         return name == "__setitem__" or (name.startswith("__i") and name not in ("__iter__", "__invert__", "__int__", "__index__"))
     return name.endswith("_")
+
+
+def first_in_front(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call with the tensor that it is about in front: `flatten(input=x, start_dim=1)` as `flatten(x, start_dim=1)`."""
+    first = next((key for key in _FIRST if isinstance(kwargs.get(key), Tensor)), None)
+    if args or first is None or name in _INPUT_IS_SECOND:
+        return args, kwargs
+    return (kwargs[first],), {key: value for key, value in kwargs.items() if key != first}
 
 
 def plain(value: Any) -> Any:

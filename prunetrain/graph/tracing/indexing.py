@@ -151,7 +151,8 @@ def _filling(build: Builder, part: Tensor, source: object) -> Tensor:
 
 def fill(build: Builder, call: Call) -> Tensor:
     """Writes of one number everywhere."""
-    return _filling(build, build.tensor(call.arguments[0]), call.arguments[1] if len(call.arguments) > 1 else 0)
+    given = arguments(call, "input value")
+    return _filling(build, build.tensor(given["input"]), given.get("value", 0))
 
 
 def zeros(build: Builder, call: Call) -> Tensor:

@@ -21,6 +21,7 @@ from prunetrain.graph.tracing.calls import (
     RANDOM,
     SIZES,
     UNINITIALISED,
+    first_in_front,
     in_place,
     short_name,
 )
@@ -59,7 +60,8 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """What torch calls in place of every function and method."""
-        name, kwargs = short_name(func), kwargs or {}
+        name = short_name(func)
+        args, kwargs = first_in_front(name, args, kwargs or {})
         if name in ABOUT_TENSORS:
             self._journal.recording.sized |= name in SIZES
             return func(*args, **kwargs)
@@ -71,7 +73,7 @@ class Recorder(TorchFunctionMode):
             return _constant_like(func, name, *args, **kwargs)
         if name == "__iter__":
             return iter(self.__torch_function__(Tensor.unbind, types, (*args, 0)))
-        counter = self._journal.own(args[0]) if in_place(name) else None
+        counter = self._journal.own(args[0]) if in_place(name) and args else None
         if counter is not None and counter.endswith("num_batches_tracked"):
             return args[0]  # BatchNorm's own business: a layer of the file does it by itself
         asked = Asked(name, args, kwargs, self._place())

@@ -138,7 +138,10 @@ def _order(call: Call, rank: int) -> list[int]:
     if call.name in ("mT", "adjoint"):
         dims = [-2, -1]
     if call.name in ("movedim", "moveaxis"):
-        source, target = (tuple(dim % rank for dim in (one if isinstance(one, tuple) else (one,))) for one in dims)
+        given = arguments(call, "input source destination")
+        source, target = (
+            tuple(dim % rank for dim in (one if isinstance(one, tuple) else (one,))) for one in (given["source"], given["destination"])
+        )
         rest_of = iter(dim for dim in order if dim not in source)
         moved = dict(zip(target, source, strict=True))
         return [moved[dim] if dim in moved else next(rest_of) for dim in order]
