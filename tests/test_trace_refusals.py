@@ -95,6 +95,23 @@ def with_another_number_for_one_image(self: nn.Module, x: Tensor) -> Tensor:
     return x.exp() * (2 if x.shape[0] == 1 else 3)
 
 
+def averaging(self: nn.Module, x: Tensor) -> Tensor:
+    if self.training:
+        self.count = 0.9 * self.count + 0.1 * x.mean()
+    return x - self.count
+
+
+def watching(self: nn.Module, x: Tensor) -> Tensor:
+    self.count = x.mean()
+    return self.conv(x)
+
+
+def setting_back(self: nn.Module, x: Tensor) -> Tensor:
+    x = x + self.count
+    self.count = torch.zeros(1)
+    return x
+
+
 CALLS: list[tuple[Callable[..., Any], str]] = [
     (branch, "branching on a tensor reads numbers of a tensor; a network file takes the same steps for all images"),
     (lambda self, x: x * x.mean().item(), "item() reads numbers of a tensor"),
@@ -112,6 +129,7 @@ CALLS: list[tuple[Callable[..., Any], str]] = [
     (into_a_constant, "__setitem__ writes into a constant; put the parts together with torch.cat or torch.stack"),
     (lambda self, x: self.conv.weight.data.zero_() + x, "data stops gradients"),
     (lambda self, x: x + self.count.add_(1), "add_ changes self.count in place"),
+    *[(forward, "forward changes self.count, which a network file cannot say") for forward in (averaging, watching, setting_back)],
     (by_the_batch, "only the shape of a tensor may depend on it"),
     *[
         (forward, "takes other steps when the batch size is another")
@@ -150,6 +168,33 @@ def test_the_line_is_named(forward: Callable[..., Any], message: str) -> None:
     line, said = re.fullmatch(rf"{re.escape(__file__)}:(\d+): (.*)", str(caught.value)).groups()  # type: ignore[union-attr]
     assert message in said
     assert first <= int(line) <= first + 4
+
+
+def test_a_layer_that_is_given_another_tensor() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        self.norm.running_mean = torch.zeros(3)
+        return x
+
+    model = network(forward, conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3))
+    with pytest.raises(TraceError, match=r"^module norm: forward changes self\.norm\.running_mean, which a network file cannot say$"):
+        trace(model, IMAGES)
+
+
+def test_a_constant_that_forward_keeps_is_a_constant() -> None:
+    """In a buffer that had none yet, or one of another shape."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = torch.linspace(0, 1, x.shape[-1])
+        if self.mask.shape != x.shape[-2:]:
+            self.mask = torch.ones(x.shape[-2:]).tril()
+        return x * self.kept + self.mask
+
+    model = network(forward, mask=torch.ones(1, 1))
+    model.register_buffer("kept", None)
+    assert [step.target for step in trace(model, IMAGES).steps] == ["*", "+"]
+    assert (model.kept, model.mask.shape) == (None, (1, 1))
 
 
 def test_random_numbers_of_python_and_numpy_are_put_back() -> None:

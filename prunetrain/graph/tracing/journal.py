@@ -64,6 +64,7 @@ class Journal:
     def __init__(self, tensors: Mapping[str, Tensor], images: Tensor) -> None:
         self._names = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}  # the first of several names
         self._dtype = images.dtype
+        self._read: set[str] = set()
         self._memory = Memory()
         self.recording = Recording([tuple(images.shape)])
         self._memory.bind(images, Ref(0))
@@ -71,6 +72,10 @@ class Journal:
     def follows(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on the images, a parameter or a buffer."""
         return id(tensor) in self._names or self._memory.knows(tensor)
+
+    def has_read(self, tensor: Tensor) -> bool:
+        """Whether a call read one of the model's tensors."""
+        return self.own(tensor) in self._read
 
     def own(self, tensor: object) -> str | None:
         """The qualified name of one of the model's tensors; None for any other."""
@@ -93,6 +98,7 @@ class Journal:
     def _tensor(self, tensor: Tensor, place: Place) -> Ref | Own | Constant:
         name = self.own(tensor)
         if name is not None:
+            self._read.add(name)
             return Own(name)
         if self._memory.knows(tensor):
             return self._memory.read(tensor, place)

@@ -35,6 +35,8 @@ from prunetrain.graph.tracing.registry import Registry
 from prunetrain.graph.tracing.shortcuts import empty_like_of_shape, made_without_torch
 from prunetrain.graph.windows import shape_text
 
+_COUNTER = "num_batches_tracked"
+
 
 class Recorder(TorchFunctionMode):
     """While entered, writes down the calls of one forward pass.
@@ -54,6 +56,7 @@ class Recorder(TorchFunctionMode):
         self._scopes = [""]  # the modules that are running, by qualified name
         self._registry = registry
         self._journal = Journal(registry.tensors, images)
+        self._before = self._registered()
         self._generators = generators
 
     def __torch_function__(
@@ -74,7 +77,7 @@ class Recorder(TorchFunctionMode):
         if name == "__iter__":
             return iter(self.__torch_function__(Tensor.unbind, types, (*args, 0)))
         counter = self._journal.own(args[0]) if in_place(name) and args else None
-        if counter is not None and counter.endswith("num_batches_tracked"):
+        if counter is not None and counter.endswith(_COUNTER):
             return args[0]  # BatchNorm's own business: a layer of the file does it by itself
         asked = Asked(name, args, kwargs, self._place())
         self._refuse(asked)
@@ -129,12 +132,28 @@ class Recorder(TorchFunctionMode):
 
     def finish(self, output: object) -> Recording:
         """The recording, with what forward returned."""
+        self._refuse_replaced()
         nowhere, found = Place("", ""), outputs_of(output)
         if not found:
             raise nowhere.error("forward must return a tensor")
         recording = self._journal.recording
         recording.outputs = tuple(self._journal.stand_in(tensor, nowhere) for tensor in found)
         return recording
+
+    def _registered(self) -> dict[tuple[nn.Module, str], Tensor | None]:
+        """What every module has as parameters and buffers now."""
+        return {(module, name): own for module in self._modules for name, own in (*module._parameters.items(), *module._buffers.items())}
+
+    def _refuse_replaced(self) -> None:
+        """Refuse a forward pass that gave a parameter or buffer another tensor, unless that is a constant which it keeps there for later."""
+        for (module, attribute), tensor in self._registered().items():
+            before, scope = self._before.get((module, attribute)), self._modules[module]
+            if tensor is before or attribute == _COUNTER:
+                continue
+            computed = tensor is not None and self._journal.follows(tensor)
+            if computed or is_layer(module) or (before is not None and self._journal.has_read(before)):
+                own = f"{scope}.{attribute}".lstrip(".")
+                raise place_of_forward(module, scope).error(f"forward changes self.{own}, which a network file cannot say")
 
     def _place(self) -> Place:
         return place(self._scopes[-1])
