@@ -50,6 +50,47 @@ def test_dropout_that_is_always_on_stays_on_and_one_that_never_is_goes() -> None
     assert targets(trace(nn.Sequential(nn.Sigmoid(), nn.Dropout(0.0)), IMAGES)) == ["torch.sigmoid"]
 
 
+GRADIENTS: list[tuple[Callable[[nn.Module, Tensor], Tensor], bool]] = [
+    (lambda self, x: x, False),
+    (lambda self, x: x.exp() + x.flip(2), False),
+    (lambda self, x: self.frozen(x) * self.mean, False),
+    (lambda self, x: self.conv(x), True),
+    (lambda self, x: F.relu(self.conv(x), inplace=True).flatten(1) + 1, True),
+    (lambda self, x: self.frozen(self.conv(x)), True),
+    (lambda self, x: x * self.scale, True),
+    (lambda self, x: F.conv2d(x, self.frozen.weight, self.conv.bias), True),
+    (lambda self, x: F.conv2d(x, self.frozen.weight, self.frozen.bias), False),
+    (lambda self, x: torch.cat([x, self.conv(x)]), True),
+    (lambda self, x: x.exp().add_(self.conv(x)), True),
+    (lambda self, x: written(x.exp(), self.conv(x)), True),
+    (lambda self, x: self.conv(x).argmax(1), False),
+    (lambda self, x: torch.zeros_like(self.conv(x)), False),
+    (lambda self, x: torch.empty_like(self.conv(x)), False),
+]
+
+
+def written(x: Tensor, part: Tensor) -> Tensor:
+    x[:, :1] *= part[:, :1]
+    return x
+
+
+@pytest.mark.parametrize(("result", "learns"), GRADIENTS)
+def test_results_of_trained_layers_require_gradients(result: Callable[[nn.Module, Tensor], Tensor], learns: bool) -> None:
+    """As they do in training. In eval mode none does, as under no_grad()."""
+    said = []
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        made = result(self, x)
+        said.append((made.requires_grad, made.is_leaf))
+        return F.dropout(x.exp(), 0.5) if self.training and made.requires_grad else x.exp()
+
+    modules = {"conv": nn.Conv2d(3, 3, 1), "frozen": nn.Conv2d(3, 3, 1).requires_grad_(False)}
+    model = network(forward, **modules, scale=nn.Parameter(torch.ones(1)), mean=torch.ones(1))
+    model(torch.rand(2, 3, 8, 8))
+    assert targets(trace(model, IMAGES)) == ["torch.exp", "F.dropout"][: 1 + learns]
+    assert said == [(learns, not learns)] * 3 + [(False, True)] * (len(said) - 3)
+
+
 def test_dropout_of_channels() -> None:
     assert targets(check_same(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout2d(0.2)), (2, 3, 8, 8))) == ["self.layer_0", "F.dropout2d"]
 

@@ -112,6 +112,13 @@ def setting_back(self: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
+def clipping(self: nn.Module, x: Tensor) -> Tensor:
+    x = self.conv(x)
+    if x.requires_grad:
+        x.register_hook(lambda gradient: gradient.clamp(-1, 1))
+    return x
+
+
 CALLS: list[tuple[Callable[..., Any], str]] = [
     (branch, "branching on a tensor reads numbers of a tensor; a network file takes the same steps for all images"),
     (lambda self, x: x * x.mean().item(), "item() reads numbers of a tensor"),
@@ -130,6 +137,8 @@ CALLS: list[tuple[Callable[..., Any], str]] = [
     (lambda self, x: self.conv.weight.data.zero_() + x, "data stops gradients"),
     (lambda self, x: x + self.count.add_(1), "add_ changes self.count in place"),
     *[(forward, "forward changes self.count, which a network file cannot say") for forward in (averaging, watching, setting_back)],
+    (clipping, "register_hook looks at gradients or changes them, which a network file cannot say; train without it"),
+    (lambda self, x: x if self.conv(x).grad_fn is None else x.exp(), "grad_fn reads how a gradient is computed"),
     (by_the_batch, "only the shape of a tensor may depend on it"),
     *[
         (forward, "takes other steps when the batch size is another")

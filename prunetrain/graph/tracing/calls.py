@@ -36,8 +36,11 @@ OF_DATA: Final = {
     "__format__": "printing a tensor",
     "__repr__": "printing a tensor",
 }
-CONVERSIONS: Final = frozenset("float to type type_as double half bfloat16 cpu cuda long bool int".split())
+GRADIENTS: Final = frozenset(("requires_grad", "is_leaf", "grad_fn"))  # what tells that a result's gradients are computed
+HOOKS: Final = frozenset(("register_hook", "register_post_accumulate_grad_hook"))
 GRADIENT_FREE: Final = frozenset(("detach", "detach_", "data"))
+WITHOUT_GRADIENTS: Final = UNINITIALISED | GRADIENT_FREE | {"rand_like", "randn_like", "randint_like"}
+CONVERSIONS: Final = frozenset("float to type type_as double half bfloat16 cpu cuda long bool int".split())
 
 
 _FIRST: Final = ("input", "self", "tensor", "x", "a", "x1")  # what torch calls a function's first parameter, and takes it by

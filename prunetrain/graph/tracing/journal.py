@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
-from prunetrain.graph.tracing.calls import CONVERSIONS, plain
+from prunetrain.graph.tracing.calls import CONVERSIONS, WITHOUT_GRADIENTS, plain
 from prunetrain.graph.tracing.memory import Memory
 from prunetrain.graph.tracing.records import Call, Constant, Own, Place, Recording, Ref
 
@@ -65,6 +65,8 @@ class Journal:
         self._names = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}  # the first of several names
         self._dtype = images.dtype
         self._read: set[str] = set()
+        self._tensors = tensors
+        self._learning: set[Ref] = set()
         self._memory = Memory()
         self.recording = Recording([tuple(images.shape)])
         self._memory.bind(images, Ref(0))
@@ -76,6 +78,14 @@ class Journal:
     def has_read(self, tensor: Tensor) -> bool:
         """Whether a call read one of the model's tensors."""
         return self.own(tensor) in self._read
+
+    def is_result(self, tensor: object) -> bool:
+        """Whether something is a result of the forward pass, or its input."""
+        return isinstance(tensor, Tensor) and self.own(tensor) is None and self._memory.knows(tensor)
+
+    def learns(self, tensor: Tensor) -> bool:
+        """Whether a result requires gradients where the model is trained: whether it comes from a parameter that does."""
+        return self._memory.ref(tensor) in self._learning
 
     def own(self, tensor: object) -> str | None:
         """The qualified name of one of the model's tensors; None for any other."""
@@ -114,8 +124,15 @@ class Journal:
             args = (args[0], (args[1],), *args[2:])  # x[[0, 2]] takes two positions, x[0, 2] one of each dimension
         return Call(asked.name, self.stand_in(args, asked.place), self.stand_in(asked.kwargs, asked.place), (), asked.place)
 
-    def write(self, call: Call, result: object, asked: Asked | None = None) -> None:
-        """Write down a call that made new tensors; one that gives a size, a flag, or the very tensor that it read, says nothing."""
+    def write(self, call: Call, result: object, asked: Asked | None = None, *, learns: bool = False) -> None:
+        """Write down a call that made new tensors; one that gives a size, a flag, or the very tensor that it read, says nothing.
+
+        Args:
+            call: the call.
+            result: what it returned.
+            asked: the call as the model made it; None for a layer.
+            learns: whether the call has parameters of its own that require gradients.
+        """
         made = tensors_in(result)
         read = {id(tensor) for tensor in tensors_in((asked.args, asked.kwargs))} if asked else set()
         if not made or all(id(tensor) in read for tensor in made):
@@ -126,6 +143,8 @@ class Journal:
             self._check_type(tensor, call, asked)
             if tensor.dtype == torch.int64:
                 self.recording.integers.add(ref.index)
+            if tensor.is_floating_point() and (learns or self._reads_learning(call)):
+                self._learning.add(ref)
             self._memory.bind(tensor, ref)
         whole = asked.first if asked else None
         if call.name == "__getitem__" and whole is not None:
@@ -139,12 +158,26 @@ class Journal:
             return
         ref = self._new(tuple(tensor.shape))
         self._append(call, ref)
+        if self._reads_learning(call):
+            self._learning.add(ref)
         self._memory.change(tensor, ref, call.place, self._write_back)
 
     def _write_back(self, whole: Ref, index: object, part: Ref, place: Place) -> Ref:
         ref = self._new(self.recording.shapes[whole.index])
         self._append(Call("__setitem__", (whole, index, part), {}, (), place), ref)
+        if {whole, part} & self._learning:
+            self._learning.add(ref)
         return ref
+
+    def _reads_learning(self, call: Call) -> bool:
+        """Whether a call makes what requires gradients, because it reads what does."""
+
+        def learns(leaf: object) -> bool:
+            if isinstance(leaf, tuple):
+                return any(map(learns, leaf))
+            return leaf in self._learning if isinstance(leaf, Ref) else isinstance(leaf, Own) and self._tensors[leaf.name].requires_grad
+
+        return call.name not in WITHOUT_GRADIENTS and (any(map(learns, call.arguments)) or any(map(learns, call.keywords.values())))
 
     def _new(self, shape: tuple[int, ...]) -> Ref:
         self.recording.shapes.append(shape)

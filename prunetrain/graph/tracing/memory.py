@@ -58,6 +58,10 @@ class Memory:
         """Whether a tensor object stands for a result."""
         return id(tensor) in self._bound
 
+    def ref(self, tensor: Tensor) -> Ref:
+        """The result that a tensor object stands for, whatever became of its memory."""
+        return self._bound[id(tensor)].ref
+
     def bind(self, tensor: Tensor, ref: Ref) -> None:
         """Let a tensor object stand for a result."""
         storage = _storage(tensor, self._alive)

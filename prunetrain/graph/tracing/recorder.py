@@ -17,6 +17,8 @@ from prunetrain.graph.tracing.calls import (
     ABOUT_TENSORS,
     CREATED_LIKE,
     GRADIENT_FREE,
+    GRADIENTS,
+    HOOKS,
     OF_DATA,
     RANDOM,
     SIZES,
@@ -65,6 +67,8 @@ class Recorder(TorchFunctionMode):
         """What torch calls in place of every function and method."""
         name = short_name(func)
         args, kwargs = first_in_front(name, args, kwargs or {})
+        if name in GRADIENTS and len(args) == 1 and self._journal.is_result(args[0]):
+            return self._about_gradients(name, args[0])
         if name in ABOUT_TENSORS:
             self._journal.recording.sized |= name in SIZES
             return func(*args, **kwargs)
@@ -98,7 +102,7 @@ class Recorder(TorchFunctionMode):
                 leaf = as_layer(module, args, kwargs)
             except ValueError as error:
                 raise self._place().error(f"{name or 'the network'} is nothing that a network file can say: {error}") from None
-            return self._record_layer(name, leaf)
+            return self._record_layer(name, module, leaf)
         finally:
             self._scopes.pop()
 
@@ -145,7 +149,7 @@ class Recorder(TorchFunctionMode):
         return {(module, name): own for module in self._modules for name, own in (*module._parameters.items(), *module._buffers.items())}
 
     def _refuse_replaced(self) -> None:
-        """Refuse a forward pass that gave a parameter or buffer another tensor, unless that is a constant which it keeps there for later."""
+        """Refuse a forward pass that gave a parameter or buffer another tensor, but for a constant that it keeps there."""
         for (module, attribute), tensor in self._registered().items():
             before, scope = self._before.get((module, attribute)), self._modules[module]
             if tensor is before or attribute == _COUNTER:
@@ -162,11 +166,22 @@ class Recorder(TorchFunctionMode):
         name, own = asked.name, self._journal.own(asked.first)
         if name in OF_DATA:
             raise asked.place.error(f"{OF_DATA[name]} reads numbers of a tensor; a network file takes the same steps for all images")
+        if name in HOOKS:
+            raise asked.place.error(f"{name} looks at gradients or changes them, which a network file cannot say; train without it")
         if own is not None and in_place(name):
             raise asked.place.error(f"{name} changes self.{own} in place, which a network file cannot say")
         if self._training and name in GRADIENT_FREE and (own is None or asked.args[0].requires_grad):
             raise asked.place.error(f"{name} stops gradients, which a network file cannot say; train without it")
         self._refuse_without_gradients(asked.place)
+
+    def _about_gradients(self, name: str, result: Tensor) -> bool | None:
+        """What a result says of its gradients where the model is trained, or evaluated without any; the tensors of a trace do not know."""
+        learns = self._training and self._journal.learns(result)
+        if name == "grad_fn":
+            if learns:
+                raise self._place().error("grad_fn reads how a gradient is computed, which a network file cannot say; train without it")
+            return None
+        return learns == (name == "requires_grad")
 
     def _refuse_without_gradients(self, here: Place) -> None:
         if self._training and not torch.is_grad_enabled():
@@ -188,7 +203,7 @@ class Recorder(TorchFunctionMode):
             self._journal.write(call, result, asked)
         return result
 
-    def _record_layer(self, name: str, leaf: LeafCall) -> Any:
+    def _record_layer(self, name: str, module: nn.Module, leaf: LeafCall) -> Any:
         """A layer is not run: its shape rule says what it makes."""
         with torch._C.DisableTorchFunction():
             here = self._place()
@@ -201,7 +216,8 @@ class Recorder(TorchFunctionMode):
                 raise here.error(f"{name or 'the network'} does not fit its input: {error}") from None
             made = empty_like_of_shape(leaf.images, shape)
             images = self._journal.stand_in(leaf.images, here)
-            self._journal.write(Call("module", (Module(name, leaf.layer), images), {}, (), here), made)
+            learns = any(parameter.requires_grad for parameter in module.parameters())
+            self._journal.write(Call("module", (Module(name, leaf.layer), images), {}, (), here), made, learns=learns)
         return (made, None) if leaf.returns_pair else made
 
 
