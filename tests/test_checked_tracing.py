@@ -1,5 +1,6 @@
 """Tracing that is checked: what a model does behind torch's back is noticed before anything is trained or written."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,114 @@ def test_code_that_fails_with_numbers() -> None:
 
     with pytest.raises(TraceError, match=r"test_checked_tracing.py:\d+: Net fails with 2 random images: no images today$"):
         traced_and_checked(network(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2)), EXAMPLE)
+
+
+def in_train_mode(change: Callable[[Any, Tensor], Tensor], **modules: nn.Module | Tensor) -> nn.Module:
+    """conv, BatchNorm, dropout and head; what is done to real tensors in train mode only tracing does not see."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.bn(self.conv(x))
+        if type(x) is Tensor and self.training:
+            x = change(self, x)
+        return self.fc(F.dropout(F.relu(x).mean((2, 3)), self.p, self.training))
+
+    made = network(forward, conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4), fc=nn.Linear(4, 2), **modules)
+    made.p = 0.0
+    return made
+
+
+def doubled(self: Any, x: Tensor) -> Tensor:
+    return 2 * x
+
+
+def shifted_mean(self: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        self.bn.running_mean += 0.1
+    return x
+
+
+def test_code_that_runs_in_train_mode_only() -> None:
+    with pytest.raises(TraceError, match=r"^Net computes something else in train mode than its network file would: "):
+        traced_and_checked(in_train_mode(doubled), EXAMPLE)
+
+
+def test_running_statistics_are_compared_whatever_is_drawn() -> None:
+    for p in (0.0, 0.5):
+        model = in_train_mode(shifted_mean)
+        model.p = p
+        with pytest.raises(TraceError, match=r"^Net has other buffers after a batch in train mode than its network file would: "):
+            traced_and_checked(model, EXAMPLE)
+    model = in_train_mode(doubled)
+    model.p = 0.5
+    traced_and_checked(model, EXAMPLE)  # with random numbers outputs say nothing
+
+
+def test_a_fixed_filter_is_compared_as_well() -> None:
+    """In the file it is the weight of a frozen layer."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.filter)
+        if type(x) is Tensor and self.training:
+            self.filter.mul_(self.factor)
+        return self.fc(x.mean((2, 3)))
+
+    model = network(forward, filter=torch.rand(4, 3, 3, 3), fc=nn.Linear(4, 2))
+    model.factor = 1.0
+    traced_and_checked(model, EXAMPLE)
+    model.factor, before = 0.9, model.filter.clone()
+    with pytest.raises(TraceError, match=r"^Net has other buffers after a batch in train mode than"):
+        traced_and_checked(model, EXAMPLE)
+    assert torch.equal(model.filter, before)
+
+
+def test_a_model_that_fails_in_train_mode() -> None:
+    def fails(self: Any, x: Tensor) -> Tensor:
+        raise ZeroDivisionError("no training today")
+
+    with pytest.raises(TraceError, match=r"py:\d+: Net fails with 2 random images in train mode: no training today$"):
+        traced_and_checked(in_train_mode(fails), EXAMPLE)
+
+
+def test_the_comparison_in_train_mode_leaves_no_trace() -> None:
+    """Nor does it in what was traced: the file's BatchNorm counts batches, that of the model does not."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = F.batch_norm(self.bn(self.conv(x)), self.mean, self.var, training=self.training)
+        self.steps = self.steps + 1
+        return self.fc(F.dropout(x.mean((2, 3)), 0.5))
+
+    model = network(
+        forward, conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4), fc=nn.Linear(4, 2), mean=torch.zeros(4), var=torch.ones(4)
+    ).eval()
+    model.steps = 0
+    buffers = dict(model.named_buffers())
+    before, numbers = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
+    traced = traced_and_checked(model, EXAMPLE)
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert (model.training, model.bn.training, model.steps) == (False, False, 0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(tensor is buffers[name] for name, tensor in model.named_buffers())
+    assert all(torch.equal(tensor, before[name]) for name, flat in traced.names.items() for tensor in [traced.state[flat]])
+    counted = [tensor for name, tensor in traced.state.items() if name.endswith("num_batches_tracked")]
+    assert [int(tensor) for tensor in counted] == [0] * len(counted)
+
+
+def test_gradients_are_on_in_train_mode() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.fc((x.sin() if self.training and not x.requires_grad else x).mean((2, 3)))
+
+    traced_and_checked(network(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2)), EXAMPLE)
+
+
+def test_a_layer_that_has_too_few_numbers_for_statistics() -> None:
+    """Of an image of one pixel, in train mode; in eval mode it has those of before."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.conv(x).mean((2, 3), keepdim=True)).flatten(1))
+
+    norm = nn.InstanceNorm2d(4, track_running_stats=True)
+    traced_and_checked(network(forward, conv=nn.Conv2d(3, 4, 3), norm=norm, fc=nn.Linear(4, 2)), EXAMPLE)
 
 
 def test_images_that_do_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ In: a model, an image shape. Out: what `trace_with_state` gives, or a `TraceErro
 its own in the place of a layer's, is noticed here at the latest.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -15,14 +16,20 @@ from prunetrain.graph.render import render
 from prunetrain.graph.trace import Traced, trace_with_state
 from prunetrain.graph.tracing.journal import outputs_of
 from prunetrain.graph.tracing.places import place_of, reason_of
+from prunetrain.graph.tracing.randomness import drawing_nothing
 from prunetrain.graph.tracing.snapshot import Snapshot
 from prunetrain.models.assembling import assemble
 
 _IMAGES = 2  # a network that squeezes all dimensions of one loses the batch with a single image
+_ROUNDING_OF_TWO = 0.01  # of outputs in train mode: BatchNorm over two values makes much of their last bits
+_TOO_FEW = "Expected more than 1 "  # value a channel: what torch's normalisations say
 
 
 def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike: bool = False) -> Traced:
-    """`trace_with_state`, and two random images through both networks in eval mode.
+    """`trace_with_state`, and two random images through both networks, in eval mode and in train mode.
+
+    In train mode running statistics are compared, and outputs unless the model draws random numbers. The model, its buffers and torch's
+    random state stay as they are.
 
     Args:
         model: as for `trace`, with weights.
@@ -31,7 +38,7 @@ def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike
 
     Raises:
         NetworkFileError: if images do not fit into this machine's memory.
-        TraceError: as `trace`; and if the outputs differ by more than rounding, or the file's network cannot take the model's weights.
+        TraceError: as `trace`; and if numbers differ by more than rounding, or the file's network cannot take the model's weights.
     """
     traced = trace_with_state(model, example_input)
     name = traced.graph.class_name
@@ -45,7 +52,7 @@ def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike
         raise TraceError(f"{name} has other weights than the layers that it is made of: {str(error).splitlines()[-1].strip()}") from None
     try:
         with torch.no_grad(), Snapshot(model).in_mode(training=False):
-            found, returned = outputs_of(network(images.clone())), model(images.clone())
+            found, (returned, _) = outputs_of(_seeded(network, images)[0]), _seeded(model, images)
     except Exception as error:  # whatever the model's own code raises, and too little memory
         raise place_of(error).error(f"{name} fails with {_IMAGES} random images: {reason_of(error)}") from error
     if returns_alike and not _is_plain(returned):
@@ -54,11 +61,62 @@ def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike
             "what uses it would get something else after a cut, so let forward return these"
         )
     if not _alike(outputs_of(returned), found):
-        raise TraceError(
-            f"{name} computes something else than its network file would: it has code that prunetrain did not see, "
-            "such as a method that was replaced; let its modules do all that changes numbers"
-        )
+        raise _difference(name, "computes something else")
+    try:
+        difference = _difference_in_training(model, network, traced.names, images)
+    except Exception as error:  # as above
+        raise place_of(error).error(f"{name} fails with {_IMAGES} random images in train mode: {reason_of(error)}") from error
+    if difference:
+        raise _difference(name, difference)
     return traced
+
+
+def _difference(name: str, what: str) -> TraceError:
+    return TraceError(
+        f"{name} {what} than its network file would: it has code that prunetrain did not see, "
+        "such as a method that was replaced; let its modules do all that changes numbers"
+    )
+
+
+def _seeded(module: nn.Module, images: Tensor) -> tuple[object, bool]:
+    """What a module returns for images, always with the same random numbers, and whether it drew any; torch's own state stays."""
+    generators = [torch.default_generator, *([torch.cuda.default_generators[images.device.index]] if images.is_cuda else [])]
+    before = [generator.get_state() for generator in generators]
+    try:
+        seeded = [generator.manual_seed(0).get_state() for generator in generators]
+        with drawing_nothing():
+            returned = module(images.clone())
+        same = all(map(torch.equal, seeded, (generator.get_state() for generator in generators)))
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
+    return returned, not same or images.device.type not in ("cpu", "cuda")
+
+
+def _difference_in_training(model: nn.Module, network: nn.Module, names: Mapping[str, str], images: Tensor) -> str:
+    """What the model does otherwise in train mode than the file's network; "" if nothing.
+
+    A layer that finds too few numbers for statistics among two images leaves nothing to compare.
+    """
+    for module in network.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.clone()  # it shared them with the model
+    try:
+        with torch.enable_grad(), Snapshot(model, buffers=True).in_mode(training=True):
+            returned, draws = _seeded(model, images)
+            wanted = [tensor.detach() for tensor in outputs_of(returned)]
+            del returned  # and all that gradients would need
+            own = dict(model.named_buffers(remove_duplicate=False))
+            statistics = {flat: own[name].clone() for name, flat in names.items() if name in own and own[name].is_floating_point()}
+        with torch.enable_grad():
+            found = [tensor.detach() for tensor in outputs_of(_seeded(network.train(), images)[0])]
+    except ValueError as error:
+        if _TOO_FEW in str(error):
+            return ""
+        raise
+    if not _statistics_alike(statistics, network.state_dict()):
+        return "has other buffers after a batch in train mode"
+    return "" if draws or _alike(wanted, found, _ROUNDING_OF_TWO) else "computes something else in train mode"
 
 
 def stored(traced: Traced) -> Traced:
@@ -76,17 +134,30 @@ def _is_plain(returned: object) -> bool:
     return isinstance(returned, Tensor) or several
 
 
-def _alike(wanted: list[Tensor], found: list[Tensor]) -> bool:
-    """Whether outputs are the same but for rounding, by the largest number of each; what is no number is so in both."""
-    return len(wanted) == len(found) and all(map(_close, wanted, found))
+def _alike(wanted: list[Tensor], found: list[Tensor], share: float = 0.0) -> bool:
+    """Whether outputs are the same but for rounding, or a share of the largest number of each; what is no number is so in both."""
+    return len(wanted) == len(found) and all(_close(one, other, _largest(one), share) for one, other in zip(wanted, found, strict=True))
 
 
-def _close(wanted: Tensor, found: Tensor) -> bool:
+def _statistics_alike(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
+    """Whether running statistics are the same but for rounding, by the largest number of each layer's: a mean may be next to none."""
+    largest: dict[str, float] = {}
+    for name, tensor in wanted.items():
+        layer = name.rpartition(".")[0]
+        largest[layer] = max(largest.get(layer, 0.0), _largest(tensor))
+    return all(_close(tensor, found[name], largest[name.rpartition(".")[0]]) for name, tensor in wanted.items())
+
+
+def _largest(tensor: Tensor) -> float:
+    finite = tensor[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def _close(wanted: Tensor, found: Tensor, largest: float, share: float = 0.0) -> bool:
     if wanted.shape != found.shape:
         return False
     finite = wanted.isfinite()
     if not torch.equal(finite, found.isfinite()):
         return False
-    largest = float(wanted[finite].abs().max()) if bool(finite.any()) else 0.0
-    tolerance = float(torch.finfo(wanted.dtype).eps ** 0.5) * largest
+    tolerance = max(float(torch.finfo(wanted.dtype).eps ** 0.5), share) * largest
     return bool(((wanted - found)[finite].abs() <= tolerance).all())

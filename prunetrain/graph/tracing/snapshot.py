@@ -17,13 +17,15 @@ from prunetrain.graph.tracing.places import place_of, reason_of
 class Snapshot:
     """The attributes of all modules of a model, containers copied all the way down.
 
-    Tensors are copied only if the model has a train() of its own, which may merge weights or freeze them.
+    Tensors are copied only if the model has a train() of its own, which may merge weights or freeze them; buffers also for `buffers`, as a
+    forward pass with numbers changes running statistics.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, buffers: bool = False) -> None:
         self._model = model
         self._before = [(module, _copied(module.__dict__)) for module in model.modules()]
-        tensors = [*model.parameters(), *model.buffers()] if any(map(_has_own_train, model.modules())) else []
+        own_train = any(map(_has_own_train, model.modules()))
+        tensors = [*(model.parameters() if own_train else ()), *(model.buffers() if own_train or buffers else ())]
         self._tensors = [(tensor, tensor.detach().clone(), tensor.requires_grad) for tensor in tensors]
 
     @contextmanager
