@@ -267,6 +267,16 @@ def test_flatten_own_network_with_arguments_and_weights(tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr) == (2, f"error: {source}:net needs width: give --model-arg width=VALUE\n")
 
 
+def test_flatten_says_what_the_file_does_not_keep_frozen(tmp_path: Path) -> None:
+    source = Path(__file__).parent / "networks_of_users" / "frozen.py"
+    shape = ("--input-shape", "1,8,8", "--num-classes", "3")
+    said = printed("flatten", f"{source}:HalfFrozen", "-o", tmp_path / "half.py", *shape).splitlines()
+    assert said[0] == "conv.bias is frozen, and not all of its layer: the file trains it; freeze whole layers, or make it a buffer"
+    assert len(said) - 1 == len(printed("flatten", f"{source}:Frozen", "-o", tmp_path / "whole.py", *shape).splitlines()) == 1
+    trained = {name for name, parameter in load_network(tmp_path / "whole.py").named_parameters() if parameter.requires_grad}
+    assert trained == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
+
+
 def test_flatten_does_not_overwrite(tmp_path: Path) -> None:
     target = tmp_path / "x.py"
     command = ("flatten", "lenet-300-100", "-o", target, "--input-shape", "1,8,8")

@@ -86,6 +86,7 @@ def test_refuses(changes: dict[str, Any], message: str, part: object) -> None:
         (((2,), "index", "int64", (0, 1, 2)), "self.bias needs positions from 0"),
         (((2,), "index", "int64", (0, -1)), "self.bias needs positions from 0"),
         (((2,), "index", "float32", (0, 1)), "self.bias needs positions from 0"),
+        (((4,), "buffer", "float32", (), False), "self.bias: only a parameter can be frozen"),
     ],
 )
 def test_declared_tensors_refuse(arguments: tuple[Any, ...], message: str) -> None:

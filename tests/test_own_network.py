@@ -79,7 +79,9 @@ def test_what_is_frozen_and_what_is_fixed_stay_as_they_are(flags: tuple[str, ...
     before, after = load_checkpoint(run.checkpoint(0)).model, load_checkpoint(run.last).model
     for name in ("stem", "blur"):
         assert re.search(rf"self.{name} = nn.Conv2d\(.*\).requires_grad_\(False\)  # ", run.network(6).read_text())
-    assert len(after["blur.weight"]) == len(after["conv.weight"]) < 32
+    assert f"self.scale = nn.Parameter(torch.zeros({len(after['scale'])}, 1, 1), requires_grad=False)" in run.network(6).read_text()
+    assert set(after["scale"].flatten().tolist()) <= set(before["scale"].flatten().tolist())
+    assert len(after["scale"]) == len(after["blur.weight"]) == len(after["conv.weight"]) < 32
     rows = [before["stem.bias"].tolist().index(bias) for bias in after["stem.bias"].tolist()]
     assert torch.equal(after["stem.weight"], before["stem.weight"][rows])
     assert torch.equal(after["blur.weight"], before["blur.weight"][: len(after["blur.weight"])])  # all filters are alike

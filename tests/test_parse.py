@@ -29,7 +29,7 @@ from hypothesis import given, settings
 
 from prunetrain import load_network, zoo
 from prunetrain.errors import NetworkFileError
-from prunetrain.graph.layergraph import LayerGraph, Value
+from prunetrain.graph.layergraph import Declared, LayerGraph, Value
 from prunetrain.graph.load import read_graph, sha256_of
 from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
@@ -142,6 +142,14 @@ def test_layers_that_are_not_trained() -> None:
     text = render(frozen)
     assert parse(text) == frozen != graph
     assert text.count(".requires_grad_(False)  # ") + text.count(".requires_grad_(False)\n") == len(graph.layers) // 2
+
+
+def test_declared_parameters_that_are_not_trained() -> None:
+    text = NETWORK.replace("torch.zeros(4, 1, 1))", "torch.zeros(4, 1, 1), requires_grad=False)")
+    assert [tensor.trainable for tensor in (*parse(NETWORK).declared, *parse(text).declared)] == [True, False]
+    assert "self.bias = nn.Parameter(torch.zeros(4, 1, 1), requires_grad=False)\n" in render(parse(text))
+    assert parse(render(parse(text))) == parse(text)
+    assert parse(text.replace("4, 1, 1", "()")).declared == (Declared("bias", (), trainable=False),)
 
 
 def test_an_edited_file_is_the_same_graph() -> None:
@@ -384,8 +392,8 @@ REFUSED: list[tuple[str, list[str], str, str]] = [
     ("conv", ["self.conv = nn.Conv2d(3, 4, kernel_size=9)"], "F.relu", "self.conv: nothing is left of the image"),
     ("conv", ["self.conv = nn.Conv2d(3, 4, kernel_size=3, groups=2)"], "F.relu", "self.conv: 2 groups do not divide 3 and 4 channels"),
     ("conv", ["self.conv = nn.Conv2d(3, 5, kernel_size=3)"], "F.relu", "5x6x6 and 4x1x1 do not fit"),
-    ("bias", ["self.bias = nn.Parameter(torch.ones(4, 1, 1))"], "self.bias =", "a tensor is declared as nn.Parameter(torch.zeros(SIZES))"),
-    ("bias", ["self.bias = nn.Parameter(torch.zeros())"], "self.bias =", "a tensor is declared as nn.Parameter(torch.zeros(SIZES))"),
+    ("bias", ["self.bias = nn.Parameter(torch.ones(4, 1, 1))"], "self.bias =", "a tensor is declared as nn.Parameter("),
+    ("bias", ["self.bias = nn.Parameter(torch.zeros())"], "self.bias =", "a tensor is declared as nn.Parameter("),
     ("bias", ["self.bias = nn.Parameter(torch.zeros((4, 1)))"], "self.bias =", "expected a whole number, not (4, 1)"),
     ("bias", ["self.bias = nn.Parameter(torch.zeros(4, 1.0))"], "self.bias =", "expected a whole number, not 1.0"),
     ("bias", ["self.bias = nn.Parameter(torch.zeros(0))"], "self.bias =", "self.bias needs sizes from 1"),
@@ -398,6 +406,9 @@ REFUSED: list[tuple[str, list[str], str, str]] = [
     ("bias", ["self.bias = nn.Buffer(torch.zeros(4, dtype=torch.float64))"], "self.bias =", "torch.zeros takes sizes and a dtype"),
     ("bias", ["self.bias = nn.Buffer(torch.zeros(4, dtype=int64))"], "self.bias =", "and a dtype (torch.float32, torch.int64, torch.bool)"),
     ("bias", ["self.bias = nn.Buffer(torch.zeros(4, dtype='bool'))"], "self.bias =", "torch.zeros takes sizes and a dtype"),
+    ("bias", ["self.bias = nn.Parameter(torch.zeros(4), requires_grad=True)"], "self.bias =", "a tensor is declared as"),
+    ("bias", ["self.bias = nn.Parameter(torch.zeros(4), requires_grad=print())"], "self.bias =", "a tensor is declared as"),
+    ("bias", ["self.bias = nn.Buffer(torch.zeros(4), requires_grad=False)"], "self.bias =", "a tensor is declared as"),
     ("bias", ["self.bias = nn.Buffer(torch.zeros(4), persistent=False)"], "self.bias =", "a tensor is declared as"),
     ("bias", ["self.bias = nn.Buffer(torch.tensor([0, 1]))"], "self.bias =", "a tensor is declared as"),
     ("bias", ["self.bias = nn.Buffer(torch.tensor([0, 1]), persistent=print())"], "self.bias =", "a tensor is declared as"),
@@ -411,7 +422,6 @@ REFUSED: list[tuple[str, list[str], str, str]] = [
     ("bias", ["self.bias = nn.Buffer(torch.tensor((0, 1)), persistent=False)"], "self.bias =", "a tensor is declared as"),
     ("bias", ["self.bias = nn.Parameter(torch.zeros(print()))"], "self.bias =", "expected a literal, not print()"),
     ("bias", ["self.bias = nn.Parameter(torch.zeros(4, 1, 1), False)"], "self.bias =", "not a layer that prunetrain knows"),
-    ("bias", ["self.bias = nn.Parameter(torch.zeros(4, 1, 1), requires_grad=False)"], "self.bias =", "a tensor is declared as"),
     ("bias", ["self.bias = nn.Parameter()"], "self.bias =", "not a layer that prunetrain knows"),
     ("bias", ["self.bias = nn.Parameter(torch.zeros(7, 4, 1, 1))"], "F.relu", "4x8x8 and 7x4x1x1 do not fit"),
     ("forward", ["def forward(self, x: Tensor, y: Tensor = print()) -> Tensor:"], "def forward", "expected: def forward(self, x: Tensor)"),

@@ -18,6 +18,7 @@ from prunetrain.graph.layergraph import Declared
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
 from prunetrain.graph.trace import trace, trace_with_state
+from prunetrain.models.assembling import assemble
 
 SPELLINGS: dict[str, list[nn.Module]] = {
     "relu": [
@@ -278,6 +279,18 @@ def test_layers_whose_weights_are_not_trained_say_so() -> None:
     part = nn.Conv2d(3, 4, 3)
     part.weight.requires_grad_(False)
     assert trace(nn.Sequential(part), IMAGES).layers[0].trainable
+
+
+def test_declared_parameters_that_are_not_trained_say_so() -> None:
+    parts = {"scale": nn.Parameter(torch.ones(3, 1, 1), requires_grad=False), "shift": nn.Parameter(torch.zeros(3, 1, 1))}
+    traced = trace_with_state(network(lambda self, x: x * self.scale + self.shift, **parts), IMAGES)
+    assert [(tensor.name, tensor.role, tensor.trainable) for tensor in traced.graph.declared] == [
+        ("scale", "parameter", False),
+        ("shift", "parameter", True),
+    ]
+    source = render(traced.graph)
+    for module in (instantiate(source, "file"), assemble(source, "file", traced.graph, traced.state)):
+        assert [(name, p.requires_grad) for name, p in module.named_parameters()] == [("scale", False), ("shift", True)]
 
 
 @pytest.mark.parametrize("method", ["forward", "_conv_forward"])

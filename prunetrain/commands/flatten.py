@@ -50,6 +50,7 @@ def command(
     from prunetrain.graph.render import render
     from prunetrain.models import build
     from prunetrain.models.checked_tracing import stored, traced_and_checked
+    from prunetrain.models.freezing import partly_frozen
     from prunetrain.models.weights import load_weights
     from prunetrain.report.tables import count
 
@@ -59,6 +60,8 @@ def command(
         for line in load_weights(network, Path(weights)).lines():
             click.echo(line)
     traced = stored(traced_and_checked(network, torch.zeros(2, *shape)))
+    if (mixed := partly_frozen(network, traced)) is not None:
+        click.echo(f"{mixed} is frozen, and not all of its layer: the file trains it; freeze whole layers, or make it a buffer")
     write_atomically(saved, lambda file: torch.save(traced.state, file))
     write_text(output, render(traced.graph))
     cost = costs(traced.graph)

@@ -113,7 +113,7 @@ DTYPES: Final = ("float32", "int64", "bool")
 class Declared:
     """A tensor that the network declares directly, by its role.
 
-    * "parameter": `nn.Parameter(torch.zeros(<shape>))`
+    * "parameter": `nn.Parameter(torch.zeros(<shape>))`, with `requires_grad=False` if it is not `trainable`
     * "buffer": `nn.Buffer(torch.zeros(<shape>))`; its numbers are in the state dict, `dtype` says of what kind
     * "index": `nn.Buffer(torch.tensor([<values>]), persistent=False)`: positions, which are architecture and so stand in the file
 
@@ -126,10 +126,13 @@ class Declared:
     role: str = "parameter"
     dtype: str = "float32"
     values: tuple[int, ...] = ()
+    trainable: bool = True
 
     def __post_init__(self) -> None:
         if self.role not in ROLES or self.dtype not in DTYPES or (self.role == "parameter" and self.dtype != "float32"):
             raise GraphError(f"self.{self.name} cannot be a {self.role} of {self.dtype}", self.name)
+        if not self.trainable and self.role != "parameter":
+            raise GraphError(f"self.{self.name}: only a parameter can be frozen", self.name)
         if any(size < 1 for size in self.shape):
             raise GraphError(f"self.{self.name} needs sizes from 1", self.name)
         if (self.role == "index") != bool(self.values):

@@ -10,7 +10,8 @@ from prunetrain.graph.parse_source import Source, shown
 
 MOST_POSITIONS: Final = 1_000_000  # of an index
 _DECLARATIONS: Final = (
-    "nn.Parameter(torch.zeros(SIZES)), nn.Buffer(torch.zeros(SIZES)) or nn.Buffer(torch.tensor([POSITIONS]), persistent=False)"
+    "nn.Parameter(torch.zeros(SIZES)[, requires_grad=False]), nn.Buffer(torch.zeros(SIZES)) or "
+    "nn.Buffer(torch.tensor([POSITIONS]), persistent=False)"
 )
 
 
@@ -66,14 +67,16 @@ class Definitions:
     def _declared(self, name: str, kind: str, call: ast.Call, tensor: ast.Call) -> Declared:
         self._source.check_imported(call, "torch")
         options = [(keyword.arg, ast.unparse(keyword.value)) for keyword in call.keywords]
+        trainable = (kind, options) != ("Parameter", [("requires_grad", "False")])
+        plain = not options or not trainable
         match ast.unparse(tensor.func), tensor.args, tensor.keywords:
             case "torch.tensor", [ast.List(elts=positions)], [] if (kind, options) == ("Buffer", [("persistent", "False")]):
                 if 0 < len(positions) <= MOST_POSITIONS:
                     return Declared.index(name, self._source.integers(positions))
-            case "torch.zeros", [ast.Tuple(elts=[])], keywords if not options:
-                return Declared(name, (), kind.lower(), self._dtype(keywords))
-            case "torch.zeros", [_, *_] as sizes, keywords if not options:
-                return Declared(name, self._source.integers(sizes), kind.lower(), self._dtype(keywords))
+            case "torch.zeros", [ast.Tuple(elts=[])], keywords if plain:
+                return Declared(name, (), kind.lower(), self._dtype(keywords), trainable=trainable)
+            case "torch.zeros", [_, *_] as sizes, keywords if plain:
+                return Declared(name, self._source.integers(sizes), kind.lower(), self._dtype(keywords), trainable=trainable)
         self._source.fail(call, f"a tensor is declared as {_DECLARATIONS}, not {shown(call)}")
 
     def _dtype(self, keywords: list[ast.keyword]) -> str:

@@ -160,7 +160,8 @@ def _declaration(tensor: Declared) -> str:
     sizes = [", ".join(map(str, tensor.shape)) or "()"]
     if tensor.dtype != "float32":
         sizes.append(f"dtype=torch.{tensor.dtype}")
-    return f"self.{tensor.name} = nn.{tensor.role.capitalize()}(torch.zeros({', '.join(sizes)}))"
+    frozen = "" if tensor.trainable else ", requires_grad=False"
+    return f"self.{tensor.name} = nn.{tensor.role.capitalize()}(torch.zeros({', '.join(sizes)}){frozen})"
 
 
 def _forward(statements: list[Statement], shapes: list[str]) -> tuple[Group, ...]:

@@ -51,6 +51,8 @@ class Traced:
 def trace(model: nn.Module, example_input: Tensor) -> LayerGraph:
     """The graph of a model.
 
+    What is frozen stays so: whole layers, and parameters that no layer has. A layer of which only a part is frozen is trained whole.
+
     Args:
         model: any module whose forward takes one batch of images and takes the same steps for all of them.
         example_input: a batch, shape (N, C, H, W); only its shape counts.

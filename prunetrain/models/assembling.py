@@ -62,6 +62,6 @@ def _assign(module: nn.Module, graph: LayerGraph, state: Mapping[str, Tensor]) -
         module.load_state_dict(dict(state), assign=True)  # finds the fault again, and says it of the whole network
     for name, tensor in own.items():
         if declared[name].role == "parameter":
-            setattr(module, name, nn.Parameter(tensor))
+            setattr(module, name, nn.Parameter(tensor, requires_grad=declared[name].trainable))
         else:
             module.register_buffer(name, tensor)

@@ -21,6 +21,7 @@ from prunetrain.graph.trace import Traced
 from prunetrain.method_settings import GROUP_LASSO
 from prunetrain.models import build, weights
 from prunetrain.models.checked_tracing import stored, traced_and_checked
+from prunetrain.models.freezing import frozen, partly_frozen
 from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
 from prunetrain.training.checkpoints import Checkpoint, Progress, rng_state
 from prunetrain.training.class_names import names_of
@@ -130,12 +131,10 @@ def _check_method(config: TrainConfig) -> None:
 
 def _check_training(model: nn.Module, traced: Traced, config: TrainConfig) -> None:
     """Refuse a network of which a run would train other parameters than its author says."""
-    trained = {f"{layer.name}." for layer in traced.graph.layers if layer.trainable} | {tensor.name for tensor in traced.graph.declared}
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad and name in traced.names]
-    mixed = next((name for name in frozen if traced.names[name].rpartition(".")[0] + "." in trained or traced.names[name] in trained), None)
+    mixed = partly_frozen(model, traced)
     if mixed is not None:
         raise ConfigError(f"{config.model}: {mixed} is frozen, and not all of its layer: freeze whole layers, or make it a buffer")
-    if len(frozen) == len([name for name, _ in model.named_parameters() if name in traced.names]):
+    if len(frozen(model, traced)) == len([name for name, _ in model.named_parameters() if name in traced.names]):
         raise ConfigError(f"{config.model} has no parameters that are trained: all of them are frozen")
 
 

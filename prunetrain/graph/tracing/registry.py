@@ -80,10 +80,11 @@ class Registry:
         if tensor in self._by_content:
             return Attribute(self._by_content[tensor])
         value = self.tensors[tensor]
-        role = "parameter" if isinstance(value, torch.nn.Parameter) else "buffer"
+        is_parameter = isinstance(value, torch.nn.Parameter)
         name = self._name(tensor, place)
         self._take(tensor, name, place)
-        self._declare(Declared(name, tuple(value.shape), role, _dtype(value, place)), value)
+        role, trainable = "parameter" if is_parameter else "buffer", value.requires_grad or not is_parameter
+        self._declare(Declared(name, tuple(value.shape), role, _dtype(value, place), trainable=trainable), value)
         self.names[tensor] = name
         self._by_content[tensor] = name
         return Attribute(name)
