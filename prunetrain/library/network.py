@@ -37,7 +37,9 @@ class Network:
             traced = traced_and_checked(module, example_input, returns_alike=True)
         known = set(traced.names.values())
         # What is trained is up to the module, and may change from step to step.
-        graph = replace(traced.graph, layers=tuple(replace(layer, trainable=True) for layer in traced.graph.layers))
+        layers = tuple(replace(layer, trainable=True) for layer in traced.graph.layers)
+        declared = tuple(replace(tensor, trainable=True) for tensor in traced.graph.declared)
+        graph = replace(traced.graph, layers=layers, declared=declared)
         return cls(module, graph, traced.names, {name: t for name, t in traced.state.items() if name not in known})
 
     @property
