@@ -128,6 +128,7 @@ class TrainConfig:
     seed: int = setting(0, "Seed of initialisation, order and augmentation.")
     checkpoint_minutes: float = setting(10.0, "Minutes between two checkpoints in the middle of an epoch; 0: at the ends of epochs only.")
     keep: int = setting(0, "Newest checkpoints of reconfigurations to keep, beside last.pt; 0 keeps all. Network files always stay.")
+    keep_best: bool = setting(False, "Keep best.pt as well: the highest validation top-1 since the network was last cut or pruned.")
     name: str = setting("", "Name of the run; default: model and data set.")
     output_dir: str = setting(".", "Folder that holds generated_nets/ and checkpoints/.")
 

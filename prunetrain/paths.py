@@ -15,6 +15,7 @@ from prunetrain.locking import locked
 NETWORKS = "generated_nets"
 CHECKPOINTS = "checkpoints"
 LAST = "last.pt"
+BEST = "best.pt"
 METRICS = "metrics.jsonl"
 
 NETWORK_NAME = re.compile(r"epoch_(\d{3,7})\.py")
@@ -56,6 +57,10 @@ class RunPaths:
     @property
     def last(self) -> Path:
         return self.checkpoints / LAST
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / BEST
 
     @property
     def metrics(self) -> Path:

@@ -23,10 +23,10 @@ from prunetrain.training import recipes
 
 FLAGS = """
 --amp --augment --aux-weight --batch-size --cache --channels-last --checkpoint-minutes --compile --config --criterion --data-dir --dataset
---device --download --dynamic-batch --epochs --image-size --keep --label-smoothing --lasso-groups --lasso-interval --lasso-step
+--device --download --dynamic-batch --epochs --image-size --keep --keep-best --label-smoothing --lasso-groups --lasso-interval --lasso-step
 --layer-rate --lr --lr-gamma --max-batch-size --method --method-interval --milestones --model --model-arg --momentum --name --nesterov
---no-augment --no-channels-last --no-compile --no-download --no-dynamic-batch --no-nesterov --no-slice --no-sync-batch-norm --norm-share
---optimizer --output-dir --penalty-ratio --prune-at --prune-interval --rate --recipe --residual --retrain --rewind-epoch --rho
+--no-augment --no-channels-last --no-compile --no-download --no-dynamic-batch --no-keep-best --no-nesterov --no-slice --no-sync-batch-norm
+--norm-share --optimizer --output-dir --penalty-ratio --prune-at --prune-interval --rate --recipe --residual --retrain --rewind-epoch --rho
 --rho-factor --rho-max --round-to --rounds --save-epochs --schedule --scope --seed --slice --streams --structure --sync-batch-norm
 --target-by --target-macs --threshold --warmup-epochs --weight-decay --weights --workers -b -j
 """.split()

@@ -80,3 +80,6 @@ def print_outcome(output: Console, outcome: "Outcome") -> None:
     say(f"training MACs    {removed:.1%} removed")
     say(f"network          {network}")
     say(f"checkpoint       {run.last}")
+    if outcome.best_epoch is not None:
+        (top1,) = (line["val_top1"] for line in history if line["epoch"] == outcome.best_epoch)
+        say(f"best             {top1:.2%} after epoch {outcome.best_epoch}: {run.best}")

@@ -15,6 +15,7 @@ from prunetrain.files import append_line
 from prunetrain.graph.costs import costs
 from prunetrain.models import short_name
 from prunetrain.paths import LAST, RunPaths, run_of_checkpoint
+from prunetrain.training.best import best_epoch, keep_best, restore_best
 from prunetrain.training.checkpoints import COPY_BOTH, load_checkpoint
 from prunetrain.training.course import interval_start, missed, out_of_reach, too_short
 from prunetrain.training.creation import Creation, create_network, new_state
@@ -40,7 +41,7 @@ from prunetrain.training.stored import stored_config
 CHANGEABLE = frozenset(
     """
     epochs prune_interval threshold criterion round_to dynamic_batch max_batch_size data_dir download cache workers device compile
-    milestones schedule checkpoint_minutes keep
+    milestones schedule checkpoint_minutes keep keep_best
     """.split()
 )
 
@@ -50,7 +51,7 @@ class Outcome:
     """How a run ended: its files, its metrics (a line an epoch), its present network, and the signal that stopped it before its end.
 
     `val_top1` (a fraction) and `nonzero_params` are of the network as it is now: a pruning after the last epoch is in no line of metrics.
-    `missed` says why a finished run has more MACs than its target, if it has.
+    `missed` says why a finished run has more MACs than its target, if it has; `best_epoch` which epoch `best.pt` is of, with `--keep-best`.
     """
 
     run: RunPaths
@@ -60,6 +61,7 @@ class Outcome:
     val_top1: float | None = None
     nonzero_params: int | None = None
     missed: str | None = None
+    best_epoch: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -202,6 +204,8 @@ def _tidy(state: TrainState, path: Path, observer: Observer) -> None:
     """Let the run's files say what the checkpoint says that it goes on from."""
     make_newest(state.run, path, state.progress.epoch, observer.message)
     keep_newest(state.run, state.config.keep, state.config.save_epochs)
+    if state.config.keep_best:
+        restore_best(state)
     rewrite_metrics(state)
 
 
@@ -279,7 +283,8 @@ def _in_the_way(state: TrainState) -> str | None:
 
 def _outcome(state: TrainState, top1: float | None, stopped_by: signal.Signals | None = None) -> Outcome:
     why = None if stopped_by else state.environment.ranks.on_first(lambda: missed(state))
-    return Outcome(state.run, state.progress.history, state.network, stopped_by, top1, count_nonzero(state.model), why)
+    best = best_epoch(state) if state.config.keep_best and state.run.best.exists() else None
+    return Outcome(state.run, state.progress.history, state.network, stopped_by, top1, count_nonzero(state.model), why, best)
 
 
 def _save(state: TrainState) -> None:
@@ -321,6 +326,8 @@ def _end_epoch(
     if event is None and after.progress.epoch in after.config.save_epochs:
         after.save(after.run.checkpoint(after.progress.epoch))
     _save(after)
+    if after.config.keep_best:
+        ranks.on_first(lambda: keep_best(after))
     ranks.on_first(lambda: append_line(after.run.metrics, line_of(metrics)))
     if event is not None:
         ranks.on_first(lambda: keep_newest(after.run, after.config.keep, after.config.save_epochs))

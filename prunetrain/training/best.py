@@ -1,0 +1,60 @@
+"""The best checkpoint of a run, `best.pt`, with `--keep-best`.
+
+In: a run, `last.pt` of its newest epoch. Out: a copy of it, if that epoch has the highest validation top-1 of the network as it is now.
+Epochs of a larger network, or of one with more weights, do not count: a cut or a pruning begins anew.
+"""
+
+import shutil
+from collections.abc import Iterator
+from itertools import takewhile
+
+from prunetrain.errors import CheckpointError
+from prunetrain.files import write_atomically
+from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.events import Metrics
+from prunetrain.training.state import TrainState
+
+
+def best_epoch(state: TrainState) -> int | None:
+    """The epoch of the highest validation top-1 since the network is what it is now, the first of equal ones; None if there is none yet."""
+    lines = list(_of_this_network(state))
+    return max(reversed(lines), key=lambda line: line["val_top1"])["epoch"] if lines else None
+
+
+def _of_this_network(state: TrainState) -> Iterator[Metrics]:
+    """The lines of metrics of the network as it is now, the newest first."""
+    now = (state.costs.macs, state.acting.method.metrics().get("sparsity"))
+    return takewhile(lambda line: (line["macs"], line.get("sparsity")) == now, reversed(state.progress.history))
+
+
+def keep_best(state: TrainState) -> None:
+    """Make best.pt what it is to be, on one process; `last.pt` at the end of the newest epoch is on the disk.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    best = best_epoch(state)
+    if best is None:
+        state.run.best.unlink(missing_ok=True)
+    elif best == state.progress.epoch:
+        with state.run.last.open("rb") as source:
+            write_atomically(state.run.best, lambda target: shutil.copyfileobj(source, target))
+
+
+def restore_best(state: TrainState) -> None:
+    """The same where a run goes on, which may have ended before best.pt was written, or goes back to before it was.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    if state.progress.step == 0 and best_epoch(state) == state.progress.epoch:
+        keep_best(state)
+    elif state.run.best.exists() and _epoch_of_best(state) != best_epoch(state):
+        state.run.best.unlink()
+
+
+def _epoch_of_best(state: TrainState) -> int | None:
+    try:
+        return load_checkpoint(state.run.best).progress.epoch
+    except CheckpointError:
+        return None
