@@ -24,6 +24,10 @@ OF_THE_LASSO = (
 """Settings that do nothing where the group lasso does not act: fields of `TrainConfig`."""
 
 
+OF_NO_RESULT = ("name", "output_dir", "download", "cache", "workers", "checkpoint_minutes", "keep", "keep_best")
+"""Settings that change nothing in what a run computes: fields of `TrainConfig`."""
+
+
 def setting(
     default: Any, help: str, *, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (), bare: str | None = None, repeated: str = ""
 ) -> Any:

@@ -29,3 +29,17 @@ def test_of_classes_of_many_sizes_and_one_that_is_not_validated(tmp_path: Path) 
         f"folder {tmp_path}: 11 training and 3 validation images of 3x8x8, 3 classes of 1 to 7 training images",
         "no validation images of b: top-1 says nothing of these",
     )
+
+
+def test_of_names_that_are_no_text(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8, and what steers a terminal, do not reach it."""
+    folder = tmp_path / "d\udcff"
+    for part, classes in (("train", ("a", "b\udcff", "c\x1b[2J")), ("val", ("a",))):
+        for name in classes:
+            (folder / part / name).mkdir(parents=True)
+            Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(folder / part / name / "0.png")
+    found = lines(TrainConfig(dataset="folder", data_dir=str(folder), image_size=8, batch_size=2, workers=0))
+    assert len(found) == 2
+    for line in found:
+        assert line.isprintable()
+        line.encode()

@@ -144,6 +144,20 @@ def test_a_loop_that_goes_on_with_the_old_model_is_told() -> None:
         train_(model, optimizer)
 
 
+def test_an_optimizer_may_step_for_other_modules_alone() -> None:
+    """As in alternating training; the network that was cut has no gradients then."""
+    model, other = network(), nn.Linear(2, 2).double()
+    optimizer = optim.SGD([*model.parameters(), *other.parameters()], lr=0.01)
+    pruner = PruneTrain(model, optimizer, EXAMPLE, penalty_ratio=0.0)
+    pruner.fade(macs=0.5, steps=1)
+    train_(model, optimizer, 1)
+    assert pruner.reconfigure().model is not model
+    before = other.weight.detach().clone()
+    other(torch.ones(1, 2, dtype=torch.float64)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(other.weight, before)
+
+
 @pytest.mark.parametrize("use_buffers", [False, True])
 def test_an_average_fades_along(use_buffers: bool) -> None:
     """So that a cut takes nothing from it, where it would hold what the channels were until lately."""

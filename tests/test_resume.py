@@ -129,10 +129,14 @@ def test_fixed_settings_cannot_change(reference: Outcome, given: dict[str, Any])
 def test_a_run_goes_on_where_it_is(reference: Outcome, tmp_path: Path) -> None:
     run = reference.run
     for path in (run.last, run.checkpoints):
-        for elsewhere in ({"name": "other"}, {"output_dir": str(tmp_path)}):
-            with pytest.raises(ConfigError, match=r"goes on as run .*: leave out --name and --output-dir, or copy the run first$"):
-                resume_run(path, elsewhere, Recorder())
-    assert resume_run(run.last, {"name": run.name, "output_dir": str(run.output_dir)}, Recorder()).finished
+        for elsewhere in (["--name", "other"], ["--output-dir", tmp_path]):
+            result = invoke("train", "--resume", path, *elsewhere)
+            assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+            assert result.stderr.endswith(": leave out --name and --output-dir, or copy the run first\n")
+    file = tmp_path / "mine.toml"
+    file.write_text('name = "other"\n')  # of a start, as the rest of a config file
+    for same in (["--name", run.name, "--output-dir", run.output_dir], ["--config", file]):
+        assert invoke("train", "--resume", run.last, *same).exit_code == 0
 
 
 def test_settings_of_a_file_count_as_flags_do(images: Path, tmp_path: Path) -> None:

@@ -259,6 +259,16 @@ def test_a_signal_between_creation_and_the_first_step_stops_after_that(
     assert resume_run(stopped.run.last, {}, Recorder()).finished
 
 
+def test_requests_are_deferred_no_longer_than_a_run(images: Path, tmp_path: Path) -> None:
+    """So that Ctrl-C ends the loading of what a study trains next."""
+    with stopping_on_signals() as requests:
+        start_run(settings(images, tmp_path, epochs=1), Recorder())
+        with pytest.raises(StopRequested):
+            signal.raise_signal(signal.SIGTERM)
+            requests.check()
+            pytest.fail("it goes on")
+
+
 def test_a_signal_where_nothing_is_left_to_train(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(images, tmp_path, name="x")
     whole = start_run(config, Recorder())

@@ -162,10 +162,18 @@ def test_group_lasso_takes_part_by_the_macs_that_it_removes(images: Path, tmp_pa
 
 
 def test_group_lasso_trains_as_long_as_the_others_in_all_rounds(tmp_path: Path) -> None:
-    common = {"folder": tmp_path, "training": TrainConfig(), "methods": ["group-lasso", "fpgm"], "rates": [0.25], "seeds": [0], "during": 1}
+    common = {
+        "folder": tmp_path,
+        "training": TrainConfig(lasso_groups="slices"),
+        "methods": ["group-lasso", "fpgm"],
+        "rates": [0.25],
+        "seeds": [0],
+        "during": 1,
+    }
     study = Study(**common, pruning={"rounds": 3, "scope": "global", "lr": 0.01}, epochs=2)  # type: ignore[arg-type]
     lasso, fpgm = (study.pruning_of(cell) for cell in study.cells(0))
-    assert lasso == {"lr": 0.01, "target_macs": 0.75, "epochs": 6}
+    assert lasso.items() >= {"lr": 0.01, "target_macs": 0.75, "epochs": 6, "lasso_groups": "slices"}.items()
+    assert not lasso.keys() & {"rounds", "scope", "rate", "during", "penalty_ratio"}
     assert fpgm == {"lr": 0.01, "rounds": 3, "scope": "global", "rate": 0.25, "epochs": 2, "during": 1}
 
 

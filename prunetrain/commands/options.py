@@ -133,6 +133,15 @@ def resolve(params: Mapping[str, Any]) -> TrainConfig:
     return build_config(_settings_of(recipe), file, flags)
 
 
+def asked(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge what a person asked for one by one: the settings of the config file, and of the flags.
+
+    Raises:
+        ConfigError: for an unknown name, key or value in any of them.
+    """
+    return _recipe_and_file(params)[1] | given(params)
+
+
 def chosen(params: Mapping[str, Any]) -> dict[str, Any]:
     """Merge what a person asked for: the settings of a recipe that was named, of the config file, and of the flags.
 

@@ -8,7 +8,6 @@ import click
 
 from prunetrain.commands.options import config_options_but, given, resolve
 from prunetrain.commands.pieces import Pieces, saying_how_to_go_on
-from prunetrain.config import OF_THE_LASSO
 from prunetrain.errors import ConfigError
 from prunetrain.method_settings import METHOD_SETTINGS
 from prunetrain.studies import defaults
@@ -50,7 +49,7 @@ def _listed(values: Iterable[str | float]) -> str:
 @click.option(
     "--plot", "plot_format", type=click.Choice(["svg", "png", "none"]), default="svg", show_default=True, help="Format of the plots."
 )
-@config_options_but("method", "rate", "prune_at", "name", "output_dir", "seed", *OF_THE_LASSO)
+@config_options_but("method", "rate", "prune_at", "name", "output_dir", "seed", *defaults.OF_OTHER_RUNS)
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from prunetrain.commands.options import resolve
+from prunetrain.commands.options import asked, resolve
 from prunetrain.commands.pieces import Pieces, saying_how_to_go_on
-from prunetrain.config import TrainConfig
+from prunetrain.config import TrainConfig, check_asked
 from prunetrain.errors import ConfigError, PruneTrainError
 
 _ENDINGS = (".toml", ".json")
@@ -35,7 +35,9 @@ def command(ctx: click.Context, /, *, folder: Path, output: Path | None, jobs: i
         try:
             if path.stem in configs:
                 raise ConfigError("another file has this name before its ending")
-            configs[path.stem] = resolve({"config": str(path)})
+            config = resolve({"config": str(path)})
+            check_asked(asked({"config": str(path)}), config)
+            configs[path.stem] = config
         except PruneTrainError as error:
             pieces.report(Done(path.name, failure=str(error)))
     with saying_how_to_go_on():

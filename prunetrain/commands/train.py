@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from prunetrain.commands import ARGUMENTS
-from prunetrain.commands.options import chosen, config_options, given, resolve
+from prunetrain.commands.options import asked, chosen, config_options, resolve
 from prunetrain.config import TrainConfig, check_asked
 from prunetrain.errors import ConfigError
 from prunetrain.paths import LAST, RunPaths, newest_run, run_of_checkpoint
@@ -108,7 +108,7 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None, tens
     from prunetrain.training.environment import choose_device
     from prunetrain.training.events import Observer, Several
     from prunetrain.training.joining import join
-    from prunetrain.training.run import continue_run, resume_run, start_run
+    from prunetrain.training.run import check_same_place, continue_run, resume_run, start_run
 
     with join(choose_device(config)) as ranks:
         if workers not in (None, ranks.world_size):
@@ -124,9 +124,11 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None, tens
                 outcome = continue_run(run, config, chosen(params), observer)
             elif resume is not None and resume != "auto":
                 named = find_run(resume, Path(config.output_dir))
-                outcome = resume_run(named.checkpoints if named else Path(resume), chosen(params), observer)
+                place = named.checkpoints if named else Path(resume)
+                check_same_place(place, name=params.get("name"), output_dir=params.get("output_dir"))
+                outcome = resume_run(place, chosen(params), observer)
             else:
-                check_asked(given(params), config)
+                check_asked(asked(params), config)
                 outcome = start_run(config, observer)
         finally:
             for one in shown:

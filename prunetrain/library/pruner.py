@@ -147,7 +147,7 @@ class PruneTrain:
         self._strength: float | None = None
         self._due = False  # whether the next optimizer step is to be followed by a proximal one
         self._fade: Fade | None = None
-        self._cut = False  # whether the model is another one than the first
+        self._old: list[weakref.ref[nn.Parameter]] = []  # the parameters of before the last cut, without gradients then
         self._hook = optimizer.register_step_post_hook(_after_step(weakref.ref(self)))
         weakref.finalize(self, self._hook.remove)
 
@@ -282,7 +282,8 @@ class PruneTrain:
         swapped.apply_(self._optimizer)
         if put is not None and average is not None:
             self._ema = put(average)
-        self._model, self._network, self._cut = model, smaller, True
+        self._model, self._network = model, smaller
+        self._old = [weakref.ref(parameter) for parameter in network.module.parameters() if not _has_gradient(parameter)]
         self._penalty = Penalty(smaller, self._optimizer, settings.lasso_groups)
         self._due, self._fade = False, None
         return Reconfigured(model, self._optimizer, self._ema, _timed(change, start), file)
@@ -346,7 +347,7 @@ class PruneTrain:
         Raises:
             ConfigError: if the loop goes on with the model of before a cut.
         """
-        if self._cut and all(parameter.grad is None for parameter in self._network.module.parameters()):
+        if any(_has_gradient(old()) for old in self._old) and not any(map(_has_gradient, self._network.module.parameters())):
             raise ConfigError(_OLD_MODEL)
         if self._due:
             self._due = False
@@ -372,6 +373,10 @@ def _after_step(reference: "weakref.ref[PruneTrain]") -> Callable[..., None]:
 
 def _timed(change: Change, start: float) -> Change:
     return replace(change, seconds={"total": time.perf_counter() - start})
+
+
+def _has_gradient(parameter: nn.Parameter | None) -> bool:
+    return parameter is not None and parameter.grad is not None
 
 
 def _epoch_of(path: Path | None) -> int | None:

@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from prunetrain.config import TrainConfig
+from prunetrain.config import OF_NO_RESULT, TrainConfig
 from prunetrain.foreign.opening import open_regular
 from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.foreign.torch_files import read_values
 from prunetrain.paths import RunPaths
 
-_NO_RESULT_HANGS_ON: Final = frozenset("name output_dir download cache workers checkpoint_minutes keep".split())
 _FIRST: Final = ("method", "rate")
 
 
@@ -35,7 +34,7 @@ def _is_plain(value: object) -> bool:
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The settings that are not the same in all runs of which they are known: method and rate first, the others as in `TrainConfig`."""
     known = [of_run for of_run in settings if of_run]
-    names = [*_FIRST, *(name for name in TrainConfig.__dataclass_fields__ if name not in (*_FIRST, *_NO_RESULT_HANGS_ON))]
+    names = [*_FIRST, *(name for name in TrainConfig.__dataclass_fields__ if name not in (*_FIRST, *OF_NO_RESULT))]
     return [name for name in names if len({written(of_run.get(name)) for of_run in known}) > 1]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prunetrain import methods
-from prunetrain.config import OF_THE_LASSO, TrainConfig, settings_from
+from prunetrain.config import OF_NO_RESULT, OF_THE_LASSO, TrainConfig, settings_from
 from prunetrain.errors import ConfigError
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
@@ -23,13 +23,14 @@ from prunetrain.library.prune import prune
 from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS, STRUCTURED, check_share
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
 from prunetrain.paths import RunPaths
+from prunetrain.studies.defaults import OF_OTHER_RUNS
 from prunetrain.studies.fitting import unfit
 from prunetrain.studies.records import DENSE, Record, Records
 from prunetrain.studies.running import finished, train_to_the_end
 from prunetrain.studies.tasks import Done, Report, Task, run_tasks
 from prunetrain.training.run import Outcome
 
-_OF_A_MACHINE: Final = ("data_dir", "download", "workers", "device", "output_dir", "name", "seed", "checkpoint_minutes")
+_OF_NO_CELL: Final = (*OF_NO_RESULT, "data_dir", "device", "seed")
 _LEAST_EPOCHS: Final = 4  # of the group lasso: two until the target is reached, and as many to recover
 
 
@@ -133,14 +134,15 @@ class Study:
         if cell.method == GROUP_LASSO:
             own = {name: value for name, value in self.pruning.items() if name not in METHOD_SETTINGS}
             aim = {"target_macs": 1 - cell.rate} if cell.rate else {"target_macs": 0.0, "penalty_ratio": 0.0}
-            return {**own, **aim, "epochs": self.epochs if self.epochs is None else self.epochs * self._rounds}
+            lasso = {name: getattr(self.training, name) for name in OF_THE_LASSO if name not in OF_OTHER_RUNS}
+            return {**own, **lasso, **aim, "epochs": self.epochs if self.epochs is None else self.epochs * self._rounds}
         acts = cell.method == ADMM or _decides_channels(cell.method)
         during = self.during if acts or self.during is None else 0
         return {**_fitting(self.pruning, cell.method), "rate": cell.rate, "epochs": self.epochs, "during": during}
 
     def settings(self) -> dict[str, Any]:
         """What decides the results, apart from the grid, which may grow."""
-        training = {key: value for key, value in self.training.to_dict().items() if key not in (*_OF_A_MACHINE, *OF_THE_LASSO)}
+        training = {key: value for key, value in self.training.to_dict().items() if key not in (*_OF_NO_CELL, *OF_OTHER_RUNS)}
         return {**training, "pruning": dict(self.pruning), "retrain_epochs": self.epochs, "during": self.during}
 
 

@@ -1,8 +1,8 @@
 """Which classes are taken for which.
 
 In: guesses and labels, batch by batch, on the device. Out: how often each pair of them occurs, from which the counts of a class follow.
-Nothing waits for the device while batches come: eight bytes an image stay there, and are counted at the end, so that the number of classes
-does not matter.
+Nothing waits for the device while batches come: eight bytes an image stay there, and are counted at the end, whatever the number of
+classes; `Confusion.matrix` alone takes its square.
 """
 
 from collections.abc import Sequence

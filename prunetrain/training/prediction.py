@@ -25,6 +25,8 @@ from prunetrain.training.precision import autocast
 from prunetrain.training.stored import stored_config
 from prunetrain.training.trained import Trained
 
+_SETTINGS = {"device", "amp", "channels_last", "batch_size", "workers", "data_dir"}
+
 
 @dataclass(frozen=True)
 class Guess:
@@ -57,11 +59,16 @@ def predict(checkpoint: str | Path, images: str | Path | Iterable[str | Path], *
         PruneTrainError: for a checkpoint or settings that do not work, and names that are no files. An image that cannot be read is a
             prediction with an error.
     """
+    if not isinstance(top, int) or top < 1:
+        raise ConfigError(f"top must be a whole number from 1, not {top!r}")
+    given = settings_from(settings)
+    if foreign := sorted(given.keys() - _SETTINGS):
+        raise ConfigError(f"{foreign[0]} means nothing to a prediction: leave it out")
     path = Path(checkpoint)
     named = [images] if isinstance(images, str | Path) else images
     paths = find_images([Path(image) for image in named])
     loaded = load_checkpoint(path)
-    config = build_config(stored_config(path, loaded).to_dict(), {"max_batch_size": 0}, settings_from(settings))
+    config = build_config(stored_config(path, loaded).to_dict(), {"max_batch_size": 0}, given)
     if "data_dir" in settings and config.dataset != "npz":
         raise ConfigError(f"--data-dir is for networks of arrays, and {path} was trained on {config.dataset}: name images alone")
     device = choose_device(config)

@@ -3,6 +3,7 @@
 Of several processes all run this, in step. The first one finds, locks and writes files; `Ranks.on_first` lets the others know.
 """
 
+import re
 import signal
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -112,7 +113,6 @@ def _find_and_lock(path: Path, given: dict[str, Any], observer: Observer, held: 
     if not path.is_dir():
         config_of(path, given)  # refuse what cannot be resumed before anything is locked
     run = run_of_checkpoint(path / LAST if path.is_dir() else path)
-    _check_same_place(path, run, given)
     if not run.networks.is_dir():
         raise NetworkFileError(f"{path} is not a run's: it belongs to network files in {run.networks}, which is not there: {COPY_BOTH}")
     held.enter_context(run.locked())
@@ -122,10 +122,22 @@ def _find_and_lock(path: Path, given: dict[str, Any], observer: Observer, held: 
     return checkpoint
 
 
-def _check_same_place(path: Path, run: RunPaths, given: dict[str, Any]) -> None:
-    """Refuse to write a run's continuation anywhere but where it is."""
-    name, output_dir = given.get("name", run.name), Path(given.get("output_dir", run.output_dir))
-    if (name, output_dir.resolve()) != (run.name, run.output_dir):
+def check_same_place(path: Path, *, name: str | None, output_dir: str | None) -> None:
+    """Refuse to write a run's continuation anywhere but where it is.
+
+    Args:
+        path: as for `resume_run`.
+        name: of the run, if one was asked for; of `x-2` `x` will do.
+        output_dir: its folder, if one was asked for.
+
+    Raises:
+        ConfigError: if the run is another one.
+    """
+    if not path.exists() or (name is None and output_dir is None):
+        return
+    run = run_of_checkpoint(path / LAST if path.is_dir() else path)
+    named = name is None or re.fullmatch(rf"{re.escape(name)}(-[0-9]+)?", run.name)
+    if not named or (output_dir is not None and Path(output_dir).resolve() != run.output_dir):
         raise ConfigError(f"{path} goes on as run {run.name} in {run.output_dir}: leave out --name and --output-dir, or copy the run first")
 
 
@@ -167,7 +179,9 @@ def _start(config: TrainConfig, observer: Observer, requests: Requests, held: Ex
     data = environment.load_data(config, observer.message)
     requests.check()
     place = RunPaths(Path(config.output_dir), run_name(config))
-    state = new_state(config, place, data, environment, say=observer.message, create=create, created=requests.defer)
+    state = new_state(
+        config, place, data, environment, say=observer.message, create=create, created=lambda: held.enter_context(requests.deferred())
+    )
     environment.ranks.on_first(lambda: held.enter_context(state.run.locked()))
     if state.progress.history:  # of the run that it goes on from
         state.check_fits(data)

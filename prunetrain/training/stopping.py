@@ -62,10 +62,6 @@ class Requests:
             os.dup2(nothing, descriptor)
         os.close(nothing)
 
-    def defer(self) -> None:
-        """From here on the first request waits to be asked for."""
-        self._deferring = True
-
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Inside, the first request waits to be asked for."""

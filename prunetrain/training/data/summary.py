@@ -6,7 +6,8 @@ In: a data set. Out: one line, and another where classes cannot be validated.
 from typing import Final
 
 from prunetrain.config import TrainConfig
-from prunetrain.training.data.base import DataSource, some
+from prunetrain.foreign.refusal import printable
+from prunetrain.training.data.base import DataSource, as_text, some
 
 _IN_FILES: Final = ("folder", "npz")  # data sets of a person's own, which have no better name than where they are
 _UNEVEN: Final = 2  # largest class over smallest, from which on it is worth a word
@@ -19,11 +20,11 @@ def summary(config: TrainConfig, data: DataSource) -> tuple[str, ...]:
         config: names the data set.
         data: the data set.
     """
-    name = f"{config.dataset} {config.data_dir}" if config.dataset in _IN_FILES else config.dataset
+    name = f"{config.dataset} {printable(as_text(config.data_dir))}" if config.dataset in _IN_FILES else config.dataset
     shape = "x".join(map(str, data.input_shape))
     line = f"{name}: {data.num_train:,} training and {data.num_val:,} validation images of {shape}, {data.num_classes:,} classes"
     fewest, most = min(data.train_counts), max(data.train_counts)
     if most >= _UNEVEN * max(1, fewest):
         line += f" of {fewest:,} to {most:,} training images"
-    missing = [name for name, count in zip(data.class_names, data.val_counts, strict=True) if not count]
+    missing = [printable(as_text(name)) for name, count in zip(data.class_names, data.val_counts, strict=True) if not count]
     return (line, f"no validation images of {some(missing)}: top-1 says nothing of these") if missing else (line,)
