@@ -21,12 +21,16 @@ from prunetrain.training.course import uncut
 from prunetrain.training.data import DataSource
 from prunetrain.training.events import BatchChange, Change, Reconfiguration, Uncut
 from prunetrain.training.granularity import choose_granularity
-from prunetrain.training.loop import evaluate, logits, validation_batch
+from prunetrain.training.loop import evaluate, logits
 from prunetrain.training.memory import restart_peak
 from prunetrain.training.state import TrainState, load_state, restore_generators, write_pair
 
 _ROUNDING: Final = 1e-4
 """How far sums in another order may move logits in float32, relative to the largest."""
+
+
+_COMPARED: Final = 64
+"""Images whose logits say whether a cut changed the network: numbers say more than guesses, so few will do."""
 
 
 class Watch:
@@ -81,13 +85,14 @@ def _renamed(state: TrainState, checkpoint: Checkpoint, batch: BatchChange | Non
 
 
 def _top1_after(before: TrainState, after: TrainState, data: DataSource, val_top1: float) -> float:
-    """Validation accuracy after a cut; all images are looked at only if the logits of the first batch differ by more than by rounding.
+    """Validation accuracy after a cut; all images are looked at only if the logits of the first few differ by more than by rounding.
 
     A cut of zeros changes nothing, and validating twice an epoch would cost more than all else that cutting does.
     """
     if after.graph == before.graph:
         return val_top1
-    batch = next(iter(data.val_batches(validation_batch(after), share=after.environment.share)), None)  # None: fewer images than processes
+    images = max(_COMPARED, after.environment.ranks.world_size)
+    batch = next(iter(data.val_batches(images, share=after.environment.share)), None)  # None: fewer images than processes
     same = batch is None or _close(logits(before, batch[0]), logits(after, batch[0]))
     return val_top1 if all(after.environment.ranks.gather(same)) else evaluate(after, data).top1
 
