@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import runs
 import torch
 from PIL import Image
 from torch import Tensor
 
 from prunetrain.config import TrainConfig
 from prunetrain.errors import DataError
+from prunetrain.paths import RunPaths
 from prunetrain.training.data import DataSource, load_data
+from prunetrain.training.run import start_run
 
 CPU = torch.device("cpu")
 FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # Python 3.12's word on DataLoader
@@ -85,3 +88,9 @@ def write_mnist(root: Path, folder: str = "MNIST") -> Path:
 
 def folder_settings(root: Path, **more: Any) -> dict[str, Any]:
     return {"dataset": "folder", "data_dir": str(root), "image_size": 8, "workers": 0, "batch_size": 4} | more
+
+
+def run_on_cats_and_dogs(folder: Path) -> RunPaths:
+    """A run of one epoch on `write_images`: six images a class for training and three for validation."""
+    config = runs.settings(folder, folder, **folder_settings(write_images(folder / "images")), epochs=1, name="x")
+    return start_run(config, runs.Recorder()).run

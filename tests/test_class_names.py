@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datafiles import folder_settings, write_images, write_npz
+from datafiles import folder_settings, run_on_cats_and_dogs, write_npz
 from runs import Recorder, invoke, settings
 
 from prunetrain.errors import ConfigError
@@ -16,7 +16,7 @@ from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.class_names import check_names, names_of
 from prunetrain.training.data import load_data
 from prunetrain.training.offline import reconfigure_checkpoint
-from prunetrain.training.run import resume_run, start_run
+from prunetrain.training.run import resume_run
 
 CPU = torch.device("cpu")
 OTHER = (
@@ -27,10 +27,7 @@ OTHER = (
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
-    """A run of one epoch on cats and dogs."""
-    folder = tmp_path_factory.mktemp("run")
-    config = settings(folder, folder, **folder_settings(write_images(folder / "images")), epochs=1, name="x")
-    return start_run(config, Recorder()).run
+    return run_on_cats_and_dogs(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

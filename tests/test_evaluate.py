@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datafiles import folder_settings, levels, write_images, write_npz
+from datafiles import folder_settings, levels, run_on_cats_and_dogs, write_images, write_npz
 from PIL import Image
 from runs import Recorder, invoke, settings
 
@@ -30,10 +30,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
-    """A run on cats and dogs, six images a class for training and three for validation."""
-    folder = tmp_path_factory.mktemp("run")
-    config = settings(folder, folder, **folder_settings(write_images(folder / "images")), epochs=1, name="x")
-    return start_run(config, Recorder()).run
+    return run_on_cats_and_dogs(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

@@ -67,6 +67,18 @@ def test_what_would_be_passed_over_is_refused(tmp_path: Path, asked: dict[str, A
     assert not list(tmp_path.rglob("*.*"))
 
 
+def test_what_a_config_file_asks_for_is_asked_for_too(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    config = tmp_path / "configs" / "mine.toml"
+    config.write_text('data-dir = "my_images"\n')
+    message = "--data-dir means nothing to --dataset digits: did you mean --dataset folder or npz?\n"
+    result = invoke("train", "--config", config, "--output-dir", tmp_path / "runs")
+    assert (result.exit_code, result.stderr) == (2, f"error: {message}")
+    result = invoke("sweep", tmp_path / "configs")
+    assert (result.exit_code, result.stderr) == (1, f"error: mine.toml: {message}")
+    assert not list(tmp_path.rglob("epoch_*"))
+
+
 def test_a_recipe_may_say_what_does_nothing(tmp_path: Path) -> None:
     """The digits' target, for one, where a dense network is asked for."""
     outcome = prunetrain.train(recipe="digits", model="lenet-300-100", epochs=1, penalty_ratio=0.0, output_dir=str(tmp_path))

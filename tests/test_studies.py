@@ -161,6 +161,16 @@ def test_group_lasso_takes_part_by_the_macs_that_it_removes(images: Path, tmp_pa
     assert "Not in this plot: magnitude." in (tmp_path / "study-macs.svg").read_text()
 
 
+def test_what_decides_no_result_may_change(tmp_path: Path) -> None:
+    def decides(**training: Any) -> dict[str, Any]:
+        return Study(folder=tmp_path, training=TrainConfig(**training), methods=["fpgm"], rates=[0.5], seeds=[0], pruning={}).settings()
+
+    for changes in ({"keep": 3}, {"keep_best": True}, {"cache": "x"}, {"name": "y"}, {"target_macs": 0.1}, {"seed": 3}):
+        assert decides(**changes) == decides()
+    for changes in ({"lr": 0.2}, {"lasso_groups": "slices"}, {"epochs": 3}):
+        assert decides(**changes) != decides()
+
+
 def test_group_lasso_trains_as_long_as_the_others_in_all_rounds(tmp_path: Path) -> None:
     common = {
         "folder": tmp_path,
