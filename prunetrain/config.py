@@ -56,7 +56,13 @@ class TrainConfig:
         "Data set.",
         choices=("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder", "npz", "fake"),
     )
-    data_dir: str = setting("data", "Folder of the data sets; for `folder` the one with train/ and val/, for `npz` the file.")
+    data_dir: str = setting(
+        "data",
+        "Folder of the data sets; for `folder` the one with train/ and val/, or with --val-split a folder a class; for `npz` the file.",
+    )
+    val_split: float = setting(
+        0.0, "Share of the training images of each class to validate on, in [0, 1), in place of the set's own validation images."
+    )
     download: bool = setting(False, "Download the data set when it is absent.")
     cache: str = setting("", "Folder to keep the images of `folder` in, decoded, when they fit into memory; batches stay the same.")
     image_size: int = setting(224, "Side of the square crop that `folder` and `fake` feed to the network, pixels.")
@@ -74,6 +80,11 @@ class TrainConfig:
     lr_gamma: float = setting(0.1, "Factor of `step` at each milestone.")
     warmup_epochs: int = setting(0, "Epochs over which the learning rate rises linearly from zero.")
     label_smoothing: float = setting(0.0, "Label smoothing of the cross-entropy, in [0, 1).")
+    class_weights: str = setting(
+        "equal",
+        "How much each image counts in the loss of training: all alike, or `balanced`: in inverse proportion to the images of its class.",
+        choices=("equal", "balanced"),
+    )
     aux_weight: float = setting(0.3, "Weight in the loss of each auxiliary head (GoogLeNet, Inception).")
     augment: bool = setting(True, "Random crops, and flips where they make sense.")
     penalty_ratio: float = setting(0.25, "Share of the group lasso in the loss at the first batch, in [0, 1); 0 trains without pruning.")
@@ -285,6 +296,7 @@ _OPEN_RANGES: dict[str, tuple[float, float]] = {  # from, under
     "momentum": (0, 1),
     "weight_decay": (0, float("inf")),
     "label_smoothing": (0, 1),
+    "val_split": (0, 1),
     "aux_weight": (0, float("inf")),
     "penalty_ratio": (0, 1),
     "target_macs": (0, 1),

@@ -90,7 +90,7 @@ def folder_settings(root: Path, **more: Any) -> dict[str, Any]:
     return {"dataset": "folder", "data_dir": str(root), "image_size": 8, "workers": 0, "batch_size": 4} | more
 
 
-def run_on_cats_and_dogs(folder: Path) -> RunPaths:
+def run_on_cats_and_dogs(folder: Path, **changes: Any) -> RunPaths:
     """A run of one epoch on `write_images`: six images a class for training and three for validation."""
-    config = runs.settings(folder, folder, **folder_settings(write_images(folder / "images")), epochs=1, name="x")
+    config = runs.settings(folder, folder, **folder_settings(write_images(folder / "images")), epochs=1, name="x", **changes)
     return start_run(config, runs.Recorder()).run

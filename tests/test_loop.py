@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from runs import RESNET, Recorder, settings, write_images
@@ -34,6 +35,7 @@ from prunetrain.training.distribution import Ranks
 from prunetrain.training.environment import Environment
 from prunetrain.training.kernels import fastest_kernels
 from prunetrain.training.loop import evaluate, evaluate_batches, train_one_epoch
+from prunetrain.training.outputs import balanced_weights, loss_of
 from prunetrain.training.state import TrainState, trained_parameters
 from prunetrain.training.stopping import Action
 
@@ -242,6 +244,36 @@ def test_label_smoothing(images: Path, tmp_path: Path) -> None:
     assert result.top1 == float((logits.argmax(1) == labels).double().mean())
 
 
+def test_balanced_classes_add_as_much_to_the_loss(tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    random, labels = np.random.default_rng(0), np.repeat([0, 1, 2], [110, 40, 10])
+    pixels = random.integers(0, 256, (160, 8, 8), dtype=np.uint8)
+    np.savez(path, x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    start = Start(path, tmp_path, class_weights="balanced", label_smoothing=0.1, penalty_ratio=0.0, batch_size=160)
+    batch, answers = next(start.batches())
+    logits = start.model.train()(batch).detach()
+    result = train_one_epoch(start.state, start.data, Recorder(), lambda: Action.GO_ON)
+    of_a_class = [F.cross_entropy(logits[answers == k], answers[answers == k], label_smoothing=0.1) for k in range(3)]
+    assert result.loss == pytest.approx(float(sum(of_a_class)) / 3, rel=1e-6)
+    assert result.loss != pytest.approx(float(F.cross_entropy(logits, answers, label_smoothing=0.1)), rel=1e-3)
+    assert result.top1 == float((logits.argmax(1) == answers).double().mean())
+    plain = evaluate(start.state, start.data)
+    with torch.inference_mode():
+        seen = [(start.state.model.eval()(images), answer) for images, answer in start.data.val_batches(160)]
+    assert plain.loss == pytest.approx(float(F.cross_entropy(*seen[0])), rel=1e-6)  # of validation all count alike
+
+
+def test_weights_of_classes_by_hand() -> None:
+    assert balanced_weights([8, 2, 0, 2]).tolist() == [0.5, 2.0, 0.0, 2.0]
+    heads = tuple(torch.randn(3, 2) for _ in range(2))
+    labels, weights = torch.tensor([0, 1, 1]), torch.tensor([3.0, 0.5])
+    wanted = [
+        sum(w * F.cross_entropy(row[None], k[None]) for w, row, k in zip((3.0, 0.5, 0.5), head, labels, strict=True)) for head in heads
+    ]
+    found = loss_of(heads, labels, aux_weight=0.3, class_weights=weights)
+    torch.testing.assert_close(found, (wanted[0] + 0.3 * wanted[1]) / 3)
+
+
 @pytest.mark.parametrize("step", ["proximal", "subgradient"])
 def test_bfloat16(images: Path, tmp_path: Path, step: str) -> None:
     start = Start(images, tmp_path, **{**RESNET, "amp": "bfloat16", "channels_last": True, "lasso_step": step})
@@ -286,6 +318,7 @@ WAITLESS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw", "lr": 0.001},
     "fading": {"target_macs": 0.5},
     "augmented": {},
+    "class weights": {"class_weights": "balanced"},
     "masks": {"penalty_ratio": 0.0},
 }
 

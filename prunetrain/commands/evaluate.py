@@ -23,6 +23,7 @@ _OWN = "as in the checkpoint"
     help="Folder of the data sets; for `folder` one with val/ in it, or with a folder a class; for `npz` the file.",
     default=_OWN,
 )
+@config_option("val_split", help="Share of each class's training images to measure on; 0: the set's own validation images.", default=_OWN)
 @config_option("batch_size", help="Images at a time.", default=_OWN)
 @config_option("amp", default=_OWN)
 @config_option("channels_last", default=_OWN)

@@ -1,11 +1,12 @@
 """Measuring a checkpoint outside of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prunetrain.config import TrainConfig, build_config
+from prunetrain.errors import ConfigError
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.class_names import are_numbers, names_of
 from prunetrain.training.confusion import Confusion, Guesses, accuracies
@@ -72,6 +73,7 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Measured:
     checkpoint = load_checkpoint(path)
     trained = stored_config(path, checkpoint)
     config = build_config(trained.to_dict(), unlimited, given)
+    _check_split(trained, given, path)
     environment = Environment.of(config)
     data = _validation(config, trained, checkpoint.class_names, path, environment)
     state = load_state(path, config, data, environment)
@@ -90,10 +92,19 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Measured:
     )
 
 
+def _check_split(trained: TrainConfig, given: Mapping[str, Any], path: Path) -> None:
+    """Refuse to guess whether images elsewhere are those of the training, of which most are no longer new to the network."""
+    if trained.val_split and given.keys() & {"dataset", "data_dir"} and "val_split" not in given:
+        raise ConfigError(
+            f"{path} was trained with --val-split {trained.val_split:g}: give it here as well where these are the same images, "
+            "and --val-split 0 to measure on all validation images that are there"
+        )
+
+
 def _validation(config: TrainConfig, trained: TrainConfig, classes: Sequence[str], path: Path, environment: Environment) -> DataSource:
     """The data to measure on. Where the checkpoint has the names of folders, a folder needs no training images beside them."""
     named = bool(classes) and (trained.dataset == "folder" or not are_numbers(classes))
-    if config.dataset == "folder" and named:
+    if config.dataset == "folder" and named and not config.val_split:
         return folder.load_known(config, classes, path, environment.device)
     return load_data(config, environment.device)
 

@@ -20,7 +20,7 @@ from prunetrain.training.distribution import Agreement, Ranks
 from prunetrain.training.events import Observer
 from prunetrain.training.kernels import fastest_kernels
 from prunetrain.training.lasso import Lasso
-from prunetrain.training.outputs import logits_of, loss_of
+from prunetrain.training.outputs import balanced_weights, logits_of, loss_of
 from prunetrain.training.state import TrainState, mixed_seed
 from prunetrain.training.stopping import Action
 
@@ -69,9 +69,10 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, wis
     agreement, action = Agreement(ranks), Action.GO_ON
     lasso = state.lasso if progress.epoch >= config.prune_at else None
     method = Lasso(state, lasso, data.steps_per_epoch(state.batch_size)) if lasso else state.acting.method
+    class_weights = balanced_weights(data.train_counts).to(state.device) if config.class_weights == "balanced" else None
     for images, labels in data.train_batches(progress.epoch, state.batch_size, start=step, share=state.environment.share):
         with fastest_kernels(state.device):
-            loss, correct = _train_step(state, method, images, labels)
+            loss, correct = _train_step(state, method, images, labels, class_weights)
         running.add(loss, correct, len(labels))
         step += 1
         observer.stepped(progress.epoch + 1, step)
@@ -135,11 +136,14 @@ def _losses(sums: dict[str, float]) -> list[float]:
     return [sums[key] for key in takewhile(sums.__contains__, _loss_keys())]
 
 
-def _train_step(state: TrainState, method: TrainingMethod, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """One optimizer step; returns the mean cross-entropy and the number of right guesses, both still on the device."""
+def _train_step(
+    state: TrainState, method: TrainingMethod, images: Tensor, labels: Tensor, class_weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One optimizer step; returns the mean loss and the number of right guesses, both still on the device."""
+    config = state.config
     with state.autocast():
         outputs = state.forward(state.to_memory_format(images))
-        loss = loss_of(outputs, labels, aux_weight=state.config.aux_weight, label_smoothing=state.config.label_smoothing)
+        loss = loss_of(outputs, labels, aux_weight=config.aux_weight, label_smoothing=config.label_smoothing, class_weights=class_weights)
     torch.autograd.backward(state.scaler.scale(loss))
     state.scaler.unscale_(state.optimizer)
     method.after_backward_(loss.detach())

@@ -1,7 +1,9 @@
 """What a network returns: logits, or a tuple of logits and those of further heads, such as GoogLeNet's in train mode."""
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +15,21 @@ def logits_of(outputs: Outputs) -> Tensor:
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-def loss_of(outputs: Outputs, labels: Tensor, *, aux_weight: float, label_smoothing: float = 0.0) -> Tensor:
+def balanced_weights(counts: Sequence[int]) -> Tensor:
+    """Weights of the classes, (K,) float32, with which each adds as much to the loss: in inverse proportion to its images.
+
+    Over all images their mean is 1. What scikit-learn calls `balanced`.
+
+    Args:
+        counts: images of each class; one without any has a weight of 0.
+    """
+    images = torch.tensor(counts, dtype=torch.float64)
+    return torch.where(images > 0, images.sum() / (images.count_nonzero() * images), 0.0).float()
+
+
+def loss_of(
+    outputs: Outputs, labels: Tensor, *, aux_weight: float, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of the main head, plus `aux_weight` times that of every other head (GoogLeNet, arXiv 1409.4842, section 5).
 
     Args:
@@ -21,10 +37,19 @@ def loss_of(outputs: Outputs, labels: Tensor, *, aux_weight: float, label_smooth
         labels: (N,) int64.
         aux_weight: weight of each further head.
         label_smoothing: in [0, 1).
+        class_weights: of an image of each class, (K,); None: all count alike. The mean is over images, not over weights, so that the
+            parts of a batch that several processes have come to the same as all of it.
     """
     logits = logits_of(outputs)
-    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    weights = None if class_weights is None else class_weights.index_select(0, labels)
+    loss = _cross_entropy(logits, labels, label_smoothing, weights)
     for head in outputs[1:] if isinstance(outputs, tuple) else ():
         if head.shape == logits.shape:
-            loss = loss + aux_weight * F.cross_entropy(head, labels, label_smoothing=label_smoothing)
+            loss = loss + aux_weight * _cross_entropy(head, labels, label_smoothing, weights)
     return loss
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    return (weights * F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")).mean()

@@ -9,6 +9,7 @@ import torch
 from prunetrain.config import TrainConfig
 from prunetrain.training.data.augmentation import Augmentation
 from prunetrain.training.data.base import Split, Statistics
+from prunetrain.training.data.holding_out import hold_out
 from prunetrain.training.data.memory import InMemory
 
 MAX_TRAIN, MIN_TRAIN, MAX_BYTES = 1024, 64, 2**28
@@ -29,6 +30,8 @@ def load(config: TrainConfig, device: torch.device) -> InMemory:
         )
         for count in (num_train, num_train // 4)
     )
+    if config.val_split:
+        train, val = hold_out(train, config.val_split)
     return InMemory(
         train,
         val,

@@ -166,7 +166,7 @@ def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> Batch | Unreadable
 
 def load(config: TrainConfig, device: torch.device, say: Say = silent) -> FolderSource:
     """The folder that `data_dir` names; `say` is told what becomes of its cache."""
-    return FolderSource(config, scan(Path(config.data_dir)), device, say)
+    return FolderSource(config, scan(Path(config.data_dir), config.val_split), device, say)
 
 
 def load_known(config: TrainConfig, classes: Sequence[str], what: Path, device: torch.device) -> FolderSource:

@@ -1,18 +1,19 @@
 """Finds the images of a folder in ImageNet's layout: train/<class>/**/*.jpg and val/<class>/**/*.jpg.
 
-For a network whose classes are known, val/<class>/** or <class>/** is enough.
+Where some are held out for validation, and for a network whose classes are known, one of the two or <class>/** is enough.
 
 In: a folder. Out: class names and, for each split, paths and labels, sorted, so that every machine numbers them alike. No image is opened.
 Names that begin with a dot are passed over.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunetrain.errors import DataError
 from prunetrain.training.data.base import as_text, one_line, some
+from prunetrain.training.data.holding_out import held_out
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -24,6 +25,11 @@ class Samples:
     paths: tuple[str, ...]
     labels: tuple[int, ...]
 
+    def those(self, numbers: Iterable[int]) -> "Samples":
+        """Some of them."""
+        chosen = list(numbers)
+        return Samples(tuple(self.paths[i] for i in chosen), tuple(self.labels[i] for i in chosen))
+
 
 @dataclass(frozen=True)
 class FolderIndex:
@@ -34,27 +40,42 @@ class FolderIndex:
     val: Samples
 
 
-def scan(root: Path) -> FolderIndex:
+def scan(root: Path, val_split: float = 0.0) -> FolderIndex:
     """List all images.
+
+    Args:
+        root: the folder.
+        val_split: share of the images in train/, or else of all of them, to hold out for validation; 0: there is a val/.
 
     Raises:
         DataError: when the layout is another one, or a class has no images.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: name the one that holds train/ and val/ with --data-dir")
+    if val_split:
+        return _divided(root / "train" if (root / "train").is_dir() else root, val_split)
     for split in ("train", "val"):
         if not (root / split).is_dir():
             raise DataError(
-                f"{root} has no folder {split}: put images into {root}/train/CLASS and {root}/val/CLASS, or pass another --data-dir"
+                f"{root} has no folder {split}: put images into {root}/train/CLASS and {root}/val/CLASS, pass another --data-dir, "
+                "or hold some of the images out for validation with --val-split 0.2"
             )
     classes, val_classes = _class_folders(root / "train"), _class_folders(root / "val")
-    if len(classes) == 1:
-        raise DataError(f"{root}/train has the class {classes[0]} only: training needs two classes or more")
-    unknown = [name for name in val_classes if name not in set(classes)]
+    numbers = _numbered(root / "train", classes)
+    unknown = [name for name in val_classes if name not in numbers]
     if unknown:
         raise DataError(f"{root}/val has classes that {root}/train lacks: {some(unknown)}; give both the same class folders")
-    numbers = {name: label for label, name in enumerate(classes)}
     return FolderIndex(classes, _samples(root / "train", classes, numbers), _samples(root / "val", val_classes, numbers))
+
+
+def _divided(folder: Path, val_split: float) -> FolderIndex:
+    """The images of a folder of classes, some of them held out."""
+    classes = _class_folders(folder)
+    every = _samples(folder, classes, _numbered(folder, classes))
+    beyond = len(str(folder / "_")) - 1
+    held = set(held_out((path[beyond:].replace(os.sep, "/") for path in every.paths), every.labels, val_split))
+    train, val = (every.those(number for number in range(len(every.paths)) if (number in held) == out) for out in (False, True))
+    return FolderIndex(classes, train, val)
 
 
 def scan_known(root: Path, classes: Sequence[str], what: Path) -> FolderIndex:
@@ -91,6 +112,13 @@ def scan_known(root: Path, classes: Sequence[str], what: Path) -> FolderIndex:
     labels = tuple(numbers[as_text(name)] for name in found for _ in paths[name])
     samples = Samples(tuple(path for name in found for path in paths[name]), labels)
     return FolderIndex(tuple(classes), samples, samples)
+
+
+def _numbered(folder: Path, classes: Sequence[str]) -> dict[str, int]:
+    """The number of each class of training."""
+    if len(classes) == 1:
+        raise DataError(f"{folder} has the class {classes[0]} only: training needs two classes or more")
+    return {name: label for label, name in enumerate(classes)}
 
 
 def _class_folders(split: Path) -> tuple[str, ...]:

@@ -1,11 +1,12 @@
 """Data sets in one .npz file, someone's own or the bundled digits.
 
 In: arrays x_train, y_train, x_test, y_test; x uint8 of shape (N, H, W) or (N, H, W, C) with 1 to 16 channels last, y whole numbers
-0..K-1 of shape (N,). Out: an `InMemory` source. Nothing in the file is unpickled.
+0..K-1 of shape (N,). Out: an `InMemory` source. Nothing in the file is unpickled. With `--val-split` the first two will do.
 
 Images move by up to an eighth of their side; those of three channels are taken for photographs and mirrored too.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from prunetrain.foreign.opening import open_regular
 from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.training.data.augmentation import Augmentation
 from prunetrain.training.data.base import Split, Statistics
+from prunetrain.training.data.holding_out import hold_out
 from prunetrain.training.data.memory import InMemory
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -32,7 +34,7 @@ DIGITS_STATISTICS = Statistics(mean=(0.3049,), std=(0.3757,))
 
 def load(config: TrainConfig, device: torch.device) -> InMemory:
     """The file that `data_dir` names."""
-    train, val = read(Path(config.data_dir))
+    train, val = read(Path(config.data_dir), val_split=config.val_split)
     channels, height, width = train.images.shape[1:]
     natural = Augmentation.natural(height, width)
     return InMemory(
@@ -49,7 +51,7 @@ def load(config: TrainConfig, device: torch.device) -> InMemory:
 
 def load_digits(config: TrainConfig, device: torch.device) -> InMemory:
     """1,797 real 8x8 images that ship with the package; digits.LICENSE.md names their source."""
-    train, val = read(DIGITS)
+    train, val = read(DIGITS, val_split=config.val_split)
     return InMemory(
         train,
         val,
@@ -62,8 +64,12 @@ def load_digits(config: TrainConfig, device: torch.device) -> InMemory:
     )
 
 
-def read(path: Path) -> tuple[Split, Split]:
+def read(path: Path, *, val_split: float = 0.0) -> tuple[Split, Split]:
     """Training and validation images of a file. Shapes, types and sizes are checked before an array is read.
+
+    Args:
+        path: the file.
+        val_split: share of the training images to hold out for validation; 0: the file's own.
 
     Raises:
         DataError: when the file is absent, is no .npz file, is too large for this machine's memory, or its arrays are not what this
@@ -75,30 +81,33 @@ def read(path: Path) -> tuple[Split, Split]:
         raise DataError(f"{path} does not exist: name an .npz file with --data-dir")
     try:
         with open_regular(path) as file:
-            arrays = _read_arrays(path, ArrayFile(file))
+            arrays = _read_arrays(path, ArrayFile(file), ("train",) if val_split else ("train", "test"))
     except OSError as error:
         raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     except RefusedFileError as refused:
         raise DataError(f"{path} cannot be read as .npz ({refused}): write it with {_HOW}") from refused
     _check_values(path, arrays)
-    return _split(arrays["x_train"], arrays["y_train"]), _split(arrays["x_test"], arrays["y_test"])
+    train = _split(arrays["x_train"], arrays["y_train"])
+    return hold_out(train, val_split) if val_split else (train, _split(arrays["x_test"], arrays["y_test"]))
 
 
-def _read_arrays(path: Path, file: ArrayFile) -> dict[str, np.ndarray[Any, Any]]:
-    headers = file.headers(ARRAYS)
-    missing = [name for name in ARRAYS if name not in headers]
+def _read_arrays(path: Path, file: ArrayFile, splits: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+    wanted = [f"{kind}_{split}" for split in splits for kind in "xy"]
+    headers = file.headers(wanted)
+    missing = [name for name in wanted if name not in headers]
     if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}: write it with {_HOW}")
-    for split in ("train", "test"):
+        holding = " or hold some of x_train out with --val-split 0.2" if missing == ["x_test", "y_test"] else ""
+        raise DataError(f"{path} lacks {', '.join(missing)}: write it with {_HOW}{holding}")
+    for split in splits:
         _check_images(path, f"x_{split}", headers[f"x_{split}"])
         _check_labels(path, f"y_{split}", headers[f"y_{split}"], images=headers[f"x_{split}"].shape[0])
-    train, test = headers["x_train"].shape, headers["x_test"].shape
-    if train[1:] != test[1:]:
-        raise DataError(f"{path}: images of x_train are {train[1:]}, of x_test {test[1:]}: give both one shape")
+    shapes = [headers[f"x_{split}"].shape[1:] for split in splits]
+    if len(set(shapes)) > 1:
+        raise DataError(f"{path}: images of x_train are {shapes[0]}, of x_test {shapes[1]}: give both one shape")
     needed = sum(_COPIES * header.nbytes for header in headers.values())
     if needed > (available := available_memory()):
         raise DataError(f"{path}: its arrays need {readable(needed)} of memory, and {readable(available)} are free: store fewer images")
-    return {name: file.read(name) for name in ARRAYS}
+    return {name: file.read(name) for name in wanted}
 
 
 def _check_images(path: Path, name: str, x: ArrayHeader) -> None:
@@ -130,7 +139,7 @@ def _named(header: ArrayHeader) -> str:
 
 def _check_values(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
     for name in ("y_train", "y_test"):
-        if arrays[name].min() < 0:
+        if name in arrays and arrays[name].min() < 0:
             raise DataError(f"{path}: {name} holds the label {arrays[name].min()}: number the classes from 0")
     classes = np.unique(arrays["y_train"])
     if len(classes) == 1:
@@ -138,7 +147,7 @@ def _check_values(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
     if classes[-1] != len(classes) - 1:
         unused = int(np.flatnonzero(classes != np.arange(len(classes)))[0])
         raise DataError(f"{path}: y_train goes up to {classes[-1]} but never holds {unused}: number its classes 0 to {len(classes) - 1}")
-    if arrays["y_test"].max() >= len(classes):
+    if "y_test" in arrays and arrays["y_test"].max() >= len(classes):
         raise DataError(
             f"{path}: y_test holds the label {arrays['y_test'].max()}, y_train only 0 to {len(classes) - 1}: give both the same classes"
         )

@@ -13,6 +13,7 @@ from prunetrain.config import TrainConfig
 from prunetrain.errors import DataError
 from prunetrain.training.data.augmentation import Augmentation
 from prunetrain.training.data.base import Split, Statistics, one_line
+from prunetrain.training.data.holding_out import hold_out
 from prunetrain.training.data.memory import InMemory
 
 
@@ -59,8 +60,8 @@ def load(config: TrainConfig, device: torch.device) -> InMemory:
     elif not folder.is_dir():
         raise DataError(f"{config.dataset} is not under {root}: pass --download, or --data-dir DIR where it is")
     try:
-        train, val = (torchvision_class(root, train=is_train) for is_train in (True, False))
-        splits = _split(train), _split(val)
+        train, test = (torchvision_class(root, train=is_train) for is_train in (True, False))
+        splits = hold_out(_split(train), config.val_split) if config.val_split else (_split(train), _split(test))
     except Exception as error:  # torchvision's readers raise anything on damaged files
         raise DataError(f"{folder} is incomplete or damaged ({one_line(error)}): delete it and pass --download") from error
     return InMemory(

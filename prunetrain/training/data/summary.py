@@ -22,7 +22,8 @@ def summary(config: TrainConfig, data: DataSource) -> tuple[str, ...]:
     """
     name = f"{config.dataset} {printable(as_text(config.data_dir))}" if config.dataset in _IN_FILES else config.dataset
     shape = "x".join(map(str, data.input_shape))
-    line = f"{name}: {data.num_train:,} training and {data.num_val:,} validation images of {shape}, {data.num_classes:,} classes"
+    held = "held-out " if config.val_split else ""
+    line = f"{name}: {data.num_train:,} training and {data.num_val:,} {held}validation images of {shape}, {data.num_classes:,} classes"
     fewest, most = min(data.train_counts), max(data.train_counts)
     if most >= _UNEVEN * max(1, fewest):
         line += f" of {fewest:,} to {most:,} training images"
