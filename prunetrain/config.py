@@ -50,7 +50,11 @@ class TrainConfig:
 
     model: str = setting("resnet20", "Network: NAME of the zoo, torchvision:NAME, timm:NAME or FILE.py:NAME; see --list-models.")
     model_args: tuple[str, ...] = setting((), "Argument of the network's constructor, NAME=VALUE; may be repeated.", repeated="model-arg")
-    weights: str = setting("", "File of weights to start from: a state dict, .pt or .safetensors.")
+    weights: str = setting(
+        "",
+        "Weights to start from: a file with a state dict, .pt or .safetensors; or `pretrained`, torchvision's or timm's own, "
+        "which are downloaded once.",
+    )
     dataset: str = setting(
         "digits",
         "Data set.",

@@ -169,7 +169,7 @@ def test_every_torchvision_network_says_what_its_constructor_takes() -> None:
         (
             "torchvision:resnet18",
             {"weights": "DEFAULT"},
-            "torchvision:resnet18 takes no --model-arg weights: give a file of weights with --weigh",
+            "torchvision:resnet18 takes no --model-arg weights: use --weights pretrained, or --weights FILE",
         ),
         ("torchvision:vit_b_16", {"shape": (3, 32, 48)}, "torchvision:vit_b_16 takes square images, not 32x48: "),
         (
@@ -208,10 +208,11 @@ def test_timm_networks_fit_the_images(spec: str, shape: tuple[int, int, int], mo
         ("timm:resnet10", {}, "unknown timm model 'resnet10': did you mean resnet10t or "),
         ("timm:#", {}, "unknown timm model '#': timm.list_models() names them"),
         ("timm:hf-hub:timm/resnet10t.c3_in1k", {}, "unknown timm model 'hf-hub:timm/resnet10t.c3_in1k': "),  # would download
+        ("timm:resnet10t.c3_in1", {}, "unknown set of weights of timm:resnet10t 'c3_in1': did you mean c3_in1k?"),
         (
             "timm:resnet10t",
             {"pretrained": True},
-            "timm:resnet10t takes no --model-arg pretrained: give a file of weights with --weights FILE",
+            "timm:resnet10t takes no --model-arg pretrained: use --weights pretrained, or --weights FILE",
         ),
         ("timm:resnet10t", {"widht": 2}, "timm:resnet10t takes no argument 'widht'; it takes num_classes, in_chans, "),
         ("timm:vit_tiny_patch16_224", {"embed_dim": 7}, "timm:vit_tiny_patch16_224 cannot be built: AssertionError: "),

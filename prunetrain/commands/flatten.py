@@ -48,17 +48,15 @@ def command(
     from prunetrain.files import write_atomically, write_text
     from prunetrain.graph.costs import costs
     from prunetrain.graph.render import render
-    from prunetrain.models import build
+    from prunetrain.models import build_with_weights
     from prunetrain.models.checked_tracing import stored, traced_and_checked
     from prunetrain.models.freezing import partly_frozen
-    from prunetrain.models.weights import load_weights
     from prunetrain.report.tables import count
 
-    torch.manual_seed(seed)
-    network = build(model, input_shape=shape, num_classes=num_classes, model_args=parse_arguments(model_args or ()))
-    if weights:
-        for line in load_weights(network, Path(weights)).lines():
-            click.echo(line)
+    arguments = parse_arguments(model_args or ())
+    network = build_with_weights(
+        model, weights or "", input_shape=shape, num_classes=num_classes, model_args=arguments, seed=seed, say=click.echo
+    )
     traced = stored(traced_and_checked(network, torch.zeros(2, *shape)))
     if (mixed := partly_frozen(network, traced)) is not None:
         click.echo(f"{mixed} is frozen, and not all of its layer: the file trains it; freeze whole layers, or make it a buffer")

@@ -12,8 +12,10 @@ One file holds one source. Importing this package imports no torch; `build` does
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from prunetrain import zoo
@@ -22,6 +24,11 @@ from prunetrain.zoo import ImageShape
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from prunetrain.models.constructing import Pretrained
+
+PRETRAINED = "pretrained"
+"""What stands for the weights that a library has of its network, where a file of weights may be named."""
 
 SPELLINGS: Mapping[str, str] = {
     "torchvision:NAME": "a classification network of torchvision, such as torchvision:mobilenet_v2",
@@ -59,9 +66,65 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, model_args: M
         return _of_zoo(name, input_shape, num_classes, given)
     if not source.endswith(".py") and source not in _SOURCES:
         raise ConfigError(unknown_name("source of models", source, [*_SOURCES, "FILE.py"]))
-    module = import_module(f"{__name__}.{_SOURCES.get(source, 'own_file')}")
-    network: nn.Module = module.build(spec, input_shape=input_shape, num_classes=num_classes, given=given)
+    network: nn.Module = _module(source).build(spec, input_shape=input_shape, num_classes=num_classes, given=given)
     return network
+
+
+def build_with_weights(
+    spec: str,
+    weights: str,
+    *,
+    input_shape: ImageShape,
+    num_classes: int,
+    model_args: Mapping[str, Any] | None = None,
+    seed: int,
+    say: Callable[[str], object],
+) -> "nn.Module":
+    """A new network as `build` makes it, with what is known of its weights.
+
+    Args:
+        spec: as for `build`.
+        weights: a file; or `pretrained`, for the weights that torchvision or timm has of the network; or nothing.
+        input_shape: as for `build`.
+        num_classes: as for `build`; a head of another number of classes is freshly drawn.
+        model_args: as for `build`.
+        seed: of what is freshly drawn.
+        say: is told which weights were found, and which were left out or freshly drawn.
+
+    Raises:
+        ConfigError: as `build`; and for weights that there are none of, cannot be read, or do not fit the network.
+    """
+    import torch
+
+    from prunetrain.models.weights import load_weights, put_weights
+
+    known = _pretrained(spec, input_shape) if weights == PRETRAINED else None
+    torch.manual_seed(seed)
+    given = {**(known.arguments if known else {}), **(model_args or {})}
+    network = build(spec, input_shape=input_shape, num_classes=num_classes, model_args=given)
+    lines: list[str] = []
+    if known:
+        lines = put_weights(network, known.tensors, known.title).lines(known.title)
+    elif weights:
+        lines = load_weights(network, Path(weights)).lines()
+    for line in lines:
+        say(line)
+    return network
+
+
+def _pretrained(spec: str, input_shape: ImageShape) -> "Pretrained":
+    source, name = _split(spec)
+    if source not in _SOURCES:
+        from prunetrain.models import torchvision_models
+
+        others = f"torchvision:{name}" if name in torchvision_models.names() else "torchvision:NAME, timm:NAME"
+        raise ConfigError(f"{spec} has no pretrained weights: use {others}, or --weights FILE")
+    known: Pretrained = _module(source).pretrained(spec, input_shape)
+    return known
+
+
+def _module(source: str) -> ModuleType:
+    return import_module(f"{__name__}.{_SOURCES.get(source, 'own_file')}")
 
 
 def short_name(spec: str) -> str:

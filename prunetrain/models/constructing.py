@@ -7,12 +7,13 @@ import inspect
 import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunetrain.errors import ConfigError
 
@@ -75,6 +76,29 @@ def needed(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
 def optional(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
     """The names of the parameters that have a default."""
     return [name for name, item in parameters.items() if item.default is not item.empty]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The weights that a library has of a network: its state dict, their name for people, and what they ask of its constructor."""
+
+    tensors: Mapping[str, Tensor]
+    title: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def fetched(spec: str, make: Callable[[], nn.Module]) -> nn.Module:
+    """A network that its library makes with the weights that it has, which may be downloaded for that.
+
+    Raises:
+        ConfigError: if that fails, for whatever reason.
+    """
+    try:
+        return make()
+    except Exception as error:  # of the connection, the disk, the hub's package and the library
+        raise ConfigError(
+            f"{spec}: its pretrained weights cannot be had ({reason(error)}): check the connection, or give a file with --weights FILE"
+        ) from None
 
 
 def made_class(function: Callable[..., Any]) -> type | None:

@@ -1,6 +1,6 @@
 """`timm:NAME`: the networks of timm, which is an optional extra.
 
-In: a name, an image shape, a number of classes. Out: timm's own module without pretrained weights.
+In: a name, an image shape, a number of classes. Out: timm's own module, freshly drawn; and the weights that timm has of it.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from prunetrain.errors import ConfigError, unknown_name
-from prunetrain.models.constructing import construct, made_class, optional, parameters_of, require
+from prunetrain.models.constructing import Pretrained, construct, fetched, made_class, optional, parameters_of, require
 from prunetrain.zoo import ImageShape
 
 _INSTALL = "pip install 'prunetrain[timm]'"
@@ -30,17 +30,11 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
     Raises:
         ConfigError: if timm is not installed, for an unknown name, an argument that the network does not take, and images of a wrong size.
     """
-    timm = require("timm", spec, _INSTALL)
-    name = spec.partition(":")[2]
-    if not timm.is_model(name):
-        known = timm.list_models()
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        raise ConfigError(unknown_name("timm model", name, near) if near else f"unknown timm model {name!r}: timm.list_models() names them")
+    timm, name = _known(spec)
     for word in _SET_HERE:
         if word in given:
-            raise ConfigError(f"{spec} takes no --model-arg {word}: give a file of weights with --weights FILE")
-    constructor = made_class(timm.model_entrypoint(name.partition(".")[0]))
-    parameters = parameters_of(constructor) if constructor else {}
+            raise ConfigError(f"{spec} takes no --model-arg {word}: use --weights pretrained, or --weights FILE")
+    parameters = _parameters(timm, name)
     arguments = {
         "pretrained": False,
         "num_classes": num_classes,
@@ -49,6 +43,44 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
         **given,
     }
     return construct(spec, lambda **named: timm.create_model(name, **named), arguments, takes=optional(parameters) or None)
+
+
+def pretrained(spec: str, input_shape: ImageShape) -> Pretrained:
+    """The weights that timm has under a name and its tag, for images of this shape; they are downloaded once, into its hub's folder.
+
+    Raises:
+        ConfigError: if timm is not installed, for an unknown name, and weights that there are none of or that cannot be had.
+    """
+    timm, name = _known(spec)
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise ConfigError(f"{spec}: timm has no weights of it: timm.list_pretrained() names those that it has")
+    arguments = {"in_chans": input_shape[0], **_size(timm, name, _parameters(timm, name), input_shape)}
+    network = fetched(spec, lambda: timm.create_model(name, pretrained=True, **arguments))
+    return Pretrained(network.state_dict(), f"timm's {config.architecture}{'.' if config.tag else ''}{config.tag or ''}")
+
+
+def _known(spec: str) -> tuple[ModuleType, str]:
+    """timm, and the name in `timm:NAME`, if there is such a network."""
+    timm = require("timm", spec, _INSTALL)
+    name = spec.partition(":")[2]
+    if not timm.is_model(name):
+        known = timm.list_models()
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        raise ConfigError(unknown_name("timm model", name, near) if near else f"unknown timm model {name!r}: timm.list_models() names them")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        architecture, _, tag = name.partition(".")
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+        raise ConfigError(unknown_name(f"set of weights of timm:{architecture}", tag, tags)) from None
+    return timm, name
+
+
+def _parameters(timm: ModuleType, name: str) -> Mapping[str, Any]:
+    """Of the class that makes a network, as far as timm says which one does."""
+    constructor = made_class(timm.model_entrypoint(name.partition(".")[0]))
+    return parameters_of(constructor) if constructor else {}
 
 
 def _size(timm: ModuleType, name: str, parameters: Mapping[str, Any], input_shape: ImageShape) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`torchvision:NAME`: the classification networks of torchvision.
 
-In: a name, an image shape of 3 channels, a number of classes. Out: torchvision's own module without pretrained weights.
+In: a name, an image shape of 3 channels, a number of classes. Out: torchvision's own module, freshly drawn; and the weights that
+torchvision has of it.
 """
 
 from collections.abc import Mapping
@@ -11,11 +12,11 @@ from torchvision import models
 
 from prunetrain import zoo
 from prunetrain.errors import ConfigError, unknown_name
-from prunetrain.models.constructing import construct, made_class, no_such_argument, optional, parameters_of
+from prunetrain.models.constructing import Pretrained, construct, fetched, made_class, no_such_argument, optional, parameters_of
 from prunetrain.zoo import ImageShape
 
 _CHANNELS = 3
-_NOT_HERE = ("weights", "pretrained")  # would download
+_NOT_HERE = ("weights", "pretrained")  # given with --weights
 
 
 def names() -> list[str]:
@@ -35,9 +36,7 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
     Raises:
         ConfigError: for an unknown name, an argument that the constructor does not take, or images that it cannot take.
     """
-    name = spec.partition(":")[2]
-    if name not in names():
-        raise ConfigError(unknown_name("torchvision model", name, names()))
+    name = _known(spec)
     if input_shape[0] != _CHANNELS:
         instead = name if name in zoo.names() else "resnet20"
         raise ConfigError(
@@ -46,7 +45,7 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
         )
     for word in _NOT_HERE:
         if word in given:
-            raise ConfigError(f"{spec} takes no --model-arg {word}: give a file of weights with --weights FILE")
+            raise ConfigError(f"{spec} takes no --model-arg {word}: use --weights pretrained, or --weights FILE")
     builder = models.get_model_builder(name)
     known = parameters_of(made_class(builder) or builder)
     takes = [word for word in optional(known) if word not in ("weights", "progress")]
@@ -57,6 +56,28 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
     if "init_weights" in known:
         arguments.setdefault("init_weights", True)  # the present default of all of them; two warn when it is left out
     return construct(spec, builder, {"weights": None, **arguments}, takes=takes)
+
+
+def pretrained(spec: str, input_shape: ImageShape) -> Pretrained:
+    """The weights that torchvision thinks best of a network, trained on ImageNet; they are downloaded once, into torch.hub's folder.
+
+    Raises:
+        ConfigError: for an unknown name, and weights that cannot be had.
+    """
+    name = _known(spec)
+    best = models.get_model_weights(name).DEFAULT
+    network = fetched(spec, lambda: models.get_model(name, weights=best))
+    # Two of them were trained on other means and deviations than ImageNet's, and take those themselves.
+    arguments = {"transform_input": True} if getattr(network, "transform_input", False) else {}
+    return Pretrained(network.state_dict(), f"torchvision's {best}", arguments)
+
+
+def _known(spec: str) -> str:
+    """The name in `torchvision:NAME`, if there is such a network."""
+    name = spec.partition(":")[2]
+    if name not in names():
+        raise ConfigError(unknown_name("torchvision model", name, names()))
+    return name
 
 
 def _sizes(spec: str, known: Mapping[str, Any], input_shape: ImageShape) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""`--weights FILE`: a network's weights out of a state dict, as far as they fit.
+"""`--weights`: a network's weights out of a state dict, as far as they fit.
 
-In: a module, and a file by torch.save or safetensors. Out: the module with the file's values in it, and a report of what did not fit.
+In: a module; a file by torch.save or safetensors, or tensors. Out: the module with their values in it, and a report of what did not fit.
 Tensors are matched by the network's own names, then by names with `_` for `.`, as network files have them: `layer1.0.conv1.weight`
 is `layer1_0_conv1.weight`.
 """
@@ -49,10 +49,10 @@ class Report:
     unexpected: tuple[str, ...]
     mismatched: tuple[Mismatch, ...]
 
-    def lines(self) -> list[str]:
-        """A few lines for people; one where all fits."""
+    def lines(self, source: str = "the file") -> list[str]:
+        """A few lines for people, one where all fits; `source` is where the weights come from."""
         total = len(self.loaded) + len(self.missing) + len(self.mismatched)
-        lines = [f"weights: {len(self.loaded)} of the network's {total} tensors are in the file"]
+        lines = [f"weights: {len(self.loaded)} of the network's {total} tensors are in {source}"]
         for what, names in (
             ("not in the file, freshly drawn", self.missing),
             ("of another shape, freshly drawn", tuple(map(str, self.mismatched))),
@@ -73,25 +73,34 @@ def load_weights(model: nn.Module, path: Path) -> Report:
     Raises:
         ConfigError: if the file is missing or holds no weights, or if none of them fits.
     """
+    return put_weights(model, read_weights(path), str(path))
+
+
+def put_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> Report:
+    """Put tensors into a network, as `load_weights` does with those of a file; errors call `source` where they come from.
+
+    Raises:
+        ConfigError: if none of them fits.
+    """
     wanted = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    tensors = _unwrapped(read_weights(path), wanted)
-    source = _matched(wanted, tensors)
-    used = {name for name, _ in source.values()}
+    tensors = _unwrapped(tensors, wanted)
+    matched = _matched(wanted, tensors)
+    used = {name for name, _ in matched.values()}
     mismatched = tuple(
         Mismatch(name, tuple(wanted[name].shape), tuple(tensor.shape))
-        for name, (_, tensor) in source.items()
+        for name, (_, tensor) in matched.items()
         if tensor.shape != wanted[name].shape
     )
     without = {item.name for item in mismatched}
-    fitting = {name: tensor for name, (_, tensor) in source.items() if name not in without}
+    fitting = {name: tensor for name, (_, tensor) in matched.items() if name not in without}
     report = Report(
         loaded=tuple(name for name in wanted if name in fitting and not name.endswith(_COUNTER)),
-        missing=tuple(name for name in wanted if name not in source and not name.endswith(_COUNTER)),
+        missing=tuple(name for name in wanted if name not in matched and not name.endswith(_COUNTER)),
         unexpected=tuple(name for name in tensors if name not in used and not name.endswith(_COUNTER)),
         mismatched=mismatched,
     )
     if not report.loaded:
-        raise ConfigError(f"{path}: no weights of this network: {_difference(report)}")
+        raise ConfigError(f"{source}: no weights of this network: {_difference(report)}")
     with torch.no_grad():
         for name, tensor in fitting.items():
             wanted[name].copy_(tensor)

@@ -19,7 +19,7 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.trace import Traced
 from prunetrain.method_settings import GROUP_LASSO
-from prunetrain.models import build, weights
+from prunetrain.models import build_with_weights
 from prunetrain.models.checked_tracing import stored, traced_and_checked
 from prunetrain.models.freezing import frozen, partly_frozen
 from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
@@ -51,14 +51,17 @@ class Creation(Protocol):
 def create_network(
     config: TrainConfig, run: RunPaths, data: DataSource, environment: Environment, *, say: Callable[[str], object], files: ExitStack
 ) -> Path:
-    """A `Creation` of a network with random weights, or those of a file, flattened."""
+    """A `Creation` of a network with random weights, or those that the settings name, flattened."""
     _check_method(config)
-    torch.manual_seed(config.seed)
-    arguments = parse_arguments(config.model_args)
-    model = build(config.model, input_shape=data.input_shape, num_classes=data.num_classes, model_args=arguments)
-    if config.weights:
-        for line in weights.load_weights(model, Path(config.weights)).lines():
-            say(line)
+    model = build_with_weights(
+        config.model,
+        config.weights,
+        input_shape=data.input_shape,
+        num_classes=data.num_classes,
+        model_args=parse_arguments(config.model_args),
+        seed=config.seed,
+        say=say,
+    )
     traced = stored(traced_and_checked(model, torch.zeros(2, *data.input_shape)))
     _check_training(model, traced, config)
     _check_outputs(traced.graph, config, data)
