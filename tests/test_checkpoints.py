@@ -126,13 +126,6 @@ def test_missing(run: RunPaths) -> None:
     assert refusal(run) == "checkpoints/x/last.pt: no such checkpoint"
 
 
-def test_a_checkpoint_of_an_earlier_version_names_no_classes(run: RunPaths) -> None:
-    assert load_checkpoint(run.last).class_names == ["0", "1", "2", "3"]
-    change(run, lambda content: content.pop("class_names"))
-    load(run)
-    assert load_checkpoint(run.last).class_names == []
-
-
 def test_folder(run: RunPaths) -> None:
     with pytest.raises(CheckpointError, match=r"is a folder; name a checkpoint in it, such as .*/checkpoints/x/last.pt$"):
         load_checkpoint(run.checkpoints)
@@ -198,7 +191,7 @@ def test_another_format(run: RunPaths, number: object, shown: str) -> None:
     assert refusal(run) == f"checkpoints/x/last.pt: format {shown}, and this version reads 2; use the version that wrote it"
 
 
-@pytest.mark.parametrize("key", [item.name for item in fields(Checkpoint) if item.name != "class_names"])
+@pytest.mark.parametrize("key", [item.name for item in fields(Checkpoint)])
 def test_missing_part(run: RunPaths, key: str) -> None:
     change(run, lambda content: content.pop(key))
     assert refusal(run) == f"checkpoints/x/last.pt: damaged, without {key}"
@@ -226,6 +219,7 @@ def test_missing_part(run: RunPaths, key: str) -> None:
         lambda content: content["method"].update(numbers={"round": float("inf")}),
         lambda content: content["method"].update(numbers={"round": -1}),
         lambda content: content.update(class_names="0123"),
+        lambda content: content.update(class_names=[]),
         lambda content: content.update(class_names=["0", "1", "2", 3]),
         lambda content: content.update(class_names=["0", "1", "2", "3" * 5000]),
         lambda content: content.update(class_names=["0", "1", "2"]),

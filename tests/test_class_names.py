@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from datafiles import folder_settings, run_on_cats_and_dogs, write_npz
-from runs import Recorder, invoke, settings
+from runs import invoke, settings
 
 from prunetrain.errors import ConfigError
 from prunetrain.library.prune import prune
@@ -16,7 +16,6 @@ from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.class_names import check_names, names_of
 from prunetrain.training.data import load_data
 from prunetrain.training.offline import reconfigure_checkpoint
-from prunetrain.training.run import resume_run
 
 CPU = torch.device("cpu")
 OTHER = (
@@ -43,13 +42,6 @@ def rename(old: str, new: str) -> None:
         Path("images", split, old).rename(Path("images", split, new))
 
 
-def forget_names(path: Path) -> None:
-    """Make a checkpoint one of an earlier version."""
-    content = torch.load(path, weights_only=True)
-    del content["class_names"]
-    torch.save(content, path)
-
-
 def test_names_are_kept(run: RunPaths) -> None:
     assert load_checkpoint(run.checkpoint(0)).class_names == load_checkpoint(run.last).class_names == ["cat", "dog"]
     done = reconfigure_checkpoint(run.last, {"threshold": 1e9}, 1)
@@ -72,13 +64,6 @@ def test_nothing_is_written_for_other_classes(run: RunPaths) -> None:
     with pytest.raises(ConfigError, match="trained with 'cat' as class 0, and the data has 'dog' there"):
         prune(run.last, method="magnitude", rate=0.5, epochs=1, data_dir="images", name="y")
     assert not RunPaths(run.output_dir, "y").exists()
-
-
-def test_earlier_checkpoints_are_not_compared_and_learn_their_classes(run: RunPaths) -> None:
-    forget_names(run.last)
-    assert invoke("evaluate", run.last, "--data-dir", "images").exit_code == 0
-    resume_run(run.last, {"epochs": 2, "data_dir": "images"}, Recorder())
-    assert load_checkpoint(run.last).class_names == ["cat", "dog"]
 
 
 def test_numbers_go_with_any_names(run: RunPaths) -> None:

@@ -44,7 +44,7 @@ def test_levels_of_data_in_memory(name: str, tmp_path: Path) -> None:
 
 def test_only_arrays_of_someones_own_have_statistics_of_their_own() -> None:
     assert set(DATASETS) - STATISTICS.keys() == {"npz"}
-    assert expected_input((2, 8, 8), TrainConfig(dataset="npz"), []) == {"input_shape": [2, 8, 8]}
+    assert expected_input((2, 8, 8), TrainConfig(dataset="npz"), ["a", "b"]) == {"input_shape": [2, 8, 8], "class_names": ["a", "b"]}
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -246,16 +245,6 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown setting 'devise': did you mean device"):
         prunetrain.predict("checkpoints/x/last.pt", image, devise="cpu")
     assert prunetrain.predict("checkpoints/x/last.pt", []) == []
-
-
-def test_checkpoints_of_earlier_versions_have_numbers_for_names(run: RunPaths, here: Path, tmp_path: Path) -> None:
-    content = torch.load(run.last, weights_only=True)
-    del content["class_names"]
-    for kind, path in (("generated_nets", run.networks), ("checkpoints", run.checkpoints)):
-        shutil.copytree(path, tmp_path / kind / "x")
-    torch.save(content, tmp_path / "checkpoints" / "x" / "last.pt")
-    names = [one.guesses[0].name for one in prunetrain.predict(tmp_path / "checkpoints" / "x" / "last.pt", here / "val")]
-    assert names == [str(["cat", "dog"].index(one.guesses[0].name)) for one in prunetrain.predict(run.last, here / "val")]
 
 
 def test_nothing_moves_the_networks_statistics(run: RunPaths, here: Path) -> None:

@@ -197,7 +197,7 @@ def _check_method(method: object, model: Mapping[str, Tensor]) -> None:
 
 
 def _check_class_names(names: object) -> None:
-    _require(isinstance(names, list) and len(names) <= _MOST_CLASSES, "its class_names are no list of names")
+    _require(isinstance(names, list) and 0 < len(names) <= _MOST_CLASSES, "its class_names are no list of names")
     assert isinstance(names, list)
     fits = all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names)
     _require(fits, f"its class_names have one that is no word of up to {_LONGEST_NAME:,} letters")

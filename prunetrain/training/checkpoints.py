@@ -16,7 +16,7 @@ from prunetrain.errors import CheckpointError, NetworkFileError
 from prunetrain.files import write_atomically
 from prunetrain.foreign.refusal import RefusedFileError, shown
 from prunetrain.graph.load import read_source, sha256_of
-from prunetrain.methods.in_training import MethodState, nothing_kept
+from prunetrain.methods.in_training import MethodState
 from prunetrain.models.torch_files import load_torch_file
 from prunetrain.paths import CHECKPOINTS, NETWORK_NAME, NETWORKS, run_of_checkpoint
 from prunetrain.training.checkpoint_content import check_content
@@ -24,7 +24,6 @@ from prunetrain.training.checkpoint_content import check_content
 FORMAT = 2
 COPY_BOTH: Final = f"copy {NETWORKS}/RUN beside {CHECKPOINTS}/RUN as well"
 _MARK = "prunetrain checkpoint"
-_EARLIER: Final[Mapping[str, Any]] = {"class_names": []}  # what checkpoints of this format lack that were written before it was kept
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class Checkpoint:
     rng: dict[str, Any]
     config: dict[str, Any]
     progress: Progress
-    method: MethodState = field(default_factory=nothing_kept)
-    class_names: list[str] = field(default_factory=list)
+    method: MethodState
+    class_names: list[str]
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -124,7 +123,6 @@ def _checked(path: Path, content: object) -> Checkpoint:
         raise CheckpointError(
             f"{path}: format {shown(content.get('format'))}, and this version reads {FORMAT}; use the version that wrote it"
         )
-    content = {**_EARLIER, **content}
     wanted = {item.name: item.type for item in fields(Checkpoint)}
     missing = sorted(wanted.keys() - content.keys())
     if missing:

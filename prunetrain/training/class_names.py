@@ -23,7 +23,7 @@ def check_names(trained: Sequence[str], data: DataSource, what: Path) -> None:
     Plain numbers, as .npz files have, say nothing of another data set's names; what has other numbers of classes is not compared.
 
     Args:
-        trained: the names that a checkpoint holds; none in those of earlier versions.
+        trained: the names that a checkpoint holds.
         data: what the network is to be used on.
         what: how the message calls the network.
 

@@ -19,6 +19,7 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.trace import Traced
 from prunetrain.method_settings import GROUP_LASSO
+from prunetrain.methods.in_training import nothing_kept
 from prunetrain.models import build_with_weights
 from prunetrain.models.checked_tracing import stored, traced_and_checked
 from prunetrain.models.freezing import frozen, partly_frozen
@@ -77,6 +78,7 @@ def create_network(
         rng=rng_state(environment.device),
         config=replace(config, name=free.name).to_dict(),
         progress=Progress(),
+        method=nothing_kept(),
         class_names=names_of(data),
     )
     pruned = start_of(config, traced.graph, first, traced.state)

@@ -8,7 +8,7 @@ from typing import Any
 from prunetrain.config import TrainConfig, build_config
 from prunetrain.errors import ConfigError
 from prunetrain.training.checkpoints import load_checkpoint
-from prunetrain.training.class_names import are_numbers, names_of
+from prunetrain.training.class_names import are_numbers
 from prunetrain.training.confusion import Confusion, Guesses, accuracies
 from prunetrain.training.data import DataSource, folder, load_data
 from prunetrain.training.environment import Environment
@@ -87,7 +87,7 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Measured:
         result.loss,
         result.top1,
         result.top5 if data.num_classes > _GUESSES else None,
-        _of_classes(state.class_names or names_of(data), confusion),
+        _of_classes(state.class_names, confusion),
         confusion,
     )
 
@@ -103,7 +103,7 @@ def _check_split(trained: TrainConfig, given: Mapping[str, Any], path: Path) -> 
 
 def _validation(config: TrainConfig, trained: TrainConfig, classes: Sequence[str], path: Path, environment: Environment) -> DataSource:
     """The data to measure on. Where the checkpoint has the names of folders, a folder needs no training images beside them."""
-    named = bool(classes) and (trained.dataset == "folder" or not are_numbers(classes))
+    named = trained.dataset == "folder" or not are_numbers(classes)
     if config.dataset == "folder" and named and not config.val_split:
         return folder.load_known(config, classes, path, environment.device)
     return load_data(config, environment.device)

@@ -17,7 +17,7 @@ def expected_input(input_shape: Sequence[int], config: TrainConfig, class_names:
     Args:
         input_shape: of the network: C, H, W.
         config: the settings it was trained with.
-        class_names: in the order of its outputs; may be empty.
+        class_names: in the order of its outputs.
 
     Returns:
         `input_shape`; `channels`, "RGB" or "grey"; `mean` and `std` of each channel, with pixels in [0, 1]; for folders `resize`, what the
@@ -31,6 +31,4 @@ def expected_input(input_shape: Sequence[int], config: TrainConfig, class_names:
     if config.dataset == "folder":
         centred = centred_at(config.image_size)
         known |= {"resize": centred.resized_side, "crop": centred.side}
-    if class_names:
-        known["class_names"] = list(class_names)
-    return known
+    return known | {"class_names": list(class_names)}

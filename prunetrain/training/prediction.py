@@ -103,12 +103,11 @@ def _classified(
 
 
 def _names(trained: Trained, names: list[str]) -> list[str]:
-    """Of the classes, in the order of the outputs; their numbers where a checkpoint of earlier versions has none.
+    """Of the classes, in the order of the outputs.
 
     Raises:
         CheckpointError: if there are more or fewer than outputs.
     """
-    classes = infer_shapes(trained.graph)[trained.graph.output.index][1]
-    if names and len(names) != classes:
+    if len(names) != infer_shapes(trained.graph)[trained.graph.output.index][1]:
         raise CheckpointError(f"{trained.weights}: damaged, it does not name as many classes as {trained.network} has")
-    return names or [str(number) for number in range(classes)]
+    return names

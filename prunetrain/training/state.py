@@ -33,7 +33,7 @@ from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.acting import Acting, acting_in, copied
 from prunetrain.training.batch_norm import synchronise
 from prunetrain.training.checkpoints import Checkpoint, Progress, load_checkpoint, read_network_of, restore_rng, rng_state, save_checkpoint
-from prunetrain.training.class_names import check_names, names_of
+from prunetrain.training.class_names import check_names
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.environment import Environment
@@ -171,7 +171,7 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
     Args:
         path: the checkpoint.
         config: the settings to go on with.
-        data: what training goes on with; its class names are taken if the checkpoint has none.
+        data: what training goes on with.
         environment: where.
 
     Raises:
@@ -222,7 +222,7 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
         acting=acting,
         progress=progress,
         costs=costs(graph),
-        class_names=checkpoint.class_names or names_of(data),
+        class_names=checkpoint.class_names,
     )
 
 
@@ -230,7 +230,7 @@ def _check_numbers(path: Path, checkpoint: Checkpoint, graph: LayerGraph, spaces
     """Refuse channels and classes that the network does not have."""
     if any(channel >= spaces.num_channels for channel in checkpoint.progress.fading):
         raise CheckpointError(f"{path}: damaged, it fades channels that {checkpoint.network} does not have")
-    if checkpoint.class_names and infer_shapes(graph)[graph.output.index][1:] != (len(checkpoint.class_names),):
+    if infer_shapes(graph)[graph.output.index][1:] != (len(checkpoint.class_names),):
         raise CheckpointError(f"{path}: damaged, it does not name as many classes as {checkpoint.network} has")
 
 

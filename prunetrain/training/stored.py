@@ -7,8 +7,6 @@ from prunetrain.config import TrainConfig, build_config
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.training.checkpoints import Checkpoint
 
-_EARLIER = {"lasso_interval": 1}  # what runs did that did not say
-
 
 def stored_config(path: Path, checkpoint: Checkpoint) -> TrainConfig:
     """The settings inside a checkpoint, but for `download` and `cache`: whoever wants data written to the folders that it names says so.
@@ -17,6 +15,6 @@ def stored_config(path: Path, checkpoint: Checkpoint) -> TrainConfig:
         CheckpointError: if they cannot be read.
     """
     try:
-        return replace(build_config(_EARLIER | checkpoint.config), download=False, cache="")
+        return replace(build_config(checkpoint.config), download=False, cache="")
     except ConfigError as error:
         raise CheckpointError(f"{path}: its settings are not readable: {error}") from None
