@@ -25,7 +25,6 @@ from prunetrain.channels.spaces import find_spaces
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.graph.parse import parse
 from prunetrain.graph.trace import trace_with_state
 from prunetrain.models import build
 from prunetrain.regularizers.fading import Fading, Ranking
@@ -33,8 +32,8 @@ from prunetrain.training.benchmarking.allocator import keep_freed_memory
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.rounds import Spread, ratios, time_in_turn
 from prunetrain.training.benchmarking.steps import TrainingStep
-from prunetrain.training.checkpoints import load_checkpoint, read_network_of
 from prunetrain.training.granularity import Effort, measured_choice
+from prunetrain.training.pairs import read_pair
 
 _NETWORKS = 6  # that `auto` times whole
 _SIDE, _CLASSES = 32, 10  # of a network that is named
@@ -83,12 +82,11 @@ def _new(spec: str, image_size: int | None) -> tuple[LayerGraph, dict[str, Tenso
 
 def _stored(path: Path, image_size: int | None) -> tuple[LayerGraph, dict[str, Tensor]]:
     """A checkpoint's network and its weights."""
-    checkpoint = load_checkpoint(path)
-    network, source = read_network_of(path, checkpoint)
-    graph = parse(source, str(network))
+    pair = read_pair(path)
+    graph = pair.graph
     if image_size:
         graph = replace(graph, input_shape=(graph.input_shape[0], image_size, image_size))
-    return graph, checkpoint.model
+    return graph, pair.checkpoint.model
 
 
 def _faded(graph: LayerGraph, weights: dict[str, Tensor], word: str, macs: float) -> LayerGraph:

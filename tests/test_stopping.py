@@ -18,7 +18,7 @@ from PIL import Image
 from runs import Recorder, arguments, assert_same_run, invoke, settings, write_images
 
 from prunetrain.paths import RunPaths
-from prunetrain.training import creation, granularity, reconfiguration, run, state
+from prunetrain.training import creation, granularity, pairs, reconfiguration, run
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import worker_signals
 from prunetrain.training.environment import Environment
@@ -231,7 +231,7 @@ def test_a_signal_at_an_epochs_end(
         (Environment, "load_data"),
         (creation, "build"),
         (creation, "traced_and_checked"),
-        (state, "save_checkpoint"),
+        (pairs, "save_checkpoint"),
         (creation, "load_state"),
     ],
 )

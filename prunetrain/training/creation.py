@@ -28,8 +28,9 @@ from prunetrain.training.checkpoints import Checkpoint, Progress, rng_state
 from prunetrain.training.class_names import names_of
 from prunetrain.training.data import DataSource
 from prunetrain.training.environment import Environment
+from prunetrain.training.pairs import write_pair
 from prunetrain.training.pruning import start_of
-from prunetrain.training.state import TrainState, load_state, write_pair
+from prunetrain.training.state import TrainState, load_state
 
 
 class Creation(Protocol):

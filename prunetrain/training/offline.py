@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from prunetrain.channels.slicing import gate, propose_cut
-from prunetrain.config import TrainConfig, build_config
+from prunetrain.config import build_config
 from prunetrain.errors import OutputError
 from prunetrain.files import write_text
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_source
 from prunetrain.graph.parse import parse
 from prunetrain.paths import new_run, run_of_checkpoint
-from prunetrain.training.checkpoints import load_checkpoint, read_network_of
 from prunetrain.training.events import Change
+from prunetrain.training.pairs import read_pair, write_pair
 from prunetrain.training.reconfiguration import Watch, cut_checkpoint
-from prunetrain.training.state import load_weights, write_pair
 from prunetrain.training.stored import stored_config
 
 
@@ -40,11 +39,10 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
         PruneTrainError: for a checkpoint or network file that does not work, or files that cannot be written.
     """
     watch = Watch()
-    checkpoint = load_checkpoint(path)
-    network, source = read_network_of(path, checkpoint)
-    config: TrainConfig = build_config(stored_config(path, checkpoint).to_dict(), given)
-    graph = parse(source, str(network))
-    load_weights(source, graph, network, checkpoint, path)  # to see that they fit
+    pair = read_pair(path)
+    checkpoint, graph = pair.checkpoint, pair.graph
+    config = build_config(stored_config(path, checkpoint).to_dict(), given)
+    pair.build()  # to see that the weights fit
     watch.lap("read")
     proposal = propose_cut(graph, checkpoint.model, threshold=config.threshold, criterion=config.criterion)
     plan = proposal.plan(granularity)
@@ -56,7 +54,7 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
     watch.lap("slice")
     old_run = run_of_checkpoint(path)
     name = given.get("name") or f"{old_run.name}-cut"
-    dense_source = read_source(old_run.network(0)) if old_run.network(0).exists() else source
+    dense_source = read_source(old_run.network(0)) if old_run.network(0).exists() else pair.source
     dense = parse(dense_source, str(old_run.network(0)))
     if checkpoint.progress.epoch == 0 and cut.graph != dense:
         raise OutputError(f"{path} is the run's first checkpoint, which holds the dense network: train at least one epoch first")
@@ -65,8 +63,7 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
             write_text(run.network(0), dense_source)
         written = write_pair(run, cut.graph, dense, replace(smaller, config=config.to_dict() | {"name": run.name}))
         watch.lap("write")
-        again = load_checkpoint(written)
-        load_weights(read_network_of(written, again)[1], cut.graph, run.network(again.progress.epoch), again, written)
+        read_pair(written).build()
         watch.lap("load")
     change = Change.of(costs(graph), cut, granularity, watch.seconds)
     return Done(change, run.network(checkpoint.progress.epoch), written)

@@ -12,15 +12,14 @@ import torch
 from torch import nn
 
 from prunetrain.config import TrainConfig, build_config, settings_from
-from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.errors import ConfigError
 from prunetrain.graph.memory import check_results_fit
-from prunetrain.graph.parse import parse
-from prunetrain.graph.shapes import infer_shapes
-from prunetrain.training.checkpoints import load_checkpoint, read_network_of
+from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data.folder_scan import find_images
 from prunetrain.training.data.new_images import NewImages, preparation_of
 from prunetrain.training.environment import choose_device
 from prunetrain.training.outputs import logits_of
+from prunetrain.training.pairs import pair_of
 from prunetrain.training.precision import autocast
 from prunetrain.training.stored import stored_config
 from prunetrain.training.trained import Trained
@@ -72,17 +71,16 @@ def predict(checkpoint: str | Path, images: str | Path | Iterable[str | Path], *
     if "data_dir" in settings and config.dataset != "npz":
         raise ConfigError(f"--data-dir is for networks of arrays, and {path} was trained on {config.dataset}: name images alone")
     device = choose_device(config)
-    network, source = read_network_of(path, loaded)
-    trained = Trained(network, source, parse(source, str(network)), path, loaded.model)
-    names = _names(trained, loaded.class_names)
-    files = NewImages(paths, *preparation_of(config, trained.graph.input_shape, network), device)
+    pair = pair_of(path, loaded)
+    pair.check_class_names()
+    files = NewImages(paths, *preparation_of(config, pair.graph.input_shape, pair.network), device)
     config = replace(config, batch_size=max(1, min(config.batch_size, len(paths))))
     if device.type == "cpu":
-        check_results_fit(trained.graph, str(network), config.batch_size)
-    model = trained.build().to(device)
+        check_results_fit(pair.graph, str(pair.network), config.batch_size)
+    model = Trained(pair.network, pair.source, pair.graph, path, loaded.model).build().to(device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    found = dict(_classified(model, files, config, names, top))
+    found = dict(_classified(model, files, config, loaded.class_names, top))
     return [found[number] for number in range(len(paths))]
 
 
@@ -100,14 +98,3 @@ def _classified(
         probabilities, classes = outputs.float().softmax(1).topk(min(top, len(names)))
         for number, shares, best in zip(numbers, probabilities.tolist(), classes.tolist(), strict=True):
             yield number, Prediction(files.paths[number], tuple(Guess(names[k], share) for k, share in zip(best, shares, strict=True)))
-
-
-def _names(trained: Trained, names: list[str]) -> list[str]:
-    """Of the classes, in the order of the outputs.
-
-    Raises:
-        CheckpointError: if there are more or fewer than outputs.
-    """
-    if len(names) != infer_shapes(trained.graph)[trained.graph.output.index][1]:
-        raise CheckpointError(f"{trained.weights}: damaged, it does not name as many classes as {trained.network} has")
-    return names

@@ -22,7 +22,7 @@ from prunetrain.graph.parse import parse
 from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
 from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
-from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, read_network_of
+from prunetrain.training.checkpoints import Checkpoint, load_checkpoint
 from prunetrain.training.class_names import check_names
 from prunetrain.training.data import DataSource
 from prunetrain.training.environment import Environment
@@ -30,9 +30,10 @@ from prunetrain.training.events import Change, Reconfiguration
 from prunetrain.training.loop import evaluate
 from prunetrain.training.memory import restart_peak
 from prunetrain.training.metrics import count_nonzero
+from prunetrain.training.pairs import pair_of, write_pair
 from prunetrain.training.pruning import prune_checkpoint, start_of
 from prunetrain.training.reconfiguration import Watch
-from prunetrain.training.state import TrainState, load_state, load_weights, write_pair
+from prunetrain.training.state import TrainState, load_state
 from prunetrain.training.stored import stored_config
 
 EPOCHS: Final = 10
@@ -112,12 +113,11 @@ def read_source_run(path: Path, config: TrainConfig) -> Source:
     checkpoint = load_checkpoint(path)
     if checkpoint.progress.step:
         raise CheckpointError(f"{path} is in the middle of an epoch: finish it with --resume first, or name another checkpoint")
-    network, text = read_network_of(path, checkpoint)
-    graph = parse(text, str(network))
-    load_weights(text, graph, network, checkpoint, path)  # to see that they fit
+    pair = pair_of(path, checkpoint)
+    pair.build()  # to see that the weights fit
     run = run_of_checkpoint(path)
-    dense = read_source(run.network(0)) if run.network(0).exists() else text
-    return Source(path, checkpoint, graph, stored_config(path, checkpoint), dense, _early(run, config, checkpoint))
+    dense = read_source(run.network(0)) if run.network(0).exists() else pair.source
+    return Source(path, checkpoint, pair.graph, stored_config(path, checkpoint), dense, _early(run, config, checkpoint))
 
 
 def _early(run: RunPaths, config: TrainConfig, now: Checkpoint) -> Mapping[str, Tensor]:

@@ -23,7 +23,8 @@ from prunetrain.training.events import BatchChange, Change, Reconfiguration, Unc
 from prunetrain.training.granularity import choose_granularity
 from prunetrain.training.loop import evaluate, logits
 from prunetrain.training.memory import restart_peak
-from prunetrain.training.state import TrainState, load_state, restore_generators, write_pair
+from prunetrain.training.pairs import write_pair
+from prunetrain.training.state import TrainState, load_state, restore_generators
 
 _ROUNDING: Final = 1e-4
 """How far sums in another order may move logits in float32, relative to the largest."""

@@ -11,10 +11,9 @@ from pathlib import Path
 from prunetrain.errors import CheckpointError, NetworkFileError, PruneTrainError
 from prunetrain.files import remove_leftovers, write_atomically
 from prunetrain.graph.load import read_graph
-from prunetrain.graph.parse import parse
 from prunetrain.paths import RunPaths
-from prunetrain.training.checkpoints import Progress, load_checkpoint, read_network_of
-from prunetrain.training.state import load_weights
+from prunetrain.training.checkpoints import Progress
+from prunetrain.training.pairs import read_pair
 
 _OTHERWISE = "or start a new run with another --name"
 
@@ -52,13 +51,12 @@ def newest_whole(run: RunPaths, say: Callable[[str], object]) -> Path | None:
 def _progress_of_whole(path: Path, say: Callable[[str], object]) -> Progress | None:
     """How far a checkpoint is, if it and its network file are whole."""
     try:
-        checkpoint = load_checkpoint(path)
-        network, source = read_network_of(path, checkpoint)
-        load_weights(source, parse(source, str(network)), network, checkpoint, path)
+        pair = read_pair(path)
+        pair.build()  # to see that the weights fit
     except PruneTrainError as error:
         say(f"skipped {path.name}: {str(error).removeprefix(f'{path}: ')}")
         return None
-    return checkpoint.progress
+    return pair.checkpoint.progress
 
 
 def _check_dense(run: RunPaths) -> None:

@@ -15,24 +15,20 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from prunetrain.channels.spaces import ChannelSpaces, find_spaces
+from prunetrain.channels.spaces import find_spaces
 from prunetrain.config import TrainConfig
 from prunetrain.errors import CheckpointError, ConfigError, is_out_of_memory
-from prunetrain.files import write_text
 from prunetrain.graph.costs import Costs, costs
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.graph.load import read_graph, sha256_of
+from prunetrain.graph.load import read_graph
 from prunetrain.graph.memory import check_results_fit
-from prunetrain.graph.parse import parse
-from prunetrain.graph.render import render
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
-from prunetrain.models.assembling import assemble
 from prunetrain.paths import RunPaths
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.acting import Acting, acting_in, copied
 from prunetrain.training.batch_norm import synchronise
-from prunetrain.training.checkpoints import Checkpoint, Progress, load_checkpoint, read_network_of, restore_rng, rng_state, save_checkpoint
+from prunetrain.training.checkpoints import Checkpoint, Progress, load_checkpoint, restore_rng, rng_state, save_checkpoint
 from prunetrain.training.class_names import check_names
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Ranks
@@ -42,6 +38,7 @@ from prunetrain.training.narrow_batch_norm import speed_up_batch_norm_
 from prunetrain.training.optimizer_state import load_optimizer
 from prunetrain.training.optimizers import build_optimizer, build_scheduler
 from prunetrain.training.outputs import Outputs
+from prunetrain.training.pairs import pair_of
 from prunetrain.training.precision import autocast
 
 _OF_A_MACHINE = ("data_dir", "download", "cache", "workers", "device", "output_dir")  # settings that may differ from machine to machine
@@ -146,25 +143,6 @@ class TrainState:
         self.environment.ranks.on_first(lambda: save_checkpoint(path, checkpoint))
 
 
-def write_pair(run: RunPaths, graph: LayerGraph, dense: LayerGraph, checkpoint: Checkpoint) -> Path:
-    """Write the network file of an epoch, then the checkpoint that belongs to it; returns the checkpoint's path.
-
-    Raises:
-        OutputError: if one of the files cannot be written.
-    """
-    epoch = checkpoint.progress.epoch
-    source = render(graph, dense=dense, epoch=epoch)
-    write_text(run.network(epoch), source)
-    network = run.network(epoch)
-    save_checkpoint(run.checkpoint(epoch), _belonging_to(checkpoint, network, source))
-    return run.checkpoint(epoch)
-
-
-def _belonging_to(checkpoint: Checkpoint, network: Path, source: str) -> Checkpoint:
-    values = vars(checkpoint) | {"network": network.name, "network_sha256": sha256_of(source)}
-    return Checkpoint(**values)
-
-
 def load_state(path: Path, config: TrainConfig, data: DataSource, environment: Environment) -> TrainState:
     """A run as a checkpoint and its network file left it.
 
@@ -184,11 +162,12 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
     progress = checkpoint.progress
     batch_size = progress.batch_size or config.batch_size
     environment.images_each(batch_size)
-    network, source = read_network_of(path, checkpoint)
-    graph = parse(source, str(network))
-    spaces = find_spaces(graph)
-    _check_numbers(path, checkpoint, graph, spaces)
-    model = _prepared(load_weights(source, graph, network, checkpoint, path), config, environment)
+    pair = pair_of(path, checkpoint)
+    graph, network, spaces = pair.graph, pair.network, find_spaces(pair.graph)
+    if any(channel >= spaces.num_channels for channel in progress.fading):
+        raise CheckpointError(f"{path}: damaged, it fades channels that {network.name} does not have")
+    pair.check_class_names()
+    model = _prepared(pair.build(), config, environment)
     optimizer = build_optimizer(model.parameters(), config)
     steps_per_epoch = max(1, data.steps_per_epoch(batch_size))  # a run's batch may be too large for data to evaluate on
     scheduler = build_scheduler(optimizer, config, steps_per_epoch, batch_size)
@@ -224,14 +203,6 @@ def load_state(path: Path, config: TrainConfig, data: DataSource, environment: E
         costs=costs(graph),
         class_names=checkpoint.class_names,
     )
-
-
-def _check_numbers(path: Path, checkpoint: Checkpoint, graph: LayerGraph, spaces: ChannelSpaces) -> None:
-    """Refuse channels and classes that the network does not have."""
-    if any(channel >= spaces.num_channels for channel in checkpoint.progress.fading):
-        raise CheckpointError(f"{path}: damaged, it fades channels that {checkpoint.network} does not have")
-    if infer_shapes(graph)[graph.output.index][1:] != (len(checkpoint.class_names),):
-        raise CheckpointError(f"{path}: damaged, it does not name as many classes as {checkpoint.network} has")
 
 
 def _prepared(model: nn.Module, config: TrainConfig, environment: Environment) -> nn.Module:
@@ -305,16 +276,3 @@ def _check_same(ranks: Ranks, checkpoint: Checkpoint, model: nn.Module, config: 
     held = [model.state_dict(), checkpoint.optimizer, vars(checkpoint.progress), checkpoint.method, checkpoint.class_names]
     ranks.check_same("checkpoint", fingerprint(held))
     ranks.check_same("settings", fingerprint({key: value for key, value in config.to_dict().items() if key not in _OF_A_MACHINE}))
-
-
-def load_weights(source: str, graph: LayerGraph, network: Path, checkpoint: Checkpoint, path: Path) -> nn.Module:
-    """The network of a file with the weights of its checkpoint, on the CPU.
-
-    Raises:
-        CheckpointError: if the weights do not fit the network.
-    """
-    try:
-        return assemble(source, str(network), graph, checkpoint.model, same_types=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise CheckpointError(f"{path}: its weights do not fit {network}: {lines[min(1, len(lines) - 1)]}") from None

@@ -12,8 +12,8 @@ from prunetrain.graph.load import instantiate, read_source
 from prunetrain.graph.memory import check_results_fit
 from prunetrain.graph.parse import parse
 from prunetrain.models.weights import read_weights
-from prunetrain.training.checkpoints import load_checkpoint, read_network_of
 from prunetrain.training.expected_input import expected_input
+from prunetrain.training.pairs import read_pair, weights_fitting
 from prunetrain.training.stored import stored_config
 
 _WEIGHTS = (".pt", ".safetensors")
@@ -41,11 +41,8 @@ class Trained:
         """
         check_results_fit(self.graph, str(self.network), images=1)
         model = instantiate(self.source, str(self.network))
-        try:
+        with weights_fitting(self.weights, self.network):
             model.load_state_dict(self.state)  # a copy: weights of a run in channels-last memory would keep that otherwise
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines()]
-            raise CheckpointError(f"{self.weights}: its weights do not fit {self.network}: {lines[min(1, len(lines) - 1)]}") from None
         kinds = {str(tensor.dtype) for tensor in self.state.values() if tensor.is_floating_point()} - {"torch.float32"}
         if kinds:
             raise CheckpointError(f"{self.weights}: its weights are {', '.join(sorted(kinds))}: save them as float32")
@@ -66,11 +63,9 @@ def read_trained(path: Path) -> Trained:
         return Trained(path, source, graph, weights, read_weights(weights))
     if path.suffix != ".pt" and not path.is_dir():
         raise ConfigError(f"{path} is no checkpoint (.pt) or network file (.py): name one of these")
-    checkpoint = load_checkpoint(path)
-    network, source = read_network_of(path, checkpoint)
-    graph = parse(source, str(network))
-    expected = expected_input(graph.input_shape, stored_config(path, checkpoint), checkpoint.class_names)
-    return Trained(network, source, graph, path, checkpoint.model, json.dumps(expected))
+    pair = read_pair(path)
+    expected = expected_input(pair.graph.input_shape, stored_config(path, pair.checkpoint), pair.checkpoint.class_names)
+    return Trained(pair.network, pair.source, pair.graph, path, pair.checkpoint.model, json.dumps(expected))
 
 
 def _weights_beside(network: Path) -> Path:
