@@ -32,6 +32,7 @@ from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.memory import step_memory
+from prunetrain.training.pairs import read_pair
 from prunetrain.training.state import TrainState, load_state
 from prunetrain.training.stored import stored_config
 
@@ -110,7 +111,7 @@ def load_run(run: RunPaths, epoch: int) -> TrainState:
     path = run.checkpoint(epoch)
     config = stored_config(path, load_checkpoint(path))
     environment = Environment.of(config)
-    return load_state(path, config, load_data(config, environment.device), environment)
+    return load_state(read_pair(path), config, load_data(config, environment.device), environment)
 
 
 def in_new_process(measure: Callable[..., _Answer], *arguments: object) -> _Answer:

@@ -24,6 +24,7 @@ from prunetrain.training.evaluation import evaluate_checkpoint
 from prunetrain.training.events import BatchChange, Metrics, Reconfiguration
 from prunetrain.training.loop import Evaluation, Guessed, evaluate
 from prunetrain.training.offline import reconfigure_checkpoint
+from prunetrain.training.pairs import read_pair
 from prunetrain.training.run import Outcome, resume_run, start_run
 from prunetrain.training.state import TrainState, load_state
 
@@ -135,7 +136,7 @@ def test_batch_and_learning_rate_grow_after_the_cut(grown: tuple[Outcome, list[R
     assert [line["lr"] for line in outcome.history] == pytest.approx([0.05, 0.05 * 0.75, 5 * 0.05 * 0.25, 0.0], abs=1e-12)
     assert [load_checkpoint(outcome.run.checkpoint(epoch)).progress.batch_size for epoch in (0, 2, 4)] == [None, 40, 40]
     config = TrainConfig(**load_checkpoint(outcome.run.last).config)
-    state = load_state(outcome.run.checkpoint(2), config, load_data(config, CPU), Environment(CPU))
+    state = load_state(read_pair(outcome.run.checkpoint(2)), config, load_data(config, CPU), Environment(CPU))
     assert (state.batch_size, state.scheduler.last_epoch) == (40, 24)
     assert state.optimizer.param_groups[0]["lr"] == pytest.approx(5 * 0.05 * 0.75)
     assert state.optimizer.param_groups[0]["weight_decay"] == config.weight_decay

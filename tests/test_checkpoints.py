@@ -23,6 +23,7 @@ from prunetrain.training import state
 from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, read_network_of, save_checkpoint
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
+from prunetrain.training.pairs import read_pair
 from prunetrain.training.run import start_run, stored_config
 from prunetrain.training.state import load_state
 
@@ -54,7 +55,7 @@ def change(run: RunPaths, edit: Callable[[dict[str, Any]], object]) -> None:
 def load(run: RunPaths) -> None:
     """Read the last checkpoint as `--resume` does."""
     config = stored_config(run.last, load_checkpoint(run.last))
-    load_state(run.last, config, load_data(config, CPU), Environment(CPU))
+    load_state(read_pair(run.last), config, load_data(config, CPU), Environment(CPU))
 
 
 def refusal(run: RunPaths, kind: type[Exception] = CheckpointError) -> str:

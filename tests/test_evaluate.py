@@ -22,6 +22,7 @@ from prunetrain.training.distribution import Ranks
 from prunetrain.training.environment import Environment
 from prunetrain.training.evaluation import Measured, OfAClass, evaluate_checkpoint
 from prunetrain.training.loop import logits
+from prunetrain.training.pairs import read_pair
 from prunetrain.training.run import start_run
 from prunetrain.training.state import load_state
 
@@ -103,7 +104,7 @@ def test_counts_are_those_of_the_networks_guesses(classes: int, tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     described = found("--device", "cpu")
     source = load_data(config, CPU)
-    state = load_state(run.last, config, source, Environment(CPU))
+    state = load_state(read_pair(run.last), config, source, Environment(CPU))
     (batch,) = source.val_batches(100)
     outputs = logits(state, batch[0])
     guesses, truth = outputs.argmax(1).tolist(), batch[1].tolist()

@@ -24,6 +24,7 @@ from prunetrain.training.data.npz import DIGITS
 from prunetrain.training.data.npz import read as read_arrays
 from prunetrain.training.environment import Environment
 from prunetrain.training.loop import logits
+from prunetrain.training.pairs import read_pair
 from prunetrain.training.run import start_run
 from prunetrain.training.state import load_state
 from prunetrain.training.trained import read_trained
@@ -56,7 +57,7 @@ def probabilities(run: RunPaths) -> torch.Tensor:
     """What the network of a run makes of its validation images, which its own data source prepares."""
     config = TrainConfig(**load_checkpoint(run.last).config)
     data = load_data(config, CPU)
-    state = load_state(run.last, config, data, Environment(CPU))
+    state = load_state(read_pair(run.last), config, data, Environment(CPU))
     return torch.cat([logits(state, images).softmax(1) for images, _ in data.val_batches(4)])
 
 

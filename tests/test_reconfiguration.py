@@ -28,6 +28,7 @@ from prunetrain.training.evaluation import evaluate_checkpoint
 from prunetrain.training.events import Metrics
 from prunetrain.training.loop import evaluate, train_one_epoch
 from prunetrain.training.offline import reconfigure_checkpoint
+from prunetrain.training.pairs import read_pair
 from prunetrain.training.reconfiguration import reconfigure
 from prunetrain.training.run import resume_run, start_run
 from prunetrain.training.state import TrainState, load_state
@@ -126,7 +127,7 @@ def test_where_nothing_is_cut_the_run_is_what_resuming_gives(images: Path, tmp_p
     assert event.change.channels[0] == event.change.channels[1]
     assert after.model is state.model
     found, drawn = after.checkpoint(), torch.rand(3)
-    resumed = load_state(after.run.checkpoint(1), config, data, Environment(CPU))
+    resumed = load_state(read_pair(after.run.checkpoint(1)), config, data, Environment(CPU))
     again = resumed.checkpoint()
     assert torch.equal(drawn, torch.rand(3))
     assert (found.network, found.network_sha256, found.progress) == (again.network, again.network_sha256, again.progress)

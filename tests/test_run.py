@@ -17,6 +17,7 @@ from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment, left_out
 from prunetrain.training.events import Metrics, Reconfiguration
 from prunetrain.training.loop import evaluate
+from prunetrain.training.pairs import read_pair
 from prunetrain.training.run import Outcome, resume_run, start_run
 from prunetrain.training.state import load_state
 
@@ -107,7 +108,7 @@ def test_every_network_loads_with_its_checkpoint(ran: tuple[TrainConfig, Outcome
     network = outcome.run.network(epoch)
     assert (checkpoint.network, checkpoint.network_sha256) == (network.name, sha256_of(network.read_text()))
     assert (checkpoint.progress.epoch, checkpoint.progress.step) == (epoch, 0)
-    state = load_state(outcome.run.checkpoint(epoch), config, load_data(config, CPU), Environment(CPU))
+    state = load_state(read_pair(outcome.run.checkpoint(epoch)), config, load_data(config, CPU), Environment(CPU))
     data = load_data(config, CPU)
     if epoch:
         assert evaluate(state, data).top1 == outcome.history[epoch - 1]["val_top1"]  # measured before the cut
@@ -163,7 +164,7 @@ def test_rates_losses_and_shares(outcome: Outcome) -> None:
 
 def test_lasso_is_lambda_times_the_norms(ran: tuple[TrainConfig, Outcome, Witness]) -> None:
     config, outcome, _ = ran
-    state = load_state(outcome.run.last, config, load_data(config, CPU), Environment(CPU))
+    state = load_state(read_pair(outcome.run.last), config, load_data(config, CPU), Environment(CPU))
     assert state.lasso
     assert state.progress.lasso_strength
     assert outcome.history[-1]["lasso"] == pytest.approx(state.progress.lasso_strength * float(state.lasso.penalty()), rel=1e-5)

@@ -28,7 +28,7 @@ from prunetrain.training.checkpoints import Checkpoint, Progress, rng_state
 from prunetrain.training.class_names import names_of
 from prunetrain.training.data import DataSource
 from prunetrain.training.environment import Environment
-from prunetrain.training.pairs import write_pair
+from prunetrain.training.pairs import read_pair, write_pair
 from prunetrain.training.pruning import start_of
 from prunetrain.training.state import TrainState, load_state
 
@@ -118,7 +118,7 @@ def new_state(
     environment.images_each(config.batch_size)
     with ExitStack() as files:
         path = environment.ranks.on_first(lambda: create(config, run, data, environment, say=say, files=files))
-        state = load_state(path, replace(config, name=run_of_checkpoint(path).name), data, environment)
+        state = load_state(read_pair(path), replace(config, name=run_of_checkpoint(path).name), data, environment)
         created()
     return state
 

@@ -13,6 +13,7 @@ from prunetrain.training.confusion import Confusion, Guesses, accuracies
 from prunetrain.training.data import DataSource, folder, load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.loop import evaluate
+from prunetrain.training.pairs import pair_of
 from prunetrain.training.state import load_state
 from prunetrain.training.stored import stored_config
 
@@ -76,7 +77,7 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Measured:
     _check_split(trained, given, path)
     environment = Environment.of(config)
     data = _validation(config, trained, checkpoint.class_names, path, environment)
-    state = load_state(path, config, data, environment)
+    state = load_state(pair_of(path, checkpoint), config, data, environment)
     if "batch_size" in given:  # else one that grew in training
         state.progress = replace(state.progress, batch_size=None)
     state.check_fits(data)

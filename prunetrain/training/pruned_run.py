@@ -30,7 +30,7 @@ from prunetrain.training.events import Change, Reconfiguration
 from prunetrain.training.loop import evaluate
 from prunetrain.training.memory import restart_peak
 from prunetrain.training.metrics import count_nonzero
-from prunetrain.training.pairs import pair_of, write_pair
+from prunetrain.training.pairs import pair_of, read_pair, write_pair
 from prunetrain.training.pruning import prune_checkpoint, start_of
 from prunetrain.training.reconfiguration import Watch
 from prunetrain.training.state import TrainState, load_state
@@ -190,7 +190,7 @@ def prune_in_training(state: TrainState, data: DataSource, val_top1: float) -> t
     watch = Watch()
     checkpoint = state.checkpoint()
     path, change = state.environment.ranks.on_first(lambda: _prune_and_write(state, checkpoint, watch))
-    after = load_state(path, state.config, data, state.environment)
+    after = load_state(read_pair(path), state.config, data, state.environment)
     restart_peak(after)
     watch.lap("load")
     top1 = evaluate(after, data).top1

@@ -23,7 +23,7 @@ from prunetrain.training.events import BatchChange, Change, Reconfiguration, Unc
 from prunetrain.training.granularity import choose_granularity
 from prunetrain.training.loop import evaluate, logits
 from prunetrain.training.memory import restart_peak
-from prunetrain.training.pairs import write_pair
+from prunetrain.training.pairs import read_pair, write_pair
 from prunetrain.training.state import TrainState, load_state, restore_generators
 
 _ROUNDING: Final = 1e-4
@@ -62,7 +62,7 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
     watch = Watch()
     checkpoint = state.checkpoint()
     path, new, change, batch = state.environment.ranks.on_first(lambda: _cut_and_write(state, data, checkpoint, watch))
-    after = load_state(path, state.config, data, state.environment) if new else _renamed(state, checkpoint, batch)
+    after = load_state(read_pair(path), state.config, data, state.environment) if new else _renamed(state, checkpoint, batch)
     restart_peak(after)
     watch.lap("load")
     top1 = _top1_after(state, after, data, val_top1)

@@ -17,7 +17,7 @@ from prunetrain.graph.costs import costs
 from prunetrain.models import short_name
 from prunetrain.paths import LAST, RunPaths, run_of_checkpoint
 from prunetrain.training.best import best_epoch, keep_best, restore_best
-from prunetrain.training.checkpoints import COPY_BOTH, load_checkpoint
+from prunetrain.training.checkpoints import COPY_BOTH, Checkpoint, load_checkpoint
 from prunetrain.training.course import interval_start, missed, out_of_reach, too_short
 from prunetrain.training.creation import Creation, create_network, new_state
 from prunetrain.training.data import DataSource
@@ -30,6 +30,7 @@ from prunetrain.training.joining import note_run
 from prunetrain.training.loop import EpochResult, evaluate, train_one_epoch
 from prunetrain.training.memory import release_memory
 from prunetrain.training.metrics import count_nonzero, line_of, metrics_of, rewrite_metrics
+from prunetrain.training.pairs import pair_of
 from prunetrain.training.pruned_run import prune_in_training
 from prunetrain.training.pruning import is_due
 from prunetrain.training.reconfiguration import reconfigure
@@ -111,7 +112,7 @@ def resume_run(path: Path, given: dict[str, Any], observer: Observer) -> Outcome
 def _find_and_lock(path: Path, given: dict[str, Any], observer: Observer, held: ExitStack) -> Path:
     """The checkpoint that a path means; its run stays locked until `held` is left."""
     if not path.is_dir():
-        config_of(path, given)  # refuse what cannot be resumed before anything is locked
+        config_of(path, load_checkpoint(path), given)  # refuse what cannot be resumed before anything is locked
     run = run_of_checkpoint(path / LAST if path.is_dir() else path)
     if not run.networks.is_dir():
         raise NetworkFileError(f"{path} is not a run's: it belongs to network files in {run.networks}, which is not there: {COPY_BOTH}")
@@ -192,11 +193,12 @@ def _start(config: TrainConfig, observer: Observer, requests: Requests, held: Ex
 
 
 def _go_on(path: Path, given: dict[str, Any], observer: Observer, requests: Requests) -> tuple[TrainState, DataSource]:
-    config = config_of(path, given)
+    checkpoint = load_checkpoint(path)
+    config = config_of(path, checkpoint, given)
     observer.message(f"resuming from {path}")
     environment = Environment.of(config)
     data = environment.load_data(config, observer.message)
-    state = load_state(path, config, data, environment)
+    state = load_state(pair_of(path, checkpoint), config, data, environment)
     state.check_fits(data)
     _check_place(path, state, data)
     requests.check()
@@ -223,14 +225,14 @@ def _tidy(state: TrainState, path: Path, observer: Observer) -> None:
     rewrite_metrics(state)
 
 
-def config_of(path: Path, given: dict[str, Any]) -> TrainConfig:
-    """The settings inside a checkpoint, with some changed.
+def config_of(path: Path, checkpoint: Checkpoint, given: dict[str, Any]) -> TrainConfig:
+    """The settings inside a checkpoint, with some changed; `path` is for errors.
 
     Raises:
         CheckpointError: if they cannot be read.
         ConfigError: for a change of what the run has been computing with.
     """
-    config = stored_config(path, load_checkpoint(path))
+    config = stored_config(path, checkpoint)
     changed = {key: value for key, value in given.items() if getattr(config, key) != value}
     fixed = sorted(map(flag_of, changed.keys() - CHANGEABLE - {"name", "output_dir"}))
     if fixed:

@@ -28,7 +28,7 @@ from prunetrain.paths import RunPaths
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.acting import Acting, acting_in, copied
 from prunetrain.training.batch_norm import synchronise
-from prunetrain.training.checkpoints import Checkpoint, Progress, load_checkpoint, restore_rng, rng_state, save_checkpoint
+from prunetrain.training.checkpoints import Checkpoint, Progress, restore_rng, rng_state, save_checkpoint
 from prunetrain.training.class_names import check_names
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Ranks
@@ -38,7 +38,7 @@ from prunetrain.training.narrow_batch_norm import speed_up_batch_norm_
 from prunetrain.training.optimizer_state import load_optimizer
 from prunetrain.training.optimizers import build_optimizer, build_scheduler
 from prunetrain.training.outputs import Outputs
-from prunetrain.training.pairs import pair_of
+from prunetrain.training.pairs import Pair
 from prunetrain.training.precision import autocast
 
 _OF_A_MACHINE = ("data_dir", "download", "cache", "workers", "device", "output_dir")  # settings that may differ from machine to machine
@@ -143,36 +143,35 @@ class TrainState:
         self.environment.ranks.on_first(lambda: save_checkpoint(path, checkpoint))
 
 
-def load_state(path: Path, config: TrainConfig, data: DataSource, environment: Environment) -> TrainState:
+def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: Environment) -> TrainState:
     """A run as a checkpoint and its network file left it.
 
     Args:
-        path: the checkpoint.
+        pair: the two; on a CPU the run trains the tensors of its checkpoint, which is of no other use afterwards.
         config: the settings to go on with.
         data: what training goes on with.
         environment: where.
 
     Raises:
-        CheckpointError: if the checkpoint is damaged or does not fit its network.
-        NetworkFileError: if its network file is missing or was changed.
+        CheckpointError: if the checkpoint does not fit its network.
+        NetworkFileError: if the dense network's file is missing or damaged.
         ConfigError: if its batch cannot be shared by the processes.
         WorkerError: if the processes did not load the same.
     """
-    checkpoint, device = load_checkpoint(path), environment.device
+    checkpoint, network, graph, device = pair.checkpoint, pair.network, pair.graph, environment.device
     progress = checkpoint.progress
     batch_size = progress.batch_size or config.batch_size
     environment.images_each(batch_size)
-    pair = pair_of(path, checkpoint)
-    graph, network, spaces = pair.graph, pair.network, find_spaces(pair.graph)
+    spaces = find_spaces(graph)
     if any(channel >= spaces.num_channels for channel in progress.fading):
-        raise CheckpointError(f"{path}: damaged, it fades channels that {network.name} does not have")
+        raise CheckpointError(f"{pair.path}: damaged, it fades channels that {network.name} does not have")
     pair.check_class_names()
     model = _prepared(pair.build(), config, environment)
     optimizer = build_optimizer(model.parameters(), config)
     steps_per_epoch = max(1, data.steps_per_epoch(batch_size))  # a run's batch may be too large for data to evaluate on
     scheduler = build_scheduler(optimizer, config, steps_per_epoch, batch_size)
     scaler = GradScaler(device.type, enabled=config.amp == "float16")
-    with _fitting(path):
+    with _fitting(pair.path):
         if checkpoint.optimizer:
             load_optimizer(optimizer, checkpoint.optimizer)
         _set_place(scheduler, progress.epoch * steps_per_epoch + progress.step)
