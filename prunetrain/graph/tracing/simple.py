@@ -47,18 +47,8 @@ _SIMPLE: Final = {
     "clip": ("torch.clamp", "min max"),
     "clamp_min": ("torch.clamp", "min"),
     "clamp_max": ("torch.clamp", "max"),
-    "mean": ("torch.mean", "dim keepdim"),
-    "sum": ("torch.sum", "dim keepdim"),
-    "amax": ("torch.amax", "dim keepdim"),
-    "amin": ("torch.amin", "dim keepdim"),
-    "log_softmax": ("F.log_softmax", "dim"),
-    "softmax": ("F.softmax", "dim"),
     "normalize": ("F.normalize", "p dim eps"),
-    "linalg_vector_norm": ("torch.linalg.vector_norm", "ord dim keepdim"),
-    "max_pool2d": ("F.max_pool2d", "kernel_size stride padding dilation ceil_mode return_indices"),
-    "avg_pool2d": ("F.avg_pool2d", "kernel_size stride padding ceil_mode count_include_pad divisor_override"),
-    "adaptive_avg_pool2d": ("F.adaptive_avg_pool2d", "output_size"),
-    "adaptive_max_pool2d": ("F.adaptive_max_pool2d", "output_size return_indices"),
+    "linalg_vector_norm": ("torch.linalg.vector_norm", "ord dim keepdim dtype"),
     "interpolate": ("F.interpolate", "size scale_factor mode align_corners recompute_scale_factor antialias"),
     "upsample": ("F.interpolate", "size scale_factor mode align_corners"),
     "pixel_shuffle": ("F.pixel_shuffle", "upscale_factor"),
@@ -70,32 +60,77 @@ _SIMPLE: Final = {
     "local_response_norm": ("F.local_response_norm", "size alpha beta k"),
     "unfold": ("F.unfold", "kernel_size dilation padding stride"),
 }
-_SIMPLE_IN_PLACE: Final = {f"{name}_": value for name, value in _SIMPLE.items() if f"{name}_" not in _SIMPLE and not name.endswith("_")}
-_REDUCTIONS: Final = frozenset(("torch.mean", "torch.sum", "torch.amax", "torch.amin"))
+_IN_PLACE: Final = {f"{name}_": value for name, value in _SIMPLE.items() if f"{name}_" not in _SIMPLE and not name.endswith("_")}
+_REDUCTIONS: Final = {
+    "mean": ("torch.mean", "dim keepdim dtype"),
+    "sum": ("torch.sum", "dim keepdim dtype"),
+    "amax": ("torch.amax", "dim keepdim"),
+    "amin": ("torch.amin", "dim keepdim"),
+}
+_SOFTMAX: Final = {
+    "log_softmax": ("F.log_softmax", "dim dtype"),
+    "softmax": ("F.softmax", "dim dtype"),
+}
+_POOLS: Final = {
+    "max_pool2d": ("F.max_pool2d", "kernel_size stride padding dilation ceil_mode return_indices"),
+    "avg_pool2d": ("F.avg_pool2d", "kernel_size stride padding ceil_mode count_include_pad divisor_override"),
+    "adaptive_avg_pool2d": ("F.adaptive_avg_pool2d", "output_size"),
+    "adaptive_max_pool2d": ("F.adaptive_max_pool2d", "output_size return_indices"),
+}
 
 
-def simple(build: Builder, call: Call) -> Value | Attribute:
-    """A function of the tables above."""
-    target, parameters = (_SIMPLE | _SIMPLE_IN_PLACE)[call.name]
-    given = arguments(call, f"input {parameters}" + (" dtype" if target in _REDUCTIONS or "softmax" in target or "norm" in target else ""))
+def _given(call: Call, parameters: str) -> dict[str, Any]:
+    """The arguments of a call by torch's parameters, the input among them, without those that must be at their defaults.
+
+    Raises:
+        ValueError: if one of these is not.
+    """
+    given = arguments(call, f"input {parameters}")
     if given.pop("dtype", None) not in (None, torch.float32):
         raise ValueError("with dtype= is nothing that prunetrain knows")
     if given.pop("return_indices", False):
         raise ValueError("with return_indices=True is nothing that prunetrain knows")
-    leaf = given.pop("input")
-    image = build.tensor(leaf)
-    rank = build.rank(image)
-    if target in _REDUCTIONS and given.get("dim") in (None, ()):
-        given["dim"] = tuple(range(rank))
-    if "pool2d" in target:
-        if rank != 4:
-            raise ValueError("prunetrain knows it for a batch of images only")
-        if "stride" in given and (not given["stride"] or _pair(given["stride"]) == _pair(given["kernel_size"])):
-            given["stride"] = None  # the default: the kernel's own size
-        if "output_size" in given:
-            given["output_size"] = build.traced.sizes[call.results[0]][0][-2:]
-    if "softmax" in target and given.get("dim") is None:
+    return given
+
+
+def simple(build: Builder, call: Call) -> Value:
+    """A function of `_SIMPLE` or `_IN_PLACE`, its arguments as they are."""
+    target, parameters = (_SIMPLE | _IN_PLACE)[call.name]
+    given = _given(call, parameters)
+    return build.add(target, input=build.tensor(given.pop("input")), **given)
+
+
+def reduction(build: Builder, call: Call) -> Value:
+    """A function of `_REDUCTIONS`, which runs over all dimensions where none is named."""
+    target, parameters = _REDUCTIONS[call.name]
+    given = _given(call, parameters)
+    image = build.tensor(given.pop("input"))
+    if given.get("dim") in (None, ()):
+        given["dim"] = tuple(range(build.rank(image)))
+    return build.add(target, input=image, **given)
+
+
+def softmax(build: Builder, call: Call) -> Value:
+    """A function of `_SOFTMAX`, in which torch would guess a dimension that is not named."""
+    target, parameters = _SOFTMAX[call.name]
+    given = _given(call, parameters)
+    image = build.tensor(given.pop("input"))
+    if given.get("dim") is None:
         raise ValueError("needs dim")
+    return build.add(target, input=image, **given)
+
+
+def pool(build: Builder, call: Call) -> Value:
+    """A function of `_POOLS` on a batch of images (N, C, H, W)."""
+    target, parameters = _POOLS[call.name]
+    given = _given(call, parameters)
+    image = build.tensor(given.pop("input"))
+    if build.rank(image) != 4:
+        raise ValueError("prunetrain knows it for a batch of images only")
+    if "stride" in given and (not given["stride"] or _pair(given["stride"]) == _pair(given["kernel_size"])):
+        given["stride"] = None  # the default: the kernel's own size
+    if "output_size" in given:
+        given["output_size"] = build.traced.sizes[call.results[0]][0][-2:]
     return build.add(target, input=image, **given)
 
 
@@ -133,11 +168,8 @@ def pad(build: Builder, call: Call) -> Value | Attribute:
 
 def pool1d(build: Builder, call: Call) -> Value:
     """One-dimensional pooling, as torch does it: that of an image one pixel high."""
-    two = call.name.replace("1d", "2d")
-    target, parameters = _SIMPLE[two]
-    given = arguments(call, f"input {parameters}")
-    if given.pop("return_indices", False):
-        raise ValueError("with return_indices=True is nothing that prunetrain knows")
+    target, parameters = _POOLS[call.name.replace("1d", "2d")]
+    given = _given(call, parameters)
     image = build.tensor(given.pop("input"))
 
     def flat(value: Any, beside: int) -> tuple[int, int]:
@@ -205,7 +237,10 @@ def empty(build: Builder, call: Call) -> Made:
 
 
 SIMPLE = {
-    **dict.fromkeys((*_SIMPLE, *_SIMPLE_IN_PLACE), simple),
+    **dict.fromkeys((*_SIMPLE, *_IN_PLACE), simple),
+    **dict.fromkeys(_REDUCTIONS, reduction),
+    **dict.fromkeys(_SOFTMAX, softmax),
+    **dict.fromkeys(_POOLS, pool),
     **dict.fromkeys(("contiguous", "clone", "positive", "alias", "detach", "data", *CONVERSIONS), same),
     **dict.fromkeys(("hardtanh", "hardtanh_"), hardtanh),
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
