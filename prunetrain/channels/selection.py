@@ -22,7 +22,10 @@ Granularity: TypeAlias = int | Mapping[str, int]
 """What the number of channels of every space is a multiple of: one number, or one by the space's name, 1 where a name is not there."""
 
 KEEP_ALL = 1_000_000
-"""A granularity at which nothing is cut: a space never keeps more than it has."""
+"""A granularity at which nothing is cut, as a space never keeps more than it has.
+
+A number, so that it needs no case of its own where counts are rounded, and stands beside the other multiples in the file of timings.
+"""
 
 
 def commonest(granularity: Granularity) -> int:

@@ -92,7 +92,7 @@ def choose_granularity(state: TrainState, proposal: Proposal) -> Granularity:
     """
     if state.config.granularity is not None:
         return state.config.granularity
-    if not (proposal.plan(KEEP_ALL).keep != proposal.plan(1).keep).any():
+    if proposal.plan(1).keep.all():  # nothing can be cut
         return 1
     path = state.run.checkpoints / "timings.json"
     notes, key = _read(path), _key(state, proposal)
