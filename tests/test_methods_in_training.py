@@ -199,20 +199,6 @@ def test_admm_goes_on_from_its_state() -> None:
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"rho": 0.0}, "rho must be over 0 and at most rho-max"),
-        ({"rho": 2.0}, "rho must be over 0 and at most rho-max, 1.0, not 2.0"),
-        ({"rho_factor": 0.5}, "rho-factor must be 1 or more"),
-        ({"interval": 0}, "the interval of ADMM must be 1 epoch or more"),
-    ],
-)
-def test_bad_settings_of_admm(arguments: dict[str, float], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        AdmmSettings(**arguments)  # type: ignore[arg-type]
-
-
 # Soft filter pruning.
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from prunetrain.errors import ConfigError
 from prunetrain.methods.admm_steps import AdmmState, Projection, Residuals, add_gradient_, rescaled, residuals, start, updated
 from prunetrain.methods.in_training import MethodState, TrainingMethod
 
@@ -18,22 +17,13 @@ from prunetrain.methods.in_training import MethodState, TrainingMethod
 class AdmmSettings:
     """rho is `rho` at first and grows by `rho_factor` at every update up to `rho_max`; Z and U are updated every `interval` epochs.
 
-    Raises:
-        ConfigError: for numbers out of range.
+    The ranges are those of `TrainConfig`, which checks them: 0 < rho <= rho_max, rho_factor and interval from 1.
     """
 
     rho: float = 1e-3
     rho_factor: float = 1.0
     rho_max: float = 1.0
     interval: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.rho <= self.rho_max < float("inf"):
-            raise ConfigError(f"rho must be over 0 and at most rho-max, {self.rho_max}, not {self.rho}")
-        if not 1 <= self.rho_factor < float("inf"):
-            raise ConfigError(f"rho-factor must be 1 or more, not {self.rho_factor}")
-        if self.interval < 1:
-            raise ConfigError(f"the interval of ADMM must be 1 epoch or more, not {self.interval}")
 
 
 class Admm(TrainingMethod):

@@ -7,6 +7,7 @@ from typing import Final, Protocol, TypeAlias
 from torch import Tensor
 
 from prunetrain.channels.selection import KeepPlan
+from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, unknown_name
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.method_settings import check_share
@@ -16,9 +17,7 @@ Decision: TypeAlias = Masks | KeepPlan
 """Which weights stay, or which channels."""
 
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
-    "scope": ("layer", "global"),
-    "structure": ("weights", "filters", "channels"),
-    "streams": ("apart", "together"),
+    name: TrainConfig.__dataclass_fields__[name].metadata["choices"] for name in ("scope", "structure", "streams")
 }
 
 
