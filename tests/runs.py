@@ -119,7 +119,7 @@ def assert_same_run(run: RunPaths, reference: RunPaths) -> None:
 
 def assert_same_state(left: Checkpoint, right: Checkpoint) -> None:
     """Two checkpoints hold the same bits, apart from timings, and from where their runs lie."""
-    for part in ("network", "network_sha256", "model", "optimizer", "parameters", "scaler", "rng", "class_names"):
+    for part in ("network", "network_sha256", "model", "optimizer", "parameters", "scaler", "rng", "class_names", "statistics"):
         assert_identical(getattr(left, part), getattr(right, part), part)
     first, second = ({**vars(c.progress), "history": repeatable(c.progress.history), "running": {}} for c in (left, right))
     assert_identical(first, second, "progress")

@@ -1,5 +1,6 @@
 """Checkpoints come back bit by bit with their network file; anything else than a checkpoint is refused with one line and never runs."""
 
+import math
 import os
 import pickle
 import random
@@ -89,7 +90,7 @@ def test_the_macs_of_a_long_run_can_be_read(run: RunPaths) -> None:
 
 def test_content_is_plain_and_documented(finished: RunPaths) -> None:
     content = torch.load(finished.last, weights_only=True)
-    assert (content["mark"], content["format"]) == ("prunetrain checkpoint", 2)
+    assert (content["mark"], content["format"]) == ("prunetrain checkpoint", 3)
     assert content["network_sha256"] == sha256_of((finished.networks / content["network"]).read_text())
     text = (Path(__file__).parent.parent / "docs" / "files.md").read_text(encoding="utf-8")
     for key in (*content, *content["progress"]):
@@ -189,7 +190,7 @@ def test_foreign_files(run: RunPaths) -> None:
 )
 def test_another_format(run: RunPaths, number: object, shown: str) -> None:
     change(run, lambda content: content.update(format=number))
-    assert refusal(run) == f"checkpoints/x/last.pt: format {shown}, and this version reads 2; use the version that wrote it"
+    assert refusal(run) == f"checkpoints/x/last.pt: format {shown}, and this version reads 3; use the version that wrote it"
 
 
 @pytest.mark.parametrize("key", [item.name for item in fields(Checkpoint)])
@@ -219,6 +220,12 @@ def test_missing_part(run: RunPaths, key: str) -> None:
         lambda content: content["method"].update(tensors={"z": {"fc9.weight": torch.ones(1)}}),
         lambda content: content["method"].update(numbers={"round": float("inf")}),
         lambda content: content["method"].update(numbers={"round": -1}),
+        lambda content: content.update(statistics={}),
+        lambda content: content.update(statistics={"mean": [0.5]}),
+        lambda content: content.update(statistics={"mean": [0.5], "std": [0.0]}),
+        lambda content: content.update(statistics={"mean": [0.5], "std": [math.nan]}),
+        lambda content: content.update(statistics={"mean": [0.5, 0.5], "std": [0.5]}),
+        lambda content: content.update(statistics={"mean": [0.5] * 3, "std": [0.5] * 3}),
         lambda content: content.update(class_names="0123"),
         lambda content: content.update(class_names=[]),
         lambda content: content.update(class_names=["0", "1", "2", 3]),

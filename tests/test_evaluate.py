@@ -16,6 +16,7 @@ from PIL import Image
 from runs import Recorder, invoke, settings
 
 from prunetrain.paths import RunPaths
+from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.confusion import Confusion, Guesses, accuracies
 from prunetrain.training.data import load_data
 from prunetrain.training.distribution import Ranks
@@ -23,7 +24,7 @@ from prunetrain.training.environment import Environment
 from prunetrain.training.evaluation import Measured, OfAClass, evaluate_checkpoint
 from prunetrain.training.loop import logits
 from prunetrain.training.pairs import read_pair
-from prunetrain.training.run import start_run
+from prunetrain.training.run import resume_run, start_run
 from prunetrain.training.state import load_state
 
 CPU = torch.device("cpu")
@@ -216,6 +217,21 @@ def test_numbers_of_arrays_are_no_names_of_folders(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images")
     measured = evaluate_checkpoint(run.last, {"dataset": "folder", "data_dir": str(images)})
     assert [(one.name, one.images) for one in measured.classes] == [("0", 3), ("1", 3)]
+
+
+def test_other_arrays_are_scaled_as_those_of_the_training(tmp_path: Path) -> None:
+    """Not by what is beside them to train on: darker training images there change nothing."""
+    rng = np.random.default_rng(0)
+    pixels, labels = levels(rng, 40, 8, 8), np.arange(40) % 4
+    path = Path(write_npz(tmp_path / "a.npz", {"x_train": pixels, "y_train": labels, "x_test": pixels[:20], "y_test": labels[:20]}))
+    run = start_run(settings(path, tmp_path, epochs=1, batch_size=8, name="x"), Recorder()).run
+    whole = evaluate_checkpoint(run.last, {})
+    other = write_npz(tmp_path / "b.npz", {"x_train": pixels // 4, "y_train": labels, "x_test": pixels[:20], "y_test": labels[:20]})
+    there = evaluate_checkpoint(run.last, {"data_dir": other})
+    assert (there.loss, there.classes) == (whole.loss, whole.classes)
+    os.replace(other, path)
+    assert resume_run(run.last, {"epochs": 1}, Recorder()).val_top1 == whole.top1
+    assert load_checkpoint(run.last).statistics == load_checkpoint(run.checkpoint(0)).statistics
 
 
 def test_one_unreadable_image_is_named(images: Path) -> None:

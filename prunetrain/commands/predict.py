@@ -27,11 +27,6 @@ _OWN = "as in the checkpoint"
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="CSV file to write instead of a table.  [default: none]")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
-@config_option(
-    "data_dir",
-    help="Of a network of arrays the .npz file that it was trained on, by whose mean and deviation images are scaled.",
-    default=_OWN,
-)
 @config_option("batch_size", help="Images at a time.", default=_OWN)
 @config_option("amp", default=_OWN)
 @config_option("channels_last", default=_OWN)

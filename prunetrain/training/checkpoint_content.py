@@ -46,6 +46,7 @@ def check_content(content: Mapping[str, Any], progress: type) -> None:
     _check_optimizer(content["optimizer"], content["parameters"], content["model"])
     _check_method(content["method"], content["model"])
     _check_class_names(content["class_names"])
+    _check_statistics(content["statistics"])
 
 
 def _require(condition: bool, message: str) -> None:
@@ -194,6 +195,16 @@ def _check_method(method: object, model: Mapping[str, Tensor]) -> None:
     _require(_has_words_as_keys(method["numbers"]), "its method's numbers are no table")
     for name, number in method["numbers"].items():
         _require(_is_number(number) and isfinite(number) and number >= 0, f"its method's {shown(name)} is no number from 0")
+
+
+def _check_statistics(statistics: object) -> None:
+    """A mean and a deviation of each channel."""
+    message = "its statistics are no mean and std of each channel"
+    _require(isinstance(statistics, dict) and statistics.keys() == {"mean", "std"}, message)
+    assert isinstance(statistics, dict)
+    mean, std = statistics["mean"], statistics["std"]
+    _require(isinstance(mean, list) and isinstance(std, list) and 0 < len(mean) == len(std), message)
+    _require(all(type(number) is float and isfinite(number) for number in mean + std) and all(number > 0 for number in std), message)
 
 
 def _check_class_names(names: object) -> None:

@@ -21,7 +21,7 @@ from prunetrain.models.torch_files import load_torch_file
 from prunetrain.paths import CHECKPOINTS, NETWORK_NAME, NETWORKS, run_of_checkpoint
 from prunetrain.training.checkpoint_content import check_content
 
-FORMAT = 2
+FORMAT = 3
 COPY_BOTH: Final = f"copy {NETWORKS}/RUN beside {CHECKPOINTS}/RUN as well"
 _MARK = "prunetrain checkpoint"
 
@@ -53,7 +53,8 @@ class Checkpoint:
 
     `model` is a state dict; `optimizer` and `scaler` are theirs; `parameters` names the optimizer's parameters in order;
     `rng` holds the generators' states, those of the workers after the first under `others`; `config` the run's settings; `method` what
-    the method that acts in training keeps (`training/acting.py`); `class_names` those of the data, in the order of the network's outputs.
+    the method that acts in training keeps (`training/acting.py`); `class_names` those of the data, in the order of the network's outputs;
+    `statistics` the `mean` and `std` of each channel that pixels in [0, 1] are normalised by.
     """
 
     network: str
@@ -67,6 +68,7 @@ class Checkpoint:
     progress: Progress
     method: MethodState
     class_names: list[str]
+    statistics: dict[str, list[float]]
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -81,6 +81,7 @@ def create_network(
         progress=Progress(),
         method=nothing_kept(),
         class_names=names_of(data),
+        statistics=data.statistics.to_dict(),
     )
     pruned = start_of(config, traced.graph, first, traced.state)
     if pruned.graph != traced.graph:

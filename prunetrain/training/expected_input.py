@@ -1,33 +1,36 @@
 """What a trained network expects of its images, for whoever runs it elsewhere: as `export` writes it into its files.
 
-In: the settings of a run, and the class names in its checkpoint. Out: plain values; no data set is read.
+In: the settings of a run, and what its checkpoint says of its data. Out: plain values; no data set is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunetrain.config import TrainConfig
-from prunetrain.training.data import STATISTICS
 from prunetrain.training.data.folder import centred_at
 
+_CHANNELS = {1: "grey", 3: "RGB"}
 
-def expected_input(input_shape: Sequence[int], config: TrainConfig, class_names: Sequence[str]) -> dict[str, Any]:
+
+def expected_input(
+    input_shape: Sequence[int], config: TrainConfig, class_names: Sequence[str], statistics: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
     """What is known of a network's input and output.
 
     Args:
         input_shape: of the network: C, H, W.
         config: the settings it was trained with.
         class_names: in the order of its outputs.
+        statistics: `mean` and `std` of each channel, with pixels in [0, 1].
 
     Returns:
-        `input_shape`; `channels`, "RGB" or "grey"; `mean` and `std` of each channel, with pixels in [0, 1]; for folders `resize`, what the
-        shorter side becomes (pixels, bilinear), and `crop`, the side of the centre that is cut; `class_names`. Left out is what is not
-        known.
+        `input_shape`; `channels`, "RGB" or "grey", where there are three or one; `mean` and `std`; for folders `resize`, what the shorter
+        side becomes (pixels, bilinear), and `crop`, the side of the centre that is cut; `class_names`.
     """
     known: dict[str, Any] = {"input_shape": list(input_shape)}
-    if statistics := STATISTICS.get(config.dataset):
-        known["channels"] = "RGB" if len(statistics.mean) == 3 else "grey"
-        known |= {"mean": list(statistics.mean), "std": list(statistics.std)}
+    if channels := _CHANNELS.get(len(statistics["mean"])):
+        known["channels"] = channels
+    known |= {name: list(statistics[name]) for name in ("mean", "std")}
     if config.dataset == "folder":
         centred = centred_at(config.image_size)
         known |= {"resize": centred.resized_side, "crop": centred.side}

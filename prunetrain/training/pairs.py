@@ -41,12 +41,14 @@ class Pair:
         with weights_fitting(self.path, self.network):
             return assemble(self.source, str(self.network), self.graph, self.checkpoint.model, same_types=True)
 
-    def check_class_names(self) -> None:
-        """Check that every output of the network has a name.
+    def check_data(self) -> None:
+        """Check that what the checkpoint says of its data is of this network: a name of every output, statistics of every channel.
 
         Raises:
-            CheckpointError: if there are more or fewer names.
+            CheckpointError: if there are more or fewer.
         """
+        if len(self.checkpoint.statistics["mean"]) != self.graph.input_shape[0]:
+            raise CheckpointError(f"{self.path}: damaged, it has no mean of each channel that {self.network} takes")
         if infer_shapes(self.graph)[self.graph.output.index][1:] != (len(self.checkpoint.class_names),):
             raise CheckpointError(f"{self.path}: damaged, it does not name as many classes as {self.network} has")
 

@@ -15,6 +15,7 @@ from prunetrain.config import TrainConfig, build_config, settings_from
 from prunetrain.errors import ConfigError
 from prunetrain.graph.memory import check_results_fit
 from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.data.base import Statistics
 from prunetrain.training.data.folder_scan import find_images
 from prunetrain.training.data.new_images import NewImages, preparation_of
 from prunetrain.training.environment import choose_device
@@ -24,7 +25,7 @@ from prunetrain.training.precision import autocast
 from prunetrain.training.stored import stored_config
 from prunetrain.training.trained import Trained
 
-_SETTINGS = {"device", "amp", "channels_last", "batch_size", "workers", "data_dir"}
+_SETTINGS = {"device", "amp", "channels_last", "batch_size", "workers"}
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ def predict(checkpoint: str | Path, images: str | Path | Iterable[str | Path], *
         checkpoint: of a run.
         images: files, and folders, in which all image files are meant; prepared as in the validation of the run.
         top: how many guesses an image.
-        settings: fields of `TrainConfig` that differ from the checkpoint's: device, amp, channels_last, batch_size, workers; data_dir where
-            the run was trained on an .npz file, which knows their mean and deviation.
+        settings: fields of `TrainConfig` that differ from the checkpoint's: device, amp, channels_last, batch_size, workers.
 
     Raises:
         PruneTrainError: for a checkpoint or settings that do not work, and names that are no files. An image that cannot be read is a
@@ -68,12 +68,11 @@ def predict(checkpoint: str | Path, images: str | Path | Iterable[str | Path], *
     paths = find_images([Path(image) for image in named])
     loaded = load_checkpoint(path)
     config = build_config(stored_config(path, loaded).to_dict(), {"max_batch_size": 0}, given)
-    if "data_dir" in settings and config.dataset != "npz":
-        raise ConfigError(f"--data-dir is for networks of arrays, and {path} was trained on {config.dataset}: name images alone")
     device = choose_device(config)
     pair = pair_of(path, loaded)
-    pair.check_class_names()
-    files = NewImages(paths, *preparation_of(config, pair.graph.input_shape, pair.network), device)
+    pair.check_data()
+    preparation = preparation_of(config, pair.graph.input_shape, pair.network)
+    files = NewImages(paths, preparation, Statistics.from_dict(loaded.statistics), device)
     config = replace(config, batch_size=max(1, min(config.batch_size, len(paths))))
     if device.type == "cpu":
         check_results_fit(pair.graph, str(pair.network), config.batch_size)

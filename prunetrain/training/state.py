@@ -31,6 +31,7 @@ from prunetrain.training.batch_norm import synchronise
 from prunetrain.training.checkpoints import Checkpoint, Progress, restore_rng, rng_state, save_checkpoint
 from prunetrain.training.class_names import check_names
 from prunetrain.training.data import DataSource
+from prunetrain.training.data.base import Statistics
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.environment import Environment
 from prunetrain.training.fingerprint import fingerprint
@@ -70,6 +71,7 @@ class TrainState:
     progress: Progress
     costs: Costs
     class_names: list[str]
+    statistics: Statistics
 
     @property
     def device(self) -> torch.device:
@@ -126,6 +128,7 @@ class TrainState:
             progress=self.progress,
             method=self.acting.state_dict(),
             class_names=self.class_names,
+            statistics=self.statistics.to_dict(),
         )
 
     def keep_early(self) -> None:
@@ -149,7 +152,7 @@ def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: E
     Args:
         pair: the two; on a CPU the run trains the tensors of its checkpoint, which is of no other use afterwards.
         config: the settings to go on with.
-        data: what training goes on with.
+        data: what training goes on with; from now on normalised as the images were that the network was trained on.
         environment: where.
 
     Raises:
@@ -165,7 +168,9 @@ def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: E
     spaces = find_spaces(graph)
     if any(channel >= spaces.num_channels for channel in progress.fading):
         raise CheckpointError(f"{pair.path}: damaged, it fades channels that {network.name} does not have")
-    pair.check_class_names()
+    pair.check_data()
+    statistics = Statistics.from_dict(checkpoint.statistics)
+    data.normalize_by(statistics)
     model = _prepared(pair.build(), config, environment)
     optimizer = build_optimizer(model.parameters(), config)
     steps_per_epoch = max(1, data.steps_per_epoch(batch_size))  # a run's batch may be too large for data to evaluate on
@@ -201,6 +206,7 @@ def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: E
         progress=progress,
         costs=costs(graph),
         class_names=checkpoint.class_names,
+        statistics=statistics,
     )
 
 
@@ -272,6 +278,7 @@ def _check_same(ranks: Ranks, checkpoint: Checkpoint, model: nn.Module, config: 
     if ranks.world_size == 1:
         return
     ranks.check_same("network file", checkpoint.network_sha256)
-    held = [model.state_dict(), checkpoint.optimizer, vars(checkpoint.progress), checkpoint.method, checkpoint.class_names]
+    of_the_data = [checkpoint.class_names, checkpoint.statistics]
+    held = [model.state_dict(), checkpoint.optimizer, vars(checkpoint.progress), checkpoint.method, *of_the_data]
     ranks.check_same("checkpoint", fingerprint(held))
     ranks.check_same("settings", fingerprint({key: value for key, value in config.to_dict().items() if key not in _OF_A_MACHINE}))

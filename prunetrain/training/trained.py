@@ -64,7 +64,8 @@ def read_trained(path: Path) -> Trained:
     if path.suffix != ".pt" and not path.is_dir():
         raise ConfigError(f"{path} is no checkpoint (.pt) or network file (.py): name one of these")
     pair = read_pair(path)
-    expected = expected_input(pair.graph.input_shape, stored_config(path, pair.checkpoint), pair.checkpoint.class_names)
+    saved = pair.checkpoint
+    expected = expected_input(pair.graph.input_shape, stored_config(path, saved), saved.class_names, saved.statistics)
     return Trained(pair.network, pair.source, pair.graph, path, pair.checkpoint.model, json.dumps(expected))
 
 

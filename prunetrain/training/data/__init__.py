@@ -10,9 +10,9 @@ import torch
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, DataError, unknown_name
 from prunetrain.training.data import fake, folder, npz, public
-from prunetrain.training.data.base import Batch, DataSource, Say, Statistics, silent
+from prunetrain.training.data.base import Batch, DataSource, Say, silent
 
-__all__ = ["DATASETS", "STATISTICS", "Batch", "DataSource", "load_data"]
+__all__ = ["DATASETS", "Batch", "DataSource", "load_data"]
 
 _LOADERS: dict[str, Callable[[TrainConfig, torch.device], DataSource]] = {
     "digits": npz.load_digits,
@@ -23,14 +23,6 @@ _LOADERS: dict[str, Callable[[TrainConfig, torch.device], DataSource]] = {
 }
 
 DATASETS: tuple[str, ...] = tuple(_LOADERS)
-
-STATISTICS: dict[str, Statistics] = {
-    "digits": npz.DIGITS_STATISTICS,
-    **{name: public.statistics for name, public in public.PUBLIC_SETS.items()},
-    "folder": folder.IMAGENET,
-    "fake": fake.UNIFORM,
-}
-"""What pixels are normalised by, where that does not depend on the images, as it does in someone's own .npz file."""
 
 
 def load_data(config: TrainConfig, device: torch.device, say: Say = silent) -> DataSource:

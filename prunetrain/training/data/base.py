@@ -3,7 +3,7 @@
 In: uint8 images. Out: batches of float32 images (N, C, H, W), normalised, and int64 labels (N,), both on the run's device.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +49,7 @@ class DataSource(Protocol):
     class_names: tuple[str, ...]
     num_train: int
     num_val: int
+    statistics: "Statistics"  # that pixels are normalised by
     train_counts: tuple[int, ...]  # images of each class
     val_counts: tuple[int, ...]
 
@@ -62,6 +63,10 @@ class DataSource(Protocol):
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Number of batches that `train_batches` gives from start 0."""
+        ...
+
+    def normalize_by(self, statistics: "Statistics") -> None:
+        """From now on go by other statistics than the set's own: those of the images that a network was trained on."""
         ...
 
 
@@ -94,6 +99,15 @@ class Statistics:
         std = (squares.double() / pixels - mean.square()).clamp(min=0).sqrt()
         std[std == 0] = 255  # a channel of one single level stays finite
         return cls(tuple((mean / 255).tolist()), tuple((std / 255).tolist()))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Sequence[float]]) -> "Statistics":
+        """What `to_dict` gave."""
+        return cls(tuple(values["mean"]), tuple(values["std"]))
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """As a checkpoint holds them."""
+        return {"mean": list(self.mean), "std": list(self.std)}
 
 
 class Normalizer:

@@ -59,12 +59,12 @@ class FolderSource:
         windowed = Decoding(side, None)
         self._train = _Half.of(index.train, centred if self._window_seed is None else windowed, "train", config, say)
         self._val = _Half.of(index.val, centred, "val", config, say)
-        self._normalize = Normalizer(IMAGENET, device)
         self._seed = config.seed
         self._workers = config.workers
         self._cached = bool(config.cache)
         self._device = device
         self._channels_last = config.channels_last
+        self.normalize_by(IMAGENET)
 
     def train_batches(self, epoch: int, batch_size: int, *, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Shuffled, augmented batches from number `start` on; images of skipped batches are not opened."""
@@ -83,6 +83,11 @@ class FolderSource:
         keys = ([(i, i) for i in range(span.start, span.stop)] for span in spans if span.start < span.stop)
         for images, labels in self._load(self._val, keys, None):
             yield self._normalize(images), labels
+
+    def normalize_by(self, statistics: Statistics) -> None:
+        """From now on go by these statistics."""
+        self.statistics = statistics
+        self._normalize = Normalizer(statistics, self._device)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Number of complete batches in the training images."""

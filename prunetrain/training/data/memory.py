@@ -41,9 +41,9 @@ class InMemory:
         padded = pad(train.images.to(device), self._augmentation.padding, layout)  # once for all, not in every step
         self._train = Split(padded, train.labels.to(device))
         self._val = Split(val.images.to(device).contiguous(memory_format=layout), val.labels.to(device))
-        self._normalize = Normalizer(statistics, device)
         self._seed = seed
         self._device = device
+        self.normalize_by(statistics)
 
     def train_batches(self, epoch: int, batch_size: int, *, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Shuffled, augmented batches from number `start` on. Order and moves of the whole epoch are drawn first, images gathered later."""
@@ -61,6 +61,11 @@ class InMemory:
             span = share.of(first, min(first + batch_size, self.num_val))
             if span.start < span.stop:
                 yield self._normalize(self._val.images[span]), self._val.labels[span]
+
+    def normalize_by(self, statistics: Statistics) -> None:
+        """From now on go by these statistics."""
+        self.statistics = statistics
+        self._normalize = Normalizer(statistics, self._device)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Number of complete batches in the training images."""

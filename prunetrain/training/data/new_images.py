@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError
-from prunetrain.training.data import STATISTICS, npz
 from prunetrain.training.data.base import Normalizer, Statistics
 from prunetrain.training.data.decoding import Decoding, Unreadable
 from prunetrain.training.data.folder import centred_at
@@ -54,32 +53,21 @@ class Preparation:
         return pixels.view(height, width, channels)
 
 
-def preparation_of(config: TrainConfig, shape: Sequence[int], what: Path) -> tuple[Preparation, Statistics]:
-    """How images are prepared for a network, and what their pixels are normalised by.
+def preparation_of(config: TrainConfig, shape: Sequence[int], what: Path) -> Preparation:
+    """How images are prepared for a network.
 
     Args:
-        config: the settings that it was trained with; of arrays, `data_dir` is the file, which alone knows their statistics.
+        config: the settings that it was trained with.
         shape: of its input.
         what: how errors call it.
 
     Raises:
-        ConfigError: for networks of images that are neither grey nor RGB, and a file of arrays that it was not trained on.
-        DataError: if that file cannot be read.
+        ConfigError: for networks of images that are neither grey nor RGB.
     """
     channels, height, width = shape
     if channels not in (1, 3):
         raise ConfigError(f"{what} takes images of {channels} channels, and image files have 1 or 3: use it from Python, on arrays")
-    preparation = Preparation((channels, height, width), centred_at(height) if config.dataset == "folder" else None)
-    if config.dataset in STATISTICS:
-        return preparation, STATISTICS[config.dataset]
-    arrays, _ = npz.read(Path(config.data_dir))
-    sizes = tuple(arrays.images.shape[1:])
-    if sizes != preparation.shape:
-        wanted, got = ("x".join(map(str, each)) for each in (preparation.shape, sizes))
-        raise ConfigError(
-            f"{config.data_dir} has {got} images, and {what} takes {wanted}: name the file that it was trained on, --data-dir"
-        )
-    return preparation, Statistics.of(arrays.images)
+    return Preparation((channels, height, width), centred_at(height) if config.dataset == "folder" else None)
 
 
 class NewImages:
