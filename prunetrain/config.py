@@ -70,6 +70,7 @@ class TrainConfig:
     download: bool = setting(False, "Download the data set when it is absent.")
     cache: str = setting("", "Folder to keep the images of `folder` in, decoded, when they fit into memory; batches stay the same.")
     image_size: int = setting(224, "Side of the square crop that `folder` and `fake` feed to the network, pixels.")
+    grey: bool = setting(False, "Read the images of `folder` as grey, in one channel instead of three.")
     epochs: int = setting(40, "Passes over the training data.")
     batch_size: int = setting(32, "Images a step, over all workers together; an epoch leaves out what fills no whole batch.", flags=("-b",))
     dynamic_batch: bool = setting(False, "After a cut, grow the batch into the memory that it freed, and the learning rate as much.")
@@ -337,6 +338,7 @@ _OF_DATA = {  # setting: the data sets that it means something to
     "data_dir": ("folder", "npz", "mnist", "fashion-mnist", "cifar10", "cifar100"),
     "download": ("mnist", "fashion-mnist", "cifar10", "cifar100"),
     "image_size": ("folder", "fake"),
+    "grey": ("folder",),
 }
 
 

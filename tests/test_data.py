@@ -27,7 +27,7 @@ from prunetrain.training.data.public import PUBLIC_SETS
 # Every source keeps the contract of DataSource
 
 
-@pytest.fixture(params=["digits", "mnist", "npz", "fake", "folder-small", "folder-large"])
+@pytest.fixture(params=["digits", "mnist", "npz", "fake", "folder-small", "folder-large", "folder-grey"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     match request.param:
         case "digits":
@@ -40,6 +40,15 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
             return {"dataset": "fake", "image_size": 16, "batch_size": 100}
         case "folder-small":
             return {"dataset": "folder", "data_dir": str(write_images(tmp_path)), "image_size": 8, "workers": 0, "batch_size": 5}
+        case "folder-grey":
+            return {
+                "dataset": "folder",
+                "data_dir": str(write_images(tmp_path)),
+                "grey": True,
+                "image_size": 8,
+                "workers": 0,
+                "batch_size": 5,
+            }
         case _:
             return {"dataset": "folder", "data_dir": str(write_images(tmp_path)), "image_size": 65, "workers": 0, "batch_size": 5}
 

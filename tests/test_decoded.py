@@ -55,7 +55,17 @@ def batches(photos: Path, **more: Any) -> list[tuple[torch.Tensor, torch.Tensor]
 @FORKS
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    "changes", [{}, {"image_size": 12}, {"augment": False}, {"channels_last": True}, {"image_size": 12, "channels_last": True}], ids=str
+    "changes",
+    [
+        {},
+        {"image_size": 12},
+        {"augment": False},
+        {"channels_last": True},
+        {"image_size": 12, "channels_last": True},
+        {"grey": True},
+        {"image_size": 12, "grey": True, "channels_last": True},
+    ],
+    ids=str,
 )
 def test_batches_are_the_same_with_and_without_a_cache(changes: dict[str, Any], workers: int, photos: Path, tmp_path: Path) -> None:
     plain = batches(photos, **changes)

@@ -12,7 +12,7 @@ from PIL import Image
 from prunetrain.config import TrainConfig
 from prunetrain.training.data import DATASETS
 from prunetrain.training.data.fake import UNIFORM
-from prunetrain.training.data.folder import IMAGENET
+from prunetrain.training.data.folder import GREY, IMAGENET
 from prunetrain.training.data.npz import DIGITS_STATISTICS
 from prunetrain.training.data.public import PUBLIC_SETS
 from prunetrain.training.expected_input import expected_input
@@ -59,6 +59,12 @@ def test_of_channels_that_are_no_colours() -> None:
     statistics = {"mean": [0.1, 0.2], "std": [0.3, 0.4]}
     expected = expected_input((2, 8, 8), TrainConfig(dataset="npz"), ["a", "b"], statistics)
     assert expected == {"input_shape": [2, 8, 8], **statistics, "class_names": ["a", "b"]}
+
+
+def test_documents_have_those_of_grey_folders() -> None:
+    assert f"| `folder` with `--grey` | grey | {GREY.mean[0]} | {GREY.std[0]} |" in FILES.splitlines()
+    weights = np.array([0.299, 0.587, 0.114])
+    assert (round(weights @ IMAGENET.mean, 3), round(weights @ IMAGENET.std, 3)) == (GREY.mean[0], GREY.std[0])
 
 
 @pytest.mark.parametrize("name", DATASETS)

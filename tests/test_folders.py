@@ -34,6 +34,23 @@ def test_validation_classes_keep_the_numbers_of_training(images: Path) -> None:
     assert next(source.val_batches(8))[1].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("side", [8, 65])
+def test_grey_images_are_those_in_colour_weighed(side: int, images: Path) -> None:
+    colour, grey = (load(**folder_settings(images, image_size=side, augment=False, grey=is_grey)) for is_grey in (False, True))
+    assert grey.input_shape == (1, side, side)
+    for split in ("train", "val"):
+        left, right = (
+            (source.val_batches if split == "val" else lambda n, s=source: s.train_batches(0, n))(4) for source in (colour, grey)
+        )
+        for (x, labels), (y, others) in zip(left, right, strict=True):
+            assert torch.equal(labels, others)
+            mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (colour.statistics.mean, colour.statistics.std))
+            weighed = ((x * std + mean) * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+            found = y * grey.statistics.std[0] + grey.statistics.mean[0]
+            torch.testing.assert_close(found, weighed, rtol=0, atol=0.6 / 255)  # a level is a whole number
+            torch.testing.assert_close(found * 255, (found * 255).round(), rtol=0, atol=1e-3)
+
+
 @FORKS
 @pytest.mark.parametrize("image_size", [8, 65])
 def test_workers_do_not_change_what_comes_out(image_size: int, images: Path) -> None:

@@ -23,12 +23,13 @@ from prunetrain.training import recipes
 
 FLAGS = """
 --amp --augment --aux-weight --batch-size --cache --channels-last --checkpoint-minutes --class-weights --compile --config --criterion
---data-dir --dataset --device --download --dynamic-batch --epochs --image-size --keep --keep-best --label-smoothing --lasso-groups
+--data-dir --dataset --device --download --dynamic-batch --epochs --grey --image-size --keep --keep-best --label-smoothing --lasso-groups
 --lasso-interval --lasso-step --layer-rate --lr --lr-gamma --max-batch-size --method --method-interval --milestones --model --model-arg
---momentum --name --nesterov --no-augment --no-channels-last --no-compile --no-download --no-dynamic-batch --no-keep-best --no-nesterov
---no-slice --no-sync-batch-norm --norm-share --optimizer --output-dir --penalty-ratio --prune-at --prune-interval --rate --recipe --residual
---retrain --rewind-epoch --rho --rho-factor --rho-max --round-to --rounds --save-epochs --schedule --scope --seed --slice --streams
---structure --sync-batch-norm --target-by --target-macs --threshold --val-split --warmup-epochs --weight-decay --weights --workers -b -j
+--momentum --name --nesterov --no-augment --no-channels-last --no-compile --no-download --no-dynamic-batch --no-grey --no-keep-best
+--no-nesterov --no-slice --no-sync-batch-norm --norm-share --optimizer --output-dir --penalty-ratio --prune-at --prune-interval --rate
+--recipe --residual --retrain --rewind-epoch --rho --rho-factor --rho-max --round-to --rounds --save-epochs --schedule --scope --seed
+--slice --streams --structure --sync-batch-norm --target-by --target-macs --threshold --val-split --warmup-epochs --weight-decay --weights
+--workers -b -j
 """.split()
 TOP = Path(__file__).parent.parent
 FIELDS = dataclasses.fields(TrainConfig)

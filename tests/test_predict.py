@@ -94,6 +94,13 @@ def test_half_precision(run: RunPaths, here: Path) -> None:
     torch.testing.assert_close(plain, half, rtol=0, atol=0.05)
 
 
+def test_by_a_network_of_grey_images(tmp_path: Path) -> None:
+    data = folder_settings(write_images(tmp_path / "images", size=(30, 24)), image_size=16)
+    run = start_run(settings(tmp_path, tmp_path, **data, grey=True, epochs=1, name="x"), Recorder()).run
+    found = prunetrain.predict(run.last, tmp_path / "images" / "val", top=2)
+    torch.testing.assert_close(shares(found, ["cat", "dog"]), probabilities(run), rtol=0, atol=1e-5)
+
+
 # Networks of images that are no files
 
 

@@ -41,7 +41,7 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
         instead = name if name in zoo.names() else "resnet20"
         raise ConfigError(
             f"{spec} takes images of 3 channels, not of {input_shape[0]}: choose a network of the zoo such as {instead}, timm:NAME, "
-            "a file of your own, or images in colour"
+            "a file of your own, or images in colour (folders without --grey)"
         )
     for word in _NOT_HERE:
         if word in given:

@@ -1,7 +1,8 @@
 """Folders of images in ImageNet's layout, decoded by worker processes, or once and for all (`decoded.py`).
 
 In: files. Out: a `DataSource`. Workers give batches of square uint8 images, channels last, in shared memory; on the device, to which they
-are copied from pinned memory where it is a GPU, they are normalised a batch at a time.
+are copied from pinned memory where it is a GPU, they are normalised a batch at a time. With `--grey` the three channels become one when all
+else is done.
 
 Large images (over 64 pixels) are cropped as in Szegedy et al. 2014 (arXiv 1409.4842, section 6): a window of 8% to 100% of the area, side
 ratio 3/4 to 4/3, resized to `image_size`, mirrored half of the time; for validation the shorter side is resized to image_size * 256 / 224
@@ -12,9 +13,11 @@ Each image's randomness depends on (seed, epoch, position in the epoch), so neit
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -27,6 +30,7 @@ from prunetrain.training.data.folder_scan import FolderIndex, Samples, scan, sca
 from prunetrain.training.data.workers import in_workers
 
 IMAGENET = Statistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+GREY = Statistics(mean=(0.459,), std=(0.226,))  # of these the mean by the weights of `as_grey`
 SMALL_SIDE = 64  # pixels; up to here images are treated as CIFAR's are
 _FIND_ALL = "; prunetrain train --cache FOLDER finds such files before it trains"
 
@@ -44,7 +48,7 @@ class FolderSource:
     def __init__(self, config: TrainConfig, index: FolderIndex, device: torch.device, say: Say) -> None:
         """Take the files of an index. None is opened yet, unless they are to be cached, of which `say` is told."""
         side = config.image_size
-        self.input_shape = (3, side, side)
+        self.input_shape = (1 if config.grey else 3, side, side)
         self.class_names = index.class_names
         self.num_classes = len(index.class_names)
         self.num_train = len(index.train.paths)
@@ -60,11 +64,12 @@ class FolderSource:
         self._train = _Half.of(index.train, centred if self._window_seed is None else windowed, "train", config, say)
         self._val = _Half.of(index.val, centred, "val", config, say)
         self._seed = config.seed
+        self._grey = config.grey
         self._workers = config.workers
         self._cached = bool(config.cache)
         self._device = device
         self._channels_last = config.channels_last
-        self.normalize_by(IMAGENET)
+        self.normalize_by(GREY if config.grey else IMAGENET)
 
     def train_batches(self, epoch: int, batch_size: int, *, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Shuffled, augmented batches from number `start` on; images of skipped batches are not opened."""
@@ -94,11 +99,12 @@ class FolderSource:
         return self.num_train // batch_size
 
     def _load(self, half: "_Half", keys: Iterable[list[Key]], window_seed: tuple[int, int] | None) -> Iterator[Batch]:
-        """Batches on the device, uint8 (N, 3, side, side) in the memory format of the settings."""
+        """Batches on the device, uint8 (N, C, side, side) in the memory format of the settings."""
         if isinstance(half.images, DecodedImages) and window_seed is None:
-            batches = self._pinned(_gathered(half.images, half.labels, keys))
+            batches = self._pinned(_gathered(half.images, half.labels, keys, grey=self._grey))
         else:
-            batches = self._decoded(Views(half.images, half.labels, self.input_shape[1], window_seed), keys)
+            views = Views(half.images, half.labels, self.input_shape[1], window_seed, grey=self._grey)
+            batches = self._decoded(views, keys)
         for images, labels in batches:
             moved = images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)  # channels-last, as decoders give them
             yield moved if self._channels_last else moved.contiguous(), labels.to(self._device, non_blocking=True)
@@ -108,7 +114,7 @@ class FolderSource:
         return ((images.pin_memory(), labels.pin_memory()) for images, labels in batches) if self._device.type == "cuda" else batches
 
     def _decoded(self, views: "Views", keys: Iterable[list[Key]]) -> Iterator[Batch]:
-        """Batches from the workers, uint8 (N, side, side, 3)."""
+        """Batches from the workers, uint8 (N, side, side, C)."""
         for batch in in_workers(views, keys, _collate, workers=self._workers, pinned=self._device.type == "cuda"):
             if isinstance(batch, Unreadable):
                 raise batch.error("" if self._cached else _FIND_ALL)
@@ -130,22 +136,40 @@ class _Half:
         return cls(kept or files, samples.labels)
 
 
-def _gathered(images: DecodedImages, labels: Sequence[int], keys: Iterable[list[Key]]) -> Iterator[Batch]:
+def as_grey(image: Image.Image) -> np.ndarray[Any, Any]:
+    """An RGB image in one channel, uint8 (H, W, 1): 0.299 R + 0.587 G + 0.114 B, as ITU-R 601 has it and Pillow computes it."""
+    return np.array(image.convert("L"))[..., None]
+
+
+def _gathered(images: DecodedImages, labels: Sequence[int], keys: Iterable[list[Key]], *, grey: bool) -> Iterator[Batch]:
     """Batches of what is decoded and has its size: a copy of memory, for which no worker is needed."""
     for batch in keys:
         numbers = [number for _, number in batch]
-        yield torch.from_numpy(images.squares(numbers)), torch.tensor([labels[number] for number in numbers])
+        squares = images.squares(numbers)
+        if grey:  # all of them as one tall image
+            count, side, _, _ = squares.shape
+            squares = as_grey(Image.fromarray(squares.reshape(count * side, side, 3))).reshape(count, side, side, 1)
+        yield torch.from_numpy(squares), torch.tensor([labels[number] for number in numbers])
 
 
 class Views(Dataset[tuple[Tensor, int] | Unreadable]):
-    """Images as the network sees them: uint8 (side, side, 3). A random window of each where there is a seed."""
+    """Images as the network sees them: uint8 (side, side, C). A random window of each where there is a seed."""
 
-    def __init__(self, images: ImageFiles | DecodedImages, labels: Sequence[int], side: int, window_seed: tuple[int, int] | None) -> None:
+    def __init__(
+        self,
+        images: ImageFiles | DecodedImages,
+        labels: Sequence[int],
+        side: int,
+        window_seed: tuple[int, int] | None,
+        *,
+        grey: bool = False,
+    ) -> None:
         """Seed is (seed, epoch)."""
         self._images = images
         self._labels = labels
         self._side = side
         self._window_seed = window_seed
+        self._grey = grey
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int] | Unreadable:
         """Image and label, or why there is none."""
@@ -155,7 +179,7 @@ class Views(Dataset[tuple[Tensor, int] | Unreadable]):
             return image
         if self._window_seed is not None:
             image = random_window(image, self._side, np.random.default_rng((*self._window_seed, position)))
-        return torch.from_numpy(np.array(image)), self._labels[number]
+        return torch.from_numpy(as_grey(image) if self._grey else np.array(image)), self._labels[number]
 
 
 def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> Batch | Unreadable:

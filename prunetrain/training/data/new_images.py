@@ -21,7 +21,7 @@ from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError
 from prunetrain.training.data.base import Normalizer, Statistics
 from prunetrain.training.data.decoding import Decoding, Unreadable
-from prunetrain.training.data.folder import centred_at
+from prunetrain.training.data.folder import as_grey, centred_at
 from prunetrain.training.data.workers import in_workers
 
 Numbered = tuple[list[int], Tensor | None, list[tuple[int, Unreadable]]]
@@ -49,8 +49,7 @@ class Preparation:
             return image
         if self.centred is None:
             image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(image if channels == 3 else image.convert("L")))
-        return pixels.view(height, width, channels)
+        return torch.from_numpy(np.array(image) if channels == 3 else as_grey(image))
 
 
 def preparation_of(config: TrainConfig, shape: Sequence[int], what: Path) -> Preparation:
