@@ -246,7 +246,7 @@ def test_it_runs(shown: Shown, place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     name, *args = shown.words[1:]
     if name == "report":
         pytest.importorskip("matplotlib", reason="matplotlib, the extra `plot`, is not installed")
-    result = invoke(name, *CHEAP[name](without(args, ("--download",), value=False), place))
+    result = invoke(name, *CHEAP[name](without(args, ("--download", "--grey"), value=False), place))
     assert (result.exit_code, result.stderr) == (0, ""), shown
     assert result.stdout
 
