@@ -1,7 +1,6 @@
 """Checkpoints come back bit by bit with their network file; anything else than a checkpoint is refused with one line and never runs."""
 
 import math
-import os
 import pickle
 import random
 import re
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from harmful import Harmful
 from runs import Recorder, assert_identical, largest_file, settings, write_images
 from torch import nn
 
@@ -145,16 +145,6 @@ def test_random_bytes(run: RunPaths) -> None:
     for size in (1, 10, 1000, 100_000):
         run.last.write_bytes(generator.randbytes(size))
         assert "damaged, or not a checkpoint" in refusal(run)
-
-
-class Harmful:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.canary),)
 
 
 def test_code_does_not_run(run: RunPaths, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Recorder, assert_same_state, repeatable, settings, write_images
+from runs import Recorder, assert_same_state, repeatable, settings
 
 from prunetrain.channels.slicing import propose_cut
 from prunetrain.config import TrainConfig
@@ -27,11 +27,6 @@ from prunetrain.training.events import Uncut
 from prunetrain.training.run import Outcome, resume_run, start_run
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data") / "images.npz")
 
 
 def test_without_a_target_lambda_stays() -> None:

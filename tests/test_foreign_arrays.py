@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harmful import Harmful
 from safetensors.torch import save_file
 
 from prunetrain.errors import ConfigError, DataError
@@ -152,16 +153,6 @@ def test_no_flipped_bit_changes_an_array(compressed: bool, tmp_path: Path) -> No
             unnoticed += 1
             np.testing.assert_array_equal(array, ARRAY, f"byte {place}")
     assert unnoticed <= (5 if compressed else 0)
-
-
-class Harmful:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.canary),)
 
 
 def test_objects_are_not_unpickled(tmp_path: Path) -> None:

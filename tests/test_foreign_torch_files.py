@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from harmful import Harmful
 from runs import assert_identical
 from torch import nn
 
@@ -218,16 +219,6 @@ def test_whatever_torch_says_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
         monkeypatch.setattr(torch, "load", fail)
         assert refusal(saved(), tmp_path) == f"torch cannot load it: {type(error).__name__}"
-
-
-class Harmful:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.canary),)
 
 
 def test_code_does_not_run(tmp_path: Path) -> None:

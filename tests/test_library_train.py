@@ -5,16 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Recorder, arguments, assert_same_run, invoke, settings, write_images
+from runs import Recorder, arguments, assert_same_run, invoke, settings
 
 import prunetrain
 from prunetrain.errors import ConfigError
 from prunetrain.training.checkpoints import load_checkpoint
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data") / "images.npz")
 
 
 def test_it_is_the_run_of_the_command_line(images: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Recorder, arguments, assert_same_run, invoke, settings, write_images
+from runs import Recorder, arguments, assert_same_run, invoke, settings
 from torch import Tensor
 
 from prunetrain.config import TrainConfig
@@ -26,11 +26,6 @@ from prunetrain.training.run import Outcome, continue_run, resume_run, start_run
 from prunetrain.training.state import TrainState
 
 TOP = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data") / "images.npz")
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,6 @@ TOP = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data") / "images.npz")
-
-
-@pytest.fixture(scope="module")
 def reference(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """LeNet-300-100 trained without a stop: 4 epochs of 10 steps, cut after the second and the fourth."""
     recorder = Recorder()

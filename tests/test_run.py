@@ -49,11 +49,6 @@ class Witness(Recorder):
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data") / "images.npz")
-
-
-@pytest.fixture(scope="module")
 def ran(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Outcome, Witness]:
     """ResNet-20, four epochs of ten steps, cut after the second and the fourth."""
     witness = Witness()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runs import Recorder, arguments, assert_same_run, invoke, settings, write_images
+from runs import Recorder, arguments, assert_same_run, invoke, settings
 
 from prunetrain.paths import RunPaths
 from prunetrain.training import creation, granularity, pairs, reconfiguration, run
@@ -35,11 +35,6 @@ def as_without_nohup() -> Iterator[None]:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data") / "images.npz")
 
 
 @pytest.fixture(scope="module")

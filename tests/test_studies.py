@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from matplotlib.axes import Axes
-from runs import invoke, write_images
+from runs import invoke
 
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, DataError
@@ -27,11 +27,6 @@ from prunetrain.studies.tasks import Done, Task, run_tasks
 from prunetrain.training.stopping import StopRequested
 
 NETWORK = {"model": "lenet-300-100", "dataset": "npz", "epochs": 1, "lr": 0.05, "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data") / "images.npz")
 
 
 def flags(images: Path, **changes: Any) -> list[str]:
