@@ -36,9 +36,14 @@ class Gated:
 
 @dataclass(frozen=True)
 class _Write:
-    """An addition to a stream of `width` channels whose `operand` keeps the positions `kept`; at `idle` it adds `constants`."""
+    """An addition to a stream of `width` channels whose `operand` keeps the positions `kept`; at `idle` it adds `constants`.
+
+    What is added ends in the convolution `conv`, behind which the BatchNorm `norm` may stand; they are names.
+    """
 
     operand: str
+    conv: str
+    norm: str | None
     kept: Tensor
     idle: Tensor
     constants: Tensor
@@ -137,20 +142,19 @@ class _Gates:
             if not isinstance(branch, Value) or not self._for_one(branch):
                 continue
             conv, norm = self._end_of_branch(branch)
-            if conv is None or not self._stream(self._spaces.ids[conv.name, "out"]):
+            if conv is None or not self._stream(self._spaces.ids[conv, "out"]):
                 continue
-            found = self._slices[conv.name]
+            found = self._slices[conv]
             constant = self._constants.values[branch.index].along(1, found.dead.shape[0])
             idle = found.dead_filters & constant.agrees(self._threshold)
-            donor = f"{(norm or conv).name}.bias"
-            if donor not in self._state:
+            if f"{norm or conv}.bias" not in self._state:  # in whose place a constant would stay
                 idle &= constant.zero
             kept = self._rounded(~idle, found.filter_norms)
             if len(kept) < len(idle):
                 gone = torch.ones(len(idle), dtype=torch.bool)
                 gone[kept] = False
                 positions = gone.nonzero().flatten()
-                return _Write(operand, kept, positions, constant.eval_mode[positions], self._shapes.of(value)[1])
+                return _Write(operand, conv, norm, kept, positions, constant.eval_mode[positions], self._shapes.of(value)[1])
         return None
 
     def _added(self, value: Value, step: Step) -> tuple[str, ...]:
@@ -171,18 +175,16 @@ class _Gates:
             return None
         return self._graph.steps[operand.index - 1]
 
-    def _end_of_branch(self, branch: Value) -> tuple[Layer | None, Layer | None]:
-        """The convolution, and the BatchNorm behind it, that a branch ends in."""
+    def _end_of_branch(self, branch: Value) -> tuple[str | None, str | None]:
+        """The names of the convolution, and of the BatchNorm behind it, that a branch ends in."""
         step = self._maker(branch)
         if step is not None and step.target == _SAME_TYPE:
             step = self._maker(step["input"])
         norm = None
         if step is not None and step.layer and self._layers[step.layer].kind == "BatchNorm2d" and self._calls.count(step.layer) == 1:
-            norm = self._layers[step.layer]
+            norm = step.layer
             step = self._maker(step.operands()[0])
-        if step is None or not self._plain(step.layer):
-            return None, None
-        return self._layers[step.layer or ""], norm
+        return (step.layer, norm) if step is not None and self._plain(step.layer) else (None, None)
 
     # How.
 
@@ -226,11 +228,10 @@ class _Gates:
         """The addition to some channels; `step` is the one to all, among the new steps."""
         branch, stream = step[write.operand], step["input" if write.operand != "input" else "other"]
         kept, idle = write.kept, write.idle
-        conv, norm = self._ends_of(branch)
-        self._cut_rows(conv, "out", kept)
-        if norm is not None:
-            self._cut_rows(norm, "features", kept)
-        end = norm or conv
+        self._cut_rows(self._layers[write.conv], "out", kept)
+        if write.norm is not None:
+            self._cut_rows(self._layers[write.norm], "features", kept)
+        end = self._layers[write.norm or write.conv]
         if step.target == "torch.index_add":
             taken = torch.tensor(self._declared.pop(step["index"].name).values)
             kept, idle = taken[kept], taken[idle]
@@ -241,16 +242,6 @@ class _Gates:
             branch = self._steps[branch.index - 1]["input"]
         branch = self._add(Step.make(_SAME_TYPE, input=branch, other=stream))  # under autocast they may differ, which + takes but not this
         return self._add(Step.make("torch.index_add", input=stream, dim=1, index=index, source=branch))
-
-    def _ends_of(self, branch: Value) -> tuple[Layer, Layer | None]:
-        """As `_end_of_branch`, in the steps that are being made."""
-        if self._steps[branch.index - 1].target == _SAME_TYPE:
-            branch = self._steps[branch.index - 1]["input"]
-        last = self._layers[self._steps[branch.index - 1].layer or ""]
-        if last.kind != "BatchNorm2d":
-            return last, None
-        made = self._steps[branch.index - 1].inputs()[0]
-        return self._layers[self._steps[made.index - 1].layer or ""], last
 
     def _rest(self, end: Layer, stream: Value, idle: Tensor, write: _Write) -> Value:
         """Add what dead filters still add: a number a channel, spread over the channels of the stream."""
