@@ -33,6 +33,11 @@ class Abstract:
         return cls(torch.zeros(shape, dtype=torch.bool), zeros, zeros)
 
     @classmethod
+    def nothing(cls, rank: int) -> "Abstract":
+        """Nothing known of any element, as grids of size 1 in each of so many dimensions."""
+        return cls.unknown(*(1,) * rank)
+
+    @classmethod
     def number(cls, number: Tensor) -> "Abstract":
         """The same constants in both modes."""
         return cls(torch.ones(number.shape, dtype=torch.bool), number, number)
@@ -94,7 +99,7 @@ class Functions:
         if FAMILY_OF[step.target] is Family.BINARY:
             return self._binary(step, shape, self._along(value))
         rule = _RULES.get(step.target) or _FAMILY_RULES.get(FAMILY_OF[step.target])
-        return rule(self, step, shape) if rule else Abstract.unknown(*(1,) * len(shape))
+        return rule(self, step, shape) if rule else Abstract.nothing(len(shape))
 
     def _source(self, step: Step) -> Abstract:
         return self._value_of(step["input"])
@@ -115,7 +120,7 @@ class Functions:
 
     def _beside_images(self, source: Abstract) -> Abstract:
         """The source, if it is the same all over each image."""
-        return Abstract.unknown(*(1,) * source.known.dim()) if {2, 3} & set(varying(source.broadcast().known)) else source
+        return Abstract.nothing(source.known.dim()) if {2, 3} & set(varying(source.broadcast().known)) else source
 
     def _pool(self, step: Step, shape: Shape) -> Abstract:
         source = self._beside_images(self._source(step))
@@ -128,11 +133,11 @@ class Functions:
         rank = source.known.dim()
         dims = dims_of(tuple(range(rank)) if step["dim"] is None else step["dim"], rank)
         if step.target not in ("torch.mean", "torch.sum", "torch.amax", "torch.amin") or set(dims) & set(varying(source.known)):
-            return Abstract.unknown(*(1,) * len(shape))
+            return Abstract.nothing(len(shape))
         count = 1
         for dim in dims if step.target == "torch.sum" else ():
             if self._shapes.grows(step["input"], dim):
-                return Abstract.unknown(*(1,) * len(shape))
+                return Abstract.nothing(len(shape))
             count *= self._shapes.of(step["input"])[dim]
         source = source.map(lambda grid: reduced(grid, step))
         return Abstract(source.known, source.eval_mode * count, source.train_mode * count)
@@ -148,20 +153,20 @@ class Functions:
 
     def _pixel_shuffle(self, step: Step, shape: Shape) -> Abstract:
         source = self._beside_images(self._source(step))
-        return self._move(step, shape) if source is self._source(step) else Abstract.unknown(1, 1, 1, 1)
+        return self._move(step, shape) if source is self._source(step) else Abstract.nothing(4)
 
     def _pad(self, step: Step, shape: Shape) -> Abstract:
         """Channels that are constants stay so if what is put around them is the same; channels that are put beside them are constants."""
         source = self._source(step).broadcast()
         if step["mode"] != "constant":
-            return source if not set(pads(step, len(shape))) & set(varying(source.known)) else Abstract.unknown(*(1,) * len(shape))
+            return source if not set(pads(step, len(shape))) & set(varying(source.known)) else Abstract.nothing(len(shape))
         filling = float(step["value"] or 0)
         for dim, (before, after) in pads(step, len(shape)).items():
             if source.known.shape[dim] == 1:
                 source = source.only((source.eval_mode == filling) & (source.train_mode == filling))
                 continue
             if before < 0 or after < 0:
-                return Abstract.unknown(*(1,) * len(shape))
+                return Abstract.nothing(len(shape))
             sizes = list(source.known.shape)
             around = []
             for count in (before, after):
@@ -182,7 +187,7 @@ class Functions:
             if isinstance(operand, Value | Attribute):
                 sizes = (1,) * (rank - len(self._shapes.of(operand))) + self._shapes.of(operand)
                 if isinstance(operand, Value) and any(sizes[dim] < shape[dim] for dim in along):
-                    found.append(Abstract.unknown(*(1,) * rank))
+                    found.append(Abstract.nothing(rank))
                 else:
                     found.append(self._value_of(operand).map(lambda grid: aligned(grid, rank)))
             else:

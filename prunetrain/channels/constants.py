@@ -10,7 +10,7 @@ Train mode is the network's; BatchNorms may stay in eval mode in it (`always_eva
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
@@ -141,7 +141,7 @@ class _Interpreter:
         self._derived: dict[str, Tensor] = {}
 
     def run(self) -> Constants:
-        self._values.append(Abstract.unknown(*(1,) * (len(self._graph.input_shape) + 1)))
+        self._values.append(Abstract.nothing(len(self._graph.input_shape) + 1))
         for value, step in self._graph.results():
             self._values.append(self._step(value, step, self._shapes.of(value)))
         return Constants(tuple(self._values), self._consumers, self._averaged, self._derived)
@@ -151,9 +151,11 @@ class _Interpreter:
             return self._functions.result(value, step, shape)
         layer = self._layers[step.layer]
         operand = step.operands()[0]
+        if layer.kind == "PReLU" and layer["num_parameters"] == 1:
+            return self._single_prelu(operand)
         rule = _LAYER_RULES.get(layer.kind)
-        if rule is None or (layer.kind == "PReLU" and layer["num_parameters"] == 1):
-            return self._single_prelu(operand) if layer.kind == "PReLU" else Abstract.unknown(*(1,) * len(shape))
+        if rule is None:
+            return Abstract.nothing(len(shape))
         dim = len(shape) - 1 if layer.kind in ("Linear", "LayerNorm", "RMSNorm") else 1
         source = self._value_of(operand).along(dim, self._shapes.of(operand)[dim])
         return rule(self, layer, source, value).placed(dim, len(shape))
@@ -162,7 +164,7 @@ class _Interpreter:
         if isinstance(operand, Value):
             return self._values[operand.index]
         if operand.name in self._shared or operand.name not in self._state:  # learns from all channels, constants too; or is an index
-            return Abstract.unknown(*(1,) * len(self._shapes.of(operand)))
+            return Abstract.nothing(len(self._shapes.of(operand)))
         return Abstract.number(compress(self._tensor(operand.name)))
 
     def _along(self, value: Value) -> list[int]:
@@ -178,6 +180,7 @@ class _Interpreter:
     # Layers with weights for each pair of channels. A rule takes what is known of the inputs, (in,), and gives what is of the outputs.
 
     def _weighted(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
+        """An output is a constant if each of its weights is dead or meets a constant: its bias and the sum of these."""
         if layer.conv_groups > 1:
             return self._grouped(layer, source)
         spread = source.zero if _pads_with_zeros(layer) else source.known  # inputs that add one number everywhere
@@ -185,11 +188,11 @@ class _Interpreter:
         columns = (spread & ~source.zero).nonzero().flatten()
         weight = self._state[f"{layer.name}.weight"].detach()
         weight = weight.transpose(0, 1) if layer.kind == "ConvTranspose2d" else weight
-        dead = self._slices[layer.name].dead
+        dead = self._slices[layer.name].dead  # (out, in)
         known = (dead | spread).all(1) if bool(spread.any()) else self._slices[layer.name].dead_filters
         self._record(value, layer, constant, columns)
         rows = known.nonzero().flatten()
-        alive = (~dead[rows]).nonzero()
+        alive = (~dead[rows]).nonzero()  # of the known outputs only: (out, in) may be large
         self._derive(layer, torch.stack([rows[alive[:, 0]], alive[:, 1]], 1))
         numbers = torch.stack([constant.eval_mode[columns], constant.train_mode[columns]], 1)
         return Abstract(known, *(self._bias(layer, len(known))[:, None] + sums_of(weight, columns, numbers)).T)
@@ -200,14 +203,14 @@ class _Interpreter:
             return Abstract.unknown(layer["out_channels"])
         groups = layer.conv_groups
         weight = self._state[f"{layer.name}.weight"].detach()  # (out, in of a group, window)
-        dead = torch.cat([block.abs().flatten(2).amax(2) for _, block in blocks(weight)]).cpu() < self._threshold
-        inputs = (
-            torch.arange(layer["in_channels"]).view(groups, -1).repeat_interleave(layer["out_channels"] // groups, 0)
-        )  # (out, in of a group)
+        dead = torch.cat([block.abs().flatten(2).amax(2) for _, block in blocks(weight)]).cpu() < self._threshold  # (out, in of a group)
+        of_groups = torch.arange(layer["in_channels"]).view(groups, -1)
+        inputs = of_groups.repeat_interleave(layer["out_channels"] // groups, 0)  # (out, in of a group): which input each weight is for
         zero, spread = source.zero, source.zero if _pads_with_zeros(layer) else source.known
         known = (dead | spread[inputs]).all(1)
         if not layer.passes_groups:
-            self._need(layer, (dead | zero[inputs]).all(0))
+            none = torch.empty(0, dtype=torch.int64)
+            self._need(Consumer(layer.name, (dead | zero[inputs]).all(0), none, none.double(), Receiver.NONE, ""))
             positions = torch.arange(inputs.shape[1]).expand_as(inputs)
         else:
             positions = inputs
@@ -220,17 +223,18 @@ class _Interpreter:
         )
         return Abstract(known, in_eval, in_train)
 
-    def _need(self, layer: Layer, expendable: Tensor) -> None:
-        """Note a consumer that absorbs nothing."""
-        if layer.name in self._consumers:  # called before: it needs what either call needs
-            expendable = expendable & self._consumers[layer.name].expendable
-        none = torch.empty(0, dtype=torch.int64)
-        self._consumers[layer.name] = Consumer(layer.name, expendable, none, none.double(), Receiver.NONE, "")
+    def _need(self, consumer: Consumer) -> None:
+        """Note a consumer. One that was called before needs what either call needs."""
+        before = self._consumers.get(consumer.layer)
+        expendable = consumer.expendable & before.expendable if before else consumer.expendable
+        self._consumers[consumer.layer] = replace(consumer, expendable=expendable)
 
     def _derive(self, layer: Layer, derived: Tensor) -> None:
+        """Note (n, 2) outputs of a call that are constants, and live inputs of theirs (`Constants.derived`)."""
         self._derived[layer.name] = torch.cat([self._derived.get(layer.name, derived[:0]), derived])
 
     def _record(self, value: Value, layer: Layer, constant: Abstract, columns: Tensor) -> None:
+        """Note what a layer can do without: inputs under dead weights, and constants that its receiver absorbs in both modes."""
         receiver, receives = self._receiver(value, layer)
         match receiver:
             case Receiver.NONE:
@@ -241,11 +245,10 @@ class _Interpreter:
                 absorbed = constant.zero | constant.agrees(self._threshold)
         constants = torch.where(absorbed[columns], constant.eval_mode[columns], 0.0)
         expendable = self._slices[layer.name].dead_inputs | absorbed
-        if layer.name in self._consumers:  # called before: it needs what either call needs
-            expendable = expendable & self._consumers[layer.name].expendable
-        self._consumers[layer.name] = Consumer(layer.name, expendable, columns, constants, receiver, receives)
+        self._need(Consumer(layer.name, expendable, columns, constants, receiver, receives))
 
     def _receiver(self, value: Value, layer: Layer) -> tuple[Receiver, str]:
+        """What absorbs a shift of a layer's outputs, and the tensor: of a BatchNorm that alone reads them, else the layer's own bias."""
         if self._calls.count(layer.name) > 1:
             return Receiver.NONE, ""
         uses = self._uses[value]
