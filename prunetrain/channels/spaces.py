@@ -82,17 +82,20 @@ def find_spaces(graph: LayerGraph) -> ChannelSpaces:
         ShapeError: if the shapes of the graph do not fit together.
     """
     atoms = Walk(graph).run()
-    numbers, ids_of = np.unique(components(atoms.count, atoms.united), return_inverse=True)
+    united = components(atoms.count, atoms.united)
+    numbers, ids_of = np.unique(united, return_inverse=True)  # ids_of[atom] is the channel that it became part of
     frozen = [(ids_of[found], why) for found, why in atoms.frozen]
-    values, cache = [], {}
+    known: dict[int, Ids] = {}  # a grid that is passed on is one object, of which nothing is computed twice
     for grid, target in atoms.values:
-        key = id(grid)
-        if key not in cache:
-            cache[key] = ids, crossed = _one_dimension(ids_of[grid.numpy()])
-            if crossed:
-                frozen.append((np.unique(ids), f"{target} lays its channels out over several dimensions"))
-        values.append(cache[key][0])
-    axes, dims, roles = {axis: ids_of[found] for axis, found in atoms.axes.items()}, {}, dict(atoms.roles)
+        if id(grid) in known:
+            continue
+        known[id(grid)], crossed = _one_dimension(ids_of[grid.numpy()])
+        if crossed:
+            frozen.append((np.unique(known[id(grid)]), f"{target} lays its channels out over several dimensions"))
+    values = tuple(known[id(grid)] for grid, _ in atoms.values)
+    axes = {axis: ids_of[found] for axis, found in atoms.axes.items()}
+    roles = dict(atoms.roles)
+    dims: dict[str, int] = {}
     for name, grid in atoms.declared.items():
         ids, crossed = _one_dimension(ids_of[grid.numpy()])
         if crossed:
@@ -100,9 +103,9 @@ def find_spaces(graph: LayerGraph) -> ChannelSpaces:
         elif ids.size > 1:
             dims[name] = int(np.argmax(ids.shape))
             axes[name, "features"], roles[name, "features"] = ids.ravel(), Role.CARRIER
-    ties = [np.stack([np.full(len(ids), ids[0]), ids], 1) for ids in (ids_of[found] for found in atoms.together)]
+    ties = [np.stack([np.full(len(ids), ids[0]), ids], 1) for ids in (ids_of[found] for found in atoms.together)]  # each to the first
     _, space_of = np.unique(components(len(numbers), ties), return_inverse=True)
-    return ChannelSpaces(len(numbers), axes, roles, dims, tuple(values), _spaces(axes, roles, space_of, frozen), space_of)
+    return ChannelSpaces(len(numbers), axes, roles, dims, values, _spaces(axes, roles, space_of, frozen), space_of)
 
 
 def _one_dimension(ids: Ids) -> tuple[Ids, bool]:
@@ -118,6 +121,7 @@ def _one_dimension(ids: Ids) -> tuple[Ids, bool]:
 def _spaces(
     axes: Mapping[Axis, Ids], roles: Mapping[Axis, Role], space_of: Ids, frozen: Sequence[tuple[Ids, str]]
 ) -> tuple[ChannelSpace, ...]:
+    """The spaces by their numbers; of several reasons to be frozen the first counts, and a name that is there already gets a number."""
     count = int(space_of.max()) + 1
     members: list[dict[Role, list[str]]] = [{role: [] for role in Role} for _ in range(count)]
     for (name, axis), ids in axes.items():
