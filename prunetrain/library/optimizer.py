@@ -4,7 +4,7 @@ The optimizer stays the same object: its groups get the new parameters, its stat
 kind, a GradScaler, hooks, goes on as if nothing had happened.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -60,6 +60,9 @@ def check_optimizer(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]
 def swap(optimizer: Optimizer, network: Network, smaller: Network, sources: Mapping[str, Source]) -> Swap:
     """What an optimizer goes on with after a cut. Parameters of other modules stay as they are.
 
+    A cut goes by names, and torch packs state by numbers. So every parameter of the optimizer gets a name, state is cut as that of a run
+    is, and what comes back is unpacked by names again.
+
     Args:
         optimizer: over some or all parameters of the network, in any groups.
         network: the network before the cut.
@@ -69,13 +72,10 @@ def swap(optimizer: Optimizer, network: Network, smaller: Network, sources: Mapp
     Raises:
         ConfigError: if the optimizer keeps something for a parameter that cannot be cut.
     """
-    new = dict(smaller.module.named_parameters())
-    name_of = {parameter: f"unused {i}" for i, parameter in enumerate(network.module.parameters())}
-    name_of |= {parameter: name for name, parameter in network.parameters().items()}
     members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    foreign = {f"foreign {i}": parameter for i, parameter in enumerate(members) if parameter not in name_of}
-    name_of |= {parameter: name for name, parameter in foreign.items()}
-    sources = {**{name: Source(name) for name in foreign}, **sources}
+    name_of, foreign = _named(members, network)
+    new = dict(smaller.module.named_parameters())
+    sources = {name: Source(name) for name in foreign} | dict(sources)
     names = [
         name
         for group in optimizer.param_groups
@@ -84,17 +84,38 @@ def swap(optimizer: Optimizer, network: Network, smaller: Network, sources: Mapp
     tensors = [foreign[name] if name in foreign else new[name] for name in names]
     shapes = {name: parameter.shape for parameter, name in name_of.items()}
     packed = slice_optimizer_state(optimizer.state_dict(), [name_of[parameter] for parameter in members], names, sources, shapes)
-    own_name = {p: name for group in optimizer.param_groups for p, name in zip(group["params"], group.get("param_names", ()), strict=False)}
     groups: list[dict[str, Any]] = []
+    given = _given_names(optimizer)
     for group in packed["param_groups"]:
         groups.append({"params": [tensors[index] for index in group["params"]]})
         if "param_names" in group:
-            groups[-1]["param_names"] = [own_name[foreign[name]] if name in foreign else name for name in group["param_names"]]
+            groups[-1]["param_names"] = [given[foreign[name]] if name in foreign else name for name in group["param_names"]]
     state: dict[Tensor, dict[str, Any]] = {}
     for index, entries in packed["state"].items():
-        cut = _Parameter(type(optimizer).__name__, sources[names[index]], shapes[sources[names[index]].name], tensors[index])
+        source = sources[names[index]]
+        cut = _Parameter(type(optimizer).__name__, source, shapes[source.name], tensors[index])
         state[tensors[index]] = {key: cut.entry(key, entry) for key, entry in entries.items()}
     return Swap(groups, state)
+
+
+def _named(members: Iterable[nn.Parameter], network: Network) -> tuple[dict[nn.Parameter, str], dict[str, nn.Parameter]]:
+    """A name for each parameter of an optimizer and of a network; and by these, those of the optimizer that the network does not have.
+
+    The network's own have those of its graph. The others' have a blank in them, which no name in a graph has.
+    """
+    name_of = {parameter: f"unused {number}" for number, parameter in enumerate(network.module.parameters())}  # which no output depends on
+    name_of |= {parameter: name for name, parameter in network.parameters().items()}
+    foreign = {f"foreign {number}": parameter for number, parameter in enumerate(members) if parameter not in name_of}
+    return name_of | {parameter: name for name, parameter in foreign.items()}, foreign
+
+
+def _given_names(optimizer: Optimizer) -> dict[nn.Parameter, str]:
+    """What each parameter is called where an optimizer was given named ones; groups that were not have no names."""
+    return {
+        parameter: name
+        for group in optimizer.param_groups
+        for parameter, name in zip(group["params"], group.get("param_names", ()), strict=False)
+    }
 
 
 def _names_in_group(

@@ -31,6 +31,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from torch.amp import GradScaler
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
-from prunetrain.channels.slicing import propose_cut
+from prunetrain.channels.slicing import Cut, propose_cut
 from prunetrain.config import TrainConfig
 from prunetrain.errors import CheckpointError, ConfigError, NetworkFileError
 from prunetrain.files import write_atomically, write_text
@@ -249,18 +250,9 @@ class PruneTrain:
                 "optimizer.step() as there are before reconfigure()",
                 stacklevel=2,
             )
-        network, settings, ranks = self._network, self._settings, self._wrapping.ranks
-        ranks.share_(network.state().values())
-        proposal = propose_cut(
-            network.graph,
-            network.state(),
-            threshold=settings.threshold,
-            criterion=settings.criterion,
-            always_eval=network.always_eval(),
-        )
-        proposal = keeping(proposal, keep or {})
-        cut = proposal.apply(proposal.plan(settings.round_to))
-        change = Change.of(costs(network.graph), cut, settings.round_to, {})
+        network, ranks = self._network, self._wrapping.ranks
+        cut = self._cut(keep or {})
+        change = Change.of(costs(network.graph), cut, self._settings.round_to, {})
         source = render(cut.graph, dense=self._dense, epoch=_epoch_of(file))
         filename = str(file or "<prunetrain>")
         if cut.graph == network.graph:
@@ -271,22 +263,40 @@ class PruneTrain:
             return Reconfigured(self._model, self._optimizer, self._ema, _timed(change, start), file)
         smaller = network.cut(cut, source, filename)
         swapped = swap(self._optimizer, network, smaller, cut.sources)
-        ema, put, average = self._ema, None, None
-        if ema is not None:
-            copy, put = copy_inside(ema, network)
-            average = cut_average(copy, network, cut, source, filename)
+        put_average = self._cut_average(cut, source, filename)
         if file is not None:
             ranks.on_first(lambda: _write(file, source, smaller.module))
         model = self._wrapping(smaller.module)
         # From here on nothing can fail.
         swapped.apply_(self._optimizer)
-        if put is not None and average is not None:
-            self._ema = put(average)
+        if put_average is not None:
+            self._ema = put_average()
         self._model, self._network = model, smaller
         self._old = [weakref.ref(parameter) for parameter in network.module.parameters() if not _has_gradient(parameter)]
-        self._penalty = Penalty(smaller, self._optimizer, settings.lasso_groups)
+        self._penalty = Penalty(smaller, self._optimizer, self._settings.lasso_groups)
         self._due, self._fade = False, None
         return Reconfigured(model, self._optimizer, self._ema, _timed(change, start), file)
+
+    def _cut(self, keep: Mapping[str, Collection[int]]) -> Cut:
+        """The network without what is dead, or was not chosen to be kept; of several ranks all take the first one's weights before."""
+        network, settings = self._network, self._settings
+        self._wrapping.ranks.share_(network.state().values())
+        proposal = propose_cut(
+            network.graph,
+            network.state(),
+            threshold=settings.threshold,
+            criterion=settings.criterion,
+            always_eval=network.always_eval(),
+        )
+        proposal = keeping(proposal, keep)
+        return proposal.apply(proposal.plan(settings.round_to))
+
+    def _cut_average(self, cut: Cut, source: str, filename: str) -> Callable[[], nn.Module] | None:
+        """Cut the ema, if there is one, and say what puts the smaller one in its place; nothing has changed until that is called."""
+        if self._ema is None:
+            return None
+        copy, put = copy_inside(self._ema, self._network)
+        return partial(put, cut_average(copy, self._network, cut, source, filename))
 
     def state_dict(self) -> dict[str, Any]:
         """Lambda, settings, what fades and the network as plain values, for a checkpoint. Weights and optimizer state have state dicts.
