@@ -75,18 +75,8 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
         values["penalty_ratio"] = base.penalty_ratio or TrainConfig.penalty_ratio  # of a run that was trained without it
     else:
         values["dynamic_batch"] = False
-    if given.get("retrain", "finetune") == "finetune":
-        epochs = EPOCHS if epochs is None else epochs
-        tuned = base.schedule == "constant" and base.prune_at > 0  # by this already, or by such a schedule of its own
-        values |= {"schedule": "constant", "warmup_epochs": 0, "lr": base.lr if tuned else base.lr * FINE_TUNING}
-    else:
-        rest = base.schedule_epochs - given.get("rewind_epoch", 0)
-        if epochs not in (None, rest) or rest < 1:
-            raise ConfigError(
-                f"{given['retrain']} trains the run's schedule of {base.schedule_epochs} epochs again from its rewind-epoch on: "
-                + ("leave out --epochs" if rest > 0 else f"give a rewind-epoch under {base.schedule_epochs}")
-            )
-        epochs = rest
+    epochs, schedule = _retraining(base, given, epochs)
+    values |= schedule
     if method == GROUP_LASSO:
         if given.get("retrain", "finetune") != "finetune":
             raise ConfigError("group-lasso goes on training, and takes nothing back: leave out --retrain")
@@ -98,6 +88,30 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
         raise ConfigError("admm acts before it prunes: give --during, the epochs that it is to have")
     rounds = max(1, given.get("rounds", 1))
     return build_config(values, {"prune_at": done + during, "epochs": done + during + rounds * epochs}, given)
+
+
+def _retraining(base: TrainConfig, given: Mapping[str, Any], epochs: int | None) -> tuple[int, dict[str, Any]]:
+    """How many epochs follow each pruning, and by which schedule: a small constant rate, or the run's own from where it is taken back to.
+
+    Args:
+        base: the settings of the run that is pruned.
+        given: those that differ.
+        epochs: how many were asked for.
+
+    Raises:
+        ConfigError: if a schedule that is taken back has another number of epochs left.
+    """
+    if given.get("retrain", "finetune") == "finetune":
+        tuned = base.schedule == "constant" and base.prune_at > 0  # by this already, or by such a schedule of its own
+        schedule = {"schedule": "constant", "warmup_epochs": 0, "lr": base.lr if tuned else base.lr * FINE_TUNING}
+        return EPOCHS if epochs is None else epochs, schedule
+    rest = base.schedule_epochs - given.get("rewind_epoch", 0)
+    if epochs not in (None, rest) or rest < 1:
+        raise ConfigError(
+            f"{given['retrain']} trains the run's schedule of {base.schedule_epochs} epochs again from its rewind-epoch on: "
+            + ("leave out --epochs" if rest > 0 else f"give a rewind-epoch under {base.schedule_epochs}")
+        )
+    return rest, {}
 
 
 def read_source_run(path: Path, config: TrainConfig) -> Source:
