@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from prunetrain.errors import OutputError
+from prunetrain.errors import ConfigError, OutputError
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
@@ -49,6 +49,17 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """`write_atomically` for bytes."""
     write_atomically(path, lambda file: file.write(content))
+
+
+def check_free(*paths: Path, force: bool) -> None:
+    """Check that nothing is written over, unless that was asked for.
+
+    Raises:
+        ConfigError: for the first file that is there, without `force`.
+    """
+    for path in paths:
+        if path.exists() and not force:
+            raise ConfigError(f"{path} is there already: choose another name, or --force")
 
 
 def append_line(path: Path, line: str) -> None:

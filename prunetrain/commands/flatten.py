@@ -7,6 +7,7 @@ import click
 from prunetrain.commands.options import config_option
 from prunetrain.config import parse_arguments
 from prunetrain.errors import ConfigError
+from prunetrain.files import check_free, write_atomically, write_text
 
 
 @click.command("flatten")
@@ -39,13 +40,10 @@ def command(
     if output.suffix != ".py":
         raise ConfigError(f"{output}: a network file ends in .py")
     saved = output.with_suffix(".pt")
-    for path in (output, saved):
-        if path.exists() and not force:
-            raise ConfigError(f"{path} is there already: choose another name, or --force")
+    check_free(output, saved, force=force)
 
     import torch
 
-    from prunetrain.files import write_atomically, write_text
     from prunetrain.graph.costs import costs
     from prunetrain.graph.render import render
     from prunetrain.models import build_with_weights

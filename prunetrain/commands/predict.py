@@ -11,7 +11,7 @@ import click
 
 from prunetrain.commands.options import checkpoint_argument, config_option, given
 from prunetrain.errors import ConfigError
-from prunetrain.files import write_bytes
+from prunetrain.files import check_free, write_bytes
 from prunetrain.foreign.refusal import printable
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def _check_output(path: Path, as_json: bool, force: bool) -> None:
         raise ConfigError("-o writes CSV, and --json prints: give one of them")
     if path.suffix != ".csv":
         raise ConfigError(f"{path}: a file of predictions ends in .csv")
-    if path.exists() and not force:
-        raise ConfigError(f"{path} is there already: choose another name, or --force")
+    check_free(path, force=force)
 
 
 def _columns(guesses: int) -> list[str]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prunetrain.channels.folding import batch_norms, fold_batch_norm, for_inference
 from prunetrain.errors import CheckpointError, ConfigError, OutputError, unknown_name
+from prunetrain.files import check_free
 from prunetrain.graph.costs import Costs, costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.render import render
@@ -74,9 +75,7 @@ def export_network(
     for module in FORMATS[form].imports:
         require(module, f"--format {form}", INSTALL)
     files = (output, output.with_suffix(".py")) if not FORMATS[form].compiled else (output,)
-    for file in files:
-        if file.exists() and not force:
-            raise ConfigError(f"{file} is there already: choose another name, or --force")
+    check_free(*files, force=force)
     trained = read_trained(path)
     for file in files:
         if file.resolve() in (trained.network.resolve(), trained.weights.resolve()):
