@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,6 +92,14 @@ class Conditions:
         """Return when the device has done everything that it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def seconds(self, action: Callable[[], object]) -> float:
+        """What the device takes for an action, by `clock`; what it was given before is done by then."""
+        self.wait()
+        start = self.clock()
+        action()
+        self.wait()
+        return self.clock() - start
 
 
 def _to_channels_last_(model: nn.Module) -> None:

@@ -59,11 +59,4 @@ def as_precise_as_convolutions(device: torch.device) -> Iterator[None]:
 
 def _fastest(action: Callable[[], object], conditions: Conditions) -> float:
     """Seconds of the fastest of some tries, after one that does not count."""
-    seconds = []
-    for _ in range(_TRIES + 1):
-        conditions.wait()
-        start = conditions.clock()
-        action()
-        conditions.wait()
-        seconds.append(conditions.clock() - start)
-    return min(seconds[1:])
+    return min([conditions.seconds(action) for _ in range(_TRIES + 1)][1:])

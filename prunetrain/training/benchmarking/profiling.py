@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import CodeType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,70 +102,65 @@ class _Walk:
             yield profile
 
     def _time(self, number: int, step: Step, values: dict[Value, Tensor]) -> tuple[StepProfile, Tensor]:
-        """A step's profile, and its result."""
+        """A step's profile, and its result (N, ...)."""
         inputs = {value: values[value].detach() for value in step.inputs()}
         for value, tensor in inputs.items():  # nobody needs the gradient of the images
             tensor.requires_grad_(value != Value(0) and tensor.is_floating_point())
         tensors = [*inputs.values(), *self._weights(step)]
         learning = [tensor for tensor in tensors if tensor.requires_grad]
         scope = {"torch": torch, "F": functional, "self": self._model, **{_name(value): tensor for value, tensor in inputs.items()}}
-        code, output = self._codes[number], torch.empty(0)
-
-        def forward() -> None:
-            nonlocal output
-            output = eval(code, scope)
-
-        def forward_again() -> None:
-            with self._conditions.autocast():
-                eval(code, scope)
-
-        saved: list[Tensor] = []
-
-        def keep(tensor: Tensor) -> Tensor:
-            saved.append(tensor)
-            return tensor
-
-        with self._conditions.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
-            seconds = self._seconds(forward)
-        if self._conditions.asynchronous:
-            seconds = _seconds_in_a_row(forward_again)
-        result, gradient = output.detach(), torch.ones_like(output)
-        gradients: list[Tensor] = []
-
-        def backward_again() -> tuple[Tensor | None, ...]:
-            again = self._conditions.asynchronous
-            return torch.autograd.grad(output, learning, gradient, allow_unused=True, retain_graph=again)
-
-        def backward() -> None:
-            found = backward_again()
-            gradients.extend(tensor for tensor in found if tensor is not None and not _shares(tensor, [gradient]))
-
-        back = self._seconds(backward) if output.requires_grad else 0.0
-        if output.requires_grad and self._conditions.asynchronous:
-            back = _seconds_in_a_row(backward_again)
+        forward, output, saved = self._forward(self._codes[number], scope)
+        backward, gradients = self._backward(output, learning) if output.requires_grad else (0.0, [])
+        result = output.detach()
+        learned = TRAIN_TO_FORWARD - (Value(0) in inputs)  # without the gradient of the images
         moved = 0 if _shares(result, inputs.values()) else _size([*tensors, result])
         moved += _size([result, *saved, *gradients]) if gradients else 0
         profile = StepProfile(
             self._names[number],
             self._kinds[step.layer] if step.layer else step.target,
             tuple(result.shape[1:]),
-            (TRAIN_TO_FORWARD - (Value(0) in inputs)) * self._macs[number] * self._conditions.batch_size,
+            learned * self._macs[number] * self._conditions.batch_size,
             moved,
-            (seconds,),
-            (back,),
+            (forward,),
+            (backward,),
         )
         return profile, result
+
+    def _forward(self, code: CodeType, scope: dict[str, Any]) -> tuple[float, Tensor, list[Tensor]]:
+        """Seconds of a step, its output, and what autograd keeps of it for the way back."""
+        saved: list[Tensor] = []
+        made: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            saved.append(tensor)
+            return tensor
+
+        def again() -> None:
+            with self._conditions.autocast():
+                eval(code, scope)
+
+        with self._conditions.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+            seconds = self._conditions.seconds(lambda: made.append(eval(code, scope)))
+        return _seconds_in_a_row(again) if self._conditions.asynchronous else seconds, made[0], saved
+
+    def _backward(self, output: Tensor, learning: list[Tensor]) -> tuple[float, list[Tensor]]:
+        """Seconds of a step's way back, and the gradients that it makes; one that is passed on as it comes is not made."""
+        several = self._conditions.asynchronous
+        gradient = torch.ones_like(output)
+        made: list[Tensor] = []
+
+        def again() -> tuple[Tensor | None, ...]:
+            return torch.autograd.grad(output, learning, gradient, allow_unused=True, retain_graph=several)
+
+        def once() -> None:
+            made.extend(tensor for tensor in again() if tensor is not None and not _shares(tensor, [gradient]))
+
+        seconds = self._conditions.seconds(once)
+        return _seconds_in_a_row(again) if several else seconds, made
 
     def _weights(self, step: Step) -> list[Tensor]:
         layer = self._model.get_submodule(step.layer).parameters() if step.layer else ()
         return [*layer, *(self._declared[name] for name in step.attributes() if name in self._declared)]
-
-    def _seconds(self, action: Callable[[], object]) -> float:
-        self._conditions.wait()
-        start = self._conditions.clock()
-        action()
-        self._conditions.wait()
-        return self._conditions.clock() - start
 
 
 def _seconds_in_a_row(action: Callable[[], object]) -> float:
