@@ -4,6 +4,7 @@
 torch.reshape with all its sizes.
 """
 
+from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeAlias
 
@@ -15,6 +16,20 @@ from prunetrain.graph.tracing.records import Call
 Pair: TypeAlias = tuple[int, int]  # one size at both batch sizes
 Tensor: TypeAlias = Value | Attribute
 _ONE: Pair = (1, 1)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Dimensions of a shape that become others of as many elements: `old` sizes from dimension `start` on, and `new` ones."""
+
+    start: int
+    old: list[Pair]
+    new: list[Pair]
+
+    def followed_by(self, after: "_Segment") -> bool:
+        """Whether another stands right behind this one, and both drop dimensions of size one, or both make some."""
+        drop, make = not self.new and not after.new, not self.old and not after.old
+        return (drop or make) and self.start + len(self.old) == after.start
 
 
 def _columns(build: Builder, leaf: object) -> list[Pair]:
@@ -43,10 +58,10 @@ def to_shape(build: Builder, tensor: Tensor, wanted: list[Pair], name: str = "re
             if [*had[:start], _times(had[start : start + width + 1]), *had[start + width + 1 :]] == wanted:
                 return _flatten(build, tensor, start, start + width)
     segments = _segments(had, wanted)
-    if segments is None or sum(len(old) > 1 and len(new) > 1 for _, old, new in segments):
+    if segments is None or any(len(segment.old) > 1 and len(segment.new) > 1 for segment in segments):
         return build.add("torch.reshape", input=tensor, shape=_sizes(build, wanted))
-    for start, old, new in reversed(segments):
-        tensor = _segment(build, tensor, start, old, new)
+    for segment in reversed(segments):  # from behind, so that dimensions in front keep their numbers
+        tensor = _reshaped(build, tensor, segment)
     return tensor
 
 
@@ -54,7 +69,9 @@ def _flatten(build: Builder, tensor: Tensor, start: int, end: int) -> Tensor:
     return build.add("torch.flatten", input=tensor, start_dim=start, end_dim=-1 if end == build.rank(tensor) - 1 else end)
 
 
-def _segment(build: Builder, tensor: Tensor, start: int, old: list[Pair], new: list[Pair]) -> Tensor:
+def _reshaped(build: Builder, tensor: Tensor, segment: _Segment) -> Tensor:
+    """A tensor after one segment of its shape has changed."""
+    start, old, new = segment.start, segment.old, segment.new
     if not new:
         dims = tuple(range(start, start + len(old)))
         return build.add("torch.squeeze", input=tensor, dim=dims)
@@ -67,10 +84,13 @@ def _segment(build: Builder, tensor: Tensor, start: int, old: list[Pair], new: l
     return build.add("torch.unflatten", input=tensor, dim=start, sizes=_sizes(build, new))
 
 
-def _segments(had: list[Pair], wanted: list[Pair]) -> list[tuple[int, list[Pair], list[Pair]]] | None:
-    """Where two shapes differ: (first dimension, old sizes, new sizes), with the same number of elements each."""
-    found: list[tuple[int, list[Pair], list[Pair]]] = []
-    i = j = 0
+def _segments(had: list[Pair], wanted: list[Pair]) -> list[_Segment] | None:
+    """Where two shapes differ, from the front; None where they have another number of elements.
+
+    From (N, 64, 1, 1) to (N, 8, 8): 64 at dimension 1 becomes 8, 8, and the two ones from dimension 2 on become nothing.
+    """
+    found: list[_Segment] = []
+    i = j = 0  # the dimensions of `had` and of `wanted` that come next
     while i < len(had) or j < len(wanted):
         if i < len(had) and j < len(wanted) and had[i] == wanted[j]:
             i, j = i + 1, j + 1
@@ -89,16 +109,11 @@ def _segments(had: list[Pair], wanted: list[Pair]) -> list[tuple[int, list[Pair]
                 new, j = [*new, wanted[j]], j + 1
             else:
                 return None
-        if (
-            found
-            and found[-1][0] + len(found[-1][1]) == start
-            and (not old) == (not found[-1][1])
-            and (not new) == (not found[-1][2])
-            and (not old or not new)
-        ):
-            found[-1] = (found[-1][0], found[-1][1] + old, found[-1][2] + new)
+        segment = _Segment(start, old, new)
+        if found and found[-1].followed_by(segment):
+            found[-1] = _Segment(found[-1].start, found[-1].old + old, found[-1].new + new)
         else:
-            found.append((start, old, new))
+            found.append(segment)
     return found
 
 
