@@ -235,12 +235,13 @@ class Walk:
         operands = step.operands()
         if any(map(self._mover.is_index, operands)):
             return self._unknown(step, shape)
+        # Declared tensors that have no atoms yet take those of the result, or the first its own where all are such.
         known = [o for o in operands if isinstance(o, Value) or o.name in self._atoms.declared] or [operands[0]]
         grids = {operand: aligned(self._grid(operand), len(shape)) for operand in known}
         along = {dim for grid in grids.values() for dim in varying(grid)}
         result: Tensor | None = None
         for operand, grid in grids.items():
-            if any(size == 1 for size in self._missing(operand, shape, along)):
+            if self._spreads(operand, shape, along):
                 if isinstance(operand, Value) or varying(grid):
                     self._atoms.freeze(grid, f"{step.target} broadcasts it")
             elif result is None:
@@ -255,11 +256,11 @@ class Walk:
                 self._adopt(step, operand, result)
         return result
 
-    def _missing(self, operand: Operand, shape: Shape, along: set[int]) -> list[int]:
-        """The operand's own sizes in the dimensions along which channels lie and the result is longer than one."""
+    def _spreads(self, operand: Operand, shape: Shape, along: set[int]) -> bool:
+        """Whether an operand has one number for several channels: size 1 in a dimension along which channels of the result lie."""
         own = self._shapes.of(operand)
         own = (1,) * (len(shape) - len(own)) + own
-        return [own[dim] for dim in along if shape[dim] > 1]
+        return any(own[dim] == 1 < shape[dim] for dim in along)
 
     def _adopt(self, step: Step, operand: Attribute, result: Tensor) -> None:
         """A declared tensor that meets channels for the first time has a number for each of them, or one for all."""
