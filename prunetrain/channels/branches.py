@@ -13,9 +13,10 @@ from torch import Tensor
 
 from prunetrain.channels.abstract import Abstract
 from prunetrain.channels.constants import Constants
-from prunetrain.channels.editing import edited, free_name
+from prunetrain.channels.editing import edited
 from prunetrain.channels.grids import Shapes
 from prunetrain.channels.sources import Source
+from prunetrain.graph.free_names import free_name
 from prunetrain.graph.layergraph import TRAINING, Attribute, Declared, LayerGraph, Step, Value
 
 

@@ -1,17 +1,9 @@
-"""What every change of a graph needs: free names, and a graph of other steps without what they leave unused."""
+"""What every change of a graph ends in: a graph of other steps, without what they leave unused."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from prunetrain.graph.layergraph import Declared, Layer, LayerGraph, Step, Value
-
-
-def free_name(base: str, taken: Collection[str]) -> str:
-    """A name that is not taken: `base`, or that with a number from 2."""
-    name, number = base, 2
-    while name in taken:
-        name, number = f"{base}_{number}", number + 1
-    return name
 
 
 def edited(

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from prunetrain.channels.constants import Constants, find_constants
-from prunetrain.channels.editing import edited, free_name
+from prunetrain.channels.editing import edited
 from prunetrain.channels.grids import Shapes
 from prunetrain.channels.slices import LayerSlices, measure_slices
 from prunetrain.channels.sources import NEW, Source
 from prunetrain.channels.spaces import ChannelSpaces, Ids, Role, find_spaces
+from prunetrain.graph.free_names import free_name
 from prunetrain.graph.layergraph import Attribute, Declared, Layer, LayerGraph, Step, Value
 
 _SAME_TYPE = "torch.Tensor.type_as"

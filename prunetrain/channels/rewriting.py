@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prunetrain.channels.editing import edited, free_name
+from prunetrain.channels.editing import edited
 from prunetrain.channels.grids import Shapes, pads
 from prunetrain.channels.selection import KeepPlan
 from prunetrain.channels.spaces import Axis, Ids
 from prunetrain.graph.blocks import block_of
+from prunetrain.graph.free_names import free_name
 from prunetrain.graph.layergraph import Attribute, Declared, Layer, LayerGraph, Step, Value
 
 _SIZES = {"torch.unflatten": "sizes", "torch.reshape": "shape", "torch.broadcast_to": "size"}  # the argument that spells out sizes

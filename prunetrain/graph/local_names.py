@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from prunetrain.graph.blocks import block_of
 from prunetrain.graph.catalog import FILE_NAMES
+from prunetrain.graph.free_names import free_name
 from prunetrain.graph.layergraph import Attribute, LayerGraph, Step, Value
 
 MAIN = "x"
@@ -118,11 +119,7 @@ class LocalNames:
         taken = {name for v, name in self._names.items() if self._last_use[v] >= first_line_taken}
         if self._path(value) is Path.TRAINING:  # must not touch what eval mode has
             taken |= set(self._names.values()) - self._in_training_only
-        base = self._base(value)
-        name, number = base, 2
-        while name in taken:
-            name, number = f"{base}_{number}", number + 1
-        return name
+        return free_name(self._base(value), taken)
 
     def _path(self, value: Value) -> Path:
         return self._paths[value.index - 1] if value.index else Path.MAIN

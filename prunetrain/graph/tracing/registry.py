@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from prunetrain.graph.free_names import free_name
 from prunetrain.graph.layergraph import Attribute, Declared, GraphError, Layer, check_identifier
 from prunetrain.graph.tracing.records import Own, Place
 
@@ -144,12 +145,15 @@ class Registry:
             )
 
     def _name(self, qualified: str, place: Place) -> str:
-        base = name = re.sub(r"\W", "_", qualified, flags=re.ASCII)
+        """The name in the network file of what the model calls so: `layer1.0.conv1` is layer1_0_conv1.
+
+        Raises:
+            TraceError: if it cannot be a name there.
+        """
+        base = re.sub(r"\W", "_", qualified, flags=re.ASCII)
         if not base[:1].isalpha():
-            base = name = f"layer_{base}".rstrip("_")  # nn.Sequential counts from 0
-        number = 2
-        while name in self._layers or name in self.declared:
-            name, number = f"{base}_{number}", number + 1
+            base = f"layer_{base}".rstrip("_")  # nn.Sequential counts from 0
+        name = free_name(base, self._layers.keys() | self.declared.keys())
         try:
             check_identifier(name, "layer")
         except GraphError as error:
