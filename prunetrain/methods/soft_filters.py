@@ -28,7 +28,7 @@ class SoftFilters(TrainingMethod):
         method: one that decides on channels.
         rate: share of each space's channels, in [0, 1).
         options: of the method.
-        interval: epochs between two decisions.
+        interval: epochs between two decisions, from 1, as `TrainConfig` checks.
 
     Raises:
         ConfigError: for a method that decides on weights, and whatever the method refuses.
@@ -39,8 +39,6 @@ class SoftFilters(TrainingMethod):
     ) -> None:
         if entry(method).decides != "channels":
             raise ConfigError(f"{method} prunes weights, and soft pruning needs a method for filters, such as fpgm or filter-l2")
-        if interval < 1:
-            raise ConfigError(f"the interval of soft pruning must be 1 epoch or more, not {interval}")
         self._graph = graph
         self._weights = weights
         self._method = method
