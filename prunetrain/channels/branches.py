@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prunetrain.channels.abstract import Abstract
 from prunetrain.channels.constants import Constants
-from prunetrain.channels.editing import edited
+from prunetrain.channels.editing import edited, state_of
 from prunetrain.channels.grids import Shapes
 from prunetrain.channels.sources import Source
 from prunetrain.graph.free_names import free_name
@@ -117,13 +117,13 @@ class _Walk:
         declared = (*self._graph.declared, *(bias.declared for bias in self._biases.values()))
         steps = [step.map_values(self.present) for step in self._steps]
         smaller = edited(self._graph, steps, [self.present(value) for value in self._graph.outputs], self._graph.layers, declared)
-        names = {layer.name for layer in smaller.layers} | {tensor.name for tensor in smaller.declared}
-        kept = {name: tensor for name, tensor in self._state.items() if name.split(".")[0] in names}
+        kept = state_of(smaller, self._state)
         sources = {name: Source(name) for name in kept}
-        for name in self._biases.keys() & names:
-            bias = self._biases[name]
-            kept[name], sources[name] = bias.values, Source(bias.donor, shape=bias.declared.shape)
-        removed = tuple(layer.name for layer in self._graph.layers if layer.name not in names)
+        for name, bias in self._biases.items():
+            if bias.declared in smaller.declared:
+                kept[name], sources[name] = bias.values, Source(bias.donor, shape=bias.declared.shape)
+        left = {layer.name for layer in smaller.layers}
+        removed = tuple(layer.name for layer in self._graph.layers if layer.name not in left)
         return BranchCut(smaller, kept, sources, removed)
 
     def _inputs(self, step: int) -> list[Value]:

@@ -1,7 +1,9 @@
-"""What every change of a graph ends in: a graph of other steps, without what they leave unused."""
+"""What every change of a graph ends in: a graph of other steps, without what they leave unused, and what is left of its state dict."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+
+from torch import Tensor
 
 from prunetrain.graph.layergraph import Declared, Layer, LayerGraph, Step, Value
 
@@ -39,3 +41,9 @@ def edited(
         extra=tuple(others[: len(graph.extra)]),
         auxiliary=tuple(others[len(graph.extra) :]),
     )
+
+
+def state_of(graph: LayerGraph, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state dict that belong to the layers of a graph, or are declared in it."""
+    names = {layer.name for layer in graph.layers} | {tensor.name for tensor in graph.declared}
+    return {name: tensor for name, tensor in state.items() if name.partition(".")[0] in names}

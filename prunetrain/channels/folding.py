@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prunetrain.channels.editing import edited
+from prunetrain.channels.editing import edited, state_of
 from prunetrain.graph.layergraph import Layer, LayerGraph, Step, Value
 from prunetrain.graph.shapes import infer_shapes
 
@@ -28,8 +28,7 @@ def batch_norms(graph: LayerGraph) -> int:
 def for_inference(graph: LayerGraph, state: Mapping[str, Tensor]) -> tuple[LayerGraph, dict[str, Tensor]]:
     """Leave out the heads that exist in train mode only."""
     smaller = edited(graph, graph.steps, (graph.output, *graph.extra), graph.layers, graph.declared)
-    used = {name for step in smaller.steps for name in (step.layer, *step.attributes()) if name}
-    return smaller, {name: tensor for name, tensor in state.items() if name.partition(".")[0] in used}
+    return smaller, state_of(smaller, state)
 
 
 def fold_batch_norm(graph: LayerGraph, state: Mapping[str, Tensor]) -> tuple[LayerGraph, dict[str, Tensor]]:
