@@ -216,6 +216,14 @@ def test_filters_and_slices_by_hand() -> None:
     assert slices.keep["fc2.weight"].tolist() == [[False, True]] * 3
 
 
+@pytest.mark.parametrize(("structure", "inner"), [("filters", "conv1.weight"), ("channels", "fc.weight")])
+def test_normalisation_at_the_ends_does_not_hide_image_channels_and_logits(structure: str, inner: str) -> None:
+    net = Sketch("Toy", (4, 8, 8))
+    hidden = net.conv("conv1", net.norm("bn0", net.x), 6, kernel_size=8)
+    graph = net.graph(net.norm("bn", net.linear("fc", net.call("torch.flatten", hidden, start_dim=1), 3)))
+    assert masks_of("magnitude", graph, new_state(graph, 0), 0.5, Options(structure=structure)).keep.keys() == {inner}
+
+
 def test_slices_of_transposed_and_grouped_convs() -> None:
     net = Sketch("Toy", (2, 4, 4))
     up = net.layer("up", "ConvTranspose2d", net.conv("conv1", net.x, 3, kernel_size=1), in_channels=3, out_channels=2, kernel_size=2)

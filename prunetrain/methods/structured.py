@@ -54,27 +54,26 @@ def slice_dim(layer: Layer, *, filters: bool) -> int:
 
 
 def _at_the_output(graph: LayerGraph) -> set[str]:
-    """The layers whose results are the network's, through functions at most."""
-    found: set[str] = set()
-    pending = [value.index for value in graph.outputs]
-    while pending:
-        number = pending.pop()
-        if number:
-            step = graph.steps[number - 1]
-            if step.layer is not None:
+    """The convs and linear layers whose results are the network's, through functions and normalisation at most."""
+    maskable = {layer.name for layer in maskable_layers(graph)}
+    reached, found = {value.index for value in graph.outputs}, set()
+    for value, step in reversed(list(graph.results())):
+        if value.index in reached:
+            if step.layer in maskable:
                 found.add(step.layer)
             else:
-                pending += [value.index for value in step.inputs()]
+                reached |= {read.index for read in step.inputs()}
     return found
 
 
 def _at_the_input(graph: LayerGraph) -> set[str]:
-    """The layers that read the network's input, through functions at most."""
+    """The convs and linear layers that read the network's input, through functions and normalisation at most."""
+    maskable = {layer.name for layer in maskable_layers(graph)}
     reached, found = {0}, set()
     for value, step in graph.results():
         if reached & {read.index for read in step.inputs()}:
-            if step.layer is None:
-                reached.add(value.index)
-            else:
+            if step.layer in maskable:
                 found.add(step.layer)
+            else:
+                reached.add(value.index)
     return found
