@@ -193,6 +193,18 @@ def test_two_of_four_along_the_channels_of_convs() -> None:
         assert (mask.movedim(1, -1).reshape(-1, 4).sum(1) == 2).all()
 
 
+@pytest.mark.parametrize(("groups", "masked"), [(1, True), (2, True), (4, False)])
+def test_two_of_four_along_the_inputs_of_transposed_convs(groups: int, masked: bool) -> None:
+    net = Sketch("Toy", (3, 4, 4))
+    x = net.conv("conv1", net.x, 8, kernel_size=1)
+    up = net.layer("up", "ConvTranspose2d", x, in_channels=8, out_channels=4 * groups, kernel_size=2, groups=groups)
+    graph = net.graph(net.conv("conv2", up, 2, kernel_size=1))
+    masks = masks_of("2:4", graph, new_state(graph, 0), 0.5, Options(layer_rates={"conv1": 0}))
+    assert ("up.weight" in masks.keep) == masked
+    if masked:
+        assert (masks.keep["up.weight"].movedim(0, -1).reshape(-1, 4).sum(1) == 2).all()  # (in, out / groups, 2, 2)
+
+
 def test_two_of_four_is_half() -> None:
     with pytest.raises(ConfigError, match=r"give rate 0\.5"):
         decide("2:4", *two_layers(), 0.25)

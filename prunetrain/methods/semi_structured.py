@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from prunetrain.errors import ConfigError
-from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.layergraph import Layer, LayerGraph
 from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Options
-from prunetrain.methods.weights import layer_of, maskable_weights
+from prunetrain.methods.structured import slice_dim
+from prunetrain.methods.weights import maskable_layers
 
 _GROUP = 4
 
@@ -26,15 +27,20 @@ def two_of_four(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, opt
     """
     if rate != 1 / 2 or any(options.layer_rates.values()):
         raise ConfigError("2:4 removes half of the weights: give rate 0.5, and layers no rate but 0")
-    weights = maskable_weights(graph, state)
-    keep = {
-        name: keep_two_of_four(weight)
-        for name, weight in weights.items()
-        if weight.shape[1] % _GROUP == 0 and layer_of(name) not in options.layer_rates
-    }
+    keep = {}
+    for layer in maskable_layers(graph):
+        if layer.name not in options.layer_rates and _inputs(layer) % _GROUP == 0:
+            dim = slice_dim(layer, filters=False)
+            inputs_second = state[f"{layer.name}.weight"].detach().movedim(dim, 1)
+            keep[f"{layer.name}.weight"] = keep_two_of_four(inputs_second).movedim(1, dim)
     if not keep:
         raise ConfigError("2:4 needs layers with a multiple of 4 inputs, and this network has none")
     return Masks(keep)
+
+
+def _inputs(layer: Layer) -> int:
+    """How many inputs each filter reads."""
+    return int(layer["in_features"]) if layer.kind == "Linear" else layer["in_channels"] // layer.conv_groups
 
 
 def keep_two_of_four(weight: Tensor) -> Tensor:
