@@ -70,6 +70,8 @@ def test_rounds_remove_the_same_share_of_what_remains() -> None:
     rates = rates_of_rounds(0.488, 3)
     assert rates == pytest.approx([0.2, 0.36, 0.488])
     assert rates[-1] == 0.488
+    counts = {rate: [removed_count(1000, share) for share in rates_of_rounds(rate, 3)] for rate in (0.271, 0.488, 0.875)}
+    assert counts == {0.271: [100, 190, 271], 0.488: [200, 360, 488], 0.875: [500, 750, 875]}
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])

@@ -41,7 +41,8 @@ def smallest(scores: Tensor, count: int) -> Tensor:
 def rates_of_rounds(rate: float, rounds: int) -> Sequence[float]:
     """The rate after each round of iterative pruning: every round removes the same share of what remains (Frankle and Carbin, 2019).
 
-    The share is 1 - (1 - rate)^(1 / rounds); the last rate is the one that is asked.
+    The share is 1 - (1 - rate)^(1 / rounds); the last rate is the one that is asked. The others are rounded to 12 decimals, so that the
+    first of two rounds to 0.36 is at 0.2, of which `removed_count` takes 200 of 1,000, and not at a binary fraction under it.
 
     Raises:
         ConfigError: for a rate outside [0, 1), or fewer than one round.
@@ -49,4 +50,4 @@ def rates_of_rounds(rate: float, rounds: int) -> Sequence[float]:
     check_share("rate", rate)
     if rounds < 1:
         raise ConfigError(f"rounds must be 1 or more, not {rounds}")
-    return [1 - (1 - rate) ** (number / rounds) for number in range(1, rounds)] + [rate]
+    return [round(1 - (1 - rate) ** (number / rounds), 12) for number in range(1, rounds)] + [rate]
