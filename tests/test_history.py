@@ -71,6 +71,13 @@ def test_what_a_method_pruned_at_the_end_was_measured_in_no_epoch(tmp_path: Path
     assert (trained_on.prunings, trained_on.top1, trained_on.nonzero) == ((3,), 0.8, 100)
 
 
+def test_the_network_that_a_method_acts_on_first_was_not_pruned(tmp_path: Path) -> None:
+    acting = write_settings(write_run(tmp_path, "x", {0: chain(), 2: chain(), 4: chain()}, epochs=5), method="admm", prune_at=4)
+    assert read_history(acting, "x").prunings == (4,)
+    begun = write_settings(write_run(tmp_path, "y", {0: chain(), 2: chain()}, epochs=2), method="fpgm", prune_at=4)
+    assert (read_history(begun, "y").prunings, read_history(begun, "y").top1) == ((), 0.4)
+
+
 def test_no_more_is_not_zero_than_is_there(tmp_path: Path) -> None:
     last = costs(NETWORKS[4]).params  # a cut after the last epoch
     assert read_history(write_run(tmp_path, "x", nonzero_params=last + 5), "x").nonzero == last

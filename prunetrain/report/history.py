@@ -81,10 +81,14 @@ class History:
 
     @property
     def prunings(self) -> tuple[int, ...]:
-        """The epochs after which a method pruned; none of the group lasso, which prunes as it trains."""
+        """The epochs after which a method pruned; none of the group lasso, which prunes as it trains.
+
+        Before `prune_at` a run has the network of the checkpoint that it began with, if its method acts in training first.
+        """
         if self.settings.get("method", GROUP_LASSO) == GROUP_LASSO:
             return ()
-        return tuple(network.epoch for network in self.networks[1:])
+        first = self.settings.get("prune_at")
+        return tuple(network.epoch for network in self.networks[1:] if not isinstance(first, int) or network.epoch >= first)
 
     @property
     def measured(self) -> bool:
