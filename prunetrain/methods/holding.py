@@ -56,9 +56,10 @@ class HeldMasks(TrainingMethod):
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
-        """`sparsity`: the share of the weights with a mask that are zero."""
-        zeros = sum(int((self._weights[name] == 0).sum()) for name in self._masks.keep)
-        return {"sparsity": zeros / self._masks.total if self._masks.total else 0.0}
+        """`sparsity`: the share of the weights with a mask that are zero; nothing without masks, as after a cut."""
+        if not self._masks.keep:
+            return {}
+        return {"sparsity": sum(int((weight == 0).sum()) for weight in self._held) / self._masks.total}
 
     def state_dict(self) -> MethodState:
         """The masks."""

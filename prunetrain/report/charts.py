@@ -131,7 +131,7 @@ CHARTS = (
         against="seconds",
         prunings=True,
     ),
-    Chart("sparsity", "Weights at zero", "share of all weights", _one("sparsity"), kind="percent", zero=True),
+    Chart("sparsity", "Weights at zero", "share of those with a mask", _one("sparsity"), kind="percent", zero=True),
     Chart("admm", "ADMM: how far weights are from sparse", "|W - Z| / |W|", _one("admm_relative"), zero=True),
     Chart("lasso", "Group lasso", "lambda · R (nats)", _one("lasso"), zero=True),
     Chart("lambda", "Strength of the lasso", "lambda", _one("lasso_strength"), zero=True),
