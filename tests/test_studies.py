@@ -97,6 +97,16 @@ def test_other_settings_need_another_folder(study: Path, images: Path) -> None:
     assert result.stderr == f"error: {study / 'cells'} holds results of other settings (lr): name another folder, or remove it\n"
 
 
+def test_a_study_of_which_nothing_was_run_binds_its_folder_to_nothing(images: Path, tmp_path: Path) -> None:
+    small = {"methods": "magnitude", "rates": "0.5", "seeds": "0", "plot": "none"}
+    for wrong, code, message in (({"model": "lenet5"}, 2, "lenet5 needs images"), ({"layer_rate": "fc9=0"}, 1, "unknown layer 'fc9'")):
+        result = invoke("study", tmp_path, *flags(images, **small, **wrong))
+        assert (result.exit_code, message in result.stderr) == (code, True)
+    result = invoke("study", tmp_path, *flags(images, **small))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "holds results of other settings (lr)" in invoke("study", tmp_path, *flags(images, **small, **{"lr": 0.1})).stderr
+
+
 def test_in_several_processes_the_cells_are_as_in_one(study: Path, images: Path, tmp_path: Path) -> None:
     grid_flags = flags(images, methods="magnitude", rates="0.5", seeds="0")
     result = invoke("study", tmp_path, *grid_flags, "--slice", "--retrain-epochs", "1", "--jobs", "2", "--plot", "none")
@@ -226,6 +236,8 @@ def test_a_stopped_study_goes_on(images: Path, tmp_path: Path, monkeypatch: pyte
     ("changes", "message"),
     [
         ({"methods": "magnitude,unti"}, "unknown method 'unti': did you mean unit?"),
+        ({"methods": "adm"}, "unknown method 'adm': did you mean admm"),
+        ({"methods": "lasso"}, "unknown method 'lasso': did you mean group-lasso?"),
         ({"methods": "magnitude-std"}, "magnitude-std has no rate to choose: leave it out of --methods"),
         ({"methods": "2:4"}, "2:4 has no rate to choose: leave it out of --methods"),
         ({"methods": "group-lasso"}, "group-lasso prunes while it retrains: give 4 --retrain-epochs or more, or leave it out of --methods"),
@@ -349,6 +361,7 @@ def test_a_table_for_people() -> None:
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     records = Records(tmp_path, {"lr": 0.1})
+    records.begin()
     records.put("a", {"x": 1})
     assert (Records(tmp_path, {"lr": 0.1}).get("a"), records.get("b")) == ({"x": 1}, None)
     (tmp_path / "a.result.json").write_text("{")

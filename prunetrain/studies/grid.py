@@ -16,11 +16,11 @@ from typing import Any, Final
 
 from prunetrain import methods
 from prunetrain.config import OF_NO_RESULT, OF_THE_LASSO, TrainConfig, settings_from
-from prunetrain.errors import ConfigError
+from prunetrain.errors import ConfigError, unknown_name
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.library.prune import prune
-from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS, STRUCTURED, check_share
+from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS, METHODS, STRUCTURED, check_share
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
 from prunetrain.paths import RunPaths
 from prunetrain.studies.defaults import OF_OTHER_RUNS
@@ -79,7 +79,9 @@ class Study:
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            if name not in (ADMM, GROUP_LASSO) and (methods.entry(name).amount != "rate" or name == "2:4"):
+            if name not in METHODS:
+                raise ConfigError(unknown_name("method", name, filter(_has_rate, METHODS)))
+            if not _has_rate(name):
                 raise ConfigError(f"{name} has no rate to choose: leave it out of --methods")
         settings_from(self.pruning)
         if self.training.method != GROUP_LASSO:
@@ -170,7 +172,10 @@ def run_study(study: Study, jobs: int, report: Report) -> list[Record]:
             records.put(done.name, done.result)
         report(done)
 
-    run_tasks(_tasks(study, records, failed), jobs, keep)
+    tasks = _tasks(study, records, failed)
+    if tasks:
+        records.begin()
+    run_tasks(tasks, jobs, keep)
     names = [study.dense(seed).name for seed in study.seeds]
     names += [cell.name for seed in study.seeds for cell in study.cells(seed)]
     order = (DENSE, *study.methods)
@@ -244,6 +249,11 @@ def _fitting(pruning: Mapping[str, Any], method: str) -> dict[str, Any]:
     """The settings without `slice` for methods that remove single weights, so that a grid can compare them with those that cut."""
     structured = pruning.get("structure", "weights") != "weights" and method in STRUCTURED
     return {key: value for key, value in pruning.items() if key != "slice" or structured or _decides_channels(method)}
+
+
+def _has_rate(method: str) -> bool:
+    """Whether the rate of a method can be chosen."""
+    return method in (ADMM, GROUP_LASSO) or (methods.entry(method).amount == "rate" and method != "2:4")
 
 
 def _decides_channels(method: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from prunetrain.errors import ConfigError
-from prunetrain.files import ensure_folder, write_text
+from prunetrain.files import write_text
 
 Record: TypeAlias = dict[str, Any]
 DENSE: Final = "dense"
@@ -22,7 +22,7 @@ class Records:
     """The records in a folder, by name.
 
     Args:
-        folder: where they are; made if it is not there.
+        folder: where they are; made with the first file in it.
         settings: what decides all results. A folder of other settings is refused.
 
     Raises:
@@ -31,16 +31,26 @@ class Records:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self._folder = folder
-        ensure_folder(folder)
-        wanted, path = json.loads(json.dumps(settings)), folder / "settings.json"
-        if path.exists():
-            found = _read(path)
+        self._settings: Record = json.loads(json.dumps(settings))
+        if self._settings_file.exists():
+            found, wanted = _read(self._settings_file), self._settings
             differ = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
             if differ:
                 names = ", ".join(key.replace("_", "-") for key in differ[:3])
                 raise ConfigError(f"{folder} holds results of other settings ({names}): name another folder, or remove it")
-        else:
-            write_text(path, json.dumps(wanted, indent=1) + "\n")
+
+    @property
+    def _settings_file(self) -> Path:
+        return self._folder / "settings.json"
+
+    def begin(self) -> None:
+        """Write the settings, which the folder is bound to from now on: to be called before anything is run by them.
+
+        Raises:
+            OutputError: if they cannot be written.
+        """
+        if not self._settings_file.exists():
+            write_text(self._settings_file, json.dumps(self._settings, indent=1) + "\n")
 
     def get(self, name: str) -> Record | None:
         """A record, if it is there."""
