@@ -290,9 +290,16 @@ def test_means_and_spread() -> None:
     assert table(found).splitlines() == [
         "| rate | unit | magnitude |",
         "| ---: | --- | --- |",
-        "| 0% | 100.00%, 100.0% params, 100.0% MACs left |  |",
+        "| 0% | 100.00% (1 of 2 seeds), 100.0% params, 100.0% MACs left |  |",
         "| 50% | 85.00% (80.00% to 90.00%), 50.0% params, 50.0% MACs left |  |",
-        "| 90% |  | 95.00%, 10.0% params, 100.0% MACs left |",
+        "| 90% |  | 95.00% (1 of 2 seeds), 10.0% params, 100.0% MACs left |",
+    ]
+    more = table(points([*RECORDS, record("unit", 0.5, 2, 0.7), record("unit", 0.995, 0, 0.1)])).splitlines()
+    assert more[3].startswith("| 50% | 80.00% (70.00% to 90.00%), 50.0% params")
+    assert more[-1].startswith("| 99.5% | 10.00% (1 of 3 seeds), ")
+    assert table(points([record("unit", rate, 0, 0.5) for rate in (0.29, 0.995)])).splitlines()[2:] == [
+        "| 29% | 50.00%, 71.0% params, 50.0% MACs left |",
+        "| 99.5% | 50.00%, 0.5% params, 50.0% MACs left |",
     ]
 
 
@@ -301,7 +308,7 @@ def test_the_dense_networks_are_a_row_above_all_rates() -> None:
     assert table(points(dense + RECORDS)).splitlines()[1:4] == [
         "| ---: | --- | --- |",
         "| dense | 93.00% (92.00% to 94.00%) | 93.00% (92.00% to 94.00%) |",
-        "| 0% | 100.00%, 100.0% params, 100.0% MACs left |  |",
+        "| 0% | 100.00% (1 of 2 seeds), 100.0% params, 100.0% MACs left |  |",
     ]
     assert table(points(dense)).splitlines() == ["| rate | dense |", "| ---: | --- |", "| dense | 93.00% (92.00% to 94.00%) |"]
 
@@ -352,6 +359,7 @@ def test_equal_points_give_equal_plots(tmp_path: Path, form: str) -> None:
         assert files[0].read_bytes() == files[1].read_bytes()
     if form == "svg":
         assert "a network" in files[0].read_text()
+        assert "mean and range of up to 2 seeds" in files[0].read_text()
 
 
 def test_a_table_for_people() -> None:

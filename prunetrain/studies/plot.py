@@ -91,9 +91,10 @@ def _plot(path: Path, found: Sequence[Point], title: str, view: _View) -> None:
             if point.is_dense:
                 axes.axhline(point.top1, color="#404040", linestyle=":", linewidth=1.4, label=DENSE, zorder=1.5)
         _dress(axes, min(view.share(point) for point in found if point.method in view.methods))
-        seeds = max(point.seeds for point in found)
+        seeds = {point.seeds for point in found}
+        several = f", mean and range of {'up to ' if len(seeds) > 1 else ''}{max(seeds)} seeds"
         axes.set_xlabel(view.label)
-        axes.set_ylabel("validation top-1" + (f", mean and range of {seeds} seeds" if seeds > 1 else ""))
+        axes.set_ylabel("validation top-1" + (several if max(seeds) > 1 else ""))
         axes.set_title(title, fontsize=11)
         axes.legend(frameon=False)
         if view.note:

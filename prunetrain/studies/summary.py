@@ -60,19 +60,22 @@ def _point(method: str, rate: float, cells: Sequence[Record]) -> Point:
 
 def table(found: Sequence[Point]) -> str:
     """A Markdown table: a row a rate, a column a method; `LEGEND` says what is in a cell. The dense networks are a row above all others."""
-    methods = methods_of(found)
+    methods, seeds = methods_of(found), max((point.seeds for point in found), default=0)
     cells = {(point.method, point.rate): point for point in found}
     lines = [f"| rate | {' | '.join(methods or [DENSE])} |", "| ---: |" + " --- |" * max(1, len(methods))]
-    lines += [f"| {DENSE} |" + f" {_top1(point)} |" * max(1, len(methods)) for point in found if point.is_dense]
+    lines += [f"| {DENSE} |" + f" {_top1(point, seeds)} |" * max(1, len(methods)) for point in found if point.is_dense]
     for rate in sorted({point.rate for point in found if not point.is_dense}):
-        row = (_cell(cells.get((method, rate))) for method in methods)
-        lines.append(f"| {rate:.0%} | {' | '.join(row)} |")
+        row = (_cell(cells.get((method, rate)), seeds) for method in methods)
+        lines.append(f"| {100 * rate:.10g}% | {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(point: Point | None) -> str:
-    return "" if point is None else f"{_top1(point)}, {point.params:.1%} params, {point.macs:.1%} MACs left"
+def _cell(point: Point | None, seeds: int) -> str:
+    return "" if point is None else f"{_top1(point, seeds)}, {point.params:.1%} params, {point.macs:.1%} MACs left"
 
 
-def _top1(point: Point) -> str:
-    return f"{point.top1:.2%}" + (f" ({point.low:.2%} to {point.high:.2%})" if point.seeds > 1 else "")
+def _top1(point: Point, seeds: int) -> str:
+    """The mean with its range; where cells have failed, also of how many of the seeds these are."""
+    notes = [f"{point.low:.2%} to {point.high:.2%}"] if point.seeds > 1 else []
+    notes += [f"{point.seeds} of {seeds} seeds"] if point.seeds < seeds else []
+    return f"{point.top1:.2%}" + (f" ({', '.join(notes)})" if notes else "")
