@@ -151,6 +151,21 @@ def test_dense_network_has_no_shares() -> None:
     assert "dense_totals" not in describe.network(chain(), chain())
 
 
+def test_a_layer_that_is_called_twice_costs_both_calls() -> None:
+    def shared(width: int) -> LayerGraph:
+        net = Sketch("Shared", (3, 8, 8))
+        x = net.conv("conv1", net.x, width, kernel_size=1)
+        small = net.layer("head", "Conv2d", net.call("F.max_pool2d", x, kernel_size=2), in_channels=width, out_channels=4, kernel_size=1)
+        large = net.layer("head", "Conv2d", x)
+        return net.graph(net.call("+", *(net.call("F.adaptive_avg_pool2d", y, output_size=1) for y in (small, large))))
+
+    found = describe.change(shared(8), shared(6))
+    assert [row["layer"] for row in found["layers"]] == ["conv1", "head"]
+    assert found["layers"][1]["macs"] == [(16 + 64) * 8 * 4, (16 + 64) * 6 * 4]
+    for key in ("macs", "params"):
+        assert [sum(row[key][end] for row in found["layers"]) for end in (0, 1)] == found["totals"][key]
+
+
 def test_change() -> None:
     found = describe.change(tiny(8), tiny(6))
     assert found["layers"] == [

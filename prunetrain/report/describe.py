@@ -3,10 +3,11 @@
 In: graphs, network files, checkpoints, runs. Out: dictionaries of literals.
 """
 
+from dataclasses import replace
 from math import isnan
 from typing import Any
 
-from prunetrain.graph.costs import Costs, costs, out_channels, parameters
+from prunetrain.graph.costs import Costs, LayerCost, costs, out_channels
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
@@ -70,7 +71,7 @@ def totals(cost: Costs) -> dict[str, int]:
 
 def change(before: LayerGraph, after: LayerGraph) -> dict[str, Any]:
     """What differs between two networks: channels, MACs and parameters of every layer that changed, and of the whole."""
-    old, new = ({row.layer.name: row for row in costs(graph).layers if out_channels(row.layer) is not None} for graph in (before, after))
+    old, new = _by_layer(before), _by_layer(after)
     rows = []
     for name in [*old, *(name for name in new if name not in old)]:
         left, right = old.get(name), new.get(name)
@@ -122,10 +123,18 @@ def rows(described: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _of(row: Any, what: str) -> int:
-    if row is None:
-        return 0
-    return int({"channels": out_channels(row.layer) or 0, "macs": row.macs, "params": parameters(row.layer)}[what])
+def _by_layer(graph: LayerGraph) -> dict[str, LayerCost]:
+    """The costs of each layer that makes channels, by its name; those of all its calls, where there are several."""
+    found: dict[str, LayerCost] = {}
+    for row in costs(graph).layers:
+        if out_channels(row.layer) is not None:
+            before = found.get(row.layer.name)
+            found[row.layer.name] = replace(before, macs=before.macs + row.macs) if before else row
+    return found
+
+
+def _of(row: LayerCost | None, what: str) -> int:
+    return 0 if row is None else {"channels": out_channels(row.layer) or 0, "macs": row.macs, "params": row.params}[what]
 
 
 def run(paths: RunPaths, metrics: list[dict[str, Any]]) -> dict[str, Any]:
