@@ -299,6 +299,17 @@ def test_a_stopped_pruning_is_taken_up(trained: Outcome, tmp_path: Path) -> None
     finished = prune(trained.run.last, **asked, output_dir=str(tmp_path / "b"), resume=True)
     assert finished.finished
     assert_same_run(finished.run, reference.run)
+    stopped.run.last.write_bytes(b"damaged")
+    assert prune(trained.run.last, **asked, output_dir=str(tmp_path / "b"), resume=True).finished
+
+
+@pytest.mark.parametrize("given", [{"during": 2}, {"checkpoint": 1}], ids=str)
+def test_a_pruning_of_another_epoch_is_not_taken_up(trained: Outcome, tmp_path: Path, given: dict[str, int]) -> None:
+    asked: dict[str, Any] = {"method": "unit", "rate": 0.5, "epochs": 0, "output_dir": str(tmp_path)}
+    prune(trained.run.last, **asked)
+    other = trained.run.checkpoint(given.pop("checkpoint")) if "checkpoint" in given else trained.run.last
+    with pytest.raises(ConfigError, match=r"prunes after epoch 3, and this would after epoch [15]: give the checkpoint and --during"):
+        prune(other, **asked, **given, resume=True)
 
 
 # Bad input.

@@ -6,11 +6,14 @@ In: a checkpoint and what to remove. Out: the run that it became, with network f
 from pathlib import Path
 from typing import Any
 
-from prunetrain.config import settings_from
-from prunetrain.paths import newest_run
+from prunetrain.config import TrainConfig, settings_from
+from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.paths import RunPaths, newest_run
+from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.events import Observer
 from prunetrain.training.pruned_run import creation, pruning_config
 from prunetrain.training.run import CHANGEABLE, Outcome, continue_run, start_run
+from prunetrain.training.stored import stored_config
 
 
 def prune(
@@ -47,5 +50,23 @@ def prune(
     run = newest_run(Path(config.output_dir), config.name) if resume else None
     if run is None:
         return start_run(config, told, creation(path, config))
+    _check_start(run, config)
     decides = {key: value for key, value in config.to_dict().items() if key not in CHANGEABLE or key in given or key == "epochs"}
     return continue_run(run, config, decides, told, creation(path, config))
+
+
+def _check_start(run: RunPaths, config: TrainConfig) -> None:
+    """Refuse to go on with a run that prunes after another epoch: that follows from checkpoint and `during`, and has no name of its own.
+
+    Raises:
+        ConfigError: for such a run.
+    """
+    try:
+        began = stored_config(run.last, load_checkpoint(run.last)).prune_at
+    except CheckpointError:  # an older one is taken then, or the run started again
+        return
+    if began != config.prune_at:
+        raise ConfigError(
+            f"run {run.name} prunes after epoch {began}, and this would after epoch {config.prune_at}: "
+            "give the checkpoint and --during that it began with, or leave out --resume"
+        )
