@@ -71,17 +71,18 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
     method = given.get("method", GROUP_LASSO)
     values = base.to_dict() | {name: getattr(TrainConfig, name) for name in ("rate", "prune_at", *METHOD_SETTINGS)}
     values |= {"name": f"{run_of_checkpoint(path).name}-{method.replace(':', '-')}", "save_epochs": ()}
+    retrain = given.get("retrain", TrainConfig.retrain)
     if method == GROUP_LASSO:
+        if retrain != "finetune":
+            raise ConfigError("group-lasso goes on training, and takes nothing back: leave out --retrain")
+        if during:
+            raise ConfigError("group-lasso prunes while it trains: leave out --during")
         values["penalty_ratio"] = base.penalty_ratio or TrainConfig.penalty_ratio  # of a run that was trained without it
     else:
         values["dynamic_batch"] = False
     epochs, schedule = _retraining(base, given, epochs)
     values |= schedule
     if method == GROUP_LASSO:
-        if given.get("retrain", "finetune") != "finetune":
-            raise ConfigError("group-lasso goes on training, and takes nothing back: leave out --retrain")
-        if during:
-            raise ConfigError("group-lasso prunes while it trains: leave out --during")
         return build_config(values, {"prune_at": done, "epochs": done + epochs}, given)
     during = (epochs if method == ADMM else 0) if during is None else during
     if method == ADMM and during == 0:
