@@ -111,7 +111,7 @@ def kinds(rows: Sequence[dict[str, Any]], peaks: Peaks) -> list[dict[str, Any]]:
         total["least"] += peaks.least_seconds(row["train_macs"], row["moved_bytes"])
     whole = sum(total["seconds"] for total in found.values())
     return [
-        {**{key: total[key] for key in ("kind", "calls", "train_macs", "moved_bytes", "seconds")}}
+        {key: total[key] for key in ("kind", "calls", "train_macs", "moved_bytes", "seconds")}
         | {"share_of_time": total["seconds"] / whole, "share_of_roofline": total["least"] / total["seconds"]}
         for total in sorted(found.values(), key=lambda total: -total["seconds"])
     ]

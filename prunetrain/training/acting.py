@@ -118,7 +118,7 @@ def acting_in(config: TrainConfig, graph: LayerGraph, model: nn.Module, epoch: i
 
     Raises:
         ConfigError: for a method that does not work on this network.
-        KeyError, RuntimeError, TypeError: if what was saved is not the method's.
+        KeyError, RuntimeError, TypeError, ValueError: if what was saved is not the method's.
     """
     if config.method == GROUP_LASSO:
         return Acting(settled=epoch)
