@@ -154,6 +154,23 @@ def test_rewinding_takes_the_weights_back(images: Path, tmp_path: Path) -> None:
     assert not (second & ~first).any()
 
 
+@pytest.mark.parametrize("method", ["magnitude", "filter-l2"])
+@pytest.mark.parametrize(("retrain", "epoch"), [("init-rewind", 0), ("weight-rewind", 1)])
+def test_every_round_takes_all_weights_back(images: Path, tmp_path: Path, method: str, retrain: str, epoch: int) -> None:
+    """Those that no pruning has touched as well, which a checkpoint has but once: biases, and the weights behind the cuts."""
+    changes = CONVS | {"method": method, "rate": 0.5, "prune_at": 2, "rounds": 3, "retrain": retrain, "rewind_epoch": epoch}
+    again = 2 - epoch
+    outcome = start_run(of(images, tmp_path, **changes, epochs=2 + 3 * again, save_epochs=(1,)), Recorder())
+    early = load_checkpoint(outcome.run.checkpoint(epoch)).model
+    for round_ in range(3):
+        pruned = load_checkpoint(outcome.run.checkpoint(2 + round_ * again))
+        masks = pruned.method["tensors"].get("keep", {})
+        whole = [name for name, tensor in pruned.model.items() if tensor.shape == early[name].shape]
+        assert {"fc1.bias", "fc2.weight", "fc2.bias"} <= set(whole)
+        for name in whole:
+            assert torch.equal(pruned.model[name], early[name] * masks[name] if name in masks else early[name]), (round_, name)
+
+
 @pytest.mark.parametrize(
     ("retrain", "rewind_epoch", "expected"),
     [

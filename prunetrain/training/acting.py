@@ -126,7 +126,8 @@ def acting_in(config: TrainConfig, graph: LayerGraph, model: nn.Module, epoch: i
     rounds = rounds_done(saved)
     method = HeldMasks(weights, Masks({})) if rounds else _before_pruning(config, graph, weights)
     device = next(iter(weights.values())).device
-    early = {name: tensor.to(device) for name, tensor in early_weights(saved).items()}
+    # Copies: right after a pruning the checkpoint has some tensors once, as the network's and as these, and training changes the network's.
+    early = {name: tensor.to(device, copy=True) for name, tensor in early_weights(saved).items()}
     if epoch == config.rewind_epoch and rounds == 0 and not early and config.retrain in TAKES_WEIGHTS_BACK:
         early = copied(model)
     acting = Acting(method, rounds, int(saved["numbers"].get(_SETTLED, epoch)), early, first_sizes(saved))
