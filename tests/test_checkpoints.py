@@ -201,6 +201,7 @@ def test_missing_part(run: RunPaths, key: str) -> None:
         lambda content: content["optimizer"].pop("param_groups"),
         lambda content: content["optimizer"].update(param_groups=[]),
         lambda content: content.update(rng={"cpu": torch.zeros(3)}),
+        lambda content: content["progress"]["history"][0].update(lr="0.1"),
         lambda content: content.update(method=3),
         lambda content: content["method"].update(more={}),
         lambda content: content["method"].update(tensors=[]),

@@ -233,6 +233,16 @@ def test_what_was_fine_tuned_is_fine_tuned_on_at_its_rate(trained: Outcome, tmp_
     assert first.history[-1]["lr"] == pytest.approx(CONVS["lr"] / 10)
 
 
+def test_a_schedule_that_was_not_trained_is_not_trained_again(trained: Outcome, tmp_path: Path) -> None:
+    """A fine-tuned run says that its learning rate is constant; its first epochs had another one."""
+    asked: dict[str, Any] = {"method": "unit", "output_dir": str(tmp_path)}
+    tuned = prune(trained.run.last, **asked, rate=0.2, epochs=1).run
+    with pytest.raises(ConfigError, match="was fine-tuned from epoch 3 on, and has no schedule of the epochs before"):
+        prune(tuned.last, **asked, rate=0.5, retrain="lr-rewind")
+    again = prune(tuned.last, **asked, rate=0.5, retrain="lr-rewind", rewind_epoch=3)  # to where fine-tuning began
+    assert [line["lr"] for line in again.history[3:]] == pytest.approx([CONVS["lr"] / 10] * 2)
+
+
 def test_pruning_without_retraining(trained: Outcome, tmp_path: Path) -> None:
     outcome = prune(trained.run.last, method="2:4", rate=0.5, epochs=0, output_dir=str(tmp_path))
     weight = load_checkpoint(outcome.run.last).model["conv2.weight"]

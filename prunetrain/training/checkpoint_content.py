@@ -20,7 +20,7 @@ _MOST_EPOCHS: Final = 1_000_000
 _MOST_CLASSES: Final = 1_000_000
 _LONGEST_NAME: Final = 4_096  # letters of a class's name; a folder's has 255 bytes, which may all be escaped
 _MOST_RNG_BYTES: Final = 65_536  # of one generator's state; the CPU's has 5,056
-_USED_METRICS: Final = ("epoch_seconds", "val_top1", "train_macs_total", "train_images_total")  # that a run reads again
+_USED_METRICS: Final = ("epoch", "lr", "epoch_seconds", "val_top1", "train_macs_total", "train_images_total")  # that a run reads again
 _COUNTED: Final = {"train_macs_total": _MOST_MACS, "train_images_total": _LARGEST}
 
 

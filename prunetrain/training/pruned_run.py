@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isclose
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,6 +83,8 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
         values["dynamic_batch"] = False
     epochs, schedule = _retraining(base, given, epochs)
     values |= schedule
+    if retrain != "finetune":
+        _check_trained(path, checkpoint, base, given.get("rewind_epoch", 0))
     if method == GROUP_LASSO:
         return build_config(values, {"prune_at": done, "epochs": done + epochs}, given)
     during = (epochs if method == ADMM else 0) if during is None else during
@@ -113,6 +116,28 @@ def _retraining(base: TrainConfig, given: Mapping[str, Any], epochs: int | None)
             + ("leave out --epochs" if rest > 0 else f"give a rewind-epoch under {base.schedule_epochs}")
         )
     return rest, {}
+
+
+def _check_trained(path: Path, checkpoint: Checkpoint, config: TrainConfig, first: int) -> None:
+    """Refuse to train a schedule again of which a run has trained the end alone, as one that was fine-tuned.
+
+    Args:
+        path: the checkpoint.
+        checkpoint: its history says which learning rates there were, each line that of the next epoch.
+        config: its settings.
+        first: the epoch to go back to.
+
+    Raises:
+        ConfigError: then.
+    """
+    if config.schedule != "constant" or config.warmup_epochs or config.rewinds:
+        return
+    before = [line["lr"] for line in checkpoint.progress.history if first <= line["epoch"] < config.prune_at]
+    if not all(isclose(lr, config.lr) for lr in before):
+        raise ConfigError(
+            f"{path} was fine-tuned from epoch {config.prune_at} on, and has no schedule of the epochs before: prune a checkpoint of the "
+            "run that it was made from, or leave out --retrain"
+        )
 
 
 def read_source_run(path: Path, config: TrainConfig) -> Source:
