@@ -24,13 +24,16 @@ from runs import Recorder, arguments, assert_same_state, repeatable, settings, w
 from torch import Tensor, distributed
 from torch.amp import GradScaler
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.agent.server.api import WorkerGroup
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from workers import NETWORK, Story, in_float64, together
 
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, OutputError, WorkerError
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
-from prunetrain.training import distribution
+from prunetrain.training import distribution, launching
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import Batch, DataSource, load_data
@@ -367,6 +370,32 @@ def test_sigterm_reaches_the_workers_and_none_outlives_the_launcher(tmp_path: Pa
     assert output.count(f"stopped; go on with: prunetrain train --resume {paths.last}") == 1
     assert not Path(f"/proc/{worker}").exists()
     assert load_checkpoint(paths.last).progress.epoch >= 1
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_request_to_stop_while_workers_are_started_anew_is_not_lost(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Those that it would have gone to have ended, and the others are not there yet."""
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start_workers(agent: LocalElasticAgent, group: WorkerGroup) -> dict[int, Any]:
+        children.append(subprocess.Popen(sleep))
+        if when == "meanwhile":
+            signal.raise_signal(signal.SIGUSR1)
+        return {0: children[0].pid}
+
+    monkeypatch.setattr(LocalElasticAgent, "_start_workers", start_workers)
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    agent = launching._Agent(launching._spec((), 1, 3), DefaultLogsSpecs(), store)
+    with agent.forwarding():
+        if when == "before":
+            signal.raise_signal(signal.SIGUSR1)
+            with pytest.raises(launching._Ended) as ended:
+                agent._start_workers(agent.get_worker_group())
+            assert (ended.value.code, children) == (128 + signal.SIGUSR1, [])
+        else:
+            agent._start_workers(agent.get_worker_group())
+            assert children[0].wait(timeout=30) == -signal.SIGUSR1
 
 
 @pytest.mark.parametrize(("rank", "finalized"), [({}, True), ({"RANK": "0"}, False)])

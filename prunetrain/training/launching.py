@@ -103,14 +103,19 @@ class _Agent(LocalElasticAgent):
                 os.kill(pid, number)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        if self._asked is not None:  # while there were none to pass it on to
+            raise _Ended(128 + self._asked)
         started: dict[int, Any] = super()._start_workers(worker_group)
         self._take_signals()  # torch has just put its own handlers there
         self._pids = list(started.values())
+        if self._asked is not None:  # meanwhile
+            self._pass_on(self._asked, None)
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.is_failed():
+            self._pids = []  # all have ended, and another process may get such a number
             self._judge({rank: failure.exitcode for rank, failure in result.failures.items()})
         return result
 
