@@ -33,17 +33,18 @@ from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, OutputError, WorkerError
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
-from prunetrain.training import distribution, launching
+from prunetrain.training import distribution, joining, launching
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import Batch, DataSource, load_data
 from prunetrain.training.data.base import Share
 from prunetrain.training.distribution import Agreement, Ranks
 from prunetrain.training.environment import Environment
-from prunetrain.training.joining import STORE, PeerFailed, one_voice
+from prunetrain.training.joining import STORE, PeerFailed, PeerLost, one_voice
 from prunetrain.training.loop import train_one_epoch
 from prunetrain.training.run import resume_run, start_run
 from prunetrain.training.state import TrainState
+from prunetrain.training.stopping import StopRequested, stopping_on_signals
 
 TOP = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -370,6 +371,47 @@ def test_sigterm_reaches_the_workers_and_none_outlives_the_launcher(tmp_path: Pa
     assert output.count(f"stopped; go on with: prunetrain train --resume {paths.last}") == 1
     assert not Path(f"/proc/{worker}").exists()
     assert load_checkpoint(paths.last).progress.epoch >= 1
+
+
+def test_a_request_to_stop_reaches_a_worker_that_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may never come."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=4))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    begun = time.monotonic()
+    with stopping_on_signals(), pytest.raises(StopRequested):
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        joining._meet(store)
+    assert time.monotonic() - begun < 2
+
+
+def test_a_worker_that_never_comes_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setattr(joining, "PATIENCE", timedelta(seconds=0.1))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, missed in ((0, 1), (1, 0)):
+        monkeypatch.setenv("RANK", str(rank))
+        with pytest.raises(PeerLost, match=rf"^worker {missed} did not come$"):
+            joining._meet(store)
+
+
+_ASKED_TO_STOP = """
+import os
+import signal
+
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_worker_that_is_asked_to_stop_before_training_ends_all(tmp_path: Path) -> None:
+    """Those that wait for it lose it, and that is no reason to start anew, nor an error."""
+    path = tmp_path / "net.py"
+    path.write_text(_ASKED_TO_STOP + NETWORK)
+    config = TrainConfig(**LENET | {"model": f"{path}:Net"}, name="x", output_dir=str(tmp_path))
+    process = start(config, "--nproc", "2")
+    assert process.communicate() == ("", "")
+    assert process.returncode == 143
+    assert list(tmp_path.rglob("epoch_*")) == []
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])

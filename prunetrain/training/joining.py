@@ -26,7 +26,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from prunetrain.errors import PruneTrainError, WorkerError
 from prunetrain.training.distribution import Ranks
-from prunetrain.training.stopping import SIGNALS
+from prunetrain.training.stopping import SIGNALS, StopRequested
 
 FAILED = 2  # exit code after what a user can do wrong
 PEER_LOST = 75  # exit code of a worker that lost the others; EX_TEMPFAIL of sysexits.h
@@ -65,12 +65,16 @@ def one_voice() -> Iterator[None]:
         PruneTrainError: what was raised inside, if it is on this worker to tell it.
         PeerFailed: if another worker tells, whatever happened to this one.
         PeerLost: if this worker lost the others, and none of them told why.
+        StopRequested: what was raised inside.
     """
     if not launched():
         yield
         return
     try:
         yield
+    except StopRequested:
+        _note_stop()
+        raise
     except PruneTrainError as error:
         _ignore_signals()
         if isinstance(error, PeerLost):
@@ -150,12 +154,16 @@ def _meet(store: Store | None) -> Store | None:
     if store is None:
         return None
     rank, world_size, me = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), uuid.uuid4().hex
+    deadline = time.monotonic() + PATIENCE.total_seconds()
     if rank == 0:
         part = PrefixStore(f"prunetrain/{store.add(_PARTS, 1)}", store)
         for other in range(1, world_size):
+            while not part.check([f"here/{other}"]):  # `get` would wait where no signal is heard
+                if time.monotonic() > deadline:
+                    raise PeerLost(f"worker {other} did not come")
+                time.sleep(0.02)
             part.set(f"welcome/{other}", part.get(f"here/{other}").decode())
         return part
-    deadline = time.monotonic() + PATIENCE.total_seconds()
     while time.monotonic() < deadline:
         part = PrefixStore(f"prunetrain/{store.add(_PARTS, 0)}", store)
         part.set(f"here/{rank}", me)
@@ -194,6 +202,22 @@ def _told_key() -> str:
 def lost_key(restarts: int, rank: int) -> str:
     """The key of the launcher's store for what torch told a worker that lost the others, after so many restarts."""
     return f"lost/{restarts}/{rank}"
+
+
+def stopped_key(restarts: int) -> str:
+    """The key of the launcher's store that is there if a worker stopped at a request, after so many restarts, before any was lost."""
+    return f"stopped/{restarts}"
+
+
+def _note_stop() -> None:
+    """Let our own launcher know that those who are about to lose this worker need no other start.
+
+    It may be the launcher that asked, since others were lost: then they have said so.
+    """
+    with suppress(RuntimeError):
+        store = _store() if STORE in os.environ else None
+        if store and not any(store.check([lost_key(_restarts(), rank)]) for rank in range(int(os.environ["WORLD_SIZE"]))):
+            store.set(stopped_key(_restarts()), "")
 
 
 def _note_loss(error: Exception) -> None:

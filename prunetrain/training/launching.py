@@ -29,7 +29,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
 import prunetrain
 from prunetrain.errors import WorkerError
 from prunetrain.training.cores import cores
-from prunetrain.training.joining import FAILED, PEER_LOST, RUN, STORE, lost_key
+from prunetrain.training.joining import FAILED, PEER_LOST, RUN, STORE, lost_key, stopped_key
 from prunetrain.training.stopping import SIGNALS
 
 STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes after a request to stop
@@ -133,8 +133,10 @@ class _Agent(LocalElasticAgent):
             raise _Ended(FAILED)
         if self._asked is not None:
             raise _Ended(128 + self._asked)
-        if set(codes.values()) <= set(STOPPED):  # somebody asked the workers themselves
-            raise _Ended(max(codes.values()))
+        ends = {128 - code if -code in SIGNALS else code for code in codes.values()}
+        asked = ends.intersection(STOPPED)
+        if asked and ends <= asked | ({PEER_LOST} if self._notes.check([stopped_key(self._deaths)]) else set()):
+            raise _Ended(max(asked))  # somebody asked the workers themselves
         rank = min(codes, key=lambda rank: (_collateral(codes[rank]), rank))
         what = f"worker {rank} {_death(codes[rank])}"
         if _collateral(codes[rank]) and (loss := self._loss()):
