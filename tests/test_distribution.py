@@ -414,6 +414,16 @@ def test_a_worker_that_is_asked_to_stop_before_training_ends_all(tmp_path: Path)
     assert list(tmp_path.rglob("epoch_*")) == []
 
 
+def test_a_worker_whose_launcher_has_died_before_it_could_join_does_not_stay(tmp_path: Path) -> None:
+    """The system tells it of a death from then on only, and it would look for the launcher's store for half an hour."""
+    config = TrainConfig(**LENET, name="x", output_dir=str(tmp_path))
+    lost = {"PRUNETRAIN_LAUNCHER": "1", "PRUNETRAIN_STORE": "localhost:1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    environment = os.environ | lost | {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    command = [sys.executable, "-m", "prunetrain", *arguments(config)]
+    ended = subprocess.run(command, cwd=TOP, env=environment, check=False, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "")
+
+
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_a_request_to_stop_while_workers_are_started_anew_is_not_lost(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     """Those that it would have gone to have ended, and the others are not there yet."""

@@ -35,6 +35,7 @@ _STORE_PATIENCE = timedelta(seconds=10)
 _LONGEST_REASON = 1000  # characters of what torch says of a lost connection
 RUN = "run"  # key of the launcher's store: the folder of checkpoints of the run that the workers train
 STORE = "PRUNETRAIN_STORE"  # environment variable: host:port of the store of `launching.launch`
+LAUNCHER = "PRUNETRAIN_LAUNCHER"  # environment variable: the process id of `launching.launch`
 _PARTS = "prunetrain/parts"  # how many parts of torchelastic's store have been opened
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
@@ -215,7 +216,7 @@ def _note_stop() -> None:
     It may be the launcher that asked, since others were lost: then they have said so.
     """
     with suppress(RuntimeError):
-        store = _store() if STORE in os.environ else None
+        store = _store() if STORE in os.environ and not _orphaned() else None
         if store and not any(store.check([lost_key(_restarts(), rank)]) for rank in range(int(os.environ["WORLD_SIZE"]))):
             store.set(stopped_key(_restarts()), "")
 
@@ -258,3 +259,10 @@ def _stop_with_the_launcher() -> None:
     """Ask the system for a SIGTERM when the launcher dies, so that nothing trains on unseen. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGTERM)
+    if _orphaned():  # before it was asked
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _orphaned() -> bool:
+    """Whether our own launcher, if it was that, has died."""
+    return os.environ.get(LAUNCHER) not in (None, str(os.getppid()))

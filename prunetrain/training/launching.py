@@ -29,7 +29,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
 import prunetrain
 from prunetrain.errors import WorkerError
 from prunetrain.training.cores import cores
-from prunetrain.training.joining import FAILED, PEER_LOST, RUN, STORE, lost_key, stopped_key
+from prunetrain.training.joining import FAILED, LAUNCHER, PEER_LOST, RUN, STORE, lost_key, stopped_key
 from prunetrain.training.stopping import SIGNALS
 
 STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes after a request to stop
@@ -199,6 +199,7 @@ def _environment(workers: int, store: str) -> Iterator[None]:
     here = str(Path(prunetrain.__file__).parent.parent)
     changes = {
         STORE: store,
+        LAUNCHER: str(os.getpid()),
         "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), here])),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // workers))),
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "FATAL"),
