@@ -18,7 +18,7 @@ from PIL import Image
 from runs import Recorder, arguments, assert_same_run, invoke, settings
 
 from prunetrain.paths import RunPaths
-from prunetrain.training import creation, granularity, pairs, reconfiguration, run
+from prunetrain.training import creation, granularity, pairs, reconfiguration, run, stopping
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import worker_signals
 from prunetrain.training.environment import Environment
@@ -65,6 +65,22 @@ def test_a_request_waits_while_something_is_finished_and_the_second_does_not() -
         with pytest.raises(StopRequested) as raised:
             signal.raise_signal(signal.SIGINT)
         assert raised.value.number == signal.SIGINT
+
+
+def test_what_a_cluster_sends_to_all_and_the_launcher_passes_on_is_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "ECHO", 0.5)
+    monkeypatch.setenv("RANK", "1")
+    with stopping_on_signals() as requests, requests.deferred():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert requests.asked == signal.SIGTERM
+        time.sleep(0.5)
+        with pytest.raises(StopRequested):
+            signal.raise_signal(signal.SIGTERM)
+    with stopping_on_signals() as requests:
+        with pytest.raises(StopRequested):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # while what was begun is taken away again
 
 
 def test_what_can_be_done_again_is_given_up_at_once() -> None:

@@ -14,6 +14,9 @@ from enum import IntEnum
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 SECONDS_PER_MINUTE = 60
+ECHO = 1.0
+"""Seconds in which the same signal is the same request to one of several workers: what a cluster sends to all processes of a job the
+launcher passes on as well."""
 
 
 class StopRequested(KeyboardInterrupt):
@@ -33,12 +36,14 @@ class Requests:
     """The requests to stop that this process got.
 
     A request raises `StopRequested` at once, except inside `deferred`: there it is noted in `asked`, and only the same signal once more
-    raises. Two different ones are no sign of impatience: a launcher passes on in its own way what the terminal sent to all.
+    raises. Two different ones are no sign of impatience: a launcher passes on in its own way what the terminal sent to all. Nor are two
+    equal ones at about the same time, where there is a launcher.
     """
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
-        self._seen: set[int] = set()
+        self._seen: dict[int, float] = {}  # when each came first
+        self._echo = ECHO if "RANK" in os.environ else 0.0
         self._deferring = False
         self._process = os.getpid()
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
@@ -47,8 +52,9 @@ class Requests:
         """Take a signal; in a process forked from this one, such as a data loader's worker, leave it to the parent."""
         if os.getpid() != self._process:
             return
-        again = number in self._seen
-        self._seen.add(number)
+        again, now = number in self._seen, time.monotonic()
+        if now - self._seen.setdefault(number, now) < self._echo and again:
+            return
         self.asked = self.asked or signal.Signals(number)
         if number == signal.SIGHUP:
             self._leave_terminal()
