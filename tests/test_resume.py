@@ -82,6 +82,18 @@ def test_dropout_resumes(images: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert_same_run(resume_run(parts.run.last, {}, Recorder()).run, whole.run)
 
 
+def test_frozen_layers_resume(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*args: object, **named: object) -> nn.Module:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+        model[1].requires_grad_(False)
+        return model
+
+    monkeypatch.setattr(creation, "build", build)
+    whole = start_run(settings(images, tmp_path / "whole", epochs=2, penalty_ratio=0.2), Recorder())
+    parts = start_run(settings(images, tmp_path / "parts", epochs=2, penalty_ratio=0.2), Recorder((1, 4)))
+    assert_same_run(resume_run(parts.run.last, {}, Recorder()).run, whole.run)
+
+
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_earlier_checkpoints_lead_to_the_same_end(images: Path, tmp_path: Path, reference: Outcome, epoch: int) -> None:
     outcome = start_run(settings(images, tmp_path), Recorder())

@@ -36,11 +36,10 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
 
 
 def _complete(optimizer: Optimizer) -> None:
-    """Start missing momenta at zero where others are there: SGD takes all or none, and zero is what it begins with."""
+    """Start missing momenta at zero where others are there: SGD takes all or none, and begins with zeros. What is frozen has none."""
     if isinstance(optimizer, SGD) and optimizer.state:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad):
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter, requires_grad=False))
 
 
 def _match_formats(optimizer: Optimizer) -> None:
