@@ -203,6 +203,14 @@ def test_what_is_trained_again_was_trained_before(images: Path, tmp_path: Path, 
         start_run(config, Recorder())
 
 
+def test_and_stays_so_when_it_is_resumed(images: Path, tmp_path: Path) -> None:
+    config = of(images, tmp_path, **CONVS, method="fpgm", rate=0.5, epochs=4, prune_at=2, retrain="lr-rewind")
+    stopped = start_run(config, Recorder((1, 2)))
+    with pytest.raises(ConfigError, match=r"^--epochs cannot change when a run is resumed"):
+        resume_run(stopped.run.last, {"epochs": 6}, Recorder())
+    assert resume_run(stopped.run.last, {"epochs": 4}, Recorder()).finished
+
+
 # A trained network, pruned by `prune`.
 
 

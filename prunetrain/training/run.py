@@ -234,10 +234,11 @@ def config_of(path: Path, checkpoint: Checkpoint, given: dict[str, Any]) -> Trai
     """
     config = stored_config(path, checkpoint)
     changed = {key: value for key, value in given.items() if getattr(config, key) != value}
-    fixed = sorted(map(flag_of, changed.keys() - CHANGEABLE - {"name", "output_dir"}))
+    changeable = CHANGEABLE - {"epochs"} if config.rewinds else CHANGEABLE  # all rounds have the schedule of the first training
+    fixed = sorted(map(flag_of, changed.keys() - changeable - {"name", "output_dir"}))
     if fixed:
         raise ConfigError(f"{fixed[0]} cannot change when a run is resumed: leave it out, or start a new run with --name")
-    return build_config(config.to_dict(), {key: value for key, value in changed.items() if key in CHANGEABLE})
+    return build_config(config.to_dict(), {key: value for key, value in changed.items() if key in changeable})
 
 
 def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, requests: Requests) -> Outcome:
