@@ -107,14 +107,19 @@ def run_of_checkpoint(checkpoint: Path) -> RunPaths:
 
 
 @contextmanager
-def new_run(output_dir: Path, name: str) -> Iterator[RunPaths]:
+def new_run(output_dir: Path, name: str, held: ExitStack | None = None) -> Iterator[RunPaths]:
     """The first of `name`, `name-2`, `name-3`, ... that no other run has taken. Inside, its first files are written; if that fails, all go.
+
+    Args:
+        output_dir: where.
+        name: the first to try.
+        held: the run stays locked until this is left; by default inside only.
 
     Raises:
         OutputError: if its folder cannot be made.
     """
-    with ExitStack() as held:
-        run = next(run for run in _numbered(output_dir, name) if _claim(run, held))
+    with ExitStack() as inside:
+        run = next(run for run in _numbered(output_dir, name) if _claim(run, inside if held is None else held))
         try:
             yield run
         except BaseException:
@@ -154,13 +159,15 @@ def _claim(run: RunPaths, held: ExitStack) -> bool:
     """Lock a name and make the folder of its networks; False if it is taken, or another process is about to take it."""
     if run.exists():
         return False
-    try:
-        held.enter_context(run.locked())
-        make_folder(run.networks)
-    except (BusyError, FileExistsError):
-        return False
-    except OSError as error:
-        raise output_error(run.networks, error) from error
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(run.locked())
+            make_folder(run.networks)
+        except (BusyError, FileExistsError):
+            return False
+        except OSError as error:
+            raise output_error(run.networks, error) from error
+        held.enter_context(lock.pop_all())
     return True
 
 

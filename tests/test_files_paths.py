@@ -214,6 +214,7 @@ def test_name_that_was_free_a_moment_ago(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(RunPaths, "exists", lambda run: bool(asked.append(run.name) or len(asked) > 1) and exists(run))
     with new_run(tmp_path, "x") as run:
         assert run.name == "x-2"
+        assert names(tmp_path / "checkpoints") == [".x-2.lock"]  # that of x is for whoever has it
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling"])

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -248,6 +249,23 @@ def test_one_process_a_run(images: Path, stopped: RunPaths, reference: Outcome) 
 def test_a_name_that_another_process_is_about_to_take(images: Path, tmp_path: Path) -> None:
     with held_by_another_process(tmp_path / "checkpoints" / ".x.lock"):
         assert start_run(settings(images, tmp_path, name="x", epochs=1), Recorder()).run.name == "x-2"
+
+
+def test_nobody_else_can_take_a_run_whose_first_files_are_there(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def begun(*args: Any, **named: Any) -> TrainState:
+        state = new_state(*args, **named)
+        code = f"from pathlib import Path; from prunetrain.locking import locked\nwith locked(Path({str(lock)!r}), 'it'): print('taken')"
+        tried.append(subprocess.run([sys.executable, "-c", code], cwd=TOP, check=False, capture_output=True, text=True))
+        return state
+
+    lock, new_state = tmp_path / "checkpoints" / ".x.lock", run.new_state
+    monkeypatch.setattr(run, "new_state", begun)
+    assert start_run(settings(images, tmp_path, name="x", epochs=1), Recorder()).finished
+    assert [(other.returncode, other.stdout) for other in tried] == [(1, "")]
+    assert f"BusyError: it is in use by process {os.getpid()} on " in tried[0].stderr
+    assert not lock.exists()
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

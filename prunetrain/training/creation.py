@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -32,9 +32,12 @@ from prunetrain.training.pairs import read_pair, write_pair
 from prunetrain.training.pruning import start_of
 from prunetrain.training.state import TrainState, load_state
 
+Claim: TypeAlias = Callable[[RunPaths], RunPaths]
+"""Takes a run, or the next free name where it is taken, for files that go again if the run does not come to its start."""
+
 
 class Creation(Protocol):
-    """Writes the first pair of files of a run, and returns the checkpoint's path. When `files` is left by an error, they go again."""
+    """Writes the first pair of files of a run, where `claim` says that there is room for one of its name; returns the checkpoint's path."""
 
     def __call__(
         self,
@@ -44,14 +47,14 @@ class Creation(Protocol):
         environment: Environment,
         *,
         say: Callable[[str], object],
-        files: ExitStack,
+        claim: Claim,
     ) -> Path:
         """See `new_state`."""
         ...
 
 
 def create_network(
-    config: TrainConfig, run: RunPaths, data: DataSource, environment: Environment, *, say: Callable[[str], object], files: ExitStack
+    config: TrainConfig, run: RunPaths, data: DataSource, environment: Environment, *, say: Callable[[str], object], claim: Claim
 ) -> Path:
     """A `Creation` of a network with random weights, or those that the settings name, flattened."""
     _check_method(config)
@@ -68,7 +71,7 @@ def create_network(
     _check_training(model, traced, config)
     _check_outputs(traced.graph, config, data)
     _check_batch(traced.graph, config, environment)
-    free = files.enter_context(new_run(run.output_dir, run.name))
+    free = claim(run)
     first = Checkpoint(
         network="",
         network_sha256="",
@@ -100,6 +103,7 @@ def new_state(
     say: Callable[[str], object] = lambda line: None,
     create: Creation = create_network,
     created: Callable[[], object] = lambda: None,
+    held: ExitStack | None = None,
 ) -> TrainState:
     """A run at its start: its first network file and checkpoint written, by rank 0; and read back, by all.
 
@@ -111,6 +115,7 @@ def new_state(
         say: is told what is worth a line, such as what was left out of a file of weights.
         create: writes the first files.
         created: called when the run is there to stay; whatever is raised before takes its files away again.
+        held: the run stays locked until this is left; by default it is when this returns.
 
     Raises:
         ConfigError: for a network that cannot be built or does not fit the data, and weights that do not fit it.
@@ -118,7 +123,11 @@ def new_state(
     """
     environment.images_each(config.batch_size)
     with ExitStack() as files:
-        path = environment.ranks.on_first(lambda: create(config, run, data, environment, say=say, files=files))
+
+        def claim(wanted: RunPaths) -> RunPaths:
+            return files.enter_context(new_run(wanted.output_dir, wanted.name, held))
+
+        path = environment.ranks.on_first(lambda: create(config, run, data, environment, say=say, claim=claim))
         state = load_state(read_pair(path), replace(config, name=run_of_checkpoint(path).name), data, environment)
         created()
     return state

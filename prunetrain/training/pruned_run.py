@@ -4,7 +4,6 @@ In: a run, or a checkpoint and settings. Out: a run that went on from network fi
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isclose
@@ -22,9 +21,10 @@ from prunetrain.graph.load import read_source
 from prunetrain.graph.parse import parse
 from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS
 from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
-from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
+from prunetrain.paths import RunPaths, run_of_checkpoint
 from prunetrain.training.checkpoints import Checkpoint, load_checkpoint
 from prunetrain.training.class_names import check_names
+from prunetrain.training.creation import Claim
 from prunetrain.training.data import DataSource
 from prunetrain.training.environment import Environment
 from prunetrain.training.events import Change, Reconfiguration
@@ -184,7 +184,7 @@ def create_pruned(
     environment: Environment,
     *,
     say: Callable[[str], object],
-    files: ExitStack,
+    claim: Claim,
 ) -> Path:
     """Write the first files of a run that prunes another's checkpoint; the new checkpoint's path. See `new_state`.
 
@@ -194,7 +194,7 @@ def create_pruned(
     """
     check_names(source.checkpoint.class_names, data, source.path)
     epoch = source.checkpoint.progress.epoch
-    free = files.enter_context(new_run(run.output_dir, run.name))
+    free = claim(run)
     named = replace(source.checkpoint, config=replace(config, name=free.name).to_dict())
     pruned = start_of(config, source.graph, named, source.early)
     dense = parse(source.dense, source.checkpoint.network)

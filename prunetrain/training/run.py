@@ -181,9 +181,15 @@ def _start(config: TrainConfig, observer: Observer, requests: Requests, held: Ex
     requests.check()
     place = RunPaths(Path(config.output_dir), run_name(config))
     state = new_state(
-        config, place, data, environment, say=observer.message, create=create, created=lambda: held.enter_context(requests.deferred())
+        config,
+        place,
+        data,
+        environment,
+        say=observer.message,
+        create=create,
+        created=lambda: held.enter_context(requests.deferred()),
+        held=held,
     )
-    environment.ranks.on_first(lambda: held.enter_context(state.run.locked()))
     if state.progress.history:  # of the run that it goes on from
         state.check_fits(data)
         environment.ranks.on_first(lambda: rewrite_metrics(state))
