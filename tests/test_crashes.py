@@ -16,6 +16,7 @@ from runs import Recorder, arguments, assert_same_run, invoke, settings, write_i
 
 from prunetrain.config import TrainConfig
 from prunetrain.files import append_line
+from prunetrain.library.prune import prune
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import load_checkpoint, save_checkpoint
 from prunetrain.training.run import resume_run, start_run
@@ -84,6 +85,28 @@ def test_a_crash_at_every_operation_of_going_back(whole: tuple[TrainConfig, Film
     assert len(again.instants) > 30
     for number, instant in enumerate(again.instants.values()):
         assert_same_run(go_on(instant, config, tmp_path / str(number)), RunPaths(film.folder, NAME))
+
+
+@pytest.mark.usefixtures("no_sync")
+def test_a_crash_at_every_operation_of_a_run_that_prunes_another(whole: tuple[TrainConfig, Film], tmp_path: Path) -> None:
+    """Whose first files are three: the other's dense network among them."""
+    _, other = whole
+    film = Film(tmp_path / "whole")
+    film.folder.mkdir()
+
+    def pruned(folder: Path) -> RunPaths:
+        changes = {"method": "magnitude", "rate": 0.5, "epochs": 1, "output_dir": str(folder), "name": NAME}
+        return prune(RunPaths(other.folder, NAME).last, **changes, resume=True).run
+
+    with film.recording():
+        reference = pruned(film.folder)
+    assert list(reference.network_files()) == [0, 2]
+    assert len(film.instants) > 40
+    for number, instant in enumerate(film.instants.values()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        instant.write(folder)
+        assert_same_run(pruned(folder), reference)
 
 
 @pytest.fixture

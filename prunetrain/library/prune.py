@@ -3,6 +3,7 @@
 In: a checkpoint and what to remove. Out: the run that it became, with network files, checkpoints and metrics.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.paths import RunPaths, newest_run
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.events import Observer
-from prunetrain.training.pruned_run import creation, pruning_config
+from prunetrain.training.pruned_run import create_pruned, pruning_config, read_source_run
 from prunetrain.training.run import CHANGEABLE, Outcome, continue_run, start_run
 from prunetrain.training.stored import stored_config
 
@@ -48,11 +49,13 @@ def prune(
     config = pruning_config(path, given, epochs=epochs, during=during)
     told = observer or Observer()
     run = newest_run(Path(config.output_dir), config.name) if resume else None
+    source = read_source_run(path, config)
+    create = partial(create_pruned, source)
     if run is None:
-        return start_run(config, told, creation(path, config))
+        return start_run(config, told, create)
     _check_start(run, config)
     decides = {key: value for key, value in config.to_dict().items() if key not in CHANGEABLE or key in given or key == "epochs"}
-    return continue_run(run, config, decides, told, creation(path, config))
+    return continue_run(run, config, decides, told, create, first=source.checkpoint.progress.epoch)
 
 
 def _check_start(run: RunPaths, config: TrainConfig) -> None:

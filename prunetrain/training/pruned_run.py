@@ -5,7 +5,6 @@ In: a run, or a checkpoint and settings. Out: a run that went on from network fi
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from math import isclose
 from pathlib import Path
 from typing import Any, Final
@@ -205,15 +204,6 @@ def create_pruned(
     if pruned.changed:
         say(f"{config.method}: {pruned.summary()} stay")
     return write_pair(free, pruned.graph, dense, pruned.checkpoint)
-
-
-def creation(path: Path, config: TrainConfig) -> Callable[..., Path]:
-    """What `start_run` is to create a run with.
-
-    Raises:
-        PruneTrainError: for files that do not work or do not fit each other.
-    """
-    return partial(create_pruned, read_source_run(path, config))
 
 
 def prune_in_training(state: TrainState, data: DataSource, val_top1: float) -> tuple[TrainState, Reconfiguration]:

@@ -18,12 +18,13 @@ from prunetrain.training.pairs import read_pair
 _OTHERWISE = "or start a new run with another --name"
 
 
-def newest_whole(run: RunPaths, say: Callable[[str], object]) -> Path | None:
+def newest_whole(run: RunPaths, say: Callable[[str], object], first: int = 0) -> Path | None:
     """The checkpoint with the most progress of those that load, and whose network file is there, is theirs and takes their weights.
 
     Args:
         run: one of which something is there.
         say: is told of every newer checkpoint why it was skipped.
+        first: epoch of the run's first checkpoint; of one that prunes another's, that of the other's.
 
     Returns:
         The checkpoint; None if the run ended before its first one was written, so that nothing is lost by starting it again.
@@ -33,7 +34,7 @@ def newest_whole(run: RunPaths, say: Callable[[str], object]) -> Path | None:
         NetworkFileError: if the dense network's file is damaged, without which none can be used.
     """
     numbered = run.checkpoint_files()
-    if not (numbered or run.last.exists() or run.metrics.exists() or any(run.network_files())):
+    if not (numbered or run.last.exists() or run.metrics.exists() or any(epoch > first for epoch in run.network_files())):
         return None
     _check_dense(run)
     newest, place = None, (-1, 0)
@@ -107,12 +108,13 @@ def keep_newest(run: RunPaths, count: int, wanted: Collection[int]) -> None:
         path.unlink(missing_ok=True)
 
 
-def discard_unborn(run: RunPaths) -> None:
+def discard_unborn(run: RunPaths, first: int = 0) -> None:
     """Remove what a process left that was killed while it created a run, for which `newest_whole` found nothing. Other files stay."""
     for folder in (run.networks, run.checkpoints):
         if folder.is_dir():
             remove_leftovers(folder)
-    run.network(0).unlink(missing_ok=True)
+    for epoch in (0, first):
+        run.network(epoch).unlink(missing_ok=True)
     for folder in (run.networks, run.checkpoints):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

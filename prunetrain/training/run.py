@@ -143,7 +143,7 @@ def check_same_place(path: Path, *, name: str | None, output_dir: str | None) ->
 
 
 def continue_run(
-    run: RunPaths, config: TrainConfig, given: dict[str, Any], observer: Observer, create: Creation = create_network
+    run: RunPaths, config: TrainConfig, given: dict[str, Any], observer: Observer, create: Creation = create_network, *, first: int = 0
 ) -> Outcome:
     """Go on from the newest whole checkpoint of a run; start it if it was killed before it had one.
 
@@ -153,24 +153,25 @@ def continue_run(
         given: settings that are to differ from those of the run.
         observer: is told what happens.
         create: writes the first files of a start.
+        first: the epoch that these are of.
 
     Raises:
         PruneTrainError: if no checkpoint is whole, or another process is working on the run; and as `resume_run` and `start_run`.
         StopRequested: as there.
     """
     with stopping_on_signals() as requests, ExitStack() as held:
-        path = Ranks.joined().on_first(lambda: _lock_and_find(run, observer, held))
+        path = Ranks.joined().on_first(lambda: _lock_and_find(run, observer, held, first))
         if path is not None:
             return _train([_go_on(path, given, observer, requests)], observer, requests)
         return _train([_start(replace(config, name=run.name), observer, requests, held, create)], observer, requests)
 
 
-def _lock_and_find(run: RunPaths, observer: Observer, held: ExitStack) -> Path | None:
+def _lock_and_find(run: RunPaths, observer: Observer, held: ExitStack, first: int) -> Path | None:
     """The checkpoint to go on from, with the run locked until `held` is left; None, with nothing locked or left, if there is none."""
     held.enter_context(run.locked())
-    path = newest_whole(run, observer.message)
+    path = newest_whole(run, observer.message, first)
     if path is None:
-        discard_unborn(run)
+        discard_unborn(run, first)
         held.close()
     return path
 
