@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
 
-from prunetrain.errors import BusyError, ConfigError
+from prunetrain.errors import BusyError, ConfigError, OutputError
 from prunetrain.files import make_folder, output_error
 from prunetrain.locking import locked
 
@@ -116,11 +116,12 @@ def new_run(output_dir: Path, name: str, held: ExitStack | None = None) -> Itera
         held: the run stays locked until this is left; by default inside only.
 
     Raises:
-        OutputError: if its folder cannot be made.
+        OutputError: if its folder cannot be made, or its two would not lie side by side.
     """
     with ExitStack() as inside:
         run = next(run for run in _numbered(output_dir, name) if _claim(run, inside if held is None else held))
         try:
+            _check_side_by_side(output_dir)
             yield run
         except BaseException:
             for folder in (run.networks, run.checkpoints):
@@ -169,6 +170,16 @@ def _claim(run: RunPaths, held: ExitStack) -> bool:
             raise output_error(run.networks, error) from error
         held.enter_context(lock.pop_all())
     return True
+
+
+def _check_side_by_side(output_dir: Path) -> None:
+    """Refuse links that part a run's two folders: from one of them the other is found."""
+    folders = [(output_dir / name).resolve() for name in (NETWORKS, CHECKPOINTS)]
+    if folders != [folders[0].parent / name for name in (NETWORKS, CHECKPOINTS)]:
+        raise OutputError(
+            f"{output_dir} has its {NETWORKS} at {folders[0]} and its {CHECKPOINTS} at {folders[1]}: a run's folders must lie side by "
+            "side, under these names, so link the folder that holds both, or give --output-dir"
+        )
 
 
 def _by_epoch(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:

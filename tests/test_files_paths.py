@@ -227,6 +227,23 @@ def test_output_dir_that_is_none(tmp_path: Path, kind: str) -> None:
         pytest.fail("there is no folder to write to")
 
 
+@pytest.mark.parametrize("linked", [["checkpoints"], ["generated_nets"], ["checkpoints", "generated_nets"]], ids=str)
+def test_links_may_lead_to_another_disk_together_only(tmp_path: Path, linked: list[str]) -> None:
+    for name in linked:
+        (tmp_path / "disk" / name).mkdir(parents=True)
+        (tmp_path / "here").mkdir(exist_ok=True)
+        (tmp_path / "here" / name).symlink_to(tmp_path / "disk" / name)
+    if len(linked) == 2:
+        with new_run(tmp_path / "here", "x") as run:
+            write_text(run.network(0), "")
+        assert names(tmp_path / "disk" / "generated_nets") == ["x"]
+        return
+    with pytest.raises(OutputError, match=r"a run's folders must lie side by side, .* so link the folder that holds both"):
+        with new_run(tmp_path / "here", "x"):
+            pytest.fail("it could not be read back")
+    assert [names(path) for path in (tmp_path / "here").iterdir()] == [[], []]
+
+
 def test_newest_run_is_the_last_of_which_anything_is_there(tmp_path: Path) -> None:
     assert newest_run(tmp_path, "x") is None
     for name in ("x", "x-2", "x-4"):
