@@ -144,7 +144,11 @@ class TrainConfig:
     channels_last: bool = setting(False, "Channels-last memory format.")
     compile: bool = setting(False, "Compile the network with torch.compile.")
     device: str = setting("auto", "Device: auto, cpu, cuda, cuda:1.")
-    workers: int = setting(2, "Processes that decode images of a folder, for each process that trains.", flags=("-j",))
+    workers: int = setting(
+        -1,
+        "Processes that decode images of a folder, for each process that trains; -1: 2, and for a GPU its share of the cores, up to 12.",
+        flags=("-j",),
+    )
     seed: int = setting(0, "Seed of initialisation, order and augmentation.")
     checkpoint_minutes: float = setting(10.0, "Minutes between two checkpoints in the middle of an epoch; 0: at the ends of epochs only.")
     keep: int = setting(0, "Newest checkpoints of reconfigurations to keep, beside last.pt; 0 keeps all. Network files always stay.")
@@ -286,7 +290,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # from, up to and including
     "warmup_epochs": (0, 1_000_000),
     "prune_interval": (1, 1_000_000),
     "lasso_interval": (0, 1_000_000),
-    "workers": (0, 1024),
+    "workers": (-1, 1024),
     "keep": (0, 1_000_000),
     "norm_share": (0, 1),
     "prune_at": (0, 1_000_000),

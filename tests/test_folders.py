@@ -10,7 +10,9 @@ from datafiles import FORKS, assert_same, error, folder_settings, levels, load, 
 from PIL import Image
 from torch.nn import functional as F
 
+from prunetrain.training.data import workers as data_workers
 from prunetrain.training.data.decoding import centre, random_window
+from prunetrain.training.data.workers import decoders
 
 
 @pytest.fixture
@@ -49,6 +51,26 @@ def test_grey_images_are_those_in_colour_weighed(side: int, images: Path) -> Non
             found = y * grey.statistics.std[0] + grey.statistics.mean[0]
             torch.testing.assert_close(found, weighed, rtol=0, atol=0.6 / 255)  # a level is a whole number
             torch.testing.assert_close(found * 255, (found * 255).round(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "cores", "here", "number"),
+    [
+        (-1, "cpu", 64, "1", 2),
+        (0, "cuda", 64, "1", 0),
+        (5, "cpu", 2, "1", 5),
+        (-1, "cuda", 8, "1", 7),
+        (-1, "cuda", 32, "4", 7),
+        (-1, "cuda", 2, "1", 2),
+        (-1, "cuda", 64, "1", 12),
+    ],
+)
+def test_a_gpu_has_as_many_workers_as_there_are_cores_for_it(
+    monkeypatch: pytest.MonkeyPatch, *, asked: int, device: str, cores: int, here: str, number: int
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    monkeypatch.setattr(data_workers, "cores", lambda: cores)
+    assert decoders(asked, torch.device(device)) == number
 
 
 @FORKS

@@ -27,7 +27,7 @@ from prunetrain.training.data.base import WHOLE, Batch, Normalizer, Say, Share, 
 from prunetrain.training.data.decoded import DecodedImages, keep
 from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable, random_window
 from prunetrain.training.data.folder_scan import FolderIndex, Samples, scan, scan_known
-from prunetrain.training.data.workers import in_workers
+from prunetrain.training.data.workers import decoders, in_workers
 
 IMAGENET = Statistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 GREY = Statistics(mean=(0.459,), std=(0.226,))  # of these the mean by the weights of `as_grey`
@@ -61,11 +61,12 @@ class FolderSource:
         self._augmentation = Augmentation.natural(side, side) if config.augment and small else None
         self._window_seed = config.seed if config.augment and not small else None
         windowed = Decoding(side, None)
-        self._train = _Half.of(index.train, centred if self._window_seed is None else windowed, "train", config, say)
-        self._val = _Half.of(index.val, centred, "val", config, say)
+        self._workers = decoders(config.workers, device)
+        kept: dict[str, Any] = {"cache": config.cache, "workers": self._workers, "say": say}
+        self._train = _Half.of(index.train, centred if self._window_seed is None else windowed, "train", **kept)
+        self._val = _Half.of(index.val, centred, "val", **kept)
         self._seed = config.seed
         self._grey = config.grey
-        self._workers = config.workers
         self._cached = bool(config.cache)
         self._device = device
         self._channels_last = config.channels_last
@@ -129,10 +130,10 @@ class _Half:
     labels: tuple[int, ...]
 
     @classmethod
-    def of(cls, samples: Samples, decoding: Decoding, split: str, config: TrainConfig, say: Say) -> "_Half":
+    def of(cls, samples: Samples, decoding: Decoding, split: str, *, cache: str, workers: int, say: Say) -> "_Half":
         """Out of the cache, where there is to be one and it has room; out of the files otherwise."""
         files = ImageFiles(samples.paths, decoding)
-        kept = keep(files, Path(config.cache), split, workers=config.workers, say=say) if config.cache else None
+        kept = keep(files, Path(cache), split, workers=workers, say=say) if cache else None
         return cls(kept or files, samples.labels)
 
 

@@ -77,18 +77,18 @@ class NewImages:
         self.paths = paths
         self._preparation = preparation
         self._normalize = Normalizer(statistics, device)
-        self._device = device
+        self.device = device
 
     def batches(self, batch_size: int, *, workers: int, channels_last: bool) -> Iterator[Numbered]:
         """All images in order, float32 and on the device; no more workers are started than there are batches."""
         spans = [range(first, min(first + batch_size, len(self.paths))) for first in range(0, len(self.paths), batch_size)]
         images = _Prepared(self.paths, self._preparation)
         workers = min(workers, len(spans)) if len(spans) > 1 else 0
-        for numbers, pixels, unreadable in in_workers(images, spans, _collate, workers=workers, pinned=self._device.type == "cuda"):
+        for numbers, pixels, unreadable in in_workers(images, spans, _collate, workers=workers, pinned=self.device.type == "cuda"):
             if pixels is None:
                 yield numbers, None, unreadable
                 continue
-            moved = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)  # channels-last, as decoders give them
+            moved = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # channels-last, as decoders give them
             yield numbers, self._normalize(moved if channels_last else moved.contiguous()), unreadable
 
 
