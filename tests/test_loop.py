@@ -170,11 +170,11 @@ EVERY_STEP = dict.fromkeys(range(1, 6), 1)
 @pytest.mark.parametrize(
     ("interval", "smooth", "acts", "fades"),
     [
+        (3, 0, {3: 3, 5: 2}, {3: 3, 5: 2}),
         (3, 1, {3: 3, 5: 2}, {3: 3, 4: 1, 5: 1}),  # one part of two, then at every step
         (3, 16, {3: 3, 5: 2}, EVERY_STEP),
         (1, 16, EVERY_STEP, EVERY_STEP),
-        (8, 1, {5: 5}, {1: 1, 3: 2, 4: 1, 5: 1}),  # with 4, 2, 1 and 0 steps left
-        (8, 2, {5: 5}, EVERY_STEP),
+        (8, 0, {5: 5}, {5: 5}),
     ],
 )
 def test_the_lasso_acts_every_few_steps_and_at_the_end(

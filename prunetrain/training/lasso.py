@@ -4,10 +4,9 @@ In: a run at some step of an epoch. Out: its gradients or weights changed, and l
 
 The proximal step reads and writes every weight, whatever the batch; so it is taken every `proximal_interval` steps and at the end of every
 epoch, as large as that many (ProxSkip, arXiv 2202.09357, takes the proximal step in one of 1 / p steps, 1 / p times as large). Fading
-follows its straight line at the same steps, and towards its end more and more often, at last at every step: what goes would grow anew in
-between, and the cut is to take next to nothing. Which steps these are is a function of the step alone, so that a resumed run takes the
-same ones. Where float16 skips one of them for its overflows, the proximal step is lost with it; fading is not, since it has to reach zero
-in time.
+follows its straight line at the same steps, and towards its end at every step: what goes would grow anew in between, and the cut is to
+take next to nothing. Which steps these are is a function of the step alone, so that a resumed run takes the same ones. Where float16
+skips one of them for its overflows, the proximal step is lost with it; fading is not, since it has to reach zero in time.
 """
 
 import math
@@ -74,11 +73,7 @@ class Lasso(TrainingMethod):
 
     def _fades(self, step: int) -> bool:
         """Whether fading follows a step of the epoch."""
-        left = self._steps_to_cut - step
-        apart = max(1, left // _SMOOTH)
-        if apart >= self._state.config.proximal_interval:
-            return self._shrinks(step)
-        return left % (1 << apart.bit_length() - 1) == 0 or step == self._steps
+        return self._shrinks(step) or self._steps_to_cut - step < _SMOOTH * self._state.config.proximal_interval
 
     def _since(self, acts: Callable[[int], bool]) -> int:
         """Steps since the last one after which `acts` was true; since the epoch's start if there is none."""
