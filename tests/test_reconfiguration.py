@@ -50,7 +50,7 @@ def trained(images: Path, folder: Path, **changes: Any) -> Trained:
     state = new_state(config, RunPaths(folder, "x"), data, Environment(CPU))
     train_one_epoch(state, data, Recorder(), lambda: Action.GO_ON)
     kill_a_third_(state)
-    metrics = {"epoch": 1, "epoch_seconds": 0.1, "val_top1": 0.5, "train_macs_total": 1, "train_images_total": 1}
+    metrics = {"epoch": 1, "lr": 0.1, "epoch_seconds": 0.1, "val_top1": 0.5, "train_macs_total": 1, "train_images_total": 1}
     state.progress = replace(state.progress, epoch=1, step=0, running={}, history=[metrics])
     return state, data
 

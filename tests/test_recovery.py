@@ -18,7 +18,6 @@ from torch import Tensor
 from prunetrain.config import TrainConfig
 from prunetrain.errors import BusyError, CheckpointError, DivergedError, NetworkFileError, OutputError
 from prunetrain.locking import locked
-from prunetrain.methods.in_training import TrainingMethod
 from prunetrain.paths import RunPaths
 from prunetrain.training import divergence, loop, run
 from prunetrain.training.checkpoints import load_checkpoint
@@ -286,8 +285,8 @@ class Breaking(Recorder):
         self.at, self.value = at, value
         step = loop._train_step
 
-        def broken(state: TrainState, method: TrainingMethod, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            result = step(state, method, images, labels)
+        def broken(state: TrainState, *args: Any) -> tuple[Tensor, Tensor]:
+            result = step(state, *args)
             if (state.progress.epoch + 1, len(self.steps) % 10 + 1) == self.at:
                 next(state.model.parameters()).data[0, 0] = value
             return result

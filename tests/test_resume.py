@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import RESNET, Recorder, arguments, assert_same_run, invoke, settings, write_images
 from torch import nn
 
@@ -74,9 +75,10 @@ def test_every_setting_resumes(images: Path, tmp_path: Path, changes: dict[str, 
 
 def test_dropout_resumes(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*args: object, **named: object) -> nn.Module:
+        torch.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 4))
 
-    monkeypatch.setattr(creation, "build", build)
+    monkeypatch.setattr(creation, "build_with_weights", build)
     whole = start_run(settings(images, tmp_path / "whole", epochs=2, penalty_ratio=0.2), Recorder())
     parts = start_run(settings(images, tmp_path / "parts", epochs=2, penalty_ratio=0.2), Recorder((1, 4)))
     assert_same_run(resume_run(parts.run.last, {}, Recorder()).run, whole.run)
@@ -84,11 +86,12 @@ def test_dropout_resumes(images: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_frozen_layers_resume(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*args: object, **named: object) -> nn.Module:
+        torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
         model[1].requires_grad_(False)
         return model
 
-    monkeypatch.setattr(creation, "build", build)
+    monkeypatch.setattr(creation, "build_with_weights", build)
     whole = start_run(settings(images, tmp_path / "whole", epochs=2, penalty_ratio=0.2), Recorder())
     parts = start_run(settings(images, tmp_path / "parts", epochs=2, penalty_ratio=0.2), Recorder((1, 4)))
     assert_same_run(resume_run(parts.run.last, {}, Recorder()).run, whole.run)

@@ -240,7 +240,7 @@ def test_a_signal_at_an_epochs_end(
     ("module", "name"),
     [
         (Environment, "load_data"),
-        (creation, "build"),
+        (creation, "build_with_weights"),
         (creation, "traced_and_checked"),
         (pairs, "save_checkpoint"),
         (creation, "load_state"),
