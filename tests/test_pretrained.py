@@ -9,12 +9,12 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from runs import Recorder, settings, write_images
+from runs import Recorder, settings
 from torch import Tensor
 from torchvision import models as torchvision_models
 
 from prunetrain.errors import ConfigError
-from prunetrain.models import build, build_with_weights
+from prunetrain.models import build, build_with_weights, pretrained
 from prunetrain.training.run import resume_run, start_run
 
 SHAPE = (3, 64, 64)
@@ -33,10 +33,10 @@ def downloaded(name: str, folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def built(spec: str, classes: int, weights: str = "pretrained", **changes: Any) -> tuple[dict[str, Tensor], list[str]]:
+def built(spec: str, classes: int) -> tuple[dict[str, Tensor], list[str]]:
     """The network's tensors, and what was said."""
     lines: list[str] = []
-    network = build_with_weights(spec, weights, num_classes=classes, seed=0, say=lines.append, **{"input_shape": SHAPE, **changes})
+    network = build_with_weights(spec, pretrained(spec, SHAPE), input_shape=SHAPE, num_classes=classes, seed=0, say=lines.append)
     return network.state_dict(), lines
 
 
@@ -60,23 +60,23 @@ def test_what_the_weights_ask_of_the_network(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     downloaded("googlenet", tmp_path)
     shaped = {"input_shape": SHAPE, "num_classes": 7, "seed": 0, "say": lambda line: None}
-    assert build_with_weights("torchvision:googlenet", "pretrained", **shaped).transform_input is True
+    known = pretrained("torchvision:googlenet", SHAPE)
+    assert build_with_weights("torchvision:googlenet", known, **shaped).transform_input is True
     given = {"model_args": {"transform_input": False}}
-    assert build_with_weights("torchvision:googlenet", "pretrained", **shaped, **given).transform_input is False
+    assert build_with_weights("torchvision:googlenet", known, **shaped, **given).transform_input is False
     assert build_with_weights("torchvision:googlenet", "", **shaped).transform_input is False
 
 
 def test_a_run_begins_with_them_and_goes_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     there = downloaded("squeezenet1_1", tmp_path / "torch")
-    config = settings(
-        write_images(tmp_path / "images.npz", side=32), tmp_path, model="torchvision:squeezenet1_1", dataset="fake", image_size=64,
-        weights="pretrained", epochs=1, penalty_ratio=0.0, lr=0.0, batch_size=512,
-    )  # fmt: skip
+    sizes = {"dataset": "fake", "image_size": 64, "batch_size": 512, "epochs": 1}
+    config = settings(tmp_path, tmp_path, model="torchvision:squeezenet1_1", weights="pretrained", penalty_ratio=0.0, lr=0.0, **sizes)
     run = start_run(config, Recorder()).run
     saved = torch.load(run.last, weights_only=True)
     assert torch.equal(saved["model"]["features_0.weight"], there["features.0.weight"])
     assert saved["config"]["weights"] == "pretrained"
+    assert saved["statistics"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # not the data's own
     (tmp_path / "torch").rename(tmp_path / "gone")
     assert resume_run(run.last, {"epochs": 2}, Recorder()).finished
 
@@ -124,10 +124,12 @@ def test_timms(tmp_path: Path) -> None:
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(TOP)}
     environment.pop("HF_HUB_CACHE", None)
 
+    def command(*args: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "prunetrain", *args, "--weights", "pretrained"]
+        return subprocess.run(words, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
+
     def flatten(spec: str, *args: str) -> subprocess.CompletedProcess[str]:
-        flags = ["--weights", "pretrained", "-o", str(tmp_path / "net.py"), "--force", *args]
-        command = [sys.executable, "-m", "prunetrain", "flatten", spec, *flags]
-        return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+        return command("flatten", spec, "-o", "net.py", *args)
 
     done = flatten("timm:test_resnet", "--num-classes", "5", "--input-shape", "1,64,64")
     assert (done.returncode, done.stderr) == (0, "")
@@ -135,6 +137,11 @@ def test_timms(tmp_path: Path) -> None:
     found = torch.load(tmp_path / "net.pt", weights_only=True)
     torch.testing.assert_close(found["conv1_0.weight"], state["conv1.0.weight"].sum(1, keepdim=True))  # grey as all colours together
     assert torch.equal(found["layer1_0_conv1.weight"], state["layer1.0.conv1.weight"])
-    absent = flatten("timm:test_vit")
+    images = ("--dataset", "fake", "--image-size", "64", "-b", "512", "--epochs", "1", "--penalty-ratio", "0", "--name", "x")
+    trained = command("train", "--model", "timm:test_resnet", *images)
+    assert (trained.returncode, trained.stderr) == (0, "")
+    statistics = torch.load(tmp_path / "checkpoints" / "x" / "last.pt", weights_only=True)["statistics"]
+    assert statistics == {"mean": [0.5] * 3, "std": [0.5] * 3}
+    absent = flatten("timm:test_vit", "--force")
     assert absent.returncode == 2
     assert absent.stderr.startswith("error: timm:test_vit: its pretrained weights cannot be had (")

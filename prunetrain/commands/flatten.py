@@ -46,15 +46,14 @@ def command(
 
     from prunetrain.graph.costs import costs
     from prunetrain.graph.render import render
-    from prunetrain.models import build_with_weights
+    from prunetrain.models import PRETRAINED, build_with_weights, pretrained
     from prunetrain.models.checked_tracing import stored, traced_and_checked
     from prunetrain.models.freezing import partly_frozen
     from prunetrain.report.tables import count
 
     arguments = parse_arguments(model_args or ())
-    network = build_with_weights(
-        model, weights or "", input_shape=shape, num_classes=num_classes, model_args=arguments, seed=seed, say=click.echo
-    )
+    known = pretrained(model, shape) if weights == PRETRAINED else weights or ""
+    network = build_with_weights(model, known, input_shape=shape, num_classes=num_classes, model_args=arguments, seed=seed, say=click.echo)
     traced = stored(traced_and_checked(network, torch.zeros(2, *shape)))
     if (mixed := partly_frozen(network, traced)) is not None:
         click.echo(f"{mixed} is frozen, and not all of its layer: the file trains it; freeze whole layers, or make it a buffer")

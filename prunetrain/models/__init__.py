@@ -70,9 +70,29 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, model_args: M
     return network
 
 
+def pretrained(spec: str, input_shape: ImageShape) -> "Pretrained":
+    """The weights that torchvision or timm has of its network, which it may download for that.
+
+    Args:
+        spec: as for `build`.
+        input_shape: (C, H, W) of one image.
+
+    Raises:
+        ConfigError: for a network of another source, and weights that there are none of or that cannot be had.
+    """
+    source, name = _split(spec)
+    if source not in _SOURCES:
+        from prunetrain.models import torchvision_models
+
+        others = f"torchvision:{name}" if name in torchvision_models.names() else "torchvision:NAME, timm:NAME"
+        raise ConfigError(f"{spec} has no pretrained weights: use {others}, or --weights FILE")
+    known: Pretrained = _module(source).pretrained(spec, input_shape)
+    return known
+
+
 def build_with_weights(
     spec: str,
-    weights: str,
+    weights: "str | Pretrained",
     *,
     input_shape: ImageShape,
     num_classes: int,
@@ -84,7 +104,7 @@ def build_with_weights(
 
     Args:
         spec: as for `build`.
-        weights: a file; or `pretrained`, for the weights that torchvision or timm has of the network; or nothing.
+        weights: a file, or nothing; or what `pretrained` found.
         input_shape: as for `build`.
         num_classes: as for `build`; a head of another number of classes is freshly drawn.
         model_args: as for `build`.
@@ -92,35 +112,23 @@ def build_with_weights(
         say: is told which weights were found, and which were left out or freshly drawn.
 
     Raises:
-        ConfigError: as `build`; and for weights that there are none of, cannot be read, or do not fit the network.
+        ConfigError: as `build`; and for weights that cannot be read, or do not fit the network.
     """
     import torch
 
     from prunetrain.models.weights import load_weights, put_weights
 
-    known = _pretrained(spec, input_shape) if weights == PRETRAINED else None
     torch.manual_seed(seed)
-    given = {**(known.arguments if known else {}), **(model_args or {})}
+    given = {**({} if isinstance(weights, str) else weights.arguments), **(model_args or {})}
     network = build(spec, input_shape=input_shape, num_classes=num_classes, model_args=given)
     lines: list[str] = []
-    if known:
-        lines = put_weights(network, known.tensors, known.title).lines(known.title)
+    if not isinstance(weights, str):
+        lines = put_weights(network, weights.tensors, weights.title).lines(weights.title)
     elif weights:
         lines = load_weights(network, Path(weights)).lines()
     for line in lines:
         say(line)
     return network
-
-
-def _pretrained(spec: str, input_shape: ImageShape) -> "Pretrained":
-    source, name = _split(spec)
-    if source not in _SOURCES:
-        from prunetrain.models import torchvision_models
-
-        others = f"torchvision:{name}" if name in torchvision_models.names() else "torchvision:NAME, timm:NAME"
-        raise ConfigError(f"{spec} has no pretrained weights: use {others}, or --weights FILE")
-    known: Pretrained = _module(source).pretrained(spec, input_shape)
-    return known
 
 
 def _module(source: str) -> ModuleType:

@@ -6,7 +6,7 @@ In: a class or function, and arguments by name. Out: the torch module that it ma
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -80,10 +80,18 @@ def optional(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The weights that a library has of a network: its state dict, their name for people, and what they ask of its constructor."""
+    """The weights that a library has of a network.
+
+    Attributes:
+        tensors: the state dict.
+        title: what people call them.
+        statistics: `mean` and `std` of each channel that pixels in [0, 1] were normalised by when they were trained.
+        arguments: what they ask of the network's constructor.
+    """
 
     tensors: Mapping[str, Tensor]
     title: str
+    statistics: Mapping[str, Sequence[float]]
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 

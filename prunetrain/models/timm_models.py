@@ -57,7 +57,8 @@ def pretrained(spec: str, input_shape: ImageShape) -> Pretrained:
         raise ConfigError(f"{spec}: timm has no weights of it: timm.list_pretrained() names those that it has")
     arguments = {"in_chans": input_shape[0], **_size(timm, name, _parameters(timm, name), input_shape)}
     network = fetched(spec, lambda: timm.create_model(name, pretrained=True, **arguments))
-    return Pretrained(network.state_dict(), f"timm's {config.architecture}{'.' if config.tag else ''}{config.tag or ''}")
+    title = f"timm's {config.architecture}{'.' if config.tag else ''}{config.tag or ''}"
+    return Pretrained(network.state_dict(), title, {"mean": list(config.mean), "std": list(config.std)})
 
 
 def _known(spec: str) -> tuple[ModuleType, str]:

@@ -67,9 +67,10 @@ def pretrained(spec: str, input_shape: ImageShape) -> Pretrained:
     name = _known(spec)
     best = models.get_model_weights(name).DEFAULT
     network = fetched(spec, lambda: models.get_model(name, weights=best))
-    # Two of them were trained on other means and deviations than ImageNet's, and take those themselves.
+    statistics = {name: list(getattr(best.transforms(), name)) for name in ("mean", "std")}
+    # Two of them were trained on other statistics, and come to those from these themselves.
     arguments = {"transform_input": True} if getattr(network, "transform_input", False) else {}
-    return Pretrained(network.state_dict(), f"torchvision's {best}", arguments)
+    return Pretrained(network.state_dict(), f"torchvision's {best}", statistics, arguments)
 
 
 def _known(spec: str) -> str:

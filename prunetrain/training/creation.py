@@ -20,13 +20,14 @@ from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.trace import Traced
 from prunetrain.method_settings import GROUP_LASSO
 from prunetrain.methods.in_training import nothing_kept
-from prunetrain.models import build_with_weights
+from prunetrain.models import PRETRAINED, build_with_weights, pretrained
 from prunetrain.models.checked_tracing import stored, traced_and_checked
 from prunetrain.models.freezing import frozen, partly_frozen
 from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
 from prunetrain.training.checkpoints import Checkpoint, Progress, rng_state
 from prunetrain.training.class_names import names_of
 from prunetrain.training.data import DataSource
+from prunetrain.training.data.base import Statistics
 from prunetrain.training.environment import Environment
 from prunetrain.training.pairs import read_pair, write_pair
 from prunetrain.training.pruning import start_of
@@ -58,9 +59,12 @@ def create_network(
 ) -> Path:
     """A `Creation` of a network with random weights, or those that the settings name, flattened."""
     _check_method(config)
+    known = pretrained(config.model, data.input_shape) if config.weights == PRETRAINED else None
+    if known and len(known.statistics["mean"]) == data.input_shape[0]:
+        data.normalize_by(Statistics.from_dict(known.statistics))
     model = build_with_weights(
         config.model,
-        config.weights,
+        known or config.weights,
         input_shape=data.input_shape,
         num_classes=data.num_classes,
         model_args=parse_arguments(config.model_args),
