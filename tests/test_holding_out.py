@@ -90,6 +90,16 @@ def test_no_validation_images_are_needed(tmp_path: Path) -> None:
     assert error(**folder_settings(images)).endswith("or hold some of the images out for validation with --val-split 0.2")
 
 
+def test_a_single_image_a_class_leaves_none_to_hold_out(tmp_path: Path) -> None:
+    """Such a run used to end behind its first epoch, in a division by no images."""
+    refused = "no class has two training images, so that --val-split can hold none out: add images, or leave it out"
+    arrays = {"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.arange(2)}
+    assert error(dataset="npz", data_dir=write_npz(tmp_path / "a.npz", arrays), val_split=0.5, batch_size=2) == refused
+    images = folder_settings(write_images(tmp_path / "images", train=1), batch_size=2, val_split=0.5)
+    assert error(**images) == refused
+    assert error(**images, cache=str(tmp_path / "cache")) == refused
+
+
 def test_class_folders_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same images wherever the folder lies and however it is named."""
     images = write_images(tmp_path / "images")

@@ -10,6 +10,7 @@ from itertools import count, groupby
 
 import torch
 
+from prunetrain.errors import DataError
 from prunetrain.training.data.base import Split
 
 
@@ -23,12 +24,17 @@ def held_out(names: Iterable[str], labels: Sequence[int], share: float) -> list[
 
     Returns:
         Their numbers, ascending.
+
+    Raises:
+        DataError: if no class has two images, so that nothing can be held out.
     """
     digests = (sha256(name.encode(errors="surrogateescape")).digest() for name in names)
     held: list[int] = []
     for _, members in groupby(sorted(zip(labels, digests, count())), key=lambda image: image[0]):
         numbers = [number for _, _, number in members]
         held += numbers[: min(len(numbers) - 1, max(1, int(share * len(numbers) + 0.5)))]
+    if not held:
+        raise DataError("no class has two training images, so that --val-split can hold none out: add images, or leave it out")
     return sorted(held)
 
 
