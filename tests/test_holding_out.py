@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datafiles import CPU, error, folder_settings, good_arrays, load, run_on_cats_and_dogs, write_images, write_mnist, write_npz
-from runs import invoke
+from runs import Recorder, invoke, settings
 
 from prunetrain.config import TrainConfig
 from prunetrain.training.data import load_data
@@ -18,6 +18,7 @@ from prunetrain.training.data.base import Statistics
 from prunetrain.training.data.folder_scan import scan
 from prunetrain.training.data.holding_out import held_out
 from prunetrain.training.data.summary import summary
+from prunetrain.training.run import start_run
 
 
 def test_of_each_class_a_share_and_never_all() -> None:
@@ -142,6 +143,22 @@ def test_a_network_is_measured_on_what_was_held_out(tmp_path: Path, monkeypatch:
     assert measured("--data-dir", "elsewhere", "--val-split", "0") == own
     shutil.rmtree("elsewhere/train")
     assert measured("--data-dir", "elsewhere", "--val-split", "0") == own
+
+
+def test_class_folders_alone_have_no_validation_images_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--val-split 0 took all of them for some, those of the training too."""
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images")
+    (tmp_path / "images" / "train").rename("alone")
+    config = settings(tmp_path, tmp_path, **folder_settings(Path("alone")), val_split=0.5, epochs=1, name="x")
+    start_run(config, Recorder())
+    assert measured()["images"] == 6
+    for flags in ([], ["--data-dir", str(tmp_path / "alone")]):
+        refused = invoke("evaluate", "x", "--val-split", "0", *flags)
+        assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+        assert "alone has no val/, and its images are those that " in refused.stderr
+    shutil.copytree("images/val", "new")
+    assert measured("--data-dir", "new", "--val-split", "0")["images"] == 6
 
 
 def test_arrays_are_measured_on_what_was_held_out_and_on_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

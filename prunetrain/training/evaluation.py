@@ -74,7 +74,7 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Measured:
     checkpoint = load_checkpoint(path)
     trained = stored_config(path, checkpoint)
     config = build_config(trained.to_dict(), unlimited, given)
-    _check_split(trained, given, path)
+    _check_split(config, trained, given, path)
     environment = Environment.of(config)
     data = _validation(config, trained, checkpoint.class_names, path, environment)
     state = load_state(pair_of(path, checkpoint), config, data, environment)
@@ -93,12 +93,21 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Measured:
     )
 
 
-def _check_split(trained: TrainConfig, given: Mapping[str, Any], path: Path) -> None:
-    """Refuse to guess whether images elsewhere are those of the training, of which most are no longer new to the network."""
-    if trained.val_split and given.keys() & {"dataset", "data_dir"} and "val_split" not in given:
+def _check_split(config: TrainConfig, trained: TrainConfig, given: Mapping[str, Any], path: Path) -> None:
+    """Refuse to measure on images of the training, most of which are not new to the network, and to guess whether others are these."""
+    if not trained.val_split:
+        return
+    if given.keys() & {"dataset", "data_dir"} and "val_split" not in given:
         raise ConfigError(
             f"{path} was trained with --val-split {trained.val_split:g}: give it here as well where these are the same images, "
             "and --val-split 0 to measure on all validation images that are there"
+        )
+    root = Path(config.data_dir)
+    same = config.dataset == trained.dataset == "folder" and root.resolve() == Path(trained.data_dir).resolve()
+    if same and not config.val_split and not any((root / split).is_dir() for split in ("train", "val")):
+        raise ConfigError(
+            f"{root} has no val/, and its images are those that {path} was trained on: "
+            "leave out --val-split 0 to measure on the ones held out"
         )
 
 
