@@ -13,11 +13,13 @@ from datafiles import CPU, error, folder_settings, good_arrays, load, run_on_cat
 from runs import Recorder, invoke, settings
 
 from prunetrain.config import TrainConfig
+from prunetrain.errors import ConfigError
 from prunetrain.training.data import load_data
 from prunetrain.training.data.base import Statistics
 from prunetrain.training.data.folder_scan import scan
 from prunetrain.training.data.holding_out import held_out
 from prunetrain.training.data.summary import summary
+from prunetrain.training.pruned_run import pruning_config
 from prunetrain.training.run import start_run
 
 
@@ -143,6 +145,17 @@ def test_a_network_is_measured_on_what_was_held_out(tmp_path: Path, monkeypatch:
     assert measured("--data-dir", "elsewhere", "--val-split", "0") == own
     shutil.rmtree("elsewhere/train")
     assert measured("--data-dir", "elsewhere", "--val-split", "0") == own
+
+
+def test_a_pruned_network_is_not_validated_on_what_it_was_trained_on(tmp_path: Path) -> None:
+    run = run_on_cats_and_dogs(tmp_path, val_split=0.4)
+    given = {"method": "magnitude", "rate": 0.5}
+    with pytest.raises(ConfigError, match=r"last\.pt was trained with --val-split 0\.4, and of a larger one it has seen images"):
+        pruning_config(run.last, given | {"val_split": 0.5})
+    for share in (0.0, 0.3, 0.4):
+        assert pruning_config(run.last, given | {"val_split": share}).val_split == share
+    assert pruning_config(run.last, given).val_split == 0.4
+    assert pruning_config(run.last, given | {"val_split": 0.5, "data_dir": "new"}).val_split == 0.5
 
 
 def test_class_folders_alone_have_no_validation_images_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
