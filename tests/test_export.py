@@ -169,6 +169,24 @@ def test_files_say_what_the_network_expects(tmp_path: Path, monkeypatch: pytest.
     assert [json.loads(text) for text in found] == [expected] * 3
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"statistics": {"mean": [0.5] * 3, "std": [0.5] * 3}}, "damaged, it has no mean of each channel that "),
+        ({"class_names": ["cat", "dog"]}, "damaged, it does not name as many classes as "),
+    ],
+    ids=["statistics", "class_names"],
+)
+def test_what_is_not_of_the_network_is_not_written(change: dict[str, Any], message: str, run: RunPaths, tmp_path: Path) -> None:
+    for folder in (run.networks, run.checkpoints):
+        shutil.copytree(folder, tmp_path / folder.parent.name / folder.name)
+    last = tmp_path / run.last.relative_to(run.output_dir)
+    torch.save(torch.load(last, weights_only=True) | change, last)
+    result = invoke("export", last, "-o", tmp_path / "net.safetensors")
+    assert (result.exit_code, message in result.stderr) == (2, True)
+    assert not (tmp_path / "net.safetensors").exists()
+
+
 def test_a_network_file_knows_nothing_of_its_data(lenet: Path) -> None:
     exported("export", lenet, "-o", "net.safetensors")
     assert safetensors.safe_open("net.safetensors", "pt").metadata() is None

@@ -54,7 +54,7 @@ def read_trained(path: Path) -> Trained:
 
     Raises:
         ConfigError: if the path is neither, if not one file of weights lies beside the network file, or if that cannot be read.
-        CheckpointError: if the checkpoint cannot be read.
+        CheckpointError: if the checkpoint cannot be read, or what it says of its data is not of its network.
         NetworkFileError: if the network file is missing, was changed, or holds anything but a network.
     """
     if path.suffix == ".py":
@@ -64,9 +64,10 @@ def read_trained(path: Path) -> Trained:
     if path.suffix != ".pt" and not path.is_dir():
         raise ConfigError(f"{path} is no checkpoint (.pt) or network file (.py): name one of these")
     pair = read_pair(path)
+    pair.check_data()
     saved = pair.checkpoint
     expected = expected_input(pair.graph.input_shape, stored_config(path, saved), saved.class_names, saved.statistics)
-    return Trained(pair.network, pair.source, pair.graph, path, pair.checkpoint.model, json.dumps(expected))
+    return Trained(pair.network, pair.source, pair.graph, path, saved.model, json.dumps(expected))
 
 
 def _weights_beside(network: Path) -> Path:
