@@ -147,8 +147,13 @@ def test_a_network_is_measured_on_what_was_held_out(tmp_path: Path, monkeypatch:
     assert measured("--data-dir", "elsewhere", "--val-split", "0") == own
 
 
-def test_a_pruned_network_is_not_validated_on_what_it_was_trained_on(tmp_path: Path) -> None:
+def test_a_larger_share_has_images_that_were_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     run = run_on_cats_and_dogs(tmp_path, val_split=0.4)
+    refused = invoke("evaluate", "x", "--val-split", "0.5")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "x/last.pt was trained with --val-split 0.4, and of a larger one it has seen images" in refused.stderr
+    assert measured("--val-split", "0.1")["images"] == 2
     given = {"method": "magnitude", "rate": 0.5}
     with pytest.raises(ConfigError, match=r"last\.pt was trained with --val-split 0\.4, and of a larger one it has seen images"):
         pruning_config(run.last, given | {"val_split": 0.5})

@@ -11,6 +11,7 @@ from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.class_names import are_numbers
 from prunetrain.training.confusion import Confusion, Guesses, accuracies
 from prunetrain.training.data import DataSource, folder, load_data
+from prunetrain.training.data.holding_out import check_unseen
 from prunetrain.training.environment import Environment
 from prunetrain.training.loop import evaluate
 from prunetrain.training.pairs import pair_of
@@ -102,6 +103,7 @@ def _check_split(config: TrainConfig, trained: TrainConfig, given: Mapping[str, 
             f"{path} was trained with --val-split {trained.val_split:g}: give it here as well where these are the same images, "
             "and --val-split 0 to measure on all validation images that are there"
         )
+    check_unseen(path, trained.val_split, given)
     root = Path(config.data_dir)
     same = config.dataset == trained.dataset == "folder" and root.resolve() == Path(trained.data_dir).resolve()
     if same and not config.val_split and not any((root / split).is_dir() for split in ("train", "val")):

@@ -25,6 +25,7 @@ from prunetrain.training.checkpoints import Checkpoint, load_checkpoint
 from prunetrain.training.class_names import check_names
 from prunetrain.training.creation import Claim
 from prunetrain.training.data import DataSource
+from prunetrain.training.data.holding_out import check_unseen
 from prunetrain.training.environment import Environment
 from prunetrain.training.events import Change, Reconfiguration
 from prunetrain.training.loop import evaluate
@@ -67,7 +68,7 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
     """
     checkpoint = load_checkpoint(path)
     base = stored_config(path, checkpoint)
-    _check_held_out(path, base, given)
+    check_unseen(path, base.val_split, given)
     done = checkpoint.progress.epoch
     method = given.get("method", GROUP_LASSO)
     values = base.to_dict() | {name: getattr(TrainConfig, name) for name in ("rate", "prune_at", *METHOD_SETTINGS)}
@@ -92,18 +93,6 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
         raise ConfigError("admm acts before it prunes: give --during, the epochs that it is to have")
     rounds = max(1, given.get("rounds", 1))
     return build_config(values, {"prune_at": done + during, "epochs": done + during + rounds * epochs}, given)
-
-
-def _check_held_out(path: Path, base: TrainConfig, given: Mapping[str, Any]) -> None:
-    """Refuse to validate on images that the network was trained on: a larger share holds out what a smaller one does, and some of these.
-
-    Raises:
-        ConfigError: then; what data of another place was trained on nobody can say.
-    """
-    if given.get("val_split", 0.0) > base.val_split and not given.keys() & {"dataset", "data_dir"}:
-        raise ConfigError(
-            f"{path} was trained with --val-split {base.val_split:g}, and of a larger one it has seen images: give none, or a smaller one"
-        )
 
 
 def _retraining(base: TrainConfig, given: Mapping[str, Any], epochs: int | None) -> tuple[int, dict[str, Any]]:

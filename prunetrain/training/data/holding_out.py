@@ -4,13 +4,15 @@ In: names and labels of images. Out: which of them are held out. Of each class t
 images whatever the seed and the machine, and nearly the same when images come or go.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from itertools import count, groupby
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from prunetrain.errors import DataError
+from prunetrain.errors import ConfigError, DataError
 from prunetrain.training.data.base import Split
 
 
@@ -44,3 +46,20 @@ def hold_out(split: Split, share: float) -> tuple[Split, Split]:
     held[held_out(map(str, range(len(held))), split.labels.tolist(), share)] = True
     kept, out = (Split(split.images[chosen], split.labels[chosen]) for chosen in (~held, held))
     return kept, out
+
+
+def check_unseen(path: Path, share: float, given: Mapping[str, Any]) -> None:
+    """Refuse to validate a network on images that it was trained on: a larger share holds out what a smaller one does, and some of these.
+
+    Args:
+        path: its checkpoint.
+        share: what was held out of its training.
+        given: settings that are to differ; what data of another place it was trained on, nobody can say.
+
+    Raises:
+        ConfigError: for a larger share.
+    """
+    if given.get("val_split", 0.0) > share and not given.keys() & {"dataset", "data_dir"}:
+        raise ConfigError(
+            f"{path} was trained with --val-split {share:g}, and of a larger one it has seen images: leave it out, or give a smaller one"
+        )
