@@ -466,8 +466,8 @@ def test_what_does_not_fit_is_told_and_left_alone(tmp_path: Path) -> None:
     assert report.mismatched == (Mismatch("fc.weight", (4, 2), (3, 2)), Mismatch("fc.bias", (4,), (3,)))
     assert report.lines() == [
         "weights: 5 of the network's 8 tensors are in the file",
-        "  not in the file, freshly drawn: scale",
-        "  of another shape, freshly drawn: fc.weight (3x2 in the file, 4x2 in the network), fc.bias (3 in the file, 4 in the network)",
+        "  not saved, freshly drawn: scale",
+        "  of another shape, freshly drawn: fc.weight (saved as 3x2, here 4x2), fc.bias (saved as 3, here 4)",
         "  not in the network, left out: aux.0, aux.1, aux.2, aux.3, aux.4 and 2 more (7)",
     ]
     after = model.state_dict()
@@ -481,7 +481,7 @@ def test_what_does_not_fit_is_told_and_left_alone(tmp_path: Path) -> None:
         ({"conv9.weight": torch.zeros(1)}, "no weights of this network: it has conv9.weight, and the network scale, layer1.0.conv1.weight"),
         (
             {"fc.weight": torch.zeros(9, 2)},
-            "no weights of this network: all have other shapes, such as fc.weight (9x2 in the file, 3x2 in the ",
+            "no weights of this network: all have other shapes, such as fc.weight (saved as 9x2, here 3x2)",
         ),
         (
             {"layer1.0.bn1.num_batches_tracked": torch.tensor(0)},
@@ -564,7 +564,7 @@ def test_run_starts_from_weights_and_goes_on_without_the_file(tmp_path: Path) ->
     listener = Listener()
     outcome = start_run(config, listener)
     assert outcome.run.name == "Net-npz"
-    assert listener.lines == ["weights: 2 of the network's 4 tensors are in the file", "  not in the file, freshly drawn: 3.weight, 3.bias"]
+    assert listener.lines == ["weights: 2 of the network's 4 tensors are in the file", "  not saved, freshly drawn: 3.weight, 3.bias"]
     saved = torch.load(outcome.run.last, weights_only=True)["model"]
     assert torch.equal(saved["layer_1.weight"], torch.full((8, 64), 0.5))
     file.unlink()

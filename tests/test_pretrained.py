@@ -133,7 +133,7 @@ def test_timms(tmp_path: Path) -> None:
 
     done = flatten("timm:test_resnet", "--num-classes", "5", "--input-shape", "1,64,64")
     assert (done.returncode, done.stderr) == (0, "")
-    assert " tensors are in timm's test_resnet.r160_in1k\n  of another shape, freshly drawn: fc.weight (1000x" in done.stdout
+    assert " tensors are in timm's test_resnet.r160_in1k\n  of another shape, freshly drawn: fc.weight (saved as 1000x" in done.stdout
     found = torch.load(tmp_path / "net.pt", weights_only=True)
     torch.testing.assert_close(found["conv1_0.weight"], state["conv1.0.weight"].sum(1, keepdim=True))  # grey as all colours together
     assert torch.equal(found["layer1_0_conv1.weight"], state["layer1.0.conv1.weight"])

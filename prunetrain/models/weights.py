@@ -29,15 +29,15 @@ _SHOWN = 5  # names a line
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A tensor whose shape in the network is not that in the file."""
+    """A tensor whose shape in the network is not the one that it was saved with."""
 
     name: str
     here: tuple[int, ...]
-    in_file: tuple[int, ...]
+    saved: tuple[int, ...]
 
     def __str__(self) -> str:
-        here, in_file = ("x".join(map(str, shape)) or "a number" for shape in (self.here, self.in_file))
-        return f"{self.name} ({in_file} in the file, {here} in the network)"
+        here, saved = ("x".join(map(str, shape)) or "a number" for shape in (self.here, self.saved))
+        return f"{self.name} (saved as {saved}, here {here})"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Report:
         total = len(self.loaded) + len(self.missing) + len(self.mismatched)
         lines = [f"weights: {len(self.loaded)} of the network's {total} tensors are in {source}"]
         for what, names in (
-            ("not in the file, freshly drawn", self.missing),
+            ("not saved, freshly drawn", self.missing),
             ("of another shape, freshly drawn", tuple(map(str, self.mismatched))),
             ("not in the network, left out", self.unexpected),
         ):
