@@ -75,6 +75,11 @@ class RunPaths:
         """The checkpoints of reconfigurations by epoch, in order."""
         return _by_epoch(self.checkpoints, _CHECKPOINT_NAME)
 
+    def newest_checkpoint(self) -> Path:
+        """last.pt; of a run that `reconfigure` wrote, which has none before it goes on, its only checkpoint."""
+        files = self.checkpoint_files()
+        return self.last if self.last.exists() or len(files) != 1 or 0 in files else next(iter(files.values()))
+
     def network_files(self) -> dict[int, Path]:
         """The network files by epoch, in order. A person's own files beside them do not count."""
         return _by_epoch(self.networks, NETWORK_NAME)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,17 @@ def test_a_runs_name_is_its_last_checkpoint(folder: Path, run: RunPaths, tmp_pat
     assert printed("evaluate", "pruned") != expected
     Path("pruned").symlink_to(run.last)  # a file of this name comes first
     assert printed("evaluate", "pruned") == expected
+
+
+def test_the_name_of_a_run_by_reconfigure_is_its_only_checkpoint(run: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed("reconfigure", run.last, "--threshold", "0.01", "--name", "cut", "--output-dir", ".")
+    cut = RunPaths(Path(), "cut")
+    assert [*cut.checkpoint_files()] == [4]
+    assert not cut.last.exists()
+    assert printed("evaluate", "cut") == printed("evaluate", cut.checkpoint(4))
+    shutil.copy(cut.checkpoint(4), cut.checkpoint(0))  # no run by reconfigure: one that lost its last.pt
+    assert invoke("evaluate", "cut").stderr == "error: checkpoints/cut/last.pt: no such checkpoint\n"
 
 
 def test_inspect_network(run: RunPaths) -> None:

@@ -27,9 +27,9 @@ def checkpoint_argument(function: _Function) -> _Function:
 
 
 def last_of_run(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """The last checkpoint where an argument is the name of a run here, or one of its folders, as for `inspect`; any other path as it is."""
+    """The newest checkpoint where an argument names a run here, or is one of its folders, as for `inspect`; any other path as it is."""
     run = None if value is None else find_run(str(value), Path())
-    return run.last if run else value
+    return run.newest_checkpoint() if run else value
 
 
 def config_options(function: _Function) -> _Function:
