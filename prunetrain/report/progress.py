@@ -43,16 +43,14 @@ class TrainingProgress(Observer):
         self._dense: dict[str, int] = {}
 
     def started(self, event: Start) -> None:
-        """Print what is trained on, and the column heads; show the bar on a terminal."""
+        """Print what is trained on, and the column heads if there is to be a line under them; show the bar on a terminal."""
         self._total_epochs, self._steps, self._first_epoch = event.total_epochs, max(1, event.steps_per_epoch), event.epoch
         self._dense_macs = event.dense_macs
         for line in event.data:
             self.message(line)
         self._started = time.monotonic()
-        self._console.print(
-            f"{'epoch':>9}  {'loss':>7}  {'train':>6}  {'val top-1':>9}  {'MACs left':>9}  {'images/s':>8}  {'time left':>9}",
-            highlight=False,
-        )
+        if event.epoch < event.total_epochs:
+            self.message(f"{'epoch':>9}  {'loss':>7}  {'train':>6}  {'val top-1':>9}  {'MACs left':>9}  {'images/s':>8}  {'time left':>9}")
         if self._console.is_terminal:
             self._dense = _channels(event.run.network(0))
             self._bar = _View(

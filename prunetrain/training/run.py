@@ -14,6 +14,7 @@ from prunetrain.config import TrainConfig, build_config, flag_of
 from prunetrain.errors import CheckpointError, ConfigError, NetworkFileError, OutputError
 from prunetrain.files import append_line
 from prunetrain.graph.costs import costs
+from prunetrain.method_settings import GROUP_LASSO
 from prunetrain.models import short_name
 from prunetrain.paths import LAST, RunPaths, run_of_checkpoint
 from prunetrain.training.best import best_epoch, keep_best, restore_best
@@ -210,6 +211,9 @@ def _go_on(path: Path, given: dict[str, Any], observer: Observer, requests: Requ
     _check_place(path, state, data)
     requests.check()
     environment.ranks.on_first(lambda: _tidy(state, path, observer))
+    if state.progress.epoch >= config.epochs:
+        more = ": a larger --epochs goes on" if config.method == GROUP_LASSO else ""  # the epochs of others are those of their rounds
+        observer.message(f"all {config.epochs} epochs are done{more}")
     return state, data
 
 
