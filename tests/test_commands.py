@@ -143,6 +143,12 @@ def test_reconfigure(folder: Path, run: RunPaths) -> None:
     assert [layer["out_features"] for layer in read_graph(moved.network(2)).layers] == [16, 16, 4]
 
 
+def test_reconfigure_says_that_there_was_nothing_to_cut(folder: Path, run: RunPaths, tmp_path: Path) -> None:
+    words = "nothing to cut: a larger --threshold takes more channels for dead, which may cost accuracy\n"
+    assert words not in printed("reconfigure", run.checkpoint(2), "--threshold", "1e9", "--output-dir", tmp_path)
+    assert words in printed("reconfigure", RunPaths(tmp_path, "lenet-0.94-cut").checkpoint(2))
+
+
 def test_a_runs_name_is_its_last_checkpoint(folder: Path, run: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     expected = printed("evaluate", run.last)

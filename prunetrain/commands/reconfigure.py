@@ -36,6 +36,8 @@ def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> Non
     click.echo(f"channels    {change.channels[0]:,} -> {change.channels[1]:,}")
     click.echo(f"MACs        {count(change.macs[0])} -> {count(change.macs[1])} ({share(change.macs[1], change.macs[0]):.1%})")
     click.echo(f"parameters  {count(change.params[0])} -> {count(change.params[1])} ({share(change.params[1], change.params[0]):.1%})")
+    if change.channels[0] == change.channels[1] and change.macs[0] == change.macs[1]:
+        click.echo("nothing to cut: a larger --threshold takes more channels for dead, which may cost accuracy")
     if change.removed_layers:
         click.echo(f"gone whole  {', '.join(change.removed_layers)}")
     if change.rescued_spaces:
