@@ -16,7 +16,7 @@ from runs import Recorder, invoke, settings
 
 import prunetrain
 from prunetrain.config import TrainConfig
-from prunetrain.errors import ConfigError
+from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import load_data
@@ -245,6 +245,11 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown setting 'devise': did you mean device"):
         prunetrain.predict("checkpoints/x/last.pt", image, devise="cpu")
     assert prunetrain.predict("checkpoints/x/last.pt", []) == []
+
+
+def test_from_python_a_run_is_none_by_its_name(here: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^x is a run: name a checkpoint of it, such as checkpoints/x/last.pt$"):
+        prunetrain.predict("x", here)
 
 
 def test_nothing_moves_the_networks_statistics(run: RunPaths, here: Path) -> None:

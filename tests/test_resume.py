@@ -200,7 +200,8 @@ def test_a_name_or_a_folder_means_the_newest_whole_checkpoint(images: Path, tmp_
         assert f"resuming from {run.checkpoint(2)}" in result.stdout
         assert_same_run(run, reference.run)
     result = invoke("train", "--output-dir", tmp_path, "--resume", "y")
-    assert (result.exit_code, result.stderr) == (2, "error: y: no such checkpoint\n")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: y is no file, and no run here: ")
 
 
 def test_auto_after_a_crash_before_the_first_checkpoint(images: Path, tmp_path: Path) -> None:
