@@ -66,4 +66,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def python_blocks(path: Path) -> list[str]:
     """The ```python blocks of a document."""
-    return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return blocks(path, "python")
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The blocks of a document that are fenced as of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)

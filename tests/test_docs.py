@@ -21,13 +21,14 @@ import click
 import numpy as np
 import pytest
 from click.shell_completion import BashComplete
-from documented import DOCUMENTS, PROGRAMS, TOP, Shown, commands, python_blocks
+from documented import DOCUMENTS, PROGRAMS, TOP, Shown, blocks, commands, python_blocks
 from PIL import Image
 from runs import invoke, write_images
 
 import prunetrain
 from prunetrain.commands import COMMANDS, main
 from prunetrain.commands.options import resolve
+from prunetrain.config import build_config
 
 SHOWN = [shown for path in DOCUMENTS for shown in commands(path)]
 OURS = [shown for shown in SHOWN if shown.words[0] == "prunetrain" and len(shown.words) > 1]
@@ -142,6 +143,13 @@ def test_python_uses_public_names(block: str) -> None:
     code = inspect.cleandoc(block)
     used = {node.attr for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "prunetrain"}
     assert used <= set(prunetrain.__all__)
+
+
+def test_settings_are_settings() -> None:
+    files = [tomllib.loads(block) for path in DOCUMENTS for block in blocks(path, "toml")]
+    assert files
+    for values in files:
+        build_config(values)
 
 
 # Run: what is cheap.
