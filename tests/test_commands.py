@@ -264,7 +264,7 @@ def test_inspect_needs_no_metrics_and_ignores_other_files(folder: Path, tmp_path
 def test_flatten(tmp_path: Path) -> None:
     target = tmp_path / "nets" / "small.py"
     text = printed("flatten", "resnet20", "-o", target, "--input-shape", "1x8x8", "--num-classes", "4", "--seed", "3")
-    assert re.fullmatch(r".*/small\.py: 2\.53 M MACs, 272 K parameters; weights in .*/small\.pt\n", text)
+    assert re.fullmatch(r".*/small\.py: 2\.53 M MACs an image of 1x8x8, 272 K parameters; weights in .*/small\.pt\n", text)
     torch.manual_seed(3)
     model = zoo.build("resnet20", input_shape=(1, 8, 8), num_classes=4).eval()
     flat = load_network(target).eval()
@@ -285,7 +285,7 @@ def test_flatten_own_network_with_arguments_and_weights(tmp_path: Path) -> None:
         "weights: 1 of the network's 2 tensors are in the file",
         " of another shape, freshly drawn: 1.bias (saved as 9, here 3)",
     ]
-    assert text[2].startswith(f"{target}: 192 MACs, 195 parameters; weights in {tmp_path}/flat.pt")
+    assert text[2].startswith(f"{target}: 192 MACs an image of 1x8x8, 195 parameters; weights in {tmp_path}/flat.pt")
     assert torch.equal(torch.load(tmp_path / "flat.pt", weights_only=True)["layer_1.weight"], torch.full((3, 64), 0.5))
     assert source.exists()
     result = invoke(*command, "--force")

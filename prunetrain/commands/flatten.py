@@ -60,7 +60,8 @@ def command(
     write_atomically(saved, lambda file: torch.save(traced.state, file))
     write_text(output, render(traced.graph))
     cost = costs(traced.graph)
-    click.echo(f"{output}: {count(cost.macs)} MACs, {count(cost.params)} parameters; weights in {saved}")
+    image = "x".join(map(str, shape))
+    click.echo(f"{output}: {count(cost.macs)} MACs an image of {image}, {count(cost.params)} parameters; weights in {saved}")
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ Of several processes all run this, in step. The first one finds, locks and write
 import re
 import signal
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Outcome:
     """
 
     run: RunPaths
-    history: list[Metrics]
+    history: list[Metrics] = field(repr=False)
     network: Path
     stopped_by: signal.Signals | None = None
     val_top1: float | None = None
