@@ -537,17 +537,6 @@ def test_without_safetensors_the_line_says_how_to_get_it(tmp_path: Path, monkeyp
 # Runs
 
 
-class Listener(Recorder):
-    """Keeps the lines too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.lines.append(text)
-
-
 OWN = """
 from torch import nn
 
@@ -561,10 +550,10 @@ def test_run_starts_from_weights_and_goes_on_without_the_file(tmp_path: Path) ->
     images, file = write_images(tmp_path / "images.npz"), write(tmp_path / "net.py", OWN)
     torch.save({"layer_1.weight": torch.full((8, 64), 0.5), "layer_1.bias": torch.zeros(8)}, tmp_path / "w.pt")
     config = settings(images, tmp_path, model=f"{file}:Net", weights=str(tmp_path / "w.pt"), epochs=1, penalty_ratio=0.0, lr=0.0)
-    listener = Listener()
+    listener = Recorder()
     outcome = start_run(config, listener)
     assert outcome.run.name == "Net-npz"
-    assert listener.lines == ["weights: 2 of the network's 4 tensors are in the file", "  not saved, freshly drawn: 3.weight, 3.bias"]
+    assert listener.messages == ["weights: 2 of the network's 4 tensors are in the file", "  not saved, freshly drawn: 3.weight, 3.bias"]
     saved = torch.load(outcome.run.last, weights_only=True)["model"]
     assert torch.equal(saved["layer_1.weight"], torch.full((8, 64), 0.5))
     file.unlink()

@@ -1,14 +1,12 @@
 """`--weights pretrained`: the weights that torchvision and timm have of a network, out of the folders in which they keep downloads."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import pytest
 import torch
+from datafiles import good_arrays, write_npz
 from runs import Recorder, settings
 from torch import Tensor
 from torchvision import models as torchvision_models
@@ -18,7 +16,6 @@ from prunetrain.models import build, build_with_weights, pretrained
 from prunetrain.training.run import resume_run, start_run
 
 SHAPE = (3, 64, 64)
-TOP = Path(__file__).parent.parent
 
 
 def downloaded(name: str, folder: Path) -> dict[str, Tensor]:
@@ -70,8 +67,10 @@ def test_what_the_weights_ask_of_the_network(tmp_path: Path, monkeypatch: pytest
 def test_a_run_begins_with_them_and_goes_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     there = downloaded("squeezenet1_1", tmp_path / "torch")
-    sizes = {"dataset": "fake", "image_size": 64, "batch_size": 512, "epochs": 1}
-    config = settings(tmp_path, tmp_path, model="torchvision:squeezenet1_1", weights="pretrained", penalty_ratio=0.0, lr=0.0, **sizes)
+    images = Path(write_npz(tmp_path / "a.npz", good_arrays(32, 32, 3)))
+    config = settings(
+        images, tmp_path, model="torchvision:squeezenet1_1", weights="pretrained", epochs=1, penalty_ratio=0.0, lr=0.0, batch_size=40
+    )
     run = start_run(config, Recorder()).run
     saved = torch.load(run.last, weights_only=True)
     assert torch.equal(saved["model"]["features_0.weight"], there["features.0.weight"])
@@ -111,37 +110,28 @@ def test_without_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
 
 
-def test_timms(tmp_path: Path) -> None:
-    """Out of the hub's cache, by a process of its own that may not connect: first convs of other channels and heads fit."""
+def test_timms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of the hub's cache, with no connection: first convs of other channels fit, and heads are drawn."""
     timm = pytest.importorskip("timm", reason="timm is an optional extra and not installed")
     safetensors = pytest.importorskip("safetensors.torch", reason="comes with timm")
+    constants = pytest.importorskip("huggingface_hub.constants", reason="comes with timm")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     state = timm.create_model("test_resnet").state_dict()
-    cache = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
-    (cache / "refs").mkdir(parents=True)
-    (cache / "refs" / "main").write_text("0" * 40)
-    (cache / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    safetensors.save_file(state, cache / "snapshots" / ("0" * 40) / "model.safetensors")
-    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(TOP)}
-    environment.pop("HF_HUB_CACHE", None)
-
-    def command(*args: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-m", "prunetrain", *args, "--weights", "pretrained"]
-        return subprocess.run(words, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
-
-    def flatten(spec: str, *args: str) -> subprocess.CompletedProcess[str]:
-        return command("flatten", spec, "-o", "net.py", *args)
-
-    done = flatten("timm:test_resnet", "--num-classes", "5", "--input-shape", "1,64,64")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert " tensors are in timm's test_resnet.r160_in1k\n  of another shape, freshly drawn: fc.weight (saved as 1000x" in done.stdout
-    found = torch.load(tmp_path / "net.pt", weights_only=True)
-    torch.testing.assert_close(found["conv1_0.weight"], state["conv1.0.weight"].sum(1, keepdim=True))  # grey as all colours together
-    assert torch.equal(found["layer1_0_conv1.weight"], state["layer1.0.conv1.weight"])
-    images = ("--dataset", "fake", "--image-size", "64", "-b", "512", "--epochs", "1", "--penalty-ratio", "0", "--name", "x")
-    trained = command("train", "--model", "timm:test_resnet", *images)
-    assert (trained.returncode, trained.stderr) == (0, "")
-    statistics = torch.load(tmp_path / "checkpoints" / "x" / "last.pt", weights_only=True)["statistics"]
-    assert statistics == {"mean": [0.5] * 3, "std": [0.5] * 3}
-    absent = flatten("timm:test_vit", "--force")
-    assert absent.returncode == 2
-    assert absent.stderr.startswith("error: timm:test_vit: its pretrained weights cannot be had (")
+    snapshot = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    safetensors.save_file(state, snapshot / "model.safetensors")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    grey = pretrained("timm:test_resnet", (1, 64, 64))
+    torch.testing.assert_close(grey.tensors["conv1.0.weight"], state["conv1.0.weight"].sum(1, keepdim=True))  # all colours together
+    with pytest.raises(ConfigError, match=r"^timm:test_vit: its pretrained weights cannot be had \("):
+        pretrained("timm:test_vit", SHAPE)
+    images = Path(write_npz(tmp_path / "a.npz", good_arrays(64, 64, 3)))
+    listener = Recorder()
+    config = settings(images, tmp_path, model="timm:test_resnet", weights="pretrained", epochs=1, penalty_ratio=0.0, lr=0.0, batch_size=40)
+    saved = torch.load(start_run(config, listener).run.last, weights_only=True)
+    assert listener.messages[0].endswith(" tensors are in timm's test_resnet.r160_in1k")
+    assert listener.messages[1].startswith("  of another shape, freshly drawn: fc.weight (saved as 1000x")
+    assert torch.equal(saved["model"]["layer1_0_conv1.weight"], state["layer1.0.conv1.weight"])
+    assert saved["statistics"] == {"mean": [0.5] * 3, "std": [0.5] * 3}  # as timm trained them, not the data's own
