@@ -18,6 +18,11 @@ from prunetrain.errors import ConfigError, OutputError
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
+def followed(path: Path) -> Path:
+    """Where a path leads, absolute and with links followed; of links in a circle one of these, so that whatever opens it says why."""
+    return Path(os.path.realpath(path))
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a file, which appears under its name only when it is whole and on disk.
 

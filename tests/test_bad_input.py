@@ -376,3 +376,26 @@ def test_folder_without_permission(folder: Path) -> None:
     locked = folder / "locked"
     locked.mkdir(mode=0o500)
     assert refusal(*TRAIN, "--output-dir", "locked") == "cannot write locked/checkpoints/.lenet-300-100-npz.lock: permission denied"
+
+
+def test_links_that_go_in_a_circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for link in ("checkpoints/x/last.pt", "net.py", "images"):
+        (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / link).symlink_to(Path(link).name)
+    (tmp_path / "generated_nets" / "x").mkdir(parents=True)
+    for command in (
+        "train --resume checkpoints/x/last.pt",
+        "train --resume x",
+        "train --model net.py:Net",
+        "train --dataset folder --data-dir images",
+        "evaluate x",
+        "export checkpoints/x/last.pt -o net.safetensors",
+        "reconfigure x",
+        "prune x --method fpgm --rate 0.3",
+        "inspect net.py",
+        "flatten net.py:Net -o flat.py",
+    ):
+        result = invoke(*command.split())
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), command
+        assert result.stderr.startswith("error: "), command

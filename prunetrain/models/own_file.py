@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from prunetrain.errors import ConfigError, unknown_name
+from prunetrain.files import followed
 from prunetrain.models.constructing import construct, needed, no_such_argument, parameters_of, reason, takes_any
 from prunetrain.models.lazy_layers import with_weights
 from prunetrain.zoo import ImageShape
@@ -34,7 +35,7 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
             with such images.
     """
     path, _, name = (f"{spec}:" if spec.endswith(".py") else spec).rpartition(":")
-    file = Path(path).resolve()
+    file = followed(Path(path))
     with _folder_first(file.parent):
         found = _find(_import(Path(path), file), name, path)
         network = _made(spec, found, {"num_classes": num_classes, "input_shape": input_shape}, given, file.parent)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunetrain.channels.folding import batch_norms, fold_batch_norm, for_inference
 from prunetrain.errors import CheckpointError, ConfigError, OutputError, unknown_name
-from prunetrain.files import check_free
+from prunetrain.files import check_free, followed
 from prunetrain.graph.costs import Costs, costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.render import render
@@ -78,7 +78,7 @@ def export_network(
     check_free(*files, force=force)
     trained = read_trained(path)
     for file in files:
-        if file.resolve() in (trained.network.resolve(), trained.weights.resolve()):
+        if followed(file) in (followed(trained.network), followed(trained.weights)):
             raise ConfigError(f"{file} is what is to be exported: choose another name")
     network = _exportable(trained, (batch_size,) if batch_size else BATCH_SIZES, fixed=batch_size is not None)
     folding = None
