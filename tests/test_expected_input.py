@@ -13,6 +13,7 @@ from prunetrain.config import TrainConfig
 from prunetrain.training.data import DATASETS
 from prunetrain.training.data.fake import UNIFORM
 from prunetrain.training.data.folder import GREY, IMAGENET
+from prunetrain.training.data.folder_scan import EXTENSIONS
 from prunetrain.training.data.npz import DIGITS_STATISTICS
 from prunetrain.training.data.public import PUBLIC_SETS
 from prunetrain.training.expected_input import expected_input
@@ -65,6 +66,11 @@ def test_documents_have_those_of_grey_folders() -> None:
     assert f"| `folder` with `--grey` | grey | {GREY.mean[0]} | {GREY.std[0]} |" in FILES.splitlines()
     weights = np.array([0.299, 0.587, 0.114])
     assert (round(weights @ IMAGENET.mean, 3), round(weights @ IMAGENET.std, 3)) == (GREY.mean[0], GREY.std[0])
+
+
+def test_documents_have_the_endings_of_images() -> None:
+    *all_but_one, last = (f"`{ending}`" for ending in EXTENSIONS)
+    assert f"{', '.join(all_but_one)} or {last}" in FILES
 
 
 @pytest.mark.parametrize("name", DATASETS)

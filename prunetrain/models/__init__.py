@@ -1,7 +1,7 @@
 """Where networks come from: all that `--model` may say.
 
-In: a word, an image shape (C, H, W), a number of classes and arguments. Out: a freshly initialised module from images (N, C, H, W) to
-logits (N, num_classes).
+In: a word, an image shape (C, H, W), a number of classes and arguments. Out: a module from images (N, C, H, W) to logits (N, num_classes),
+freshly initialised or with the weights that `--weights` names.
 
     resnet20                   a network of the zoo
     torchvision:mobilenet_v2   a classification network of torchvision

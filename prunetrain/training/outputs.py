@@ -1,4 +1,7 @@
-"""What a network returns: logits, or a tuple of logits and those of further heads, such as GoogLeNet's in train mode."""
+"""What a network returns, and the loss of that.
+
+In: logits, or a tuple of logits and those of further heads, such as GoogLeNet's in train mode; labels. Out: cross-entropy.
+"""
 
 from collections.abc import Sequence
 from typing import TypeAlias
