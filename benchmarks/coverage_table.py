@@ -15,7 +15,7 @@ EXACT = 1e-10
 _SOME_LAYER = "LAYER"
 _HEAD = """# Which networks prunetrain flattens and cuts
 
-Every line was run, by
+Every line was measured with
 
     python benchmarks/coverage.py runs/coverage
     python benchmarks/coverage.py runs/coverage --timm
@@ -23,23 +23,23 @@ Every line was run, by
     python benchmarks/coverage.py runs/coverage --table docs/coverage.md
 
 on {date}: {versions}; 2 shared CPU cores, one thread.
-**Seconds are from a machine that others worked on at the same time**: compare them with each other, roughly, and not with yours.
-Weights are random, also those that new networks start at 0 or 1.
+**Seconds were measured while the machine was under other load**: compare them roughly with each other, not with yours.
+Weights are random, including those that new networks initialise to 0 or 1.
 """
 _COLUMNS = {
-    "px": "side of the images of the checks, pixels; widths and depths are the constructor's",
+    "px": "image side in the checks, pixels; widths and depths are the constructor's defaults",
     "file": "the network file parses back to the same graph and imports only torch",
-    "eval": "in eval mode its outputs are the model's, bit for bit, with batches of 1 and of 2",
-    "other size": "the same with images of another side; *file*: a network file of this network is for one image size; "
-    "*model*: the model itself takes no other",
-    "train": "outputs, gradients, running statistics and the random numbers' state after a training step are the model's, bit for bit",
-    "cuttable": "share of the MACs of conv and linear layers that would go if every channel went that may: of a layer "
-    "1 - (frozen share of its inputs) * (frozen share of its outputs). So a layer of which only one side may be cut counts whole",
-    "convs": "convs of which some outputs must stay, of all convs; why is said below the table. Linear layers are not counted",
+    "eval": "in eval mode its outputs equal the model's bit for bit, with batches of 1 and of 2",
+    "other size": "the same with images of another side; *file*: this network's file is for one image size; "
+    "*model*: the model itself takes only one",
+    "train": "outputs, gradients, running statistics and the random generator's state after a training step equal the model's bit for bit",
+    "cuttable": "share of the MACs of conv and linear layers in channels that may be cut: for a layer, "
+    "1 - (frozen share of its inputs) * (frozen share of its outputs). So a layer of which only one side may be cut counts in full",
+    "convs": "convs of which some outputs must stay, out of all convs; the reasons are below the table. Linear layers are not counted",
     "cut": "a random third of all channels that may go is set to zero, then cut: largest difference between the outputs before and after, "
     "relative to the largest output, in float64",
     "MACs left": "after that cut",
-    "trace, spaces, cut s": "seconds to trace, to find the channel spaces, and to find what is dead and cut it: median of 3; "
+    "trace, spaces, cut s": "seconds to trace, to find the channel spaces, and to find and cut what is dead: median of 3; "
     "for images of 224 pixels where the network takes any size",
 }
 
@@ -74,7 +74,7 @@ def _head(results: Path) -> str:
 def _torchvision(found: Results) -> str:
     specs = [case.spec for case in torchvision_cases()]
     rows = [found[spec] for spec in sorted(specs) if spec in found]
-    text = "ViTs are built for small images (56 or 64 pixels): their widths and depths are the usual ones, their tokens are fewer."
+    text = "ViTs are built for small images (56 or 64 pixels): their widths and depths are the usual ones, but they have fewer tokens."
     return (
         f"## torchvision: all {len(specs)} classification networks\n\n{_tally(rows, len(specs))} {text}\n\n{_table(rows)}\n{_reasons(rows)}"
     )
@@ -85,10 +85,8 @@ def _timm(found: Results) -> str:
     rows = [found[spec] for spec in specs if spec in found]
     families = {row["spec"]: timm_family(_name(row)) for row in rows}
     good = {families[row["spec"]] for row in rows if _works(row)}
-    text = (
-        f"They are of {len(set(families.values()))} families (modules of timm), and in {len(good)} of these one or more pass every check."
-    )
-    text += " They are built with timm's defaults."
+    text = f"They belong to {len(set(families.values()))} families (modules of timm), and in {len(good)} of these at least one passes "
+    text += "every check. They are built with timm's defaults."
     title = f"## timm: {len(specs)} convolutional networks and hybrids"
     return f"{title}\n\n{_tally(rows, len(specs))} {text}\n\n{_table(rows, families)}\n{_failures(rows)}\n{_reasons(rows)}"
 
@@ -170,7 +168,7 @@ def _what_differs(row: dict[str, Any]) -> str:
     if row["other_size"] == "different":
         words.append(f"differs for images of {row['second_side']} pixels")
     if not row["asked"]:
-        words.append("nothing of it can be cut")
+        words.append("none of its channels can be cut")
     if row["error"] > EXACT:
         words.append(f"the cut network differs by {row['error']:.0e}")
     return "; ".join(words) or "the file does not parse back, or imports more than torch"
@@ -194,7 +192,7 @@ def _reasons(rows: list[dict[str, Any]]) -> str:
     if not convs:
         return "No conv must keep an output.\n"
     lines = [f"* {reason}: {number} convs of {', '.join(networks[reason])}" for reason, number in convs.most_common()]
-    return "Why convs must keep outputs:\n\n" + "\n".join(lines) + "\n"
+    return "Why some convs must keep outputs:\n\n" + "\n".join(lines) + "\n"
 
 
 def _general(reason: str) -> str:

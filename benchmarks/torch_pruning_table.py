@@ -5,17 +5,18 @@ from typing import Any
 _TEXT = """## Beside Torch-Pruning {version}
 
 Both cut 30% of the channels of every group that may be cut, on copies of one network (1000 classes, one image of 3x224x224, for
-inception_v3 of 3x299x299), and take turns; the class scores stay. Median of {repeats}, in brackets the lowest and the highest; the ratio is
-prunetrain's median to Torch-Pruning's.
+inception_v3 of 3x299x299), and take turns; the class scores stay. Times are medians of {repeats}, with the lowest and the highest in
+brackets; the ratio is prunetrain's median to Torch-Pruning's.
 
-* **analyse**: `DependencyGraph().build_dependency` | `trace_with_state` and `find_spaces`. The first runs the network once on the image;
-  the second runs its code four times on tensors without memory, and covers train mode too.
-* **cut**: `BasePruner.step` with `MagnitudeImportance` | `propose_cut`, `plan` and `apply`, with zeros in the 30% of every space that are
-  weakest by the norm of all weights of the channel. The first ranks channels by weights and changes the network in place; the second
-  finds what is dead and which constants it leaves, and makes a new graph and new weights.
-* **slice**: of this, the groups' `prune()` | `apply`.
-* The channels that go are the same share of each space, not always the same ones: the norms differ, and a group of the one need not be a
-  space of the other. So the table says what each leaves, by prunetrain's count.
+* **analyse**: Torch-Pruning's `DependencyGraph().build_dependency`, prunetrain's `trace_with_state` and `find_spaces`. The first runs the
+  network once on the image; the second runs its code four times (five if it asks for sizes) on tensors without memory, and covers train
+  mode too.
+* **cut**: Torch-Pruning's `BasePruner.step` with `MagnitudeImportance`, prunetrain's `propose_cut`, `plan` and `apply`, with zeros in the
+  30% of every space that are weakest by the norm of all weights of the channel. The first ranks channels by weights and changes the network
+  in place; the second finds what is dead and which constants it leaves, and makes a new graph and new weights.
+* **slice**: the part of this in the groups' `prune()`, or in `apply`.
+* Each removes the same share of each space, but not always the same channels: the norms differ, and a group in Torch-Pruning need not be
+  a space in prunetrain. So the table gives what each leaves, as counted by prunetrain.
 """
 
 
@@ -33,7 +34,7 @@ def section(found: dict[str, Any]) -> str:
             )
         left = [f"{tool['macs'] / row['dense']['macs']:.1%} / {tool['params'] / row['dense']['params']:.1%}" for tool in (theirs, ours)]
         lines.append(f"| {name} | MACs / parameters left | {left[0]} | {left[1]} | |")
-    lines += ["", f"Networks that are hard to analyse: is the cut network there within {LIMIT} s, and does it run in the same mode?", ""]
+    lines += ["", f"Networks that are hard to analyse: is the cut network ready within {LIMIT} s, and does it run in the same mode?", ""]
     lines += ["| network | mode | Torch-Pruning | prunetrain |", "| --- | --- | --- | --- |"]
     for name, row in found["hard"].items():
         mode = "train" if row["training"] else "eval"
