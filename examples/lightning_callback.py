@@ -3,11 +3,11 @@
     pip install lightning
     python examples/lightning_callback.py
 
-The LightningModule keeps its network in an attribute (`network` below) and returns a loss from `training_step`; nothing of it changes. The
-optimizer stays the same object over a cut, so Lightning's own references to it and to the schedulers hold.
+The LightningModule keeps its network in an attribute (`network` below) and returns a loss from `training_step`; it needs no changes. The
+optimizer stays the same object over a cut, so Lightning's references to it and to the schedulers remain valid.
 
-One device, full or bfloat16 precision: Lightning's data-parallel strategies wrap the whole LightningModule, whose network must not change
-under them, and its float16 plugin shows callbacks a scaled loss.
+For one device, in full or bfloat16 precision: Lightning's data-parallel strategies wrap the whole LightningModule, whose network must not
+change under them, and its float16 plugin passes a scaled loss to callbacks.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class PruneTrainCallback(Callback):
         attribute: where the LightningModule keeps its network.
         interval: epochs between two cuts.
         folder: where the networks are written.
-        settings: of `prunetrain.PruneTrain`.
+        settings: further arguments of `prunetrain.PruneTrain`.
     """
 
     def __init__(self, attribute: str, *, interval: int, folder: Path, **settings: Any) -> None:
@@ -86,11 +86,11 @@ class Classifier(lightning.LightningModule):
 
 
 def main() -> None:
-    """Train, cut, print."""
+    """Train, cut and print the results."""
     parser = argparse.ArgumentParser(description="Train a small network on digits with Lightning and make it smaller while it trains.")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--interval", type=int, default=5, help="epochs between two cuts")
-    parser.add_argument("--output", type=Path, default=Path("generated_nets/lightning"), help="folder of the networks")
+    parser.add_argument("--output", type=Path, default=Path("generated_nets/lightning"), help="folder for the networks")
     options = parser.parse_args()
 
     lightning.seed_everything(0, verbose=False)

@@ -1,10 +1,10 @@
-"""A plain training loop that makes its network smaller while it trains: five lines of it are prunetrain's.
+"""A plain training loop that makes its network smaller while it trains: five of its lines are for prunetrain.
 
     python examples/plain_loop.py
 
-Trains a small residual network on the digits that ship with prunetrain; well under a minute on one CPU core. After each cut, the network
-as it is then lies in `generated_nets/plain_loop/`, its weights beside it. Accuracy counts at the end: while the learning rate is high, the
-running statistics of BatchNorm, by which images are judged in eval mode, lag behind.
+Trains a small residual network on the digits that ship with prunetrain, in well under a minute on one CPU core. After each cut, the smaller
+network is written to `generated_nets/plain_loop/`, with its weights beside it. Judge accuracy at the end: while the learning rate is high,
+BatchNorm's running statistics, which eval mode uses, lag behind.
 """
 
 import argparse
@@ -50,17 +50,17 @@ class Net(nn.Module):
 
 @torch.no_grad()
 def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of right first guesses, in percent."""
+    """Top-1 accuracy in percent."""
     model.eval()
     return 100 * float((model(images).argmax(1) == labels).float().mean())
 
 
 def main() -> None:
-    """Train, cut, print."""
+    """Train, cut and print the results."""
     parser = argparse.ArgumentParser(description="Train a small network on digits and make it smaller while it trains.")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--interval", type=int, default=5, help="epochs between two cuts")
-    parser.add_argument("--output", type=Path, default=Path("generated_nets/plain_loop"), help="folder of the networks")
+    parser.add_argument("--output", type=Path, default=Path("generated_nets/plain_loop"), help="folder for the networks")
     options = parser.parse_args()
 
     torch.manual_seed(0)
