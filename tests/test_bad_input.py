@@ -206,10 +206,10 @@ def test_bad_network_file_of_a_checkpoint(run: RunPaths, command: tuple[str, ...
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        ("from torch import", "import os\nfrom torch import", "a network file imports nothing but torch, so not: import os"),
-        ("super().__init__()", "super().__init__()\n        print('x')", "__init__ may only define layers, so not: print('x')"),
+        ("from torch import", "import os\nfrom torch import", "a network file may import only torch, not: import os"),
+        ("super().__init__()", "super().__init__()\n        print('x')", "__init__ may only define layers, not: print('x')"),
         ("self.fc1 =", "self.a = open('canary', 'w')\n        self.fc1 =", "not a layer that prunetrain knows: open('canary', 'w')"),
-        ("return", "open('canary', 'w')\n        return", "forward may only call layers and functions, line by line, so not: open("),
+        ("return", "open('canary', 'w')\n        return", "forward may only call layers and functions, line by line, not: open("),
         ("class", "open('canary', 'w')\n\n\nclass", "expected the class of the network"),
         ("class", "class class", "not Python: invalid syntax"),
     ],

@@ -255,7 +255,7 @@ def test_network_file_that_is_none_does_not_run(run: RunPaths, tmp_path: Path) -
     run.network(1).write_text(source)
     change(run, lambda content: content.update(network_sha256=sha256_of(source)))  # a forger would do that
     line = refusal(run, NetworkFileError)
-    assert "generated_nets/x/epoch_001.py:14: __init__ may only define layers, so not: open(" in line
+    assert "generated_nets/x/epoch_001.py:14: __init__ may only define layers, not: open(" in line
     assert not (tmp_path / "canary").exists()
 
 

@@ -164,33 +164,33 @@ def conv(shape: Shape, in_channels: int, kernel_size: int, **arguments: Any) -> 
     ("graph", "message"),
     [
         (conv((3, 8, 8), 4, 1), "self.layer: takes 4 channels, but its input has 3"),
-        (conv((8,), 8, 1), "self.layer: takes 3 dimensions beside the batch, not 8"),
+        (conv((8,), 8, 1), "self.layer: takes 3 dimensions besides the batch, not 8"),
         (conv((3, 2, 8), 3, 3), "self.layer: nothing is left of the image: 1x3x2x8 becomes 1x3x0x6"),
         (conv((4, 8, 8), 4, 1, groups=2), "self.layer: 2 groups do not divide 4 and 3 channels"),
         (conv((3, 8, 8), 3, 3, stride=2, padding="same"), "self.layer: padding 'same' needs stride 1"),
         (conv((3, 2, 8), 3, 3, padding=2, padding_mode="reflect"), "self.layer: padding 2x2 is too wide for an image of 2x8"),
         (one_layer((9,), "Linear", in_features=8, out_features=1), "self.layer: takes 8 channels, but its input has 9"),
         (one_layer((3, 8, 8), "BatchNorm2d", num_features=4), "self.layer: takes 4 channels, but its input has 3"),
-        (one_layer((3, 8, 8), "BatchNorm1d", num_features=3), "self.layer: takes 1 or 2 dimensions beside the batch, not 3x8x8"),
-        (one_layer((3,), "BatchNorm2d", num_features=3), "self.layer: takes 3 dimensions beside the batch, not 3"),
+        (one_layer((3, 8, 8), "BatchNorm1d", num_features=3), "self.layer: takes 1 or 2 dimensions besides the batch, not 3x8x8"),
+        (one_layer((3,), "BatchNorm2d", num_features=3), "self.layer: takes 3 dimensions besides the batch, not 3"),
         (one_call((3, 8, 8), "F.max_pool2d", kernel_size=2, padding=2), "F.max_pool2d: padding 2x2 is more than half the kernel size 2x2"),
         (
             one_call((3, 8, 8), "F.pad", pad=(1, 1), mode="reflect"),
-            "F.pad: mode='reflect' takes an amount before and after for each dimension but the first, or the first two",
+            "F.pad: mode='reflect' needs an amount before and an amount after, for each dimension but the first, or the first two",
         ),
-        (one_call((3, 8, 8), "torch.flatten", start_dim=4), "torch.flatten: there is no dimension 4 in a shape of 4"),
+        (one_call((3, 8, 8), "torch.flatten", start_dim=4), "torch.flatten: dimension 4 is out of range for 4 dimensions"),
         (one_call((3, 8, 8), "torch.flatten", start_dim=3, end_dim=1), "torch.flatten: cannot flatten dimensions 3 to 1 of 4"),
-        (two_values((4, 6, 6), (4, 3, 3)), "+: 1x4x6x6 and 1x4x3x3 do not fit"),
+        (two_values((4, 6, 6), (4, 3, 3)), "+: 1x4x6x6 and 1x4x3x3 cannot be broadcast"),
         (one_layer((6, 4, 4), "GroupNorm", num_groups=4, num_channels=6), "self.layer: 4 groups do not divide 6 channels"),
         (one_layer((4, 6), "LayerNorm", normalized_shape=4), "self.layer: normalises 4, but its input ends in 6"),
         (
             one_layer((4, 6), "MultiheadAttention", embed_dim=6, num_heads=4, batch_first=True),
-            "self.layer: needs batch_first=True and heads that divide its width",
+            "self.layer: needs batch_first=True and a num_heads that divides embed_dim",
         ),
-        (one_call((4, 8, 8), "torch.permute", dims=(0, 2, 1)), "torch.permute: has to name all 4 dimensions"),
-        (one_call((4, 8, 8), "torch.permute", dims=(0, 2, 1, -2)), "torch.permute: dimensions (0, 2, 1, -2) name one twice"),
-        (one_call((4, 8, 8), "[]", dim=1, index=4), "[]: there is no dimension 4 in a shape of 4"),
-        (one_call((6, 8, 8), "torch.unflatten", dim=1, sizes=(4, -1)), "torch.unflatten: 6 numbers do not fit into 4x-1"),
+        (one_call((4, 8, 8), "torch.permute", dims=(0, 2, 1)), "torch.permute: must name all 4 dimensions"),
+        (one_call((4, 8, 8), "torch.permute", dims=(0, 2, 1, -2)), "torch.permute: dimensions (0, 2, 1, -2) contain a duplicate"),
+        (one_call((4, 8, 8), "[]", dim=1, index=4), "[]: index 4 is out of range for size 4"),
+        (one_call((6, 8, 8), "torch.unflatten", dim=1, sizes=(4, -1)), "torch.unflatten: 6 elements do not fit into 4x-1"),
         (one_call((6, 8, 8), "F.channel_shuffle", groups=4), "F.channel_shuffle: 6 channels are not a multiple of 4"),
     ],
 )
@@ -270,7 +270,7 @@ def test_outputs_must_not_mix_the_images_of_a_batch(step: Step) -> None:
 def test_every_output_is_checked() -> None:
     steps = (Step.make("F.relu", input=Value(0)), Step.make("torch.mean", input=Value(0), dim=0))
     for outputs in ({"extra": (Value(2),)}, {"auxiliary": (Value(2),)}):
-        with pytest.raises(GraphError, match="an output must have one row an image; with two images its shape is 6x4"):
+        with pytest.raises(GraphError, match="an output must have one row per image, but has shape 6x4 for two images"):
             check_shapes(LayerGraph("Net", (6, 4), (), steps, Value(1), **outputs))
 
 
@@ -369,5 +369,5 @@ def test_positions_must_be_there() -> None:
     index = Declared.index("reads", (0, 3))
     step = Step.make("torch.index_select", input=Value(0), dim=1, index=Attribute("reads"))
     graph = LayerGraph("Toy", (3, 4, 4), (), (step,), Value(1), (index,))
-    with pytest.raises(ShapeError, match="reads has position 3 of a dimension of 3"):
+    with pytest.raises(ShapeError, match="reads has position 3, but the dimension has size 3"):
         infer_shapes(graph)

@@ -1,17 +1,17 @@
-"""Which block of a network a line belongs to, as the names of its layers tell."""
+"""Which block of a network a line belongs to, judging by the names of its layers."""
 
 from collections.abc import Sequence
 
 from prunetrain.graph.layergraph import TRAINING, LayerGraph, Step
 
-# What prepares the input of the layer behind it, and so belongs to that layer's block.
+# Functions that prepare the input of the next layer, and so belong to its block.
 _OPENING = frozenset({"F.adaptive_avg_pool2d", "torch.mean", "torch.flatten", "torch.index_select", "[:]", "[]"})
 
 
 def block_of(name: str) -> str:
-    """The block that a layer's name tells: "layer1.0" for layer1_0_conv1 and layer1_0_downsample_0, "" for conv1 and fc.
+    """Return the block in a layer's name: "layer1.0" for layer1_0_conv1 and layer1_0_downsample_0, "" for conv1 and fc.
 
-    The name up to its first run of numbers; if nothing follows these, the name without its last part.
+    That is the name up to the end of its first run of numbers or, if nothing follows them, without its last part.
     """
     parts = name.split("_")
     for start, part in enumerate(parts):
@@ -26,14 +26,14 @@ def block_of(name: str) -> str:
 
 
 def block_of_tensor(name: str, graph: LayerGraph) -> str:
-    """The block that the name of a declared tensor tells; class_token is in none unless a layer is in "class" as well."""
+    """Return the block in the name of a declared tensor; class_token has none, unless a layer is in "class" as well."""
     block = block_of(name)
     counted = any(part.isdigit() for part in block.split("."))
     return block if counted or any(block_of(layer.name) == block for layer in graph.layers) else ""
 
 
 def blocks_of(graph: LayerGraph, lines: Sequence[Sequence[int]]) -> list[str]:
-    """The block of every line: its layer's; without a layer, that of the line before or, for what opens a block, the line after.
+    """Return the block of every line: its layer's; without a layer, that of the line before or, if it opens a block, the line after.
 
     Args:
         graph: the network.
@@ -61,7 +61,7 @@ def blocks_of(graph: LayerGraph, lines: Sequence[Sequence[int]]) -> list[str]:
 
 
 def _named(graph: LayerGraph, step: Step) -> list[str]:
-    """The blocks of the layer that a step calls, or of the tensors that it reads."""
+    """Return the block of the layer that a step calls, or the blocks of the tensors that it reads."""
     if step.layer is not None:
         return [block_of(step.layer)]
     return [block_of_tensor(name, graph) for name in step.attributes() if name != TRAINING.name]

@@ -1,7 +1,7 @@
-"""What a network file may define: every layer class, its arguments, and which axis of its tensors belongs to which channels.
+"""The layer classes that a network file may define, their arguments, and the channels that each axis of their tensors belongs to.
 
-With `functions.py` the one list that `trace` writes by, `render` prints by and `parse` accepts by. No torch here; `tests/test_catalog.py`
-compares it with torch's own signatures.
+Together with `functions.py` this is the one list that `trace`, `render` and `parse` go by. No torch here; `tests/test_catalog.py` compares
+it with torch's own signatures.
 """
 
 from collections.abc import Mapping

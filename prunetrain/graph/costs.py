@@ -1,8 +1,8 @@
-"""What a network costs, from its graph alone: MACs, parameters, activation bytes. No torch.
+"""What a network costs, from its graph alone: MACs, parameters, channels, elements of activations. No torch.
 
-MACs are multiply-accumulates of one image's forward pass in conv and linear layers, the projections of attention layers among them, and
-in evaluation (auxiliary heads are not counted); FLOPs = 2 * MACs; training an image costs three forward passes (as in PruneTrain,
-arXiv 1901.09290, section 5).
+MACs are the multiply-accumulates of one image's forward pass in eval mode (without auxiliary heads), in conv and linear layers and in the
+projections of attention layers. FLOPs = 2 * MACs. Training on an image costs three forward passes (as in PruneTrain, arXiv 1901.09290,
+section 5).
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ TRAIN_TO_FORWARD = 3  # forward, gradient of the input, gradient of the weight
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One call of a layer: its output shape, MACs of one image, and parameters (0 at a second call of a shared layer)."""
+    """One call of a layer: its output shape, MACs of one image, and parameters (0 for later calls of a shared layer)."""
 
     layer: Layer
     output_shape: Shape
@@ -27,9 +27,9 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """Totals of a network.
+    """Costs of a network, by layer and in total.
 
-    `channels` counts the outputs of conv and linear layers; `activation_elements` the results of all steps, for one image.
+    `channels` counts the output channels of conv and linear layers, `activation_elements` the elements of all results for one image.
     """
 
     layers: tuple[LayerCost, ...]
@@ -40,7 +40,7 @@ class Costs:
 
 
 def costs(graph: LayerGraph) -> Costs:
-    """Costs of a graph, layer by layer in forward order, and in total."""
+    """Return the costs of a graph, layer by layer in forward order, and in total."""
     shapes, every_macs = infer_shapes(graph), step_macs(graph)
     layers = {layer.name: layer for layer in graph.layers}
     seen: set[str] = set()
@@ -65,7 +65,7 @@ def costs(graph: LayerGraph) -> Costs:
 
 
 def step_macs(graph: LayerGraph) -> tuple[int, ...]:
-    """For every step the MACs of one image's forward pass in train mode, that is with those of auxiliary heads."""
+    """Return the MACs of every step for one image's forward pass in train mode, auxiliary heads included."""
     shapes, layers = infer_shapes(graph), {layer.name: layer for layer in graph.layers}
     return tuple(
         _macs(layers[step.layer], shapes[value.index]) if step.layer else _function_macs(step, graph, shapes, shapes[value.index])
@@ -74,13 +74,13 @@ def step_macs(graph: LayerGraph) -> tuple[int, ...]:
 
 
 def out_channels(layer: Layer) -> int | None:
-    """How many channels a layer makes; None for layers that only pass them on, such as BatchNorm."""
+    """Return how many channels a layer makes, or None for layers that only pass them on, such as BatchNorm."""
     size = layer.signature.sizes.get("out")
     return None if size is None else int(layer[size])
 
 
 def parameters(layer: Layer) -> int:
-    """How many parameters a layer has, whether they are trained or not."""
+    """Return how many parameters a layer has, trained or not."""
     if layer.is_convolution:
         window = prod(pair(layer["kernel_size"], 1 if layer.kind == "Conv1d" else 2))
         return int(layer["out_channels"] * (layer["in_channels"] // layer["groups"] * window + layer["bias"]))
@@ -100,7 +100,7 @@ def parameters(layer: Layer) -> int:
 
 
 def _macs(layer: Layer, output_shape: Shape) -> int:
-    """For the output of one image, the batch of one included in its shape."""
+    """Return the MACs of a layer for one image; `output_shape` includes the batch of one."""
     if layer.kind == "MultiheadAttention":
         return int(4 * layer["embed_dim"] ** 2 * prod(output_shape[:-1]))
     made = out_channels(layer)
@@ -108,13 +108,13 @@ def _macs(layer: Layer, output_shape: Shape) -> int:
         return 0
     weights = parameters(layer) - made * layer["bias"]
     positions = prod(output_shape) // made
-    if layer.kind == "ConvTranspose2d":  # each input position meets every weight; the output's border counts as if it did
+    if layer.kind == "ConvTranspose2d":  # every weight is used once per input position; borders are ignored
         positions //= prod(pair(layer["stride"]))
     return int(weights * positions)
 
 
 def _function_macs(step: Step, graph: LayerGraph, shapes: tuple[Shape, ...], output_shape: Shape) -> int:
-    """Of a convolution or linear map with computed weights."""
+    """Return the MACs of a convolution or linear map with computed weights, or 0 for other functions."""
     if step.target not in ("F.conv1d", "F.conv2d", "F.linear"):
         return 0
     weight = step["weight"]

@@ -1,4 +1,4 @@
-"""The steps of one line as an expression: calls, operators and subscripts, each in the one way that `parse` reads back."""
+"""The steps of one line as an expression: calls, operators and subscripts, each in the one form that `parse` reads back."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -13,7 +13,7 @@ _TUPLES = frozenset({("torch.flip", "dims"), ("torch.permute", "dims")})  # torc
 
 
 def expression(steps: Sequence[Step], kinds: Sequence[str | None], name_of: Callable[[Value], str]) -> str:
-    """The expression of steps that are nested in each other, innermost first.
+    """Return the expression of nested steps, innermost first.
 
     Args:
         steps: each but the first reads the one before it, and no other result.
@@ -41,7 +41,7 @@ def _binds(step: Step) -> bool:
 
 
 def _bracket(steps: Sequence[Step], number: int) -> int:
-    """The number of the first slice that shares its brackets with a step; the step's own number if it shares none."""
+    """Return the number of the first slice that shares a step's brackets, or the step's own number if none does."""
     first = number
     while first and share_brackets(steps[first - 1], steps[first]):
         first -= 1
@@ -88,7 +88,7 @@ def _call(step: Step, kind: str | None, inner: str | None, name_of: Callable[[Va
 
 
 def _arguments(step: Step) -> list[tuple[str, Argument]]:
-    """The arguments as torch wants them."""
+    """Return a step's arguments as torch expects them."""
     arguments = [(name, (a,) if isinstance(a, int) and (step.target, name) in _TUPLES else a) for name, a in step.arguments]
     if step.target == "F.batch_norm":  # has no defaults for the first two
         return list(({"input": None, "running_mean": None, "running_var": None} | dict(arguments)).items())
@@ -109,14 +109,14 @@ def _written(argument: Argument, name_of: Callable[[Value], str]) -> str:
 
 
 def annotation(outputs: int, *, auxiliary: bool) -> str:
-    """What `forward` returns: so many tensors in eval mode, and more in train mode where there are auxiliary ones."""
+    """Return the annotation of what `forward` returns: `outputs` tensors in eval mode, and more in train mode if some are `auxiliary`."""
     if outputs == 1:
         return "Tensor | tuple[Tensor, ...]" if auxiliary else "Tensor"
     return "tuple[Tensor, ...]" if auxiliary else f"tuple[{', '.join(['Tensor'] * outputs)}]"
 
 
 def join_arguments(written: list[tuple[str, str]], positional: tuple[str, ...]) -> str:
-    """Arguments as they stand in a call: the leading ones without names as long as none is left out, the rest with."""
+    """Join the arguments of a call: the leading ones without names as long as none is left out, the rest with names."""
     texts = []
     for position, (name, text) in enumerate(written):
         in_place = position < len(positional) and positional[position] == name
@@ -125,7 +125,7 @@ def join_arguments(written: list[tuple[str, str]], positional: tuple[str, ...]) 
 
 
 def literal(value: object) -> str:
-    """A literal as ruff format would leave it."""
+    """Return a literal as ruff would format it."""
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     if isinstance(value, tuple):

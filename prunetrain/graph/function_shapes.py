@@ -1,6 +1,6 @@
-"""The shapes that functions and operators make, one rule each or one a family. Pure Python, no torch.
+"""The shapes that functions and operators make: one rule per function, or per family. Pure Python, no torch.
 
-A rule takes the step and `shape_of`, which tells the shape of a result or declared tensor; it raises ValueError where they do not fit.
+A rule takes the step and `shape_of`, which returns the shape of a result or declared tensor. It raises ValueError if they do not fit.
 """
 
 from collections.abc import Callable
@@ -21,19 +21,19 @@ def _on_input(rule: Callable[[Step, Shape], Shape]) -> Rule:
 
 def _dim(dim: int, rank: int) -> int:
     if not -rank <= dim < rank:
-        raise ValueError(f"there is no dimension {dim} in a shape of {rank}")
+        raise ValueError(f"dimension {dim} is out of range for {rank} dimensions")
     return dim % rank
 
 
 def dims_of(dims: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """Dimensions counted from the front.
+    """Return dimensions counted from the front.
 
     Raises:
-        ValueError: for one that is not there, or is there twice.
+        ValueError: for one that is out of range or given twice.
     """
     found = tuple(_dim(dim, rank) for dim in pair(dims, 1))
     if len(set(found)) < len(found):
-        raise ValueError(f"dimensions {dims} name one twice")
+        raise ValueError(f"dimensions {dims} contain a duplicate")
     return found
 
 
@@ -44,12 +44,12 @@ def _same(step: Step, shape: Shape) -> Shape:
 def _dropout(step: Step, shape: Shape) -> Shape:
     rank = {"F.dropout1d": 3, "F.dropout2d": 4, "F.dropout3d": 5}.get(step.target, len(shape))
     if len(shape) != rank:
-        raise ValueError(f"takes {rank} dimensions with the batch, not {shape_text(shape)}")
+        raise ValueError(f"takes {rank} dimensions including the batch, not {shape_text(shape)}")
     return shape
 
 
 def broadcast(*shapes: Shape) -> Shape:
-    """The shape that shapes broadcast to.
+    """Return the shape that shapes broadcast to.
 
     Raises:
         ValueError: if they do not fit.
@@ -58,7 +58,7 @@ def broadcast(*shapes: Shape) -> Shape:
     padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
     sizes = [max(column, key=lambda size: size != 1) for column in zip(*padded, strict=True)]
     if any(size not in (1, wanted) for shape in padded for size, wanted in zip(shape, sizes, strict=True)):
-        raise ValueError(" and ".join(map(shape_text, shapes)) + " do not fit")
+        raise ValueError(" and ".join(map(shape_text, shapes)) + " cannot be broadcast")
     return tuple(sizes)
 
 
@@ -117,7 +117,8 @@ def _slice(step: Step, shape: Shape) -> Shape:
 
 def _index(step: Step, shape: Shape) -> Shape:
     dim = _dim(step["dim"], len(shape))
-    _dim(step["index"], shape[dim])
+    if not -shape[dim] <= step["index"] < shape[dim]:
+        raise ValueError(f"index {step['index']} is out of range for size {shape[dim]}")
     return *shape[:dim], *shape[dim + 1 :]
 
 
@@ -133,14 +134,14 @@ def _sizes(sizes: tuple[object, ...], shape_of: ShapeOf) -> list[int]:
 
 
 def _filled(sizes: list[int], total: int) -> Shape:
-    """Sizes with the open one filled in, so that they hold `total` elements."""
+    """Return sizes with -1 filled in, so that they hold `total` elements."""
     if sizes.count(-1) > 1:
         raise ValueError("only one size can be -1")
     known = prod(size for size in sizes if size != -1)
     if -1 in sizes and known and total % known == 0:
         sizes = [total // known if size == -1 else size for size in sizes]
     if prod(sizes) != total:
-        raise ValueError(f"{total} numbers do not fit into {shape_text(tuple(sizes))}")
+        raise ValueError(f"{total} elements do not fit into {shape_text(tuple(sizes))}")
     return tuple(sizes)
 
 
@@ -157,18 +158,18 @@ def _reshape(step: Step, shape_of: ShapeOf) -> Shape:
 def _broadcast_to(step: Step, shape_of: ShapeOf) -> Shape:
     shape, sizes = shape_of(step["input"]), _sizes(step["size"], shape_of)
     if len(sizes) < len(shape) or -1 in sizes[: len(sizes) - len(shape)]:
-        raise ValueError(f"{shape_text(shape)} cannot become {shape_text(tuple(sizes))}")
+        raise ValueError(f"{shape_text(shape)} cannot be broadcast to {shape_text(tuple(sizes))}")
     padded = (1,) * (len(sizes) - len(shape)) + shape
     wanted = tuple(old if new == -1 else new for old, new in zip(padded, sizes, strict=True))
     if broadcast(shape, wanted) != wanted:
-        raise ValueError(f"{shape_text(shape)} cannot become {shape_text(wanted)}")
+        raise ValueError(f"{shape_text(shape)} cannot be broadcast to {shape_text(wanted)}")
     return wanted
 
 
 def _permute(step: Step, shape: Shape) -> Shape:
     dims = dims_of(step["dims"], len(shape))
     if len(dims) != len(shape):
-        raise ValueError(f"has to name all {len(shape)} dimensions")
+        raise ValueError(f"must name all {len(shape)} dimensions")
     return tuple(shape[dim] for dim in dims)
 
 
@@ -225,9 +226,11 @@ def _index_select(step: Step, shape_of: ShapeOf) -> Shape:
 def _pad(step: Step, shape: Shape) -> Shape:
     amounts = pair(step["pad"], 1)
     if len(amounts) % 2 or len(amounts) > 2 * len(shape):
-        raise ValueError("takes an amount before and after for each of the last dimensions")
+        raise ValueError("needs an amount before and an amount after, for each of the last dimensions")
     if step["mode"] != "constant" and (len(shape) - len(amounts) // 2 not in (1, 2) or not 2 <= len(amounts) <= 6):
-        raise ValueError(f"mode={step['mode']!r} takes an amount before and after for each dimension but the first, or the first two")
+        raise ValueError(
+            f"mode={step['mode']!r} needs an amount before and an amount after, for each dimension but the first, or the first two"
+        )
     sizes = list(shape)
     for number, (before, after) in enumerate(zip(amounts[::2], amounts[1::2], strict=True), start=1):
         check_padding(step["mode"], (sizes[-number],) * 2, (before, after))
@@ -263,7 +266,7 @@ def _channel_shuffle(step: Step, shape: Shape) -> Shape:
 def _matmul(step: Step, shape_of: ShapeOf) -> Shape:
     left, right = shape_of(step["input"]), shape_of(step["other"])
     if len(left) < 2 or len(right) < 2 or left[-1] != right[-2]:
-        raise ValueError(f"{shape_text(left)} and {shape_text(right)} do not fit")
+        raise ValueError(f"{shape_text(left)} and {shape_text(right)} cannot be multiplied")
     return *broadcast(left[:-2], right[:-2]), left[-2], right[-1]
 
 
@@ -293,9 +296,9 @@ def _einsum(step: Step, shape_of: ShapeOf) -> Shape:
         (letter, size) for term, shape in zip(terms, shapes, strict=True) for letter, size in zip(term, shape, strict=True)
     ):
         if sizes.setdefault(letter, size) != size:
-            raise ValueError(f"{letter} in {step['equation']} is {sizes[letter]} and {size}")
+            raise ValueError(f"{letter} in {step['equation']} has sizes {sizes[letter]} and {size}")
     if not set(result) <= sizes.keys():
-        raise ValueError(f"{step['equation']} makes up a dimension")
+        raise ValueError(f"{step['equation']} has a letter in its result that no operand has")
     return tuple(sizes[letter] for letter in result)
 
 

@@ -1,4 +1,4 @@
-"""What a network file may call: every function and operator with its parameters, and the family that decides how channels pass through it.
+"""The functions and operators that a network file may call, with their parameters and the family that says how channels pass through them.
 
 Functions are written as in torch (`F.relu`, `torch.cat`), operators with their symbol; `[:]` is a slice of one dimension and `[]` one
 index of it. No torch here; `tests/test_catalog.py` compares the list with torch's own signatures.
@@ -12,11 +12,11 @@ from prunetrain.graph.signatures import Kind, Parameter, Signature
 
 
 class Family(Enum):
-    """How an operation treats the elements of what it reads; analyses have one rule a family, and one each for OTHER.
+    """How an operation treats the elements of its inputs. Analyses have one rule per family, and one per function in OTHER.
 
-    ELEMENTWISE: each element by itself. RANDOM: as well, times chance in train mode. BINARY: two operands, broadcast. POOL: windows of
-    each channel of images. REDUCE: over the dimensions in `dim`. NORMALIZE: over the dimensions in `dim`, shape unchanged. MOVE: elements
-    get other places, some are dropped, repeated, or zeros put in between.
+    ELEMENTWISE: each element by itself. RANDOM: the same, with random zeros in train mode. BINARY: two operands, broadcast. POOL: windows
+    of each channel of images. REDUCE: over the dimensions in `dim`. NORMALIZE: over the dimensions in `dim`, shape unchanged. MOVE:
+    elements change places, are dropped or repeated, or zeros are inserted.
     """
 
     ELEMENTWISE = "elementwise"

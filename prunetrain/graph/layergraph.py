@@ -1,4 +1,4 @@
-"""The LayerGraph: a network as plain values. Everything the tool knows about a network is here, and in the file that says the same.
+"""The LayerGraph: a network as plain values. It holds everything the tool knows about a network; a network file holds the same.
 
 A graph has layers (attribute name, torch.nn class, constructor arguments), declared tensors, and steps: the straight-line forward pass.
 Results have no names: `Value(0)` is the network's input, `Value(i)` the result of step `i - 1`.
@@ -31,7 +31,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class BatchSize:
-    """`<value>.shape[0]`: how many images are in a batch, or how many rows were made of them. Stands in a SHAPE."""
+    """`<value>.shape[0]`: the number of images in a batch, or of rows made from them. Used in a SHAPE."""
 
     value: Value
 
@@ -41,7 +41,7 @@ Argument: TypeAlias = "Literal | Value | Attribute | BatchSize | tuple[Argument,
 
 
 class GraphError(ValueError):
-    """What is wrong with a graph; `part` is the step (its number), layer or tensor (its name) at fault, None for the whole graph."""
+    """An invalid graph; `part` is the number of the step, or the name of the layer or tensor, at fault; None for the whole graph."""
 
     def __init__(self, message: str, part: int | str | None = None) -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ class GraphError(ValueError):
 class Layer:
     """A torch.nn layer with parameters or buffers; `arguments` in the constructor's order, without defaults.
 
-    One that is not `trainable` has weights that training leaves as they are: `nn.Conv2d(...).requires_grad_(False)`.
+    The weights of a layer that is not `trainable` stay as they are in training: `nn.Conv2d(...).requires_grad_(False)`.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Layer:
 
     @classmethod
     def make(cls, name: str, kind: str, **arguments: Literal) -> "Layer":
-        """A layer with its arguments checked and in canonical form.
+        """Make a layer, with its arguments checked and in canonical form.
 
         Raises:
             ValueError: for an unknown class or argument, or a value that the argument does not take.
@@ -72,11 +72,11 @@ class Layer:
         return cls(name, kind, bind(LAYERS[kind], arguments.items()))  # type: ignore[arg-type]
 
     def __getitem__(self, argument: str) -> Any:
-        """An argument's value, the default where it is not written."""
+        """Return an argument's value, or its default if it is not given."""
         return dict(self.arguments).get(argument, LAYERS[self.kind][argument].default)
 
     def with_arguments(self, **changes: Literal) -> "Layer":
-        """The layer with some arguments changed."""
+        """Return the layer with some arguments changed."""
         return replace(Layer.make(self.name, self.kind, **{**dict(self.arguments), **changes}), trainable=self.trainable)
 
     @property
@@ -94,16 +94,16 @@ class Layer:
 
     @property
     def passes_groups(self) -> bool:
-        """Whether a grouped convolution is cut by whole groups, as it has no fewer of these than channels in each.
+        """Whether a grouped convolution is cut by whole groups: it has at least as many groups as input channels in each.
 
-        Else all its groups give up the same input channels, and the same outputs.
+        Otherwise all its groups lose the same input channels, and the same output channels.
         """
         groups = self.conv_groups
         return groups > 1 and groups * groups >= self["in_channels"] and self.kind != "ConvTranspose2d"
 
 
 FROZEN: Final = ".requires_grad_(False)"
-"""How a network file says that a layer is not trainable, behind its constructor."""
+"""What follows a layer's constructor in a network file if the layer is not trainable."""
 
 ROLES: Final = ("parameter", "buffer", "index")
 DTYPES: Final = ("float32", "int64", "bool")
@@ -114,11 +114,11 @@ class Declared:
     """A tensor that the network declares directly, by its role.
 
     * "parameter": `nn.Parameter(torch.zeros(<shape>))`, with `requires_grad=False` if it is not `trainable`
-    * "buffer": `nn.Buffer(torch.zeros(<shape>))`; its numbers are in the state dict, `dtype` says of what kind
-    * "index": `nn.Buffer(torch.tensor([<values>]), persistent=False)`: positions, which are architecture and so stand in the file
+    * "buffer": `nn.Buffer(torch.zeros(<shape>))`; its values are in the state dict, of type `dtype`
+    * "index": `nn.Buffer(torch.tensor([<values>]), persistent=False)`: positions, which are architecture and so written in the file
 
     Raises:
-        GraphError: for a shape, role or kind that none of these has.
+        GraphError: for a shape, role, dtype or values that none of these allows.
     """
 
     name: str
@@ -134,15 +134,15 @@ class Declared:
         if not self.trainable and self.role != "parameter":
             raise GraphError(f"self.{self.name}: only a parameter can be frozen", self.name)
         if any(size < 1 for size in self.shape):
-            raise GraphError(f"self.{self.name} needs sizes from 1", self.name)
+            raise GraphError(f"self.{self.name} needs sizes of at least 1", self.name)
         if (self.role == "index") != bool(self.values):
-            raise GraphError(f"self.{self.name}: an index has positions, and nothing else has", self.name)
+            raise GraphError(f"self.{self.name}: an index needs positions, and no other role takes any", self.name)
         if self.role == "index" and (self.shape != (len(self.values),) or self.dtype != "int64" or min(self.values) < 0):
-            raise GraphError(f"self.{self.name} needs positions from 0", self.name)
+            raise GraphError(f"self.{self.name} needs int64 positions from 0, as many as its shape says", self.name)
 
     @classmethod
     def index(cls, name: str, values: tuple[int, ...]) -> "Declared":
-        """Positions along a dimension."""
+        """Declare positions along a dimension."""
         return cls(name, (len(values),), "index", "int64", values)
 
 
@@ -155,7 +155,7 @@ class Step:
 
     @classmethod
     def make(cls, target: str, **arguments: Argument) -> "Step":
-        """A step with its arguments checked and in canonical form.
+        """Make a step, with its arguments checked and in canonical form.
 
         Raises:
             ValueError: for an unknown function or argument, a value that the argument does not take, or a step that reads no result.
@@ -166,7 +166,7 @@ class Step:
             if not is_literal(argument) and not _fits(signature[name].kind, argument):
                 raise ValueError(f"{name} must be {signature[name].expected}")
         if not step.inputs() and not any(attribute != TRAINING.name for attribute in step.attributes()):
-            raise ValueError("takes a result of the network")
+            raise ValueError("must read a result of the network")
         return step
 
     def __getitem__(self, argument: str) -> Any:
@@ -210,7 +210,7 @@ class Step:
 
 
 def _fits(kind: Kind, argument: object) -> bool:
-    """Whether what is no literal can stand for a parameter of a kind."""
+    """Whether an argument that is not a literal is allowed for a parameter of this kind."""
     match argument:
         case tuple() if kind is Kind.TENSORS:
             return all(isinstance(item, Value) or (isinstance(item, Attribute) and item != TRAINING) for item in argument)
@@ -227,7 +227,7 @@ _LAYER_CALL = FUNCTIONS["F.relu"]  # a layer is called with one tensor, as relu 
 
 
 def signature_of(target: str) -> Signature:
-    """The signature of what a step calls.
+    """Return the signature of a step's target.
 
     Raises:
         ValueError: for a function that is not in the catalog.
@@ -243,12 +243,12 @@ def signature_of(target: str) -> Signature:
 class LayerGraph:
     """A network: what `parse` reads from a network file and `render` writes to one.
 
-    `input_shape` is (C, H, W), without the batch. `output` is the value that `forward` returns; where it returns several, `extra` follow
-    the first, and `auxiliary` follow these in train mode only. Steps that only `auxiliary` needs run in train mode only. `declared` is put
-    in order of first use.
+    `input_shape` is (C, H, W), without the batch. `output` is the value that `forward` returns. If it returns several, `extra`
+    holds the others, and `auxiliary` those that follow in train mode only. Steps that only `auxiliary` needs run in train mode only.
+    `declared` is sorted by first use.
 
     Raises:
-        GraphError: if names clash or cannot be attributes, a step refers to what is not there, or anything is defined and never used.
+        GraphError: if names clash or cannot be attributes, a step refers to something undefined, or anything is defined but never used.
     """
 
     class_name: str
@@ -263,7 +263,7 @@ class LayerGraph:
     def __post_init__(self) -> None:
         check_identifier(self.class_name, "class")
         if not self.input_shape or min(self.input_shape) < 1:
-            raise GraphError("the input shape needs sizes from 1")
+            raise GraphError("the input shape needs sizes of at least 1")
         names = [layer.name for layer in self.layers] + [tensor.name for tensor in self.declared]
         for name in names:
             check_identifier(name, "layer")
@@ -281,16 +281,16 @@ class LayerGraph:
         used_values, used_names = {value.index for value in self.outputs}, set()
         for number, step in enumerate(self.steps):
             if step.layer is not None and step.layer not in layers:
-                raise GraphError(f"self.{step.layer} is called and not defined", number)
+                raise GraphError(f"self.{step.layer} is called but not defined", number)
             if step.layer is not None:
                 used_names.add(step.layer)
             for attribute in step.attributes():
                 if attribute != TRAINING.name and attribute not in declared:
-                    raise GraphError(f"self.{attribute} is read and not defined", number)
+                    raise GraphError(f"self.{attribute} is read but not defined", number)
                 used_names.add(attribute)
             for value in step.inputs():
                 if not 0 <= value.index <= number:
-                    raise GraphError(f"step {number} reads a result that is not there yet", number)
+                    raise GraphError(f"step {number} reads a result that does not exist yet", number)
                 used_values.add(value.index)
         if not all(0 <= value.index <= len(self.steps) for value in self.outputs):
             raise GraphError("the output is not a result of the network")
@@ -302,7 +302,7 @@ class LayerGraph:
 
     @property
     def outputs(self) -> tuple[Value, ...]:
-        """All that `forward` returns in train mode, in order."""
+        """Everything that `forward` returns in train mode, in order."""
         return (self.output, *self.extra, *self.auxiliary)
 
     @cached_property
@@ -315,7 +315,7 @@ class LayerGraph:
         return frozenset(number for number in range(len(self.steps)) if number + 1 not in needed)
 
     def layer(self, name: str) -> Layer:
-        """The layer of a name.
+        """Return the layer with this name.
 
         Raises:
             KeyError: if there is none.
@@ -326,7 +326,7 @@ class LayerGraph:
         raise KeyError(name)
 
     def uses(self) -> dict[Value, list[int]]:
-        """For every value, the numbers of the steps that read it (a step twice if it reads it twice)."""
+        """Return, for every value, the numbers of the steps that read it (a step twice if it reads the value twice)."""
         uses: dict[Value, list[int]] = {Value(i): [] for i in range(len(self.steps) + 1)}
         for number, step in enumerate(self.steps):
             for value in step.inputs():
@@ -334,7 +334,7 @@ class LayerGraph:
         return uses
 
     def results(self) -> Iterator[tuple[Value, Step]]:
-        """Every step with the value it makes."""
+        """Yield every step with the value it makes."""
         for number, step in enumerate(self.steps):
             yield Value(number + 1), step
 
@@ -343,8 +343,8 @@ def check_identifier(name: str, what: str) -> None:
     """Refuse names that cannot be attributes of a network.
 
     Raises:
-        GraphError: for what is no identifier, is a keyword, starts with an underscore, or hides a name of torch.nn.Module or of the file.
+        GraphError: for one that is no identifier, is a keyword, starts with an underscore, or hides a name of torch.nn.Module or the file.
     """
     hidden = name in (RESERVED_NAMES if what == "layer" else FILE_NAMES)
     if not name.isascii() or not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_") or hidden:
-        raise GraphError(f"{name!r} cannot name a {what}", name if what == "layer" else None)
+        raise GraphError(f"{name!r} cannot name a {what}: choose another name", name if what == "layer" else None)

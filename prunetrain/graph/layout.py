@@ -2,8 +2,8 @@
 
 In: a LayerGraph. Out: statements as text. Only presentation is decided here: `parse` gets the same graph back whatever names are chosen.
 
-A normalisation, activation or dropout wraps the call before it (`F.relu(self.bn1(self.conv1(x)))`), as does what changes its result a
-little: an operator with a number, an index. Everything else starts a line.
+A normalisation, activation or dropout wraps the call before it (`F.relu(self.bn1(self.conv1(x)))`), as does a small change of its
+result: an operator with a number, an index. Everything else starts a line.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from prunetrain.graph.local_names import MAIN, LocalNames
 
 _WRAPPING = frozenset({Family.ELEMENTWISE, Family.RANDOM, Family.NORMALIZE})
 _WRAPPING_LAYERS = frozenset({"BatchNorm1d", "BatchNorm2d", "GroupNorm", "InstanceNorm2d", "LayerNorm", "PReLU", "RMSNorm"})
-_SELECTIONS = frozenset({"[:]", "[]", "torch.index_select"})  # part of x: a layer that reads it wraps it
+_SELECTIONS = frozenset({"[:]", "[]", "torch.index_select"})  # select part of x: a layer that reads the part wraps it
 _LONGEST = 4  # calls on a line, such as conv, normalisation, activation, dropout
 
 
@@ -25,8 +25,8 @@ _LONGEST = 4  # calls on a line, such as conv, normalisation, activation, dropou
 class Statement:
     """A line of `forward`: the block it belongs to, the name it sets ("" for return and del), its code, and the value it makes.
 
-    `value` is None where nothing is computed: for aliases (`shortcut = x`), deletions, and the return of several values. What is
-    `in_training` runs in train mode only.
+    `value` is None where nothing is computed: for aliases (`shortcut = x`), deletions, and the return of several values. Lines that
+    are `in_training` run in train mode only.
     """
 
     block: str
@@ -37,7 +37,7 @@ class Statement:
 
 
 def layout(graph: LayerGraph) -> list[Statement]:
-    """The forward pass as statements, in order; the last one returns the output."""
+    """Return the forward pass as statements, in order; the last one returns the output."""
     layers = {layer.name: layer for layer in graph.layers}
     lines = _lines(graph, layers)
     blocks = blocks_of(graph, lines)
@@ -63,7 +63,7 @@ def layout(graph: LayerGraph) -> list[Statement]:
 
 
 def _deletions(names: LocalNames, line: int, statement: Statement, *, ends: bool) -> list[Statement]:
-    """`del` of what is not read after a line; what both modes have they delete both, where the part for train mode `ends`."""
+    """Return a `del` of names not read after a line. Names of both modes are deleted in both, when the part for train mode `ends`."""
     dead = [(names.dead_after(line, in_training=True), True)] if statement.in_training else []
     if ends or not statement.in_training:
         dead.append((names.dead_after(line, in_training=False, main=statement.target != MAIN), False))
@@ -78,7 +78,7 @@ def _returns(graph: LayerGraph, names: LocalNames) -> list[Statement]:
 
 
 def _without_idle_deletions(statements: list[Statement]) -> list[Statement]:
-    """Leave out a `del` before an alias that gives the name to another value anyway: nothing is computed in between."""
+    """Drop a `del` right before an alias that gives the name another value anyway: nothing is computed in between."""
     return [
         statement
         for statement, after in pairwise([*statements, None])
@@ -87,7 +87,7 @@ def _without_idle_deletions(statements: list[Statement]) -> list[Statement]:
 
 
 def _lines(graph: LayerGraph, layers: dict[str, Layer]) -> list[list[int]]:
-    """Step numbers that share a line, innermost call first."""
+    """Return, for every line, the numbers of its steps, innermost call first."""
     uses = graph.uses()
     lines: list[list[int]] = []
     for number, step in enumerate(graph.steps):
@@ -101,7 +101,7 @@ def _lines(graph: LayerGraph, layers: dict[str, Layer]) -> list[list[int]]:
 
 
 def _wraps(graph: LayerGraph, layers: dict[str, Layer], step: Step, line: list[int]) -> bool:
-    """Whether a step stands around the line of the step before it."""
+    """Whether a step wraps the line of the step before it."""
     before = graph.steps[line[-1]]
     selects = all(graph.steps[number].target in _SELECTIONS for number in line)
     if step.layer is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def read_source(path: Path) -> str:
-    """The text of a network file.
+    """Return the text of a network file.
 
     Raises:
         NetworkFileError: if there is no such file, or it is not text, or too long.
@@ -37,7 +37,7 @@ def read_source(path: Path) -> str:
 
 
 def read_graph(path: Path) -> LayerGraph:
-    """The graph that a network file describes.
+    """Return the graph that a network file describes.
 
     Raises:
         NetworkFileError: if the file is missing or holds anything but a network.
@@ -46,16 +46,16 @@ def read_graph(path: Path) -> LayerGraph:
 
 
 def sha256_of(source: str) -> str:
-    """The fingerprint under which a checkpoint knows its network file."""
+    """Return the fingerprint by which a checkpoint identifies its network file."""
     return hashlib.sha256(source.encode()).hexdigest()
 
 
 def instantiate(source: str, filename: str, *, allocates: bool = True) -> "nn.Module":
-    """The network of a file's text, with newly initialised weights.
+    """Build the network of a file's text, with newly initialised weights.
 
     Args:
-        source: the text, which is parsed and then executed, this very text.
-        filename: how error messages call it.
+        source: the text; this very string is parsed and then executed.
+        filename: the file's name in error messages.
         allocates: False on torch's meta device, where weights take no memory.
 
     Raises:
@@ -80,23 +80,23 @@ def instantiate(source: str, filename: str, *, allocates: bool = True) -> "nn.Mo
 
 
 class _FileClass(type):
-    """The type of classes that come from a network file. Pickle takes the file's text for them: it could import their module by no name.
+    """The type of classes that come from a network file. They are pickled as the file's text, as no name could import their module.
 
-    So `torch.save` takes whole networks, and other processes do. A copy of a network has the same class, which is not executed again.
+    So `torch.save` and other processes can take whole networks. A copy of a network has the same class; the file is not executed again.
     """
 
-    _file: tuple[str, str]  # the text, and how error messages call it
+    _file: tuple[str, str]  # the text, and the file's name in error messages
 
 
 def _executed(source: str, filename: str, name: str) -> _FileClass:
-    """The class that the text of a network file defines under a name, as one of this type; the text was parsed before."""
+    """Execute the text of a network file, which was parsed before, and return its class as a `_FileClass`."""
     module = ModuleType(f"prunetrain_network_{name}")
     exec(compile(source, filename, "exec"), module.__dict__)
     return _FileClass(name, (getattr(module, name),), {"__module__": module.__name__, "_file": (source, filename)})
 
 
 def class_of(source: str, filename: str) -> type:
-    """The class that the text of a network file defines; pickled networks call this by its name.
+    """Return the class that the text of a network file defines; pickled networks refer to this function by name.
 
     Raises:
         NetworkFileError: if the text is anything but a network; nothing in it runs then.
@@ -112,7 +112,7 @@ copyreg.pickle(_FileClass, _reduced)  # type: ignore[arg-type]  # which is typed
 
 
 def load_network(path: str | Path) -> "nn.Module":
-    """The network of a file, with newly initialised weights.
+    """Build the network of a file, with newly initialised weights.
 
     Raises:
         NetworkFileError: if the file is missing or holds anything but a network; nothing in it runs then.

@@ -1,9 +1,9 @@
-"""What the results of a network are called in `forward`, decided line by line.
+"""Choose the names of a network's results in `forward`, line by line.
 
 The main path is `x`. A value that is needed later is set aside under a name that says what for: `shortcut` for a later addition, `gate`
-for a multiplication, `query` for attention, `branch` otherwise. Values of declared tensors alone, and of lines that run in train mode only,
-have names of their own, so that `x` is the same in both modes. A name set aside is deleted after its last use, so that no activation
-outlives its need.
+for a multiplication, `query` for attention, `branch` otherwise. Values computed from declared tensors alone, or in train mode only, have
+names of their own, so that `x` is the same in both modes. A name set aside is deleted after its last use, so that no activation is kept
+longer than needed.
 """
 
 import keyword
@@ -21,7 +21,7 @@ _READ_BY = {"+": "shortcut", "*": "gate", "torch.index_add": "shortcut", "torch.
 _CONSTANT_READ_BY = {"+": "bias", "*": "scale"}
 _READ_AS = {"query": "query", "key": "key", "value": "value", "attn_mask": "mask", "weight": "weight", "bias": "bias"}
 _SIDES = {"input": "left", "other": "right"}  # of a matrix product
-_PARTS = ("query", "key", "value")  # of what attention reads, if it is cut out of one tensor
+_PARTS = ("query", "key", "value")  # the inputs of attention, if all three are slices of one tensor
 
 
 class Path(Enum):
@@ -33,7 +33,7 @@ class Path(Enum):
 
 
 def paths_of(graph: LayerGraph) -> list[Path]:
-    """The path of every step."""
+    """Return the path of every step."""
     constant: set[Value] = set()
     paths = []
     for number, step in enumerate(graph.steps):
@@ -45,12 +45,12 @@ def paths_of(graph: LayerGraph) -> list[Path]:
 
 
 def _contents(step: Step) -> list[Value]:
-    """The results whose elements a step reads, not only their shape."""
+    """Return the results of which a step reads the elements, not only the shape."""
     return [operand for operand in step.operands() if isinstance(operand, Value)]
 
 
 class LocalNames:
-    """Gives every value a local name as the statements are written from first to last."""
+    """Local names of values, given as the statements are written from first to last."""
 
     def __init__(self, graph: LayerGraph, lines: Sequence[Sequence[int]], blocks: Sequence[str]) -> None:
         self._graph = graph
@@ -68,11 +68,11 @@ class LocalNames:
         self._in_training_only: set[str] = set()  # names that eval mode does not have
 
     def of(self, value: Value) -> str:
-        """The present name of a value."""
+        """Return the current name of a value."""
         return self._names[value]
 
     def begin(self, line: int, result: Value) -> tuple[str, str]:
-        """The name under which `x` is set aside before a line, "" if it need not be, and the name of the line's result."""
+        """Return the name under which `x` is set aside before a line ("" if it is not), and the name of the line's result."""
         if self._paths[result.index - 1] is not Path.MAIN:
             return "", self._free_name(result, line + 1)
         if self._passes_name_on(line, result):
@@ -83,7 +83,7 @@ class LocalNames:
         holder = next((value for value, name in self._names.items() if name == MAIN), None)
         if holder is None or self._last_use[holder] <= line:
             return "", MAIN
-        return self._free_name(holder, line), MAIN  # set aside before the line runs, so what it reads is taken too
+        return self._free_name(holder, line), MAIN  # set aside before the line runs, so the names that the line reads are taken too
 
     def _passes_name_on(self, line: int, result: Value) -> bool:
         """Whether a line changes a value that has a name of its own: `query = torch.transpose(query, 1, 2)`."""
@@ -93,24 +93,24 @@ class LocalNames:
         return self._names[value] != MAIN and self._last_use[value] <= line and self._base(value) == self._base(result)
 
     def set_aside(self, aside: str) -> None:
-        """Give what `x` holds another name."""
+        """Give the value in `x` another name."""
         self._names = {value: aside if name == MAIN else name for value, name in self._names.items()}
         self._in_training_only.discard(aside)
 
     def bind(self, value: Value, name: str) -> None:
-        """Give a name to a value; whatever had it before has it no more."""
+        """Give a name to a value, and take it from any other value."""
         self._names = {v: n for v, n in self._names.items() if n != name} | {value: name}
         self._in_training_only.discard(name)
         if self._path(value) is Path.TRAINING:
             self._in_training_only.add(name)
 
     def dead_after(self, line: int, *, in_training: bool, main: bool = False) -> list[str]:
-        """Names that nothing reads after a line; they lose their values.
+        """Free and return the names that nothing reads after a line.
 
         Args:
             line: the line's number.
-            in_training: whether to look at names that only train mode has, or at those of both modes.
-            main: whether to look at `x` as well, which needs no `del` where the next line gives it to another value.
+            in_training: whether to look at the names that only train mode has, or at those of both modes.
+            main: whether to include `x`, which needs no `del` if the line itself gives it a new value.
         """
         dead = [value for value, name in self._names.items() if self._last_use[value] <= line and (main or name != MAIN)]
         return [self._names.pop(value) for value in dead if (self._names[value] in self._in_training_only) == in_training]
@@ -125,7 +125,7 @@ class LocalNames:
         return self._paths[value.index - 1] if value.index else Path.MAIN
 
     def _base(self, value: Value) -> str:
-        """What a value is called if the name is free: by what reads it last; what is returned by what made it."""
+        """Return a value's name if it is free: after the step that reads it last, or, for an output, after what made it."""
         value = self._leads_to.get(value, value)
         constant = self._path(value) is Path.CONSTANT
         while value not in self._graph.outputs:
@@ -139,7 +139,7 @@ class LocalNames:
         return self._maker(value)
 
     def _part(self, value: Value, reader: Step) -> str:
-        """Which of three parts of one tensor a factor of a matrix product comes from, "" if from none."""
+        """Return "query", "key" or "value" for a factor of a matrix product that is one of three parts of a tensor, else ""."""
         if reader.target not in ("@", "torch.einsum"):
             return ""
         while value.index:
@@ -152,7 +152,7 @@ class LocalNames:
         return ""
 
     def _maker(self, value: Value) -> str:
-        """The block, or else the layer, that made a value; of what no layer made, the one before it."""
+        """Return the block, or else the layer, that made a value; if no layer did, the one that made its input."""
         while value.index:
             line = self._line_of[value.index - 1]
             layers = [step.layer for number, step in enumerate(self._graph.steps) if self._line_of[number] == line and step.layer]
@@ -162,7 +162,7 @@ class LocalNames:
         return "inputs"
 
     def _made_of(self, value: Value) -> str:
-        """The first declared tensor that a constant is made of, without the block that its name tells."""
+        """Return the name of the first declared tensor that a constant is made of, without its block."""
         operand: Value | Attribute = value
         while isinstance(operand, Value):
             operand = self._graph.steps[operand.index - 1].operands()[0]
@@ -171,7 +171,7 @@ class LocalNames:
 
 
 def _role(reader: Step, value: Value) -> str:
-    """What a value is to the function that reads it, where this has a word for it."""
+    """Return the role of a value in the function that reads it, or "" if there is no word for it."""
     for name, argument in reader.arguments:
         if argument == value:
             return _SIDES.get(name, "") if reader.target == "@" else _READ_AS.get(name, "")
@@ -179,7 +179,7 @@ def _role(reader: Step, value: Value) -> str:
 
 
 def _leads_to(graph: LayerGraph) -> dict[Value, Value]:
-    """For every result of train mode only, the first of the auxiliary outputs that needs it."""
+    """Map every result that only train mode has to the first auxiliary output that needs it."""
     found: dict[Value, Value] = {}
     for output in sorted(graph.auxiliary):
         waiting = [output]
@@ -192,7 +192,7 @@ def _leads_to(graph: LayerGraph) -> dict[Value, Value]:
 
 
 def _allowed(name: str) -> str:
-    """A name for a local variable that hides nothing and is easy to read."""
-    if not name.isidentifier():  # a layer's number, say
+    """Return a readable name for a local variable that hides nothing."""
+    if not name.isidentifier():  # such as a layer's number
         return f"branch_{name}"
     return f"{name}_out" if name in FILE_NAMES or name == MAIN or len(name) == 1 or keyword.iskeyword(name) else name

@@ -1,4 +1,4 @@
-"""What a network takes in memory, from its graph alone, so that one that does not fit is refused before it is built. No torch."""
+"""How much memory a network needs, from its graph alone, so that one that does not fit is refused before it is built. No torch."""
 
 from math import prod
 from typing import Final
@@ -15,7 +15,7 @@ _STATISTICS: Final = ("BatchNorm1d", "BatchNorm2d", "InstanceNorm2d")
 
 
 def state_bytes(graph: LayerGraph) -> int:
-    """Bytes of a network's parameters and buffers."""
+    """Return the size of a network's parameters and buffers in bytes."""
     declared = sum(prod(tensor.shape) * _BYTES[tensor.dtype] for tensor in graph.declared if tensor.role != "parameter")
     statistics = sum(
         2 * layer["num_features"] * _NUMBER + 8 for layer in graph.layers if layer.kind in _STATISTICS and layer["track_running_stats"]
@@ -24,25 +24,25 @@ def state_bytes(graph: LayerGraph) -> int:
 
 
 def check_state_fits(graph: LayerGraph, filename: str) -> None:
-    """Refuse a network whose parameters and buffers are larger than the memory that is free.
+    """Check that a network's parameters and buffers are no larger than the free memory.
 
     Raises:
-        NetworkFileError: then.
+        NetworkFileError: if they are larger.
     """
     if (needed := state_bytes(graph)) > (available := available_memory()):
         raise NetworkFileError(f"{filename}: its weights take {readable(needed)}, and {readable(available)} of memory are free")
 
 
 def check_results_fit(graph: LayerGraph, filename: str, images: int) -> None:
-    """Refuse a network of which a single result is larger than the memory that is free.
+    """Check that no single result of a network is larger than the free memory.
 
     Args:
         graph: the network.
-        filename: how the error calls it.
-        images: how many it works on at a time.
+        filename: the file's name in the error message.
+        images: the batch size.
 
     Raises:
-        NetworkFileError: then.
+        NetworkFileError: if one is larger.
     """
     needed = max(prod(shape) for shape in infer_shapes(graph, images)) * _NUMBER
     if needed > (available := available_memory()):

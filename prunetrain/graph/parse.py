@@ -1,8 +1,8 @@
-"""The text of a network file as a LayerGraph. Works on the syntax tree: the file never runs.
+"""Parse the text of a network file into a LayerGraph. Only the syntax tree is read: the file never runs.
 
 Only what `render` writes is accepted: imports of torch, one class whose `__init__` defines layers with literal arguments, and a `forward`
 of known calls line by line. Anything else is a NetworkFileError with file and line. Formatting, comments and the names of local variables
-are free, so a person may edit a file.
+are free, so you may edit a file by hand.
 """
 
 import ast
@@ -17,23 +17,23 @@ from prunetrain.graph.parse_forward import INPUT_NAME, Forward
 from prunetrain.graph.parse_source import IMPORTS, Source
 from prunetrain.graph.shapes import check_shapes
 
-MAX_BYTES: Final = 2_000_000  # a syntax tree takes a thousand times as much; the largest of a real network has 100,000
+MAX_BYTES: Final = 2_000_000  # a syntax tree takes a thousand times as much memory; the largest file of a real network has 100,000
 _INPUT: Final = re.compile(r"Input (\d{1,6}(?:x\d{1,6})*)\.")
 
 
 def parse(source: str, filename: str = "<network>") -> LayerGraph:
-    """The graph of a network file.
+    """Return the graph of a network file.
 
     Args:
         source: the file's text.
-        filename: how error messages call it.
+        filename: the file's name in error messages.
 
     Raises:
         NetworkFileError: if the text is anything but a network as `render` writes it, or its shapes do not fit; with file and line.
     """
     place = Source(filename)
     if len(source) > MAX_BYTES:
-        place.fail(1, "too long for a network file")
+        place.fail(1, f"too long for a network file: {len(source):,} characters, at most {MAX_BYTES:,}")
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -50,7 +50,7 @@ def _module(source: Source, body: list[ast.stmt]) -> LayerGraph:
         statement = body.pop(0)
         line = ast.unparse(statement)
         if line not in IMPORTS:
-            source.fail(statement, f"a network file imports nothing but torch, so not: {line}")
+            source.fail(statement, f"a network file may import only torch, not: {line}")
         source.imported.update(IMPORTS[line])
     if not body or not isinstance(body[0], ast.ClassDef):
         source.fail(body[0] if body else 1, "expected the class of the network")

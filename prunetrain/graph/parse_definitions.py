@@ -1,4 +1,4 @@
-"""Reads `__init__`: layers with literal arguments, and tensors that the network declares itself."""
+"""Read `__init__`: layers with literal arguments, and tensors that the network declares itself."""
 
 import ast
 from dataclasses import replace
@@ -16,7 +16,7 @@ _DECLARATIONS: Final = (
 
 
 class Definitions:
-    """What `__init__` defines, and in which lines (by name)."""
+    """What `__init__` defines, and the line of each definition by name."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -25,7 +25,7 @@ class Definitions:
         self.lines: dict[str, int] = {}
 
     def read(self, node: ast.FunctionDef) -> None:
-        """Take in the statements of `__init__`.
+        """Read the statements of `__init__`.
 
         Raises:
             NetworkFileError: for anything but definitions.
@@ -39,7 +39,7 @@ class Definitions:
                 case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self"), attr=name)], value=ast.Call() as call):
                     self._define(statement, name, call)
                 case _:
-                    fail(statement, f"__init__ may only define layers, so not: {shown(statement)}")
+                    fail(statement, f"__init__ may only define layers, not: {shown(statement)}")
 
     def _define(self, statement: ast.stmt, name: str, whole: ast.Call) -> None:
         if name in self.lines:
@@ -91,7 +91,7 @@ class Definitions:
 
 
 def _without_frozen(call: ast.Call) -> ast.Call:
-    """What stands before `.requires_grad_(False)`; the call itself where that is not there."""
+    """Return a call without a trailing `.requires_grad_(False)`."""
     match call:
         case ast.Call(func=ast.Attribute(value=ast.Call() as inside)) if ast.unparse(call) == ast.unparse(inside) + FROZEN:
             return inside

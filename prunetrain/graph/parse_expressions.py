@@ -1,4 +1,4 @@
-"""Reads the expressions of `forward` as steps: calls, operators and subscripts, innermost first."""
+"""Read the expressions of `forward` as steps: calls, operators and subscripts, innermost first."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ _OPERATOR_OF: Final = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", 
 
 
 class Expressions:
-    """The steps read so far, and in which lines they stand."""
+    """The steps read so far, and their lines."""
 
     def __init__(self, source: Source, definitions: Definitions) -> None:
         self._source = source
@@ -27,10 +27,10 @@ class Expressions:
         self.names: Mapping[str, Value] = {}  # what can be read at this point
 
     def value(self, node: ast.expr) -> Value:
-        """The result of an expression, whose steps are added.
+        """Add the steps of an expression and return its result.
 
         Raises:
-            NetworkFileError: for what is no layer, function, operator or name that is known.
+            NetworkFileError: for anything but known layers, functions, operators and names.
         """
         match node:
             case ast.Name(id=name):
@@ -55,11 +55,11 @@ class Expressions:
         self._source.fail(node, f"not a layer or function that prunetrain knows: {shown(node)}")
 
     def _call_of(self, name: str) -> str | None:
-        """How a layer is called; None for what is no layer."""
+        """Return how a layer is called, or None if there is no such layer."""
         return LAYERS[self._layers[name].kind].call if name in self._layers else None
 
     def _is_special_call(self, node: ast.expr, name: str, input: ast.expr) -> bool:
-        """Whether an expression is the whole call of a layer that is not simply called with its input, which has to be a name."""
+        """Whether an expression is the whole call of a layer that takes more than its input; the input must be a name."""
         call = self._call_of(name)
         if call in (None, PLAIN_CALL) or not isinstance(input, ast.Name | ast.Attribute):
             return False
@@ -105,7 +105,7 @@ class Expressions:
         return self._source.literal(node)
 
     def _subscript(self, node: ast.Subscript) -> Value:
-        """`[:, :, ::2, 1:]`: a step for each slice that is no bare colon; or one index; after `...` one dimension counted from the end."""
+        """`[:, :, ::2, 1:]`: a step for each slice but bare colons, or for one index; `...` counts one dimension from the end."""
         items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         from_end = bool(items) and isinstance(items[0], ast.Constant) and items[0].value is Ellipsis
         items = items[1:] if from_end else items

@@ -1,7 +1,7 @@
-"""Reads `forward`: assignments and deletions line by line, `if self.training:` around what runs in train mode only, and the return.
+"""Read `forward`: assignments and deletions line by line, `if self.training:` around what runs in train mode only, and the return.
 
-What both modes have must be the same in both. So a part for train mode may read everything, and may set and delete only names of its own,
-which nothing else reads.
+A name that both modes have must mean the same in both. So a part for train mode may read every name, but may set and delete only names
+of its own, which nothing else reads.
 """
 
 import ast
@@ -29,10 +29,10 @@ class Forward:
         self.auxiliary: tuple[Value, ...] = ()
 
     def read(self, node: ast.FunctionDef) -> None:
-        """Take in the statements.
+        """Read the statements.
 
         Raises:
-            NetworkFileError: for anything but what the module's docstring says.
+            NetworkFileError: for anything that the module's docstring does not list.
         """
         returned: tuple[Value, ...] | None = None  # in train mode
         for statement, following in pairwise([*node.body, None]):
@@ -53,7 +53,7 @@ class Forward:
         if returned is not None:
             count = len(self.outputs)
             if returned[:count] != self.outputs or len(returned) == count:
-                self._source.fail(node.body[-2], "in train mode forward must return what it returns in eval mode, and more behind that")
+                self._source.fail(node.body[-2], "in train mode forward must return what it returns in eval mode, followed by more")
             self.auxiliary = returned[count:]
 
     def _part_for_training(self, body: list[ast.stmt], *, may_return: bool) -> tuple[Value, ...] | None:
@@ -70,9 +70,9 @@ class Forward:
         match statement:
             case ast.Assign(targets=[ast.Name(id=name)], value=expression):
                 if name in FILE_NAMES:
-                    self._source.fail(statement, f"{name} cannot name a local variable")
+                    self._source.fail(statement, f"{name} cannot name a local variable: choose another name")
                 if in_training and name in self._names:
-                    self._source.fail(statement, f"{name} would be something else in train mode than in eval mode")
+                    self._source.fail(statement, f"{name} would differ between train and eval mode: assign to another name")
                 value = self._value(expression, in_training=in_training)
                 self._in_training.pop(name, None)
                 (self._in_training if in_training else self._names)[name] = value
@@ -85,7 +85,7 @@ class Forward:
                 self._refuse(statement)
 
     def _refuse(self, statement: ast.stmt) -> NoReturn:
-        self._source.fail(statement, f"forward may only call layers and functions, line by line, so not: {shown(statement)}")
+        self._source.fail(statement, f"forward may only call layers and functions, line by line, not: {shown(statement)}")
 
     def _value(self, expression: ast.expr, *, in_training: bool) -> Value:
         self._expressions.names = ChainMap(self._in_training, self._names) if in_training else self._names

@@ -1,4 +1,4 @@
-"""What every part of the parser shares: where it reads, how it refuses, and plain values."""
+"""What every part of the parser shares: the current line, errors and literals."""
 
 import ast
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ from prunetrain.errors import NetworkFileError
 from prunetrain.graph.signatures import Literal, is_integer
 
 LARGEST: Final = 2**31 - 1  # of a whole number
-IMPORTS: Final = {  # the only lines of import, and the names that they bring
+IMPORTS: Final = {  # the only import lines that are allowed, and the names that they define
     "import torch": ("torch",),
     "from torch import Tensor, nn": ("Tensor", "nn"),
     "from torch.nn import functional as F": ("F",),
@@ -16,7 +16,7 @@ IMPORTS: Final = {  # the only lines of import, and the names that they bring
 
 
 class Source:
-    """A file that is being parsed: its name, the names that it has imported, and the line of the statement at hand."""
+    """A file that is being parsed: its name, the names that it has imported, and the line of the current statement."""
 
     def __init__(self, filename: str) -> None:
         self.filename = filename
@@ -27,7 +27,7 @@ class Source:
         """Refuse the file.
 
         Args:
-            line: the line, or the node that stands in it.
+            line: the line, or a node in it.
             message: what is wrong there.
 
         Raises:
@@ -37,17 +37,17 @@ class Source:
         raise NetworkFileError(f"{self.filename}:{number}: {message}")
 
     def check_imported(self, node: ast.AST, name: str) -> None:
-        """Refuse the file if a name that it uses is not imported.
+        """Check that a name which the file uses is imported.
 
         Raises:
-            NetworkFileError: then.
+            NetworkFileError: if it is not.
         """
         if name not in self.imported:
             wanted = next(line for line, names in IMPORTS.items() if name in names)
             self.fail(node, f"{name} is not imported: {wanted}")
 
     def literal(self, node: ast.expr) -> Literal:
-        """A number, word, None or tuple of these.
+        """Return a number, string, None or tuple of them.
 
         Raises:
             NetworkFileError: for other expressions, and whole numbers beyond 32 bits.
@@ -57,13 +57,13 @@ class Source:
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             self.fail(node, f"expected a literal, not {shown(node)}")
         if not isinstance(value, (int, float, bool, str, tuple, type(None))):
-            self.fail(node, f"expected a number, word or tuple, not {shown(node)}")
+            self.fail(node, f"expected a number, string or tuple, not {shown(node)}")
         if any(isinstance(number, int) and abs(number) > LARGEST for number in _flat(value)):
             self.fail(node, f"a number beyond 32 bits: {shown(node)}")
         return value
 
     def integers(self, nodes: Iterable[ast.expr]) -> tuple[int, ...]:
-        """Whole numbers.
+        """Return the values of nodes that must be whole numbers.
 
         Raises:
             NetworkFileError: for anything else.
@@ -77,7 +77,7 @@ class Source:
         return tuple(found)
 
     def arguments(self, call: ast.Call, names: tuple[str, ...]) -> list[tuple[str, ast.expr]]:
-        """The arguments of a call with the names of the parameters that they stand for.
+        """Return the arguments of a call with the names of their parameters.
 
         Raises:
             NetworkFileError: for arguments that are too many, unknown or repeated.
@@ -100,9 +100,9 @@ def _flat(value: object) -> Iterator[object]:
 
 
 def shown(node: ast.AST) -> str:
-    """The code of a node, short enough for a message."""
+    """Return the code of a node, short enough for a message."""
     try:
         text = ast.unparse(node).splitlines()[0]
-    except ValueError:  # of a number of 5,000 digits, or a format string in a way that Python writes but does not print
+    except ValueError:  # for a number of 5,000 digits, or an f-string that ast.unparse cannot write
         text = f"code that cannot be shown ({type(node).__name__})"
     return text if len(text) <= 80 else text[:77] + "..."

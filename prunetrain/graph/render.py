@@ -1,7 +1,7 @@
-"""A LayerGraph as the text of a network file: flat, readable Python that imports nothing but torch.
+"""Render a LayerGraph as the text of a network file: flat, readable Python that imports only torch.
 
 The text is a pure function of the arguments, byte for byte. `render` decides everything; `templates/network.py.jinja` only places it.
-A line that is too long for the formatter (a long list of positions, say) stays one line, which `# fmt: skip` at its end tells.
+A line that is too long for the formatter, such as a long list of positions, stays one line and ends in `# fmt: skip`.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ LINE_LENGTH = 320  # as in generated_nets/ruff.toml
 
 @dataclass(frozen=True)
 class Line:
-    """Code and its comment."""
+    """A line of code and its comment."""
 
     code: str
     comment: str = ""
@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Group:
-    """Lines of one block; the block's name is "" where no comment names it."""
+    """The lines of one block; its name is "" if no comment names it."""
 
     block: str
     lines: tuple[Line, ...]
@@ -41,7 +41,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Page:
-    """What the template places."""
+    """The values that the template fills in."""
 
     summary: str
     input: str
@@ -53,7 +53,7 @@ class Page:
 
 
 def render(graph: LayerGraph, *, dense: LayerGraph | None = None, epoch: int | None = None) -> str:
-    """The network file of a graph.
+    """Return the network file of a graph.
 
     Args:
         graph: the network.
@@ -80,7 +80,7 @@ def render(graph: LayerGraph, *, dense: LayerGraph | None = None, epoch: int | N
 
 
 def shape_texts(graph: LayerGraph) -> list[str]:
-    """The shape of every value as people read it: 14x32x32 for images, 64Nx49x96 for windows of images, where N is the batch size.
+    """Return the shape of every value in readable form: 14x32x32 for images, 64Nx49x96 for windows of images, where N is the batch size.
 
     Raises:
         ValueError: if the shapes of the graph do not fit together.
@@ -167,7 +167,7 @@ def _declaration(tensor: Declared) -> str:
 def _forward(statements: list[Statement], shapes: list[str]) -> tuple[Group, ...]:
     entries = []
     shown = shapes[0]
-    in_training: str | None = None  # the block whose part for train mode is open
+    in_training: str | None = None  # the block whose `if self.training:` is open
     for number, statement in enumerate(statements):
         comment = ""
         if statement.value is not None and _ends_block(statements, number) and shapes[statement.value.index] != shown:
@@ -188,7 +188,7 @@ def _ends_block(statements: list[Statement], number: int) -> bool:
 
 
 def _line(code: str, comment: str = "") -> Line:
-    """A line within a method; one that the formatter would break tells it not to."""
+    """Return a line of a method, marked `fmt: skip` if the formatter would break it."""
     if len(f"        {code}  # {comment}") > LINE_LENGTH:
         comment = f"{comment}  # fmt: skip" if comment else "fmt: skip"
     return Line(code, comment)

@@ -1,7 +1,7 @@
-"""The shape of every value of a graph, the batch included: (N, C, H, W) for images. Pure Python, no torch.
+"""The shape of every value of a graph, including the batch: (N, C, H, W) for images. Pure Python, no torch.
 
-Results that are computed from declared tensors alone have no batch. Where the batch's dimension is merged with another (windows of an
-image), a size is a multiple of N; two batch sizes tell which.
+Results computed from declared tensors alone have no batch. Where the batch dimension is merged with another (windows of an image), a size
+is a multiple of N; comparing two batch sizes shows which one.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from prunetrain.graph.layergraph import Attribute, GraphError, Layer, LayerGraph
 from prunetrain.graph.windows import Shape, check_padding, pair, shape_text, window_count
 
 MOST_DIMENSIONS = 64  # torch's own limit
-MOST_CHANNELS = 2**26  # of all results together, in the largest dimension of each; a ResNet-50 has 100,000
+MOST_CHANNELS = 2**26  # the largest dimensions of all results, added up; a ResNet-50 has 100,000
 
 
 class ShapeError(GraphError):
@@ -19,7 +19,7 @@ class ShapeError(GraphError):
 
 
 def infer_shapes(graph: LayerGraph, batch_size: int = 1) -> tuple[Shape, ...]:
-    """The shape of `Value(0)`, `Value(1)`, ..., each with the batch.
+    """Return the shapes of `Value(0)`, `Value(1)`, ..., including the batch.
 
     Args:
         graph: the network.
@@ -53,21 +53,21 @@ def infer_shapes(graph: LayerGraph, batch_size: int = 1) -> tuple[Shape, ...]:
 
 
 def _check_positions(step: Step, last: Mapping[str, int], shape_of: ShapeOf) -> None:
-    """Refuse positions that a dimension does not have; `last` has the largest of each index."""
+    """Refuse positions beyond the end of a dimension; `last` has the largest position of each index."""
     if step.target not in ("torch.index_select", "torch.index_add"):
         return
     if not isinstance(step["index"], Attribute) or step["index"].name not in last:
-        raise ValueError("takes positions that the network declares: nn.Buffer(torch.tensor([...]), persistent=False)")
+        raise ValueError("needs positions that the network declares: nn.Buffer(torch.tensor([...]), persistent=False)")
     shape, name = shape_of(step["input"]), step["index"].name
     if -len(shape) <= step["dim"] < len(shape) and last[name] >= shape[step["dim"]]:
-        raise ValueError(f"{name} has position {last[name]} of a dimension of {shape[step['dim']]}")
+        raise ValueError(f"{name} has position {last[name]}, but the dimension has size {shape[step['dim']]}")
 
 
 def check_shapes(graph: LayerGraph) -> None:
-    """Check that everything fits whatever the batch, and that each output has a row an image.
+    """Check that all shapes fit at any batch size, and that each output has one row per image.
 
     Raises:
-        ShapeError: at the first step that does not fit, or with which the network has too many channels to follow them one by one.
+        ShapeError: at the first step that does not fit, or that exceeds MOST_DIMENSIONS or MOST_CHANNELS.
         GraphError: for an output that mixes the images of a batch.
     """
     one, two = infer_shapes(graph, 1), infer_shapes(graph, 2)
@@ -80,19 +80,19 @@ def check_shapes(graph: LayerGraph) -> None:
     for value in graph.outputs:
         if two[value.index] != (2, *one[value.index][1:]) or one[value.index][0] != 1:
             number = value.index - 1 if value.index else None
-            raise ShapeError(f"an output must have one row an image; with two images its shape is {shape_text(two[value.index])}", number)
+            raise ShapeError(f"an output must have one row per image, but has shape {shape_text(two[value.index])} for two images", number)
 
 
 def layer_shape(layer: Layer, shape: Shape) -> Shape:
-    """The shape that a layer makes of a shape.
+    """Return the output shape of a layer for an input shape.
 
     Raises:
-        ValueError: if it cannot take it.
+        ValueError: if the layer cannot take it.
     """
     ranks = layer.signature.ranks
     if ranks and len(shape) not in ranks:
         beside = " or ".join(str(rank - 1) for rank in ranks)
-        raise ValueError(f"takes {beside} dimensions beside the batch, not {shape_text(shape[1:])}")
+        raise ValueError(f"takes {beside} dimensions besides the batch, not {shape_text(shape[1:])}")
     return _LAYER_SHAPES[layer.kind](layer, shape)
 
 
@@ -169,9 +169,9 @@ def _attention(layer: Layer, shape: Shape) -> Shape:
     if layer["embed_dim"] != shape[-1]:
         raise ValueError(f"takes {layer['embed_dim']} channels, but its input has {shape[-1]}")
     if not layer["batch_first"] or layer["embed_dim"] % layer["num_heads"]:
-        raise ValueError("needs batch_first=True and heads that divide its width")
+        raise ValueError("needs batch_first=True and a num_heads that divides embed_dim")
     if not {layer["kdim"], layer["vdim"]} <= {None, layer["embed_dim"]} or layer["add_bias_kv"] or layer["add_zero_attn"]:
-        raise ValueError("needs keys and values as wide as the queries, and nothing added to them")
+        raise ValueError("needs kdim and vdim equal to embed_dim, and neither add_bias_kv nor add_zero_attn")
     return shape
 
 

@@ -1,4 +1,4 @@
-"""What a call takes: parameters, the values that each of them accepts, and the one way in which a call is written. No torch here."""
+"""Signatures of calls: their parameters, the values that each accepts, and the one form in which a call is written. No torch here."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ Literal: TypeAlias = "int | float | bool | str | tuple[Literal, ...] | None"
 
 
 class Kind(Enum):
-    """What values a parameter takes."""
+    """The kinds of values that parameters take, in the words of error messages."""
 
     COUNT = "a whole number from 1"
     INTEGER = "a whole number"
-    INTEGERS = "a whole number or a tuple of these"
+    INTEGERS = "a whole number or a tuple of them"
     SIZE = "a whole number from 1 or a pair of them"
-    SIZES = "a whole number from 1 or a tuple of these"
+    SIZES = "a whole number from 1 or a tuple of them"
     MARGIN = "a whole number from 0 or a pair of them"
     PADDING = "a whole number from 0, a pair of them, 'same' or 'valid'"
     SPAN = "a whole number from 0, 'same' or 'valid'"
-    SHAPE = "a tuple of sizes, of which -1 leaves one open"
-    WORD = "a word"
+    SHAPE = "a tuple of sizes, one of which may be -1"
+    WORD = "a string"
     FLAG = "True or False"
     NUMBER = "a finite number"
-    NUMBERS = "a finite number or a tuple of these"
+    NUMBERS = "a finite number or a tuple of them"
     PROBABILITY = "a number from 0 to 1"
     TENSOR = "a tensor"
     TENSORS = "a tuple of tensors"
@@ -41,7 +41,7 @@ REQUIRED: Final = _Required.REQUIRED
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a layer's constructor or of a function; `choices` are the words that a WORD may be."""
+    """One parameter of a layer's constructor or of a function; `choices` are the strings that a WORD may be."""
 
     name: str
     kind: Kind
@@ -49,7 +49,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
 
     def accepts(self, value: object) -> bool:
-        """Whether a literal can stand for this parameter (tensors are never literals)."""
+        """Whether a literal is allowed for this parameter (tensors are never literals)."""
         if value == self.default and type(value) is type(self.default):
             return True
         if self.kind is Kind.WORD:
@@ -57,7 +57,7 @@ class Parameter:
         return _ACCEPTS[self.kind](value)
 
     def canonical(self, value: Literal) -> Literal:
-        """The one way to write a value: (3, 3) as 3."""
+        """Return the canonical form of a value: 3 for (3, 3)."""
         if self.kind in (Kind.SIZE, Kind.MARGIN, Kind.PADDING) and isinstance(value, tuple) and len(set(value)) == 1:
             return value[0]
         if self.kind in (Kind.SIZES, Kind.INTEGERS, Kind.NUMBERS) and isinstance(value, tuple) and len(value) == 1:
@@ -71,12 +71,12 @@ class Parameter:
 
     @property
     def takes_tensors(self) -> bool:
-        """Whether a result of the network can stand for this parameter."""
+        """Whether a result of the network is allowed for this parameter."""
         return self.kind in (Kind.TENSOR, Kind.TENSORS, Kind.OPERAND)
 
 
 def is_integer(value: object) -> bool:
-    """Whether a value is a whole number; True and False are none."""
+    """Whether a value is a whole number; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -140,10 +140,10 @@ class Signature:
 
 
 def bind(signature: Signature, arguments: Iterable[tuple[str, object]]) -> tuple[tuple[str, object], ...]:
-    """Arguments in the signature's order, canonical, without those that say the default.
+    """Return the arguments in the signature's order and canonical form, without those that equal the default.
 
-    What is no literal (results, attributes, and tuples that hold some) passes for a parameter that takes tensors or the mode; its
-    sense is for the caller to check.
+    Arguments that are not literals (results, attributes, and tuples with some of them) are accepted for any parameter that takes tensors,
+    a shape or the mode; the caller must check them.
 
     Raises:
         ValueError: for an unknown, repeated or missing argument, or a literal the parameter does not take.
@@ -176,7 +176,7 @@ def bind(signature: Signature, arguments: Iterable[tuple[str, object]]) -> tuple
 
 
 def is_literal(value: object) -> bool:
-    """Whether a value is a literal, all the way down."""
+    """Whether a value is a literal, or a tuple of literals at any depth."""
     if isinstance(value, tuple):
         return all(map(is_literal, value))
     return isinstance(value, (int, float, str, type(None)))

@@ -1,8 +1,8 @@
-"""Turn a torch module into a LayerGraph. With the package `tracing` the only code of `graph` that imports torch.
+"""Turn a torch module into a LayerGraph. This file and the package `tracing` are the only code of `graph` that imports torch.
 
-The model's own Python runs four times on tensors without memory, in train and eval mode, each at two batch sizes, and for one image
-if it asks for sizes; what it calls is written down and said again in the functions of the catalog. Layers with parameters or buffers
-keep their qualified names with `.` as `_`.
+The model's own Python runs four times on tensors without memory: in train and eval mode, at two batch sizes each. It runs once more, for
+a single image, if it asks for sizes. Its calls are recorded and translated into the functions of the catalog. Layers with parameters or
+buffers keep their qualified names, with `_` for `.`.
 """
 
 import inspect
@@ -39,8 +39,8 @@ from prunetrain.graph.tracing.steps import steps_of
 class Traced:
     """A graph and the weights of the model it was traced from.
 
-    `state` has the state dict of the generated network, in its order. `names` tells for each of the model's parameters and buffers in the
-    graph, by qualified name, what it is called there.
+    `state` is the state dict of the generated network, in its order. `names` maps the qualified name of each of the model's parameters and
+    buffers in the graph to its name there.
     """
 
     graph: LayerGraph
@@ -49,25 +49,25 @@ class Traced:
 
 
 def trace(model: nn.Module, example_input: Tensor) -> LayerGraph:
-    """The graph of a model.
+    """Return the graph of a model.
 
-    What is frozen stays so: whole layers, and parameters that no layer has. A layer of which only a part is frozen is trained whole.
+    Frozen layers, and frozen parameters outside of layers, stay frozen. A layer that is only partly frozen is trained whole.
 
     Args:
-        model: any module whose forward takes one batch of images and takes the same steps for all of them.
-        example_input: a batch, shape (N, C, H, W); only its shape counts.
+        model: any module whose forward takes one batch of images and runs the same steps for all of them.
+        example_input: a batch, shape (N, C, H, W); only its shape is used.
 
     Raises:
-        TraceError: if the model does something that a network file cannot say; the message names the line of the model.
+        TraceError: if the model does something that a network file cannot express; the message names the line of the model.
     """
     return trace_with_state(model, example_input).graph
 
 
 def trace_with_state(model: nn.Module, example_input: Tensor) -> Traced:
-    """`trace`, together with the state dict under the graph's names. Tensors are shared with the model, not copied.
+    """Trace a model, and return the state dict under the graph's names as well. Tensors are shared with the model, not copied.
 
     Raises:
-        TraceError: as `trace`.
+        TraceError: as `trace` does.
     """
     _check_signature(model)
     modules = dict(model.named_modules())
@@ -91,7 +91,7 @@ def trace_with_state(model: nn.Module, example_input: Tensor) -> Traced:
         graph = LayerGraph(name, shape, layers, both.steps, both.outputs[0], declared, both.outputs[1:], both.auxiliary)
         check_shapes(graph)
     except GraphError as error:
-        raise TraceError(f"{name} cannot be a network file: {error}") from None
+        raise TraceError(f"{name} cannot be written as a network file: {error}") from None
     state = registry.state(graph.layers, graph.declared)
     first = {id(tensor): name for name, tensor in reversed(tensors.items())}
     names = {name: registry.names.get(first[id(tensor)], "") for name, tensor in tensors.items()}
@@ -102,11 +102,13 @@ def _check_signature(model: nn.Module) -> None:
     parameters = inspect.signature(model.forward).parameters.values()
     needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if len(needed) > 1:
-        raise TraceError(f"{type(model).__name__}.forward takes more than one argument; networks take one image batch")
+        raise TraceError(
+            f"{type(model).__name__}.forward requires {len(needed)} arguments, but gets one batch of images: give the others default values"
+        )
 
 
 def _record(model: nn.Module, snapshot: Snapshot, registry: Registry, shape: tuple[int, ...], training: bool) -> Recording:
-    """What the model calls in train or in eval mode for a batch of a shape. The model stays as it is."""
+    """Record what the model calls in train or eval mode for a batch of this shape. The model stays as it is."""
     sample = next((tensor for tensor in registry.tensors.values() if tensor.is_floating_point()), torch.empty(0))
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with drawing_nothing() as generators, snapshot.in_mode(training=training), _quiet(), torch.inference_mode(False), torch.enable_grad():
@@ -117,7 +119,7 @@ def _record(model: nn.Module, snapshot: Snapshot, registry: Registry, shape: tup
 
 
 def _check_one_image(model: nn.Module, snapshot: Snapshot, registry: Registry, shape: tuple[int, ...], several: Pass) -> None:
-    """Refuse a model that takes other steps for one image; one that cannot do with one at all, as after a squeeze(), is left alone."""
+    """Refuse a model that runs other steps for one image. A model that fails on one image, as after a squeeze(), is accepted."""
     try:
         alone = _record(model, snapshot, registry, (1, *shape), training=False)
     except TraceError:
@@ -148,7 +150,7 @@ def _run_forward(model: nn.Module, recorder: Recorder, fake: FakeTensorMode, ima
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings of the model's code, which runs several times here, and no traceback that torch prints of errors reported anyway."""
+    """Silence warnings of the model's code, which runs several times here, and tracebacks that torch logs for errors reported anyway."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before = logger.disabled
     logger.disabled = True
@@ -161,7 +163,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _class_name(name: str) -> str:
-    """A name for the file's class that Python and the file allow."""
+    """Return a name for the file's class that Python and the file allow."""
     legal = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_")
     if not legal or not legal[0].isalpha() or keyword.iskeyword(legal) or legal in FILE_NAMES:
         return f"Network{legal}"

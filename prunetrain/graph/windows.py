@@ -6,17 +6,17 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 def shape_text(shape: Shape) -> str:
-    """(3, 32, 32) as 3x32x32."""
+    """Return (3, 32, 32) as 3x32x32."""
     return "x".join(map(str, shape))
 
 
 def pair(value: int | tuple[int, ...], rank: int = 2) -> Shape:
-    """A size for each of `rank` dimensions; a tuple is taken as it is."""
+    """Repeat a size for each of `rank` dimensions; a tuple is returned as it is."""
     return (value,) * rank if isinstance(value, int) else value
 
 
 def image_of(shape: Shape) -> tuple[int, int, int, int]:
-    """The sizes (N, C, H, W) of images.
+    """Return the sizes (N, C, H, W) of a batch of images.
 
     Raises:
         ValueError: for other shapes.
@@ -27,7 +27,7 @@ def image_of(shape: Shape) -> tuple[int, int, int, int]:
 
 
 def window_count(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
-    """How many windows fit along a dimension."""
+    """Return how many windows fit along a dimension."""
     room = size + 2 * padding - dilation * (kernel - 1) - 1
     count = (room + (stride - 1 if ceil else 0)) // stride + 1
     # torch drops a last window that would start in the padding on the right
@@ -35,10 +35,10 @@ def window_count(size: int, kernel: int, stride: int, padding: int, dilation: in
 
 
 def check_padding(mode: str, image: Shape, padding: Shape) -> None:
-    """Padding made of the image itself cannot be wider than the image; reflected, it has one pixel less to give.
+    """Check that padding copied from the image is no wider than the image, and with `reflect` narrower.
 
     Raises:
-        ValueError: if it is.
+        ValueError: if it is too wide.
     """
     spared = {"reflect": 1, "circular": 0}.get(mode)
     if spared is not None and any(p > n - spared for n, p in zip(image, padding, strict=True)):
