@@ -354,7 +354,7 @@ def test_tied_weights_are_one_layer_called_twice() -> None:
     assert targets(traced.graph) == ["self.a", "F.relu", "self.a"]
     assert traced.names["b.weight"] == traced.names["a.weight"] == "a.weight"
     model.b.bias = None
-    with pytest.raises(TraceError, match=r"a\.weight would be a tensor of both self\.a and self\.b; let one module own it"):
+    with pytest.raises(TraceError, match=r"a\.weight would belong to both self\.a and self\.b: let one module own it"):
         trace(model, IMAGES)
 
 

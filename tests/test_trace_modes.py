@@ -128,14 +128,14 @@ def test_a_probability_comes_back_to_the_last_bit(p: float) -> None:
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (lambda self, x: x + StochasticDepth(0.5, "batch")(x.exp()), "random numbers have to be one for each image"),
-        (lambda self, x: x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.5), "drops images without scaling those that are kept"),
-        (lambda self, x: x + torch.randn(x.shape), "randn draws random numbers other than dropout's"),
-        (lambda self, x: x + torch.rand_like(x), "rand_like draws random numbers other than dropout's"),
-        (lambda self, x: x + torch.rand(x.shape[0], 1, 1, 1), "does with random numbers what prunetrain does not know"),
-        (lambda self, x: x.relu() if self.training else x, "forward takes other steps in train mode than in eval mode"),
-        (lambda self, x: x if self.training else x.relu(), "forward takes other steps in train mode than in eval mode"),
-        (lambda self, x: (x + 1 if self.training else x + 2).exp(), "forward takes other steps in train mode than in eval mode"),
+        (lambda self, x: x + StochasticDepth(0.5, "batch")(x.exp()), "needs one random number for each image"),
+        (lambda self, x: x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.5), "drops images without dividing the others by 0.5"),
+        (lambda self, x: x + torch.randn(x.shape), "randn draws random numbers: only dropout and stochastic depth are supported"),
+        (lambda self, x: x + torch.rand_like(x), "rand_like draws random numbers: only dropout and stochastic depth are supported"),
+        (lambda self, x: x + torch.rand(x.shape[0], 1, 1, 1), "random numbers are supported only in dropout and stochastic depth"),
+        (lambda self, x: x.relu() if self.training else x, "forward runs different steps in train and eval mode"),
+        (lambda self, x: x if self.training else x.relu(), "forward runs different steps in train and eval mode"),
+        (lambda self, x: (x + 1 if self.training else x + 2).exp(), "forward runs different steps in train and eval mode"),
     ],
 )
 def test_refusals(forward: Callable[..., Tensor], message: str) -> None:
@@ -167,7 +167,7 @@ def test_a_mask_is_multiplied_by_once(drop: Callable[[Tensor], tuple[Tensor, Ten
         return one + two
 
     with pytest.raises(
-        TraceError, match=r"py:\d+: (__)?mul(__)?: multiplies by random numbers a second time, and a network file draws new"
+        TraceError, match=r"py:\d+: (__)?mul(__)?: multiplies by the same random numbers twice, but a network file draws new"
     ):
         trace(network(forward), IMAGES)
 
@@ -219,7 +219,7 @@ def test_chance_that_a_head_of_train_mode_had_is_not_the_networks() -> None:
         main = F.dropout(x, 0.5)
         return main if head is None else (main, head)
 
-    with pytest.raises(TraceError, match="forward takes other steps in train mode than in eval mode"):
+    with pytest.raises(TraceError, match="forward runs different steps in train and eval mode"):
         trace(network(forward, conv=nn.Conv2d(3, 4, 1)), IMAGES)
 
 
@@ -297,7 +297,7 @@ def test_layers_that_are_the_same_in_both_modes_may_be_kept_in_one() -> None:
 )
 def test_layers_that_are_kept_in_a_mode_that_a_file_cannot_say(part: nn.Module, mode: bool, message: str) -> None:
     kind = type(part).__name__
-    said = rf"^/.*\.py:\d+: parts\.part {message}, which a network file cannot say of nn\.{kind}; let it follow the model's train\(\)$"
+    said = rf"^/.*\.py:\d+: parts\.part {message}, which a network file cannot express for nn\.{kind}: let it follow the model's train\(\)$"
     with pytest.raises(TraceError, match=said):
         trace(Keeping("parts.part", mode=mode, part=part), IMAGES)
 

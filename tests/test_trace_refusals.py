@@ -120,39 +120,48 @@ def clipping(self: nn.Module, x: Tensor) -> Tensor:
 
 
 CALLS: list[tuple[Callable[..., Any], str]] = [
-    (branch, "branching on a tensor reads numbers of a tensor; a network file takes the same steps for all images"),
-    (lambda self, x: x * x.mean().item(), "item() reads numbers of a tensor"),
-    (lambda self, x: x * float(x.mean()), "float() of a tensor reads numbers"),
-    (lambda self, x: x[x > 0], "__getitem__ makes a tensor whose shape depends on the numbers in another"),
+    (
+        branch,
+        "branching on a tensor reads the values of a tensor, but a network file runs the same steps for all images: use tensor operations",
+    ),
+    (lambda self, x: x * x.mean().item(), "item() reads the values of a tensor"),
+    (lambda self, x: x * float(x.mean()), "float() of a tensor reads the values"),
+    (lambda self, x: x[x > 0], "__getitem__ makes a tensor whose shape depends on the values of another"),
     (lambda self, x: self.conv(x).detach(), "detach stops gradients"),
     (without_gradients, "runs without gradients in train mode"),
     (layer_without_gradients, "runs without gradients in train mode"),
     (layer_in_inference_mode, "runs without gradients in train mode"),
-    (lambda self, x: Doubling.apply(x), "Doubling has gradients of its own"),
-    (lambda self, x: torch.fft.fft(x).real, "fft_fft gives a tensor of torch.complex64"),
-    (lambda self, x: x.double(), "turns torch.float32 into torch.float64"),
-    (drawn_by_python, "the network draws random numbers of Python or numpy, which a network file cannot say; use torch's dropout"),
-    (drawn_by_numpy, "the network draws random numbers of Python or numpy"),
-    (into_a_constant, "__setitem__ writes into a constant; put the parts together with torch.cat or torch.stack"),
+    (lambda self, x: Doubling.apply(x), "Doubling defines its own gradient, which a network file cannot express: use torch's functions"),
+    (
+        lambda self, x: torch.fft.fft(x).real,
+        "fft_fft returns a tensor of torch.complex64, torch.strided: use dense tensors of torch.float32",
+    ),
+    (lambda self, x: x.double(), "converts torch.float32 to torch.float64"),
+    (drawn_by_python, "the network draws random numbers from Python or numpy, which a network file cannot express: use torch's dropout"),
+    (drawn_by_numpy, "the network draws random numbers from Python or numpy"),
+    (into_a_constant, "__setitem__ writes into a constant: put the parts together with torch.cat or torch.stack"),
     (lambda self, x: self.conv.weight.data.zero_() + x, "data stops gradients"),
     (lambda self, x: x + self.count.add_(1), "add_ changes self.count in place"),
-    *[(forward, "forward changes self.count, which a network file cannot say") for forward in (averaging, watching, setting_back)],
-    (clipping, "register_hook looks at gradients or changes them, which a network file cannot say; train without it"),
-    (lambda self, x: x if self.conv(x).grad_fn is None else x.exp(), "grad_fn reads how a gradient is computed"),
-    (by_the_batch, "only the shape of a tensor may depend on it"),
     *[
-        (forward, "takes other steps when the batch size is another")
+        (forward, "forward changes self.count, which a network file cannot express: keep")
+        for forward in (averaging, watching, setting_back)
+    ],
+    (clipping, "register_hook reads or changes gradients, which a network file cannot express: remove it"),
+    (lambda self, x: x if self.conv(x).grad_fn is None else x.exp(), "grad_fn reads how a gradient is computed"),
+    (by_the_batch, "only shapes of tensors may depend on the batch size"),
+    *[
+        (forward, "runs different steps for different batch sizes")
         for forward in (by_parity, of_one_image, with_another_layer_for_one_image, with_another_number_for_one_image)
     ],
-    (other_steps_for_other_batches, "takes other steps when the batch size is another"),
-    (lambda self, x: torch.add(x, x, alpha=2), "add: with alpha or rounding_mode is nothing that prunetrain knows"),
-    (lambda self, x: x.cumsum(1), "cumsum is nothing that prunetrain knows yet"),
-    (lambda self, x: x.max(1)[0], "max: over dimensions passes gradients to one of several equal numbers; use torch.amax"),
+    (other_steps_for_other_batches, "runs different steps for different batch sizes"),
+    (lambda self, x: torch.add(x, x, alpha=2), "add: alpha and rounding_mode are not supported"),
+    (lambda self, x: x.cumsum(1), "cumsum is not supported yet: use other functions of torch"),
+    (lambda self, x: x.max(1)[0], "max: passes gradients to one of several equal numbers over a dimension: use torch.amax"),
     (lambda self, x: self.attention(*[x.flatten(2)] * 3)[0], "can only be called as attention(x, x, x, need_weights=False)"),
     (lambda self, x: self.conv(x[:, :2]), "conv does not fit its input: takes 3 channels, but its input has 2"),
     (lambda self, x: x @ torch.ones(3, 3), "Net cannot be traced: "),
     (raising, "Net cannot be traced: no such luck"),
-    (lambda self, x: self.rnn(x.flatten(2))[0], "lstm is nothing that prunetrain knows yet"),
+    (lambda self, x: self.rnn(x.flatten(2))[0], "lstm is not supported yet"),
     (lambda self, x: self.frozen(x), "nn.BatchNorm2d with bias=False is not supported yet"),
     (lambda self, x: self.cumulative(x), "momentum must be a finite number, not None"),
 ]
@@ -186,7 +195,10 @@ def test_a_layer_that_is_given_another_tensor() -> None:
         return x
 
     model = network(forward, conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3))
-    with pytest.raises(TraceError, match=r"^module norm: forward changes self\.norm\.running_mean, which a network file cannot say$"):
+    said = (
+        "module norm: forward changes self.norm.running_mean, which a network file cannot express: keep parameters and buffers as they are"
+    )
+    with pytest.raises(TraceError, match=f"^{re.escape(said)}$"):
         trace(model, IMAGES)
 
 
@@ -210,7 +222,7 @@ def test_random_numbers_of_python_and_numpy_are_put_back() -> None:
     inner = network(lambda self, x: x + random.random() * np.random.rand())
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.ReLU(), inner))
     before = random.getstate(), np.random.get_state()[2]
-    with pytest.raises(TraceError, match=r"test_trace_refusals\.py:\d+: 1\.1 draws random numbers of Python or numpy"):
+    with pytest.raises(TraceError, match=r"test_trace_refusals\.py:\d+: 1\.1 draws random numbers from Python or numpy"):
         trace(model, IMAGES)
     assert (random.getstate(), np.random.get_state()[2]) == before
 
@@ -218,10 +230,13 @@ def test_random_numbers_of_python_and_numpy_are_put_back() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (network(lambda self, x, y: x + y), "Net.forward takes more than one argument; networks take one image batch"),
+        (
+            network(lambda self, x, y: x + y),
+            "Net.forward requires 2 arguments, but gets one batch of images: give the others default values",
+        ),
         (network(lambda self, x: None), "the model: forward must return a tensor"),
         (network(lambda self, x: torch.ones(2)), "the model: forward returns a tensor that does not depend on the images"),
-        (network(lambda self, x: torch.flatten(x)), "Net cannot be a network file: an output must have one row an image"),
+        (network(lambda self, x: torch.flatten(x)), "Net cannot be written as a network file: an output must have one row per image"),
         (nn.Sequential(nn.Conv2d(3, 4, 9)), "module 0: 0 does not fit its input: nothing is left of the image: 7x3x8x8 becomes 7x4x0x0"),
         (nn.Sequential(OrderedDict([("in", nn.Conv2d(3, 3, 1))])), "module in: 'in' cannot name a layer"),
     ],
@@ -283,7 +298,7 @@ def test_weights_that_a_norm_computes(norm: Callable[..., Any], layer: str, kind
     norm(model.get_submodule(layer))
     with pytest.raises(TraceError) as caught:
         trace(model, IMAGES)
-    said = f"{layer} computes its weight by {kind}, which a network file cannot say: call torch.nn.utils.{call} first"
+    said = f"{layer} computes its weight by {kind}, which a network file cannot express: call torch.nn.utils.{call} first"
     assert re.sub(r"^\S+:( |\d+: )", "", str(caught.value)) == said
     eval(f"torch.nn.utils.{call}")
     assert len(trace(model, IMAGES).layers) == 2

@@ -224,7 +224,7 @@ def write_through_a_view(self: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("forward", [read_through_a_view, write_through_a_view], ids=lambda forward: forward.__name__)
 def test_memory_that_was_changed_through_another_tensor_is_not_read(forward: Callable[..., Tensor]) -> None:
-    with pytest.raises(TraceError, match="reads a tensor whose memory was changed in place through another one"):
+    with pytest.raises(TraceError, match="reads a tensor whose memory was changed in place through another tensor"):
         trace(network(forward, conv=nn.Conv2d(3, 3, 1)), IMAGES)
 
 

@@ -24,7 +24,7 @@ def binary(build: Builder, call: Call) -> Made:
     symbol = _SYMBOLS[call.name]
     given = arguments(call, "input other alpha" if symbol in "+-" else "input other rounding_mode")
     if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
-        raise ValueError("with alpha or rounding_mode is nothing that prunetrain knows")
+        raise ValueError("alpha and rounding_mode are not supported")
     leaves = [given["input"], given["other"]]
     if call.name in _REVERSED:
         leaves.reverse()
@@ -37,7 +37,7 @@ def binary(build: Builder, call: Call) -> Made:
 
 
 def _with_noise(build: Builder, symbol: str, leaves: list[Any], made: list[Any]) -> Made:
-    """Random numbers plus, over or times something."""
+    """Handle random numbers plus, divided by or times something."""
     noise: Noise
     noise, other = made if isinstance(made[0], Noise) else reversed(made)
     divided = symbol == "/" and isinstance(made[0], Noise)
@@ -54,26 +54,26 @@ def _with_noise(build: Builder, symbol: str, leaves: list[Any], made: list[Any])
         noisy = next(leaf for leaf, one in zip(leaves, made, strict=True) if one is noise)
         if build.sizes_of(noisy) == rows and len(rows[0]) in (2, 3, 4):
             if noise.drawn in build.spent:
-                raise ValueError("multiplies by random numbers a second time, and a network file draws new ones each time")
+                raise ValueError("multiplies by the same random numbers twice, but a network file draws new ones each time")
             build.spent.add(noise.drawn)
             return build.add(STOCHASTIC_DEPTH, input=image, p=probability_of(noise.keep))
-        raise ValueError("random numbers have to be one for each image")
+        raise ValueError("needs one random number for each image")
     raise ValueError(
-        "does with random numbers what prunetrain does not know; it knows dropout and stochastic depth by rows, scaled by what is kept"
+        "random numbers are supported only in dropout and stochastic depth (one number per image, divided by the keep probability)"
     )
 
 
 def _undivided(build: Builder, value: Value, keep: float) -> Value:
-    """What was divided by the probability to keep it (older copies of stochastic depth divide the images and not the random numbers)."""
+    """Return what was divided by its keep probability (older copies of stochastic depth divide the images, not the random numbers)."""
     step = build.lines[value.index - 1].step if value.index else None
     if step is None or step.target != "/" or step["other"] != keep or not isinstance(step["input"], Value):
-        raise ValueError("drops images without scaling those that are kept, which a network file cannot say")
+        raise ValueError(f"drops images without dividing the others by {keep}, which a network file cannot express")
     found: Value = step["input"]
     return found
 
 
 def probability_of(keep: float) -> float:
-    """The shortest number p with 1 - p == keep, to the last bit.
+    """Return the shortest number p with exactly 1 - p == keep.
 
     Raises:
         ValueError: if there is none.
@@ -89,13 +89,13 @@ def probability_of(keep: float) -> float:
 
 
 def bernoulli(build: Builder, call: Call) -> Noise:
-    """Zeros and ones that are 1 with one probability: drawn into an empty tensor, or for a tensor full of it."""
+    """Random zeros and ones with one probability for all: drawn into an empty tensor, or from a tensor filled with the probability."""
     given = arguments(call, "input p generator")
     leaf, keep = given["input"], given.get("p", 0.5)
     if call.name == "bernoulli" and isinstance(leaf, Constant) and bool((leaf.tensor == leaf.tensor.flatten()[0]).all()):
         keep = float(leaf.tensor.flatten()[0])
     elif call.name == "bernoulli" or isinstance(leaf, Own) or given.get("generator") is not None or not isinstance(keep, float | int):
-        raise ValueError("random numbers that depend on tensors are nothing that prunetrain knows")
+        raise ValueError("random numbers with a probability that is computed, or from a generator, are not supported")
     return Noise(call.results[0], float(keep))
 
 
@@ -105,10 +105,10 @@ def uniform(build: Builder, call: Call) -> Noise:
 
 
 def floor(build: Builder, call: Call) -> Noise:
-    """Rounding down, which makes ones and zeros of keep + rand."""
+    """Rounding down, which makes ones and zeros from keep + rand."""
     noise = build.made(call.arguments[0])
     if not isinstance(noise, Noise) or not noise.uniform or not 0 < noise.keep < 1:
-        raise ValueError("is nothing that prunetrain knows yet")
+        raise ValueError("is supported only on keep probability + rand, as in stochastic depth")
     return replace(noise, uniform=False)
 
 
@@ -127,7 +127,7 @@ def extreme(build: Builder, call: Call) -> Value:
     """torch.maximum and minimum of two tensors."""
     given = arguments(call, "input other keepdim")
     if "keepdim" in given or not isinstance(given.get("other"), Ref | Own | Constant):
-        raise ValueError("over dimensions passes gradients to one of several equal numbers; use torch.amax and torch.amin")
+        raise ValueError("passes gradients to one of several equal numbers over a dimension: use torch.amax or torch.amin")
     target = "torch.maximum" if "max" in call.name else "torch.minimum"
     return build.add(target, input=build.tensor(given["input"]), other=build.tensor(given["other"]))
 
@@ -137,7 +137,7 @@ def product(build: Builder, call: Call) -> Value:
     given = arguments(call, "input other")
     one, other = build.tensor(given["input"]), build.tensor(given["other"])
     if build.rank(one) < 2 or build.rank(other) < 2:
-        raise ValueError("of vectors is nothing that prunetrain knows")
+        raise ValueError("products with vectors are not supported: unsqueeze them to matrices")
     return build.add("@", input=one, other=other)
 
 
@@ -147,7 +147,7 @@ def einsum(build: Builder, call: Call) -> Value:
     if len(operands) == 1 and isinstance(operands[0], tuple):
         operands = list(operands[0])
     if not isinstance(equation, str):
-        raise ValueError("needs an equation")
+        raise ValueError("needs an equation as its first argument")
     return build.add("torch.einsum", equation=equation.replace(" ", ""), operands=tuple(map(build.tensor, operands)))
 
 
@@ -155,7 +155,7 @@ def multiply_add(build: Builder, call: Call) -> Value:
     """torch.addcmul, which rounds once where `*` and `+` round twice."""
     given = arguments(call, "input tensor1 tensor2 value")
     if given.pop("value", 1) != 1:
-        raise ValueError("with value is nothing that prunetrain knows")
+        raise ValueError("value is not supported")
     return build.add("torch.addcmul", **{name: build.tensor(leaf) for name, leaf in given.items()})
 
 

@@ -1,4 +1,4 @@
-"""Calls become steps: what stands for every recorded result, and a check that each step makes the shape that torch made."""
+"""Turn calls into steps, keep what stands for every recorded result, and check that each step makes the shape that torch made."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from prunetrain.graph.tracing.registry import Registry
 
 @dataclass(frozen=True)
 class Noise:
-    """Random numbers of train mode, one a row: 1 with probability `keep`, over `keep` if `scaled`; `uniform` until rounded down.
+    """Random numbers of train mode, one per row: 1 with probability `keep`, else 0; divided by `keep` if `scaled`.
 
-    `drawn` is the number of the result that they were drawn in: what is computed from them has it still.
+    They are `uniform` until rounded down. `drawn` is the number of the result that they were drawn in, also for values computed from them.
     """
 
     drawn: int
@@ -28,25 +28,25 @@ class Noise:
 
 @dataclass(frozen=True)
 class Unsaid:
-    """A result that no step gives; `reason` completes "reads a tensor that"."""
+    """A result that no step can make; `reason` completes "reads a tensor that"."""
 
     reason: str
 
 
 Made: TypeAlias = "Value | Attribute | Noise | Unsaid | float | int"
-STOCHASTIC_DEPTH = "stochastic depth"  # a step that stands for three, until train and eval mode are one
+STOCHASTIC_DEPTH = "stochastic depth"  # a step that stands for three, until train and eval mode are merged
 
 
 @dataclass(frozen=True)
 class Line:
-    """A step and where the model says it."""
+    """A step and its place in the model's code."""
 
     step: Step
     place: Place
 
 
 class Builder:
-    """The steps of one mode, as they come."""
+    """The steps of one mode, in the order in which they are added."""
 
     def __init__(self, traced: Pass, registry: Registry) -> None:
         self.traced = traced
@@ -54,14 +54,14 @@ class Builder:
         self.lines: list[Line] = []
         self.sizes: list[Sizes] = [traced.sizes[0]]
         self.place = Place("", "")
-        self.spent: set[int] = set()  # where random numbers were drawn that something was multiplied by
+        self.spent: set[int] = set()  # `drawn` of the random numbers that something was multiplied by
         self._made: dict[int, Made] = {0: Value(0)}
 
     def convert(self, call: Call, how: Callable[["Builder", Call], Any]) -> None:
         """Add the steps of a call and note what its results are.
 
         Raises:
-            TraceError: if it cannot be said.
+            TraceError: if a network file cannot express it.
         """
         try:
             made = how(self, call)
@@ -70,11 +70,11 @@ class Builder:
         results = made if isinstance(made, tuple) else (made,)
         for number, result in zip(call.results, results, strict=True):
             if isinstance(result, Value | Attribute) and self.sizes_of(result) != self.traced.sizes[number]:
-                raise call.place.error(f"{call.name} makes a shape that prunetrain did not expect; please report it")
+                raise call.place.error(f"{call.name} makes a shape that prunetrain did not expect: please report it")
             self._made[number] = result
 
     def made(self, leaf: object) -> Made:
-        """What stands for a tensor that a call reads, random numbers included."""
+        """Return what stands for a tensor that a call reads, random numbers included."""
         match leaf:
             case Ref(index):
                 return self._made[index]
@@ -85,18 +85,18 @@ class Builder:
                 rest = (-1,) * (tensor.ndim - 1)
                 return self.add("torch.broadcast_to", input=row, size=(self.rows(BATCHES), *rest)) if repeated else row
             case Varying():
-                raise ValueError("reads a tensor that depends on the batch size alone and is no repetition of one row")
-        raise ValueError(f"{leaf!r} is no tensor")
+                raise ValueError("reads a tensor that depends only on the batch size and does not repeat one row for each image")
+        raise ValueError(f"{leaf!r} is not a tensor")
 
     def tensor(self, leaf: object) -> Value | Attribute:
-        """The result or declared tensor that a call reads.
+        """Return the result or declared tensor that a call reads.
 
         Raises:
             ValueError: for anything else.
         """
         made = self.made(leaf)
         if isinstance(made, Noise):
-            raise ValueError("reads random numbers; prunetrain knows dropout and stochastic depth, which multiply by them once")
+            raise ValueError("reads random numbers: only dropout and stochastic depth are supported, which multiply by them once")
         if isinstance(made, Unsaid):
             raise ValueError(f"reads a tensor that {made.reason}")
         if not isinstance(made, Value | Attribute):
@@ -104,21 +104,21 @@ class Builder:
         return made
 
     def optional(self, leaf: object) -> Value | Attribute | None:
-        """As `tensor`; None stays."""
+        """Like `tensor`, but None stays None."""
         return None if leaf is None else self.tensor(leaf)
 
     def operand(self, leaf: object, other_rank: int = 0) -> Argument:
-        """A tensor or number that an operator reads; a constant with one element is a number, if no dimension comes from it."""
+        """Return a tensor or number that an operator reads. A constant with one element is a number, if it adds no dimension."""
         if isinstance(leaf, Constant) and leaf.tensor.numel() == 1 and leaf.tensor.ndim <= other_rank:
             leaf = leaf.tensor.item()
         if isinstance(leaf, Ref | Own | Constant | Varying):
             return self.tensor(leaf)
         if isinstance(leaf, bool | int | float):
             return leaf
-        raise ValueError(f"{leaf!r} is nothing that an operator can take")
+        raise ValueError(f"an operator cannot take {leaf!r}")
 
     def sizes_of(self, leaf: object) -> Sizes:
-        """The shape of a tensor at both batch sizes."""
+        """Return the shape of a tensor at both batch sizes."""
         match leaf:
             case Value(index):
                 return self.sizes[index]
@@ -135,7 +135,7 @@ class Builder:
         return (), ()
 
     def readers(self, call: Call) -> list[Call]:
-        """The calls that read a result of a call directly."""
+        """Return the calls that read a result of a call directly."""
         made = {Ref(number) for number in call.results}
         return [other for other in self.traced.calls if any(isinstance(leaf, Ref) and leaf in made for leaf in other.arguments)]
 
@@ -151,11 +151,11 @@ class Builder:
         return False
 
     def rank(self, leaf: object) -> int:
-        """How many dimensions a tensor has; 0 for a number."""
+        """Return how many dimensions a tensor has, 0 for a number."""
         return len(self.sizes_of(leaf)[0])
 
     def add(self, target: str, **arguments: Any) -> Value:
-        """Add a step.
+        """Add a step and return its result.
 
         Raises:
             ValueError: if the catalog does not have it, or its inputs do not fit.
@@ -175,7 +175,7 @@ class Builder:
         return Value(len(self.lines))
 
     def rows(self, sizes: tuple[int, int]) -> BatchSize:
-        """A size that depends on the batch: that of the latest result with so many rows.
+        """Return a size that depends on the batch, as that of the latest result with as many rows.
 
         Raises:
             ValueError: if there is none.
@@ -184,7 +184,7 @@ class Builder:
             first, second = self.sizes[index]
             if first[:1] + second[:1] == sizes:
                 return BatchSize(Value(index))
-        raise ValueError(f"a size depends on the batch ({sizes[0]} with {BATCHES[0]} images) in a way that a network file cannot say")
+        raise ValueError(f"a size depends on the batch ({sizes[0]} with {BATCHES[0]} images) in a way that a network file cannot express")
 
     def _shape(self, step: Step, which: int) -> tuple[int, ...]:
         def shape_of(operand: Value | Attribute) -> tuple[int, ...]:
@@ -195,5 +195,5 @@ class Builder:
         return FUNCTION_SHAPES[step.target](step, shape_of)
 
     def at(self, place: Place) -> None:
-        """Steps from now on stand here."""
+        """Set the place of the steps that are added from now on."""
         self.place = place

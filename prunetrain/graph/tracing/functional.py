@@ -15,7 +15,7 @@ from prunetrain.graph.tracing.records import Call, Module, Own
 
 
 def call_module(build: Builder, call: Call, modules: Mapping[str, torch.nn.Module]) -> Value:
-    """A layer's module."""
+    """A call of a layer's module."""
     leaf, images = call.arguments
     assert isinstance(leaf, Module)
     module = modules[leaf.name]
@@ -26,14 +26,14 @@ def call_module(build: Builder, call: Call, modules: Mapping[str, torch.nn.Modul
 
 
 def _owner(*tensors: object) -> str | None:
-    """The module that owns all tensors that are given, by its qualified name; None if there is no such module."""
+    """Return the qualified name of the module that owns all given tensors, or None if there is no such module."""
     given = [tensor for tensor in tensors if tensor is not None]
     owners = {tensor.name.rpartition(".")[0] if isinstance(tensor, Own) else None for tensor in given}
     return owners.pop() if len(owners) == 1 else None
 
 
 def _is_layers(build: Builder, *tensors: object) -> bool:
-    """Whether all tensors that are given are one module's, and either parameters or buffers: a file trains a layer's weights, or none."""
+    """Whether all given tensors are of one module, all parameters or all buffers: a file trains all weights of a layer or none."""
     return _owner(*tensors) is not None and len({build.registry.is_parameter(tensor) for tensor in tensors if tensor is not None}) == 1
 
 
@@ -97,7 +97,7 @@ def batch_norm(build: Builder, call: Call) -> Value:
     tensors = {name: given.pop(name, None) for name in ("weight", "bias", "running_mean", "running_var")}
     images, training = given.pop("input"), given.pop("training", False)
     tracked = tensors["running_mean"] is not None
-    frozen = tracked and build.registry.is_declared(tensors["running_mean"])  # by train mode, which comes first
+    frozen = tracked and build.registry.is_declared(tensors["running_mean"])  # in train mode, which is traced first
     follows = training == build.traced.training and not frozen if tracked else training
     rank = build.rank(images)
     affine = tensors["weight"] is not None
@@ -120,7 +120,7 @@ def layer_norm(build: Builder, call: Call) -> Value:
         extra = {} if rms else {"bias": bias is not None}
         layer = Layer.make("", "RMSNorm" if rms else "LayerNorm", elementwise_affine=weight is not None, **extra, **given)
         if weight is not None and _owner(weight, bias) is None:
-            raise ValueError("a weight that is computed is nothing that prunetrain knows")
+            raise ValueError("a computed weight is not supported")
         return _layer(build, call, layer, images, {"weight": weight, "bias": bias})
     return build.add("F.layer_norm", input=build.tensor(images), weight=build.optional(weight), bias=build.optional(bias), **given)
 
@@ -131,7 +131,7 @@ def group_norm(build: Builder, call: Call) -> Value:
     given.pop("cudnn_enabled", None)
     images, weight, bias = given.pop("input"), given.pop("weight", None), given.pop("bias", None)
     if (weight is None) != (bias is None) or (weight is not None and not _is_layers(build, weight, bias)):
-        raise ValueError("a weight that is computed, or learned without its bias, is nothing that prunetrain knows")
+        raise ValueError("needs a weight and a bias that one module owns, or neither")
     layer = Layer.make("", "GroupNorm", num_channels=build.sizes_of(images)[0][1], affine=weight is not None, **given)
     return _layer(build, call, layer, images, {"weight": weight, "bias": bias})
 
@@ -147,7 +147,7 @@ def instance_norm(build: Builder, call: Call) -> Value:
         or (any(tensors.values()) and _owner(*tensors.values()) is None)
         or uses_images != (not tracked or build.traced.training)
     ):
-        raise ValueError("with these arguments is nothing that prunetrain knows")
+        raise ValueError("these arguments are not supported")
     options = {"affine": tensors["weight"] is not None, "track_running_stats": tracked, **given}
     layer = Layer.make("", "InstanceNorm2d", num_features=build.sizes_of(images)[0][1], **options)
     return _layer(build, call, layer, images, tensors)
@@ -158,7 +158,7 @@ def prelu(build: Builder, call: Call) -> Value:
     given = arguments(call, "input weight")
     weight = given["weight"]
     if not isinstance(weight, Own):
-        raise ValueError("a weight that is computed is nothing that prunetrain knows")
+        raise ValueError("a computed weight is not supported")
     layer = Layer.make("", "PReLU", num_parameters=build.sizes_of(weight)[0][0])
     return _layer(build, call, layer, given["input"], {"weight": weight})
 

@@ -15,7 +15,7 @@ Tensor: TypeAlias = Value | Attribute
 
 
 def _full(index: object, rank: int) -> list[Any]:
-    """An index as a list with an entry for every dimension, and for every new one."""
+    """Return an index as a list with an entry for every dimension, and for every new one."""
     parts = list(index) if isinstance(index, tuple) else [index]
     taken = sum(part is not None and part is not Ellipsis for part in parts)
     rest = [slice(None)] * (rank - taken)
@@ -26,7 +26,7 @@ def _full(index: object, rank: int) -> list[Any]:
 
 
 def cut(build: Builder, tensor: Tensor, dim: int, part: slice) -> Tensor:
-    """A slice of one dimension; the tensor itself if that is all of it."""
+    """Return a slice of one dimension, or the tensor itself if the slice is all of it."""
     sizes = [shape[dim] for shape in build.sizes_of(tensor)]
     bounds = [_bound(value, which) for which in (0, 1) for value in (part.start, part.stop, part.step)]
     ranges = [slice(*bounds[3 * which : 3 * which + 3]).indices(sizes[which]) for which in (0, 1)]
@@ -35,7 +35,7 @@ def cut(build: Builder, tensor: Tensor, dim: int, part: slice) -> Tensor:
     start, stop = part.start, part.stop
     if isinstance(stop, Differing) or (isinstance(stop, int) and stop >= sizes[0]):
         if any(found[1] < size for found, size in zip(ranges, sizes, strict=True)):
-            raise ValueError("takes a part that depends on the batch size")
+            raise ValueError("takes a slice that depends on the batch size")
         stop = None
     return build.add("[:]", input=tensor, dim=dim, start=start or 0, stop=stop, step=part.step or 1)
 
@@ -60,7 +60,7 @@ def getitem(build: Builder, call: Call) -> Tensor:
             tensor = build.add("[]", input=tensor, dim=dim, index=part)
             continue
         else:
-            raise ValueError("this index is nothing that prunetrain knows")
+            raise ValueError("this index is not supported: use slices, whole numbers, None or one int64 tensor")
         dim += 1
     return tensor
 
@@ -73,18 +73,18 @@ def _positions(part: object) -> object:
 def _gather(build: Builder, tensor: Tensor, index: list[Any]) -> Tensor:
     places = [number for number, part in enumerate(index) if isinstance(part, Ref | Own | Constant)]
     if len(places) != 1 or any(part != slice(None) for number, part in enumerate(index) if number != places[0]):
-        raise ValueError("this index is nothing that prunetrain knows")
+        raise ValueError("an index with a tensor and anything else is not supported: index one dimension at a time")
     (dim,) = places
     leaf = index[dim]
     if not build.is_integer(leaf):
-        raise ValueError("only int64 tensors can be positions; a mask makes the result's shape depend on the numbers in a tensor")
+        raise ValueError("only an int64 tensor can be an index: with a mask the result's shape depends on the values of a tensor")
     if dim == 0 and build.rank(tensor) == 2:
         return build.add("F.embedding", input=build.tensor(leaf), weight=tensor)
     return select(build, tensor, dim, leaf)
 
 
 def select(build: Builder, tensor: Tensor, dim: int, leaf: object) -> Tensor:
-    """Positions along a dimension."""
+    """Take positions along a dimension."""
     if build.rank(leaf) != 1:
         positions = build.tensor(leaf)
         sizes = list(zip(*build.sizes_of(positions), strict=True))
@@ -114,7 +114,7 @@ def embedding(build: Builder, call: Call) -> Tensor:
         or given.get("scale_grad_by_freq")
         or given.get("sparse")
     ):
-        raise ValueError("with these arguments is nothing that prunetrain knows")
+        raise ValueError("these arguments are not supported")
     return build.add("F.embedding", input=build.tensor(given["input"]), weight=build.tensor(given["weight"]))
 
 
@@ -125,7 +125,7 @@ def setitem(build: Builder, call: Call) -> Tensor:
     cuts: list[tuple[int, slice]] = []
     for dim, part in enumerate(_full(index, build.rank(whole))):
         if not isinstance(part, slice | int) or isinstance(part, bool):
-            raise ValueError("writes to an index that prunetrain does not know")
+            raise ValueError("writes to an index that is not supported: use slices and whole numbers")
         span = slice(part, part + 1 or None) if isinstance(part, int) else part
         smaller = cut(build, parts[-1], dim, span)
         if smaller != parts[-1]:
@@ -138,7 +138,7 @@ def setitem(build: Builder, call: Call) -> Tensor:
 
 
 def _filling(build: Builder, part: Tensor, source: object) -> Tensor:
-    """What is written, in the shape of the part it is written to."""
+    """Return what is written, in the shape of the part that it is written to."""
     if not isinstance(source, Ref | Own | Constant):
         zeros = build.add("torch.zeros_like", input=part)
         return build.add("+", input=zeros, other=build.operand(source)) if source else zeros
@@ -150,7 +150,7 @@ def _filling(build: Builder, part: Tensor, source: object) -> Tensor:
 
 
 def fill(build: Builder, call: Call) -> Tensor:
-    """Writes of one number everywhere."""
+    """A tensor filled with one number."""
     given = arguments(call, "input value")
     return _filling(build, build.tensor(given["input"]), given.get("value", 0))
 
@@ -178,14 +178,14 @@ def choose(build: Builder, call: Call) -> Tensor:
 
 
 def unbind(build: Builder, call: Call) -> tuple[Argument, ...]:
-    """Every index of a dimension, as unpacking takes them."""
+    """Every index of a dimension, as in unpacking."""
     given = arguments(call, "input dim")
     tensor, dim = build.tensor(given["input"]), given.get("dim", 0) % build.rank(given["input"])
     return tuple(build.add("[]", input=tensor, dim=dim, index=number) for number in range(len(call.results)))
 
 
 def split(build: Builder, call: Call) -> tuple[Argument, ...]:
-    """All that splits a tensor: one slice for each part, of the size that torch made."""
+    """Any split of a tensor: one slice for each part, of the size that torch made."""
     tensor = build.tensor(call.arguments[0])
     given: dict[str, Any] = arguments(call, "input sections dim") if len(call.arguments) > 1 else dict(call.keywords)
     dim = given.get("dim", 0) % build.rank(tensor)
@@ -193,7 +193,7 @@ def split(build: Builder, call: Call) -> tuple[Argument, ...]:
     for number in call.results:
         one, two = (shape[dim] for shape in build.traced.sizes[number])
         if one != two:
-            raise ValueError("splits the batch")
+            raise ValueError("splits a dimension that depends on the batch size")
         parts.append(cut(build, tensor, dim, slice(start, start + one, None)))
         start += one
     return tuple(parts)

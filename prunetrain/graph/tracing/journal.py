@@ -1,4 +1,4 @@
-"""What is written down while a model runs: stand-ins for tensors, calls, and the results that tensor objects stand for."""
+"""The record of a model's run: stand-ins for tensors, calls, and the results that tensor objects stand for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from prunetrain.graph.tracing.calls import CONVERSIONS, WITHOUT_GRADIENTS, plain
 from prunetrain.graph.tracing.memory import Memory
 from prunetrain.graph.tracing.records import Call, Constant, Own, Place, Recording, Ref
 
-_MAIN = ("logits", "out")  # what models call the main one of several outputs
+_MAIN = ("logits", "out")  # names that models give to the main one of several outputs
 
 
 def tensors_in(value: object) -> list[Tensor]:
-    """All tensors in nested tuples, lists and dicts, in order."""
+    """Return all tensors in nested tuples, lists and dicts, in order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -27,9 +27,9 @@ def tensors_in(value: object) -> list[Tensor]:
 
 
 def outputs_of(output: object) -> list[Tensor]:
-    """The tensors that a forward pass returns, the main one first.
+    """Return the tensors in the output of a forward pass, the main one first.
 
-    Of dicts and dataclasses that is `logits` or `out`, where they have it; else all are in their own order, without None.
+    In dicts and dataclasses the main one is `logits` or `out`, if there is one. The others keep their order; None is left out.
     """
     if not isinstance(output, Tensor | tuple | list | Mapping) and hasattr(output, "__dict__"):
         output = vars(output)
@@ -49,7 +49,7 @@ class Asked:
 
     @property
     def first(self) -> Tensor | None:
-        """The tensor that a method belongs to."""
+        """The tensor that a method is called on."""
         return self.args[0] if self.args and isinstance(self.args[0], Tensor) else None
 
 
@@ -84,7 +84,7 @@ class Journal:
         return isinstance(tensor, Tensor) and self.own(tensor) is None and self._memory.knows(tensor)
 
     def learns(self, tensor: Tensor) -> bool:
-        """Whether a result requires gradients where the model is trained: whether it comes from a parameter that does."""
+        """Whether a result requires gradients in training, because it comes from a parameter that does."""
         return self._memory.ref(tensor) in self._learning
 
     def own(self, tensor: object) -> str | None:
@@ -92,10 +92,10 @@ class Journal:
         return self._names.get(id(tensor))
 
     def stand_in(self, value: Any, place: Place) -> Any:
-        """Arguments with a stand-in for every tensor.
+        """Return arguments with a stand-in for every tensor.
 
         Raises:
-            TraceError: for a tensor whose memory was changed since, or that comes from nowhere.
+            TraceError: for a tensor whose memory was changed since, or whose origin is unknown.
         """
         if isinstance(value, Tensor):
             return self._tensor(value, place)
@@ -113,19 +113,21 @@ class Journal:
         if self._memory.knows(tensor):
             return self._memory.read(tensor, place)
         if isinstance(tensor, FakeTensor):
-            raise place.error("a tensor comes from a call that prunetrain did not see, such as a scripted function")
+            raise place.error(
+                "a tensor comes from a call that prunetrain did not see, such as a scripted function: call the Python function instead"
+            )
         with torch._C.DisableTorchFunction(), unset_fake_temporarily():
             return Constant(tensor.detach().clone())
 
     def prepare(self, asked: Asked) -> Call:
-        """A call with stand-ins, without results yet; before it is made, as it may change what it reads."""
+        """Return a call with stand-ins and no results yet. Must come before the call runs, which may change what it reads."""
         args = asked.args
         if asked.name in ("__getitem__", "__setitem__") and isinstance(args[1], list):
-            args = (args[0], (args[1],), *args[2:])  # x[[0, 2]] takes two positions, x[0, 2] one of each dimension
+            args = (args[0], (args[1],), *args[2:])  # x[[0, 2]] takes two positions of one dimension, x[0, 2] one of each
         return Call(asked.name, self.stand_in(args, asked.place), self.stand_in(asked.kwargs, asked.place), (), asked.place)
 
     def write(self, call: Call, result: object, asked: Asked | None = None, *, learns: bool = False) -> None:
-        """Write down a call that made new tensors; one that gives a size, a flag, or the very tensor that it read, says nothing.
+        """Record a call that made new tensors, and ignore one that returns a size, a flag, or the very tensor that it read.
 
         Args:
             call: the call.
@@ -151,9 +153,9 @@ class Journal:
             self._memory.bind_part(made[0], whole, call.arguments[1])
 
     def write_change(self, call: Call, tensor: Tensor, value: object) -> None:
-        """Write down a call that changed a tensor in place, by `value`, and what changes with it: the tensor that it is a slice of."""
+        """Record a call that changed a tensor in place, by `value`, and the change of the tensor that it is a slice of."""
         if not self._memory.knows(tensor):
-            raise call.place.error(f"{call.name} writes into a constant; put the parts together with torch.cat or torch.stack")
+            raise call.place.error(f"{call.name} writes into a constant: put the parts together with torch.cat or torch.stack")
         if call.name == "__setitem__" and self._memory.is_part(value, tensor, call.arguments[1]):
             return
         ref = self._new(tuple(tensor.shape))
@@ -170,7 +172,7 @@ class Journal:
         return ref
 
     def _reads_learning(self, call: Call) -> bool:
-        """Whether a call makes what requires gradients, because it reads what does."""
+        """Whether the results of a call require gradients, because one of its inputs does."""
 
         def learns(leaf: object) -> bool:
             if isinstance(leaf, tuple):
@@ -189,12 +191,12 @@ class Journal:
     def _check_type(self, tensor: Tensor, call: Call, asked: Asked | None) -> None:
         before = asked.first.dtype if asked and asked.first is not None else tensor.dtype
         if call.name in CONVERSIONS and tensor.dtype != before:
-            raise call.place.error(f"turns {before} into {tensor.dtype}; keep one type, or convert where nothing depends on the images")
+            raise call.place.error(f"converts {before} to {tensor.dtype}: keep one dtype, or convert only constants")
         strange = tensor.dtype.is_complex or tensor.layout != torch.strided
         if strange or (tensor.is_floating_point() and tensor.dtype != self._dtype):
-            raise call.place.error(f"{call.name} gives a tensor of {tensor.dtype}, {tensor.layout}, which a network file cannot say")
+            raise call.place.error(f"{call.name} returns a tensor of {tensor.dtype}, {tensor.layout}: use dense tensors of {self._dtype}")
 
 
 def names_of(model: nn.Module) -> dict[nn.Module, str]:
-    """A model's modules with their qualified names, the first of several."""
+    """Map a model's modules to their qualified names, the first of several."""
     return {module: name for name, module in model.named_modules()}

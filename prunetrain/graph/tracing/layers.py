@@ -1,4 +1,4 @@
-"""Which modules are layers of the catalog, and what their constructors were given."""
+"""Which modules are layers of the catalog, and the arguments of their constructors."""
 
 import inspect
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class LeafCall:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is of a class of the catalog, and nothing else: no subclass, no hooks, no method replaced on the module itself."""
+    """Whether a module is exactly of a class of the catalog: no subclass, no hooks, no method replaced on the module itself."""
     kind = type(module).__name__
     if kind not in LAYERS or type(module) is not getattr(nn, kind) or any(getattr(module, hooks) for hooks in _HOOKS):
         return False
@@ -34,21 +34,21 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def follows_mode(module: nn.Module) -> bool:
-    """Whether a layer computes something else in train mode than in eval mode."""
+    """Whether a layer computes different results in train and eval mode."""
     return getattr(module, "running_mean", None) is not None or bool(getattr(module, "dropout", 0))
 
 
 def as_layer(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LeafCall:
-    """What a call of a layer's module says.
+    """Return the layer that a call of a layer's module stands for, and its input.
 
     Raises:
-        ValueError: for a layer with arguments that no network file can say.
+        ValueError: for a layer with arguments that a network file cannot express.
     """
     if isinstance(module, nn.MultiheadAttention):
         return LeafCall(layer_of(module), _attention_input(args, kwargs), returns_pair=True)
     given = [*args, *kwargs.values()]
     if len(given) != 1 or not isinstance(given[0], Tensor):
-        raise ValueError(f"nn.{type(module).__name__} has to be called with one tensor")
+        raise ValueError(f"nn.{type(module).__name__} must be called with one tensor")
     return LeafCall(layer_of(module), given[0])
 
 
@@ -62,7 +62,7 @@ def _attention_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor
 
 
 def layer_of(module: nn.Module) -> Layer:
-    """A module as a layer without a name: what its constructor was given, read back from its attributes (its repr hides some).
+    """Return a module as a layer without a name: its constructor's arguments, read back from its attributes (its repr hides some).
 
     Raises:
         ValueError: for arguments that the catalog does not have.
@@ -76,14 +76,14 @@ def layer_of(module: nn.Module) -> Layer:
             arguments[name] = value[0] if kind == "Conv1d" and isinstance(value, tuple) and len(value) == 1 else value
         elif name != "bias" and value != default:
             raise ValueError(f"nn.{kind} with {name}={value!r} is not supported yet")
-    if arguments.get("affine") and module.bias is None:  # newer torch has an argument for it, every torch lets one take it away
+    if arguments.get("affine") and module.bias is None:  # newer torch has an argument for it; in every torch, bias can be set to None
         raise ValueError(f"nn.{kind} with bias=False is not supported yet")
     return Layer.make("", kind, **arguments)
 
 
 @cache
 def _defaults(kind: str) -> dict[str, object]:
-    """What the constructor of a layer takes, and the defaults; reading a signature is slow, and a network has few kinds of layers."""
+    """Return a constructor's parameters and their defaults; cached, as reading a signature is slow and there are few kinds of layers."""
     return {
         name: found.default for name, found in inspect.signature(getattr(nn, kind)).parameters.items() if name not in ("device", "dtype")
     }

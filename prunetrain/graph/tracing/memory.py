@@ -1,4 +1,4 @@
-"""Which recorded result a tensor object stands for, and whether its memory was changed in place since."""
+"""Which recorded result a tensor object stands for, and whether its memory was changed in place since then."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Memory:
         return id(tensor) in self._bound
 
     def ref(self, tensor: Tensor) -> Ref:
-        """The result that a tensor object stands for, whatever became of its memory."""
+        """Return the result that a tensor object stands for, whatever happened to its memory."""
         return self._bound[id(tensor)].ref
 
     def bind(self, tensor: Tensor, ref: Ref) -> None:
@@ -74,27 +74,27 @@ class Memory:
             bound.whole, bound.index = whole, index
 
     def is_part(self, part: object, whole: Tensor, index: object) -> bool:
-        """Whether a tensor object is the slice of another at an index, so that writing it there changes nothing (`x[i] += y` does)."""
+        """Whether a tensor object is the slice of another at an index, so that writing it there changes nothing (as `x[i] += y` does)."""
         bound = self._bound.get(id(part))
         return bound is not None and bound.whole is whole and bound.index == index
 
     def read(self, tensor: Tensor, here: Place) -> Ref:
-        """The result that a tensor object stands for.
+        """Return the result that a tensor object stands for.
 
         Raises:
-            TraceError: if its memory was changed through another object since.
+            TraceError: if its memory was changed through another object since then.
         """
         bound = self._bound[id(tensor)]
         for change in self._changes.get(bound.storage, ())[bound.seen :]:
             if _overlap(change.cells, _cells(tensor)):
                 at = f" ({change.place.line})" if change.place.line else ""
                 raise here.error(
-                    f"reads a tensor whose memory was changed in place through another one{at}; write it without in-place calls"
+                    f"reads a tensor whose memory was changed in place through another tensor{at}: write it without in-place calls"
                 )
         return bound.ref
 
     def change(self, tensor: Tensor, ref: Ref, here: Place, write_back: WriteBack) -> None:
-        """A tensor object was changed in place and stands for another result; so does what it is a slice of."""
+        """Note that a tensor object was changed in place: it stands for another result, and so does what it is a slice of."""
         chain = [self._bound[id(tensor)]]
         while chain[-1].whole is not None:
             chain.append(self._bound[id(chain[-1].whole)])

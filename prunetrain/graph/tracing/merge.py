@@ -1,7 +1,7 @@
-"""The steps of train mode and of eval mode become one list.
+"""Merge the steps of train mode and of eval mode into one list.
 
-What runs in train mode alone is either random (dropout, stochastic depth: it reads `self.training`) or feeds nothing but outputs that
-exist in train mode alone (auxiliary heads). Eval mode has no steps of its own.
+A step that runs only in train mode is either random (dropout, stochastic depth: it reads `self.training`) or feeds only outputs that
+exist only in train mode (auxiliary heads). Eval mode has no steps of its own.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from prunetrain.graph.tracing.simplify import Steps
 
 @dataclass(frozen=True)
 class Merged:
-    """The steps of both modes; outputs of both modes and those of train mode alone."""
+    """The steps of both modes, the outputs of both modes, and those of train mode only."""
 
     steps: tuple[Step, ...]
     outputs: tuple[Value, ...]
@@ -24,7 +24,7 @@ class Merged:
 
 
 def merged(training: Steps, evaluation: Steps) -> Merged:
-    """One list of steps for both modes.
+    """Return one list of steps for both modes.
 
     Raises:
         TraceError: at the first step that runs in one mode only and is neither random nor part of an auxiliary head.
@@ -32,7 +32,7 @@ def merged(training: Steps, evaluation: Steps) -> Merged:
     steps: list[Step] = []
     in_evaluation = {Value(0): Value(0)}  # result of train mode -> what stands for it in eval mode, as a result of train mode
     matched = {Value(0): Value(0)}  # result of eval mode -> the same result of train mode
-    first: dict[Step | None, Value] = {}  # what stands for a step that says the same whenever it runs: the result of the first one
+    first: dict[Step | None, Value] = {}  # repeatable step -> the result of its first run, which stands for the others
     waiting = list(evaluation.lines)
     for number, line in enumerate(training.lines, start=1):
         step, value = line.step, Value(number)
@@ -48,7 +48,7 @@ def merged(training: Steps, evaluation: Steps) -> Merged:
             read = step.inputs()[0]
             if read in in_evaluation:
                 in_evaluation[value] = in_evaluation[read]
-        elif seen in first:  # a head of train mode took the step before
+        elif seen in first:  # an auxiliary head ran this step first
             in_evaluation[value] = first[seen]
         steps.append(step)
     count = len(evaluation.outputs)
@@ -61,13 +61,13 @@ def merged(training: Steps, evaluation: Steps) -> Merged:
 
 
 def _as_evaluated(step: Step, in_evaluation: dict[Value, Value]) -> Step | None:
-    """A step that reads what stands for its inputs in eval mode; None if one of them is of train mode alone."""
+    """Return a step with what stands for its inputs in eval mode, or None if only train mode has one of them."""
     known = all(value in in_evaluation for value in step.inputs())
     return step.map_values(in_evaluation.__getitem__) if known else None
 
 
 def _in_both(step: Step, one: Step, two: Step) -> Step | None:
-    """The step that says both, or None if they do not say the same: `one` as it is seen in eval mode, `two` of eval mode."""
+    """Return a step for both modes, or None if they differ: `one` is `step` as seen in eval mode, `two` is of eval mode."""
     if one == two:
         return step
     if one.target == two.target == "F.batch_norm" and _without_mode(one) == _without_mode(two) and step["training"] and not two["training"]:
@@ -84,7 +84,7 @@ def _is_random(step: Step) -> bool:
 
 
 def _is_repeatable(step: Step) -> bool:
-    """Whether a step that eval mode has gives the same numbers there whenever it runs on the same inputs, and changes no buffer."""
+    """Whether a step always gives the same result for the same inputs in eval mode, and changes no buffer."""
     if step.target == "F.scaled_dot_product_attention":
         return not step["dropout_p"]
     if step.target == "F.batch_norm":
@@ -107,12 +107,12 @@ def _difference(training: Steps, in_evaluation: dict[Value, Value], waiting: lis
             first = training.lines[number - 1] if Value(number) not in in_evaluation else first
     line = first or (waiting[0] if waiting else training.lines[-1])
     return line.place.error(
-        "forward takes other steps in train mode than in eval mode; only dropout, stochastic depth and outputs of train mode may differ"
+        "forward runs different steps in train and eval mode: only dropout, stochastic depth and extra outputs in train mode may differ"
     )
 
 
 def _written_out(steps: list[Step], training: Steps, count: int) -> Merged:
-    """Stochastic depth as steps of torch: dropout of whole rows, which draws the same random numbers."""
+    """Write stochastic depth as calls of torch: dropout of whole rows, which draws the same random numbers."""
     written: list[Step] = []
     new: dict[Value, Value] = {Value(0): Value(0)}
     for number, step in enumerate(steps, start=1):

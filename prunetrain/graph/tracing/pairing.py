@@ -1,6 +1,6 @@
-"""Two recordings that differ in the batch size only become one: whole numbers that differ tell what depends on the batch.
+"""Merge two recordings that differ only in the batch size: whole numbers that differ show what depends on the batch.
 
-A third one, of a single image, has to say the same.
+A third recording, of a single image, must agree with them.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from prunetrain.graph.tracing.records import BATCHES, Call, Constant, Differing,
 
 
 def pair_up(first: Recording, second: Recording, *, training: bool) -> Pass:
-    """The calls of both recordings.
+    """Return the calls of both recordings as one.
 
     Raises:
-        TraceError: where the model takes other steps for another batch size.
+        TraceError: where the model runs other steps for another batch size.
     """
     calls = []
     for one, two in zip_longest(first.calls, second.calls):
@@ -40,9 +40,9 @@ def check_alone(several: Pass, alone: Recording) -> None:
     """Check that the model does with one image what it does with several.
 
     Raises:
-        TraceError: where it takes other steps, or the same with other numbers.
+        TraceError: where it runs other steps, or the same steps with other numbers.
     """
-    # contiguous() gives one image, transposed, back as it is: nothing to write down
+    # contiguous() returns one image, transposed, as it is: such a call is not recorded
     both, single = ([call for call in calls if call.name != "contiguous"] for calls in (several.calls, tuple(alone.calls)))
     for one, two in zip_longest(both, single):
         if one is None or two is None or one.name != two.name or not _says((one.arguments, one.keywords), (two.arguments, two.keywords)):
@@ -50,7 +50,7 @@ def check_alone(several: Pass, alone: Recording) -> None:
 
 
 def _says(both: Any, alone: Any) -> bool:
-    """Whether an argument of one image is that of several, as far as it depends neither on the images nor on how many they are."""
+    """Whether an argument for one image equals that for several, unless it depends on the images or on their number."""
     if isinstance(both, tuple):
         return isinstance(alone, tuple) and len(both) == len(alone) and all(map(_says, both, alone))
     if isinstance(both, Mapping):
@@ -61,7 +61,7 @@ def _says(both: Any, alone: Any) -> bool:
 
 
 def _other_steps(call: Call) -> TraceError:
-    return call.place.error("takes other steps when the batch size is another")
+    return call.place.error("runs different steps for different batch sizes: make forward independent of the batch size")
 
 
 def _both(one: Any, two: Any, place: Place) -> Any:
@@ -82,11 +82,11 @@ def _both(one: Any, two: Any, place: Place) -> Any:
             return one
         if type(one) is int:
             return Differing((one, two))
-    raise place.error(f"{one!r} would be {two!r} for another batch size; only the shape of a tensor may depend on it")
+    raise place.error(f"{one!r} would be {two!r} for another batch size: only shapes of tensors may depend on the batch size")
 
 
 def _is_repeated(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Whether two constants have the same row over and over, once for each image."""
+    """Whether two constants repeat the same row, once for each image."""
     if one.ndim == 0 or one.ndim != two.ndim or (len(one), len(two)) != BATCHES or one.dtype != two.dtype or one.shape[1:] != two.shape[1:]:
         return False
     return bool((one == one[:1]).all()) and bool((two == one[:1]).all())

@@ -1,4 +1,4 @@
-"""Where in the model's own code a call stands."""
+"""Find the line of the model's own code that a call comes from."""
 
 import inspect
 import os
@@ -15,7 +15,7 @@ _ENTRY = "_run_forward"  # the function of trace.py that calls the model
 
 
 def place(scope: str) -> Place:
-    """The innermost line of the model's own code that is running, in the module `scope`."""
+    """Return the innermost line of the model's own code that is running, in the module `scope`."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != _ENTRY:
         if not frame.f_code.co_filename.startswith(_NOT_THE_MODELS):
@@ -25,7 +25,7 @@ def place(scope: str) -> Place:
 
 
 def place_of_forward(module: nn.Module, scope: str) -> Place:
-    """The line where a module's forward begins, if it is the model's own code."""
+    """Return the line where a module's forward begins, if it is the model's own code."""
     code = getattr(inspect.unwrap(module.forward), "__code__", None)
     if code is None or code.co_filename.startswith(_NOT_THE_MODELS):
         return Place("", scope)
@@ -33,7 +33,7 @@ def place_of_forward(module: nn.Module, scope: str) -> Place:
 
 
 def place_of(error: BaseException) -> Place:
-    """The innermost line of the model's own code in an error's traceback."""
+    """Return the innermost line of the model's own code in an error's traceback."""
     found = Place("", "")
     traceback: TracebackType | None = error.__traceback__
     while traceback is not None:
@@ -45,5 +45,5 @@ def place_of(error: BaseException) -> Place:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what an error of the model's own code says, or its kind."""
+    """Return the first line of an error's message, or its type if it has no message."""
     return (str(error) or type(error).__name__).strip().splitlines()[0]

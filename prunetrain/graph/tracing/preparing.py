@@ -1,7 +1,7 @@
-"""Layers that have to be changed before their model can be traced: lazy ones, and those whose weights torch computes by a norm.
+"""Layers that must be changed before their model can be traced: lazy ones, and those whose weights torch computes by a norm.
 
-In: a module that is about to be called. Out: what is in the way, and the call that removes it; "" where nothing is. Parametrizations that
-people write themselves and the masks of `torch.nn.utils.prune` are arithmetic like any other, and are traced.
+In: a module that is about to be called. Out: the problem and the call that removes it, or "" if there is none. Parametrizations of your
+own and the masks of `torch.nn.utils.prune` are arithmetic like any other, and are traced.
 """
 
 from typing import Final
@@ -17,11 +17,11 @@ _KINDS: Final = {
     "_SpectralNorm": "spectral_norm",
     "_Orthogonal": "orthogonal",
 }
-"""What torch's functions are called, by the classes of the hooks (the first two) and the parametrizations that they make."""
+"""The names of torch's functions, by the class of the hook (the first two) or parametrization that they make."""
 
 
 def to_be_done(module: nn.Module, name: str) -> str:
-    """What to do about a module before it can be traced.
+    """Return what must be done before a module can be traced, or "" if there is nothing to do.
 
     Args:
         module: any part of the model.
@@ -40,7 +40,7 @@ def to_be_done(module: nn.Module, name: str) -> str:
 
 
 def _kind(part: object) -> str:
-    """Which of torch's functions made a hook or a parametrization; "" where none of these did."""
+    """Return which of torch's functions made a hook or a parametrization, or "" if none of them did."""
     return _KINDS.get(type(part).__name__, "") if type(part).__module__.startswith("torch.nn.utils.") else ""
 
 
@@ -48,6 +48,6 @@ def _computed(layer: str, weight: str, kind: str, remove: str) -> str:
     written = all(part.isidentifier() for part in layer.split("."))
     model = f"model.{layer}" if written else f"model.get_submodule({layer!r})" if layer else "model"
     return (
-        f"{layer or 'the network'} computes its {weight} by {kind}, which a network file cannot say: "
+        f"{layer or 'the network'} computes its {weight} by {kind}, which a network file cannot express: "
         f"call torch.nn.utils.{remove}({model}, {weight!r}) first"
     )

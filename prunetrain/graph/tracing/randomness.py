@@ -1,4 +1,4 @@
-"""Random numbers of Python's and numpy's own generators. A network file cannot draw them; torch's are calls like any other."""
+"""Random numbers from Python's and numpy's generators. A network file cannot draw them; torch's are calls like any other."""
 
 import random
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ class Generators:
         self._before = _comparable(self._numpy)
 
     def moved(self) -> bool:
-        """Whether numbers were drawn since."""
+        """Whether numbers were drawn since then."""
         return random.getstate() != self._python or _comparable(np.random.get_state(legacy=False)) != self._before
 
     def put_back(self) -> None:
-        """Draw the same numbers again from now on."""
+        """Restore the states, so that the same numbers are drawn again."""
         random.setstate(self._python)
         np.random.set_state(self._numpy)
 
 
 @contextmanager
 def drawing_nothing() -> Iterator[Generators]:
-    """The states of now, and again afterwards."""
+    """Yield the current states, and restore them afterwards."""
     generators = Generators()
     try:
         yield generators

@@ -1,7 +1,7 @@
-"""Run a model's own Python on tensors without memory and write down every call of torch that depends on its input or weights.
+"""Run a model's own Python on tensors without memory and record every call of torch that depends on its input or weights.
 
-Shapes are real numbers, so every branch on a shape takes its course and private functions simply run. Calls that depend on nothing but
-constants are executed and give real tensors.
+Shapes are real numbers, so branches on shapes work as usual and private functions simply run. Calls that depend on nothing but constants
+are executed and return real tensors.
 """
 
 from collections.abc import Callable
@@ -41,14 +41,14 @@ _COUNTER = "num_batches_tracked"
 
 
 class Recorder(TorchFunctionMode):
-    """While entered, writes down the calls of one forward pass.
+    """Records the calls of one forward pass while entered.
 
     Args:
-        model: what is traced.
+        model: the model that is traced.
         registry: its parameters and buffers, and which of them are declared already.
         images: the tensor without memory that it is called with.
-        generators: the random numbers that forward may not draw.
-        training: the mode it is in.
+        generators: Python's and numpy's random generators, from which forward must not draw.
+        training: whether the model is in train mode.
     """
 
     def __init__(self, model: nn.Module, registry: Registry, images: Tensor, generators: Generators, *, training: bool) -> None:
@@ -64,7 +64,7 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """What torch calls in place of every function and method."""
+        """Handle a call: torch calls this in place of every function and method."""
         name = short_name(func)
         args, kwargs = first_in_front(name, args, kwargs or {})
         if name in GRADIENTS and len(args) == 1 and self._journal.is_result(args[0]):
@@ -82,13 +82,13 @@ class Recorder(TorchFunctionMode):
             return iter(self.__torch_function__(Tensor.unbind, types, (*args, 0)))
         counter = self._journal.own(args[0]) if in_place(name) and args else None
         if counter is not None and counter.endswith(_COUNTER):
-            return args[0]  # BatchNorm's own business: a layer of the file does it by itself
+            return args[0]  # BatchNorm counts its batches, and so does the layer in the file
         asked = Asked(name, args, kwargs, self._place())
         self._refuse(asked)
         return self._record(func, asked)
 
     def call_module(self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What a call of any module becomes while tracing: one call if it is a layer, else its own forward, recorded."""
+        """Handle a call of a module: record a layer as one call, and run and record the forward of any other module."""
         if module not in self._modules:
             return forward(module, *args, **kwargs)
         name = self._modules[module]
@@ -101,41 +101,44 @@ class Recorder(TorchFunctionMode):
             try:
                 leaf = as_layer(module, args, kwargs)
             except ValueError as error:
-                raise self._place().error(f"{name or 'the network'} is nothing that a network file can say: {error}") from None
+                raise self._place().error(f"{name or 'the network'} cannot be written to a network file: {error}") from None
             return self._record_layer(name, module, leaf)
         finally:
             self._scopes.pop()
 
     def _is_frozen(self, name: str, module: nn.Module) -> bool:
-        """Whether a layer is a BatchNorm that stays in eval mode while the model trains: a function that reads its tensors."""
+        """Whether a layer is a BatchNorm that stays in eval mode while the model trains; it becomes a function that reads its tensors."""
         is_batch_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
         if module.training != self._training and follows_mode(module):
             if is_batch_norm and self._training:
                 return True
             stays = "eval mode when the model is trained" if self._training else "train mode when the model is evaluated"
             raise self._place().error(
-                f"{name or 'the network'} stays in {stays}, which a network file cannot say of nn.{type(module).__name__}; "
+                f"{name or 'the network'} stays in {stays}, which a network file cannot express for nn.{type(module).__name__}: "
                 "let it follow the model's train()"
             )
         if self._training or not is_batch_norm or module.running_mean is None:
             return False
-        return self._registry.is_declared(Own(f"{name}.running_mean".lstrip(".")))  # by train mode, which comes first
+        return self._registry.is_declared(Own(f"{name}.running_mean".lstrip(".")))  # in train mode, which is traced first
 
     def _run(self, name: str, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = forward(module, *args, **kwargs)
-        torchs = name and type(module).__module__.startswith("torch.nn.")  # whoever calls it is asked
+        torchs = name and type(module).__module__.startswith("torch.nn.")  # the module that calls it is checked instead
         if not torchs and self._generators.moved():
             raise place_of_forward(module, name).error(
-                f"{name or 'the network'} draws random numbers of Python or numpy, which a network file cannot say; use torch's dropout"
+                f"{name or 'the network'} draws random numbers from Python or numpy, which a network file cannot express: "
+                "use torch's dropout"
             )
         return result
 
     def refuse_function(self, function: type, *args: Any, **kwargs: Any) -> Any:
-        """What a call of a function with gradients of its own becomes."""
-        raise self._place().error(f"{function.__name__} has gradients of its own, which a network file cannot say; use torch's functions")
+        """Refuse a call of a function that defines its own gradient."""
+        raise self._place().error(
+            f"{function.__name__} defines its own gradient, which a network file cannot express: use torch's functions"
+        )
 
     def finish(self, output: object) -> Recording:
-        """The recording, with what forward returned."""
+        """Return the recording, with what forward returned."""
         self._refuse_replaced()
         nowhere, found = Place("", ""), outputs_of(output)
         if not found:
@@ -145,11 +148,11 @@ class Recorder(TorchFunctionMode):
         return recording
 
     def _registered(self) -> dict[tuple[nn.Module, str], Tensor | None]:
-        """What every module has as parameters and buffers now."""
+        """Return the current parameters and buffers of every module."""
         return {(module, name): own for module in self._modules for name, own in (*module._parameters.items(), *module._buffers.items())}
 
     def _refuse_replaced(self) -> None:
-        """Refuse a forward pass that gave a parameter or buffer another tensor, but for a constant that it keeps there."""
+        """Refuse a forward pass that replaced a parameter or buffer, unless by a constant that it caches there."""
         for (module, attribute), tensor in self._registered().items():
             before, scope = self._before.get((module, attribute)), self._modules[module]
             if tensor is before or attribute == _COUNTER:
@@ -157,7 +160,9 @@ class Recorder(TorchFunctionMode):
             computed = tensor is not None and self._journal.follows(tensor)
             if computed or is_layer(module) or (before is not None and self._journal.has_read(before)):
                 own = f"{scope}.{attribute}".lstrip(".")
-                raise place_of_forward(module, scope).error(f"forward changes self.{own}, which a network file cannot say")
+                raise place_of_forward(module, scope).error(
+                    f"forward changes self.{own}, which a network file cannot express: keep parameters and buffers as they are"
+                )
 
     def _place(self) -> Place:
         return place(self._scopes[-1])
@@ -165,27 +170,32 @@ class Recorder(TorchFunctionMode):
     def _refuse(self, asked: Asked) -> None:
         name, own = asked.name, self._journal.own(asked.first)
         if name in OF_DATA:
-            raise asked.place.error(f"{OF_DATA[name]} reads numbers of a tensor; a network file takes the same steps for all images")
+            raise asked.place.error(
+                f"{OF_DATA[name]} reads the values of a tensor, but a network file runs the same steps for all images: "
+                "use tensor operations"
+            )
         if name in HOOKS:
-            raise asked.place.error(f"{name} looks at gradients or changes them, which a network file cannot say; train without it")
+            raise asked.place.error(f"{name} reads or changes gradients, which a network file cannot express: remove it")
         if own is not None and in_place(name):
-            raise asked.place.error(f"{name} changes self.{own} in place, which a network file cannot say")
+            raise asked.place.error(f"{name} changes self.{own} in place, which a network file cannot express: compute a new tensor")
         if self._training and name in GRADIENT_FREE and (own is None or asked.args[0].requires_grad):
-            raise asked.place.error(f"{name} stops gradients, which a network file cannot say; train without it")
+            raise asked.place.error(f"{name} stops gradients, which a network file cannot express: remove it")
         self._refuse_without_gradients(asked.place)
 
     def _about_gradients(self, name: str, result: Tensor) -> bool | None:
-        """What a result says of its gradients where the model is trained, or evaluated without any; the tensors of a trace do not know."""
+        """Answer as a real result would in training, or in evaluation without gradients; tensors without memory do not know."""
         learns = self._training and self._journal.learns(result)
         if name == "grad_fn":
             if learns:
-                raise self._place().error("grad_fn reads how a gradient is computed, which a network file cannot say; train without it")
+                raise self._place().error("grad_fn reads how a gradient is computed, which a network file cannot express: remove it")
             return None
         return learns == (name == "requires_grad")
 
     def _refuse_without_gradients(self, here: Place) -> None:
         if self._training and not torch.is_grad_enabled():
-            raise here.error("runs without gradients in train mode, which a network file cannot say; train without no_grad()")
+            raise here.error(
+                "runs without gradients in train mode, which a network file cannot express: remove no_grad() or inference_mode()"
+            )
 
     def _record(self, func: Callable[..., Any], asked: Asked) -> Any:
         call = self._journal.prepare(asked)
@@ -196,7 +206,7 @@ class Recorder(TorchFunctionMode):
             if result is None:
                 result = func(*asked.args, **asked.kwargs)
         except (DynamicOutputShapeException, DataDependentOutputException):
-            raise asked.place.error(f"{asked.name} makes a tensor whose shape depends on the numbers in another") from None
+            raise asked.place.error(f"{asked.name} makes a tensor whose shape depends on the values of another: use fixed shapes") from None
         if first is not None and (asked.name == "__setitem__" or first._version != before):
             self._journal.write_change(call, first, asked.args[-1])
         else:
@@ -204,7 +214,7 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _record_layer(self, name: str, module: nn.Module, leaf: LeafCall) -> Any:
-        """A layer is not run: its shape rule says what it makes."""
+        """Record a layer without running it: its shape rule gives the shape of its output."""
         with torch._C.DisableTorchFunction():
             here = self._place()
             self._refuse_without_gradients(here)
@@ -222,7 +232,7 @@ class Recorder(TorchFunctionMode):
 
 
 def _constant_like(func: Callable[..., Any], name: str, like: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Numbers in the shape or type of a tensor that depends on the images are constants all the same."""
+    """Make a constant in the shape or type of a tensor that depends on the images."""
     with unset_fake_temporarily():
         stand_in = torch.empty(tuple(like.shape) if name.endswith("_like") else (0,), dtype=like.dtype, device=like.device)
         return func(stand_in, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""What the recorder writes down: one call of torch each, with stand-ins for the tensors that it read."""
+"""What the recorder writes down: calls of torch, with stand-ins for the tensors that they read."""
 
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -28,7 +28,7 @@ class Own:
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A tensor that depends on no input, parameter or buffer; `repeated` for each image if it has one row an image, all the same."""
+    """A tensor that depends on no input, parameter or buffer; `repeated` if it is one row that is repeated for each image."""
 
     tensor: Tensor
     repeated: bool = False
@@ -36,12 +36,12 @@ class Constant:
 
 @dataclass(frozen=True)
 class Varying:
-    """A tensor that depends on nothing but the batch size, in a way that no network file can say."""
+    """A tensor that depends only on the batch size, in a way that a network file cannot express."""
 
 
 @dataclass(frozen=True)
 class Module:
-    """A layer of the model, by its qualified name; and what it was when it was called, still without a name in the file."""
+    """A layer of the model by its qualified name, and the layer of the file that it is when called, still without a name there."""
 
     name: str
     layer: Layer
@@ -56,13 +56,13 @@ class Differing:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a call stands: file and line of the model's own code, and the module that ran it."""
+    """Where a call is: file and line of the model's own code, and the module that ran it."""
 
     line: str
     scope: str
 
     def error(self, message: str) -> TraceError:
-        """A TraceError in one line that starts with the place."""
+        """Return a TraceError with a one-line message that starts with the place."""
         where = self.line or (f"module {self.scope}" if self.scope else "the model")
         return TraceError(f"{where}: {message}")
 
@@ -94,7 +94,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Pass:
-    """Two runs in one mode that differ in the batch size only: `sizes[i]` are the shapes of result i; `integers` are those of int64."""
+    """Two runs in one mode that differ in the batch size only: `sizes[i]` are the shapes of result i; `integers` are the int64 results."""
 
     training: bool
     calls: tuple[Call, ...]

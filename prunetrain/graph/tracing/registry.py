@@ -11,14 +11,14 @@ from prunetrain.graph.free_names import free_name
 from prunetrain.graph.layergraph import Attribute, Declared, GraphError, Layer, check_identifier
 from prunetrain.graph.tracing.records import Own, Place
 
-_COUNTED = ("running_mean", "running_var", "num_batches_tracked")  # a layer's tensors that no gradient changes
+_COUNTED = ("running_mean", "running_var", "num_batches_tracked")  # a layer's tensors that have no gradient
 _DTYPES = {torch.int64: "int64", torch.bool: "bool"}
 
 
 @dataclass
 class _Defined:
     layer: Layer
-    position: tuple[int, int]  # where the layer is in the model, and among those with the same place
+    position: tuple[int, int]  # of the layer's module in the model, and of the layer among all defined
     tensors: dict[str, Tensor]  # under the layer's own names
 
 
@@ -33,24 +33,24 @@ class Registry:
 
     tensors: Mapping[str, Tensor]
     modules: Mapping[str, int]
-    names: dict[str, str] = field(default_factory=dict)  # the model's tensors -> those of the file
+    names: dict[str, str] = field(default_factory=dict)  # name of a tensor in the model -> in the file
     declared: dict[str, Declared] = field(default_factory=dict)
-    values: dict[str, Tensor] = field(default_factory=dict)  # the numbers of declared tensors
+    values: dict[str, Tensor] = field(default_factory=dict)  # the values of declared tensors
     _layers: dict[str, _Defined] = field(default_factory=dict)
     _by_content: dict[object, str] = field(default_factory=dict)
     _taken: dict[str, str] = field(default_factory=dict)  # the model's tensor -> the layer or declared tensor that has it
 
     def __post_init__(self) -> None:
-        self._first = {id(tensor): name for name, tensor in reversed(list(self.tensors.items()))}  # of several names the first
+        self._first = {id(tensor): name for name, tensor in reversed(list(self.tensors.items()))}  # the first of several names
 
     def layer(self, layer: Layer, wanted: str, module: str, tensors: Mapping[str, str], place: Place) -> str:
-        """The name of a layer, which is defined when it comes for the first time.
+        """Return the name of a layer, which is defined the first time.
 
         Args:
             layer: the layer without a name.
-            wanted: the qualified name to make one of.
-            module: the module that has it, by qualified name.
-            tensors: the model's name of each tensor, by the layer's own name.
+            wanted: the qualified name to make a name from.
+            module: the qualified name of its module.
+            tensors: the model's name of each tensor, by the layer's name for it.
             place: where it is called.
 
         Raises:
@@ -76,7 +76,7 @@ class Registry:
         self._layers[layer].tensors.setdefault(own, tensor)
 
     def own(self, tensor: str, place: Place) -> Attribute:
-        """One of the model's tensors, declared."""
+        """Declare one of the model's tensors, unless it is declared already, and return it."""
         tensor = self._first[id(self.tensors[tensor])]
         if tensor in self._by_content:
             return Attribute(self._by_content[tensor])
@@ -91,7 +91,7 @@ class Registry:
         return Attribute(name)
 
     def is_parameter(self, tensor: object) -> bool:
-        """Whether something is one of the model's parameters, and no buffer."""
+        """Whether something is one of the model's parameters, not a buffer."""
         return isinstance(tensor, Own) and isinstance(self.tensors[tensor.name], torch.nn.Parameter)
 
     def is_declared(self, tensor: object) -> bool:
@@ -99,7 +99,7 @@ class Registry:
         return isinstance(tensor, Own) and self._first[id(self.tensors[tensor.name])] in self._by_content
 
     def constant(self, value: Tensor, place: Place, *, positions: bool = False) -> Attribute:
-        """A constant, declared as a buffer; as positions where it is a list of these and they are wanted."""
+        """Declare a constant as a buffer and return it; as positions if they are wanted and it is a list of them."""
         scope = place.scope + "." if place.scope else ""
         positions = positions and value.dtype == torch.int64 and value.ndim == 1 and bool((value >= 0).all())
         wanted = scope + ("index" if positions else "constant")
@@ -114,19 +114,19 @@ class Registry:
         return Attribute(name)
 
     def size(self, name: str) -> tuple[int, ...]:
-        """The shape of a declared tensor."""
+        """Return the shape of a declared tensor."""
         return self.declared[name].shape
 
     def defined(self, name: str) -> Layer:
-        """A layer by its name."""
+        """Return a layer by its name."""
         return self._layers[name].layer
 
     def layers(self, used: set[str]) -> tuple[Layer, ...]:
-        """The layers of these names in the order of the model's modules."""
+        """Return the layers with these names, in the order of the model's modules."""
         return tuple(entry.layer for entry in sorted(self._layers.values(), key=lambda entry: entry.position) if entry.layer.name in used)
 
     def state(self, layers: tuple[Layer, ...], declared: tuple[Declared, ...]) -> dict[str, Tensor]:
-        """The tensors of a network's state dict, in its order: parameters, buffers, layers."""
+        """Return the tensors of a network's state dict, in its order: parameters, buffers, layers."""
         order = [tensor for role in ("parameter", "buffer") for tensor in declared if tensor.role == role]
         found = {tensor.name: self.values[tensor.name] for tensor in order}
         for layer in layers:
@@ -141,11 +141,11 @@ class Registry:
         other = self._taken.setdefault(tensor, name)
         if other != name:
             raise place.error(
-                f"{tensor} would be a tensor of both self.{other} and self.{name}; let one module own it and call that one twice"
+                f"{tensor} would belong to both self.{other} and self.{name}: let one module own it, and call that module twice"
             )
 
     def _name(self, qualified: str, place: Place) -> str:
-        """The name in the network file of what the model calls so: `layer1.0.conv1` is layer1_0_conv1.
+        """Return the name in the network file for a name in the model: layer1_0_conv1 for `layer1.0.conv1`.
 
         Raises:
             TraceError: if it cannot be a name there.
@@ -163,5 +163,5 @@ class Registry:
 
 def _dtype(tensor: Tensor, place: Place) -> str:
     if tensor.dtype not in _DTYPES and not tensor.is_floating_point():
-        raise place.error(f"a tensor of {tensor.dtype} cannot be declared; use float32, int64 or bool")
+        raise place.error(f"a tensor of {tensor.dtype} cannot be declared: use float32, int64 or bool")
     return _DTYPES.get(tensor.dtype, "float32")

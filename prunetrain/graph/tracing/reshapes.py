@@ -1,6 +1,6 @@
-"""Reshapes, told by what they do to the shape: the file names no size that it can do without.
+"""Reshapes, classified by what they do to the shape: the file names no size that it does not need.
 
-`view(n, -1)` is a flatten, `view(n, heads, -1, h, w)` an unflatten, `view(n, c, 1, 1)` two new dimensions; only what is none of these is a
+`view(n, -1)` is a flatten, `view(n, heads, -1, h, w)` an unflatten, `view(n, c, 1, 1)` two new dimensions; anything else is a
 torch.reshape with all its sizes.
 """
 
@@ -20,14 +20,14 @@ _ONE: Pair = (1, 1)
 
 @dataclass(frozen=True)
 class _Segment:
-    """Dimensions of a shape that become others of as many elements: `old` sizes from dimension `start` on, and `new` ones."""
+    """Dimensions of a shape that become others with as many elements: the sizes `old`, from dimension `start`, become `new`."""
 
     start: int
     old: list[Pair]
     new: list[Pair]
 
     def followed_by(self, after: "_Segment") -> bool:
-        """Whether another stands right behind this one, and both drop dimensions of size one, or both make some."""
+        """Whether another segment follows directly, and both drop dimensions of size one, or both make some."""
         drop, make = not self.new and not after.new, not self.old and not after.old
         return (drop or make) and self.start + len(self.old) == after.start
 
@@ -42,12 +42,12 @@ def _times(sizes: list[Pair]) -> Pair:
 
 
 def reshape(build: Builder, call: Call) -> Tensor:
-    """All that only changes the shape."""
+    """Any call that only changes the shape."""
     return to_shape(build, build.tensor(call.arguments[0]), list(zip(*build.traced.sizes[call.results[0]], strict=True)), call.name)
 
 
 def to_shape(build: Builder, tensor: Tensor, wanted: list[Pair], name: str = "reshape") -> Tensor:
-    """Steps that bring a tensor to a shape with as many elements."""
+    """Add steps that bring a tensor to a shape with as many elements, and return the result."""
     had = _columns(build, tensor)
     if had == wanted:
         return tensor
@@ -70,7 +70,7 @@ def _flatten(build: Builder, tensor: Tensor, start: int, end: int) -> Tensor:
 
 
 def _reshaped(build: Builder, tensor: Tensor, segment: _Segment) -> Tensor:
-    """A tensor after one segment of its shape has changed."""
+    """Add steps that change one segment of a tensor's shape, and return the result."""
     start, old, new = segment.start, segment.old, segment.new
     if not new:
         dims = tuple(range(start, start + len(old)))
@@ -85,12 +85,12 @@ def _reshaped(build: Builder, tensor: Tensor, segment: _Segment) -> Tensor:
 
 
 def _segments(had: list[Pair], wanted: list[Pair]) -> list[_Segment] | None:
-    """Where two shapes differ, from the front; None where they have another number of elements.
+    """Return where two shapes differ, from the front, or None if their numbers of elements differ.
 
     From (N, 64, 1, 1) to (N, 8, 8): 64 at dimension 1 becomes 8, 8, and the two ones from dimension 2 on become nothing.
     """
     found: list[_Segment] = []
-    i = j = 0  # the dimensions of `had` and of `wanted` that come next
+    i = j = 0  # the next dimensions of `had` and of `wanted`
     while i < len(had) or j < len(wanted):
         if i < len(had) and j < len(wanted) and had[i] == wanted[j]:
             i, j = i + 1, j + 1
@@ -118,7 +118,7 @@ def _segments(had: list[Pair], wanted: list[Pair]) -> list[_Segment] | None:
 
 
 def _sizes(build: Builder, sizes: list[Pair]) -> tuple[Any, ...]:
-    """Sizes as they are written: the last one that depends on the batch is left open, others are told by a result with as many rows."""
+    """Return sizes as they are written: the last one that depends on the batch is -1, others are those of a result with as many rows."""
     of_batch = [number for number, (one, two) in enumerate(sizes) if one != two]
     written: list[Any] = [one for one, _ in sizes]
     for number in of_batch[:-1]:
@@ -129,7 +129,7 @@ def _sizes(build: Builder, sizes: list[Pair]) -> tuple[Any, ...]:
 
 
 def permute(build: Builder, call: Call) -> Tensor:
-    """All that only changes the order of dimensions, told by the order that it makes."""
+    """Any call that only changes the order of dimensions, classified by the order that it makes."""
     tensor = build.tensor(call.arguments[0])
     rank = build.rank(tensor)
     order = _order(call, rank)
@@ -170,7 +170,7 @@ def expand(build: Builder, call: Call) -> Tensor:
 
 
 def broadcast(build: Builder, tensor: Tensor, wanted: list[Pair]) -> Tensor:
-    """Repeat a tensor along its dimensions of size 1."""
+    """Repeat a tensor along its dimensions of size 1, up to a shape."""
     had = _columns(build, tensor)
     if had == wanted:
         return tensor
@@ -186,7 +186,7 @@ def broadcast(build: Builder, tensor: Tensor, wanted: list[Pair]) -> Tensor:
 
 
 def repeat(build: Builder, call: Call) -> Tensor:
-    """Copies of a tensor beside each other."""
+    """Copies of a tensor side by side."""
     tensor = build.tensor(call.arguments[0])
     wanted = list(zip(*build.traced.sizes[call.results[0]], strict=True))
     had = _columns(build, tensor)
@@ -195,7 +195,7 @@ def repeat(build: Builder, call: Call) -> Tensor:
     for dim, (old, new) in enumerate(zip(had, wanted, strict=True)):
         if old not in (new, _ONE):
             if new[0] % old[0] or new[0] // old[0] != new[1] // old[1]:
-                raise ValueError("repeats by the batch size")
+                raise ValueError("the number of repeats depends on the batch size")
             tensor = build.add("torch.cat", tensors=(tensor,) * (new[0] // old[0]), dim=dim)
     return broadcast(build, tensor, wanted)
 
@@ -205,7 +205,7 @@ def repeat_interleave(build: Builder, call: Call) -> Tensor:
     given = arguments(call, "input repeats dim output_size")
     tensor, repeats, dim = build.tensor(given["input"]), given["repeats"], given.get("dim")
     if type(repeats) is not int or dim is None:
-        raise ValueError("needs a number and a dimension")
+        raise ValueError("needs a number of repeats and a dimension")
     dim %= build.rank(tensor)
     wide = build.add("torch.unsqueeze", input=tensor, dim=dim + 1)
     wanted = _columns(build, wide)
@@ -214,7 +214,7 @@ def repeat_interleave(build: Builder, call: Call) -> Tensor:
 
 
 def join(build: Builder, call: Call) -> Tensor:
-    """Tensors put beside each other."""
+    """Tensors that are concatenated or stacked."""
     given = arguments(call, "tensors dim axis")
     leaves, dim = given["tensors"], given.get("dim", given.get("axis", 0))
     tensors = tuple(build.tensor(leaf) for leaf in leaves if build.sizes_of(leaf)[0] != (0,))

@@ -1,6 +1,6 @@
-"""Results of calls that torch would take long to say, though their shape is plain. Only the shape counts: no tensor here has memory.
+"""Results of calls that are slow in torch although their shape is obvious. Only the shape counts: no tensor here has memory.
 
-In: a call. Out: an empty tensor such as the call would make, or None where torch has to be asked.
+In: a call. Out: an empty tensor like the call's result, or None if torch must make it.
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ _JOIN: Final = frozenset(("cat", "concat", "concatenate"))
 
 
 def made_without_torch(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """What a call of torch makes, by its short name."""
+    """Return the result of a call by its short name, or None if torch must make it."""
     if name in _KEEP_SHAPE:
         return torch.empty_like(args[0])
     return _joined(*args, **kwargs) if name in _JOIN and args and kwargs.keys() <= {"dim"} and len(args) + len(kwargs) <= 2 else None
 
 
 def _joined(tensors: Any, dim: Any = 0) -> Tensor | None:
-    """Of torch.cat, which looks at every tensor in turn: those of a dense block many times over."""
+    """Return the result of torch.cat, or None. Torch looks at every tensor each time, which adds up in dense blocks."""
     if (
         not isinstance(tensors, tuple | list)
         or not tensors
@@ -51,7 +51,7 @@ def _joined(tensors: Any, dim: Any = 0) -> Tensor | None:
 
 
 def empty_like_of_shape(tensor: Tensor, shape: Shape) -> Tensor:
-    """`tensor.new_empty(shape)`, which takes three times as long on its way through torch's dispatcher."""
+    """Return `tensor.new_empty(shape)` in a third of the time, as it avoids torch's dispatcher."""
     if not isinstance(tensor, FakeTensor):
         return tensor.new_empty(shape)
     with unset_fake_temporarily():

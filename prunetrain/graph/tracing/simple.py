@@ -1,4 +1,4 @@
-"""Functions of one tensor, their arguments in the catalog's form: activations, pooling, reductions, and what returns its input."""
+"""Functions of one tensor, their arguments in the catalog's form: activations, pooling, reductions, and those that return their input."""
 
 from math import inf
 from typing import Any, Final
@@ -10,7 +10,7 @@ from prunetrain.graph.tracing.builder import Builder, Made, Unsaid
 from prunetrain.graph.tracing.calls import CONVERSIONS, arguments
 from prunetrain.graph.tracing.records import Call
 
-# torch's name: the function it is written as, and torch's parameters after the input.
+# torch's name: the function that it is written as, and torch's parameters after the input.
 _SIMPLE: Final = {
     "relu": ("F.relu", "inplace"),
     "relu_": ("F.relu", ""),
@@ -80,16 +80,16 @@ _POOLS: Final = {
 
 
 def _given(call: Call, parameters: str) -> dict[str, Any]:
-    """The arguments of a call by torch's parameters, the input among them, without those that must be at their defaults.
+    """Return the arguments of a call by torch's parameters, the input among them, without those that must be at their defaults.
 
     Raises:
         ValueError: if one of these is not.
     """
     given = arguments(call, f"input {parameters}")
     if given.pop("dtype", None) not in (None, torch.float32):
-        raise ValueError("with dtype= is nothing that prunetrain knows")
+        raise ValueError("dtype= is not supported")
     if given.pop("return_indices", False):
-        raise ValueError("with return_indices=True is nothing that prunetrain knows")
+        raise ValueError("return_indices=True is not supported")
     return given
 
 
@@ -101,7 +101,7 @@ def simple(build: Builder, call: Call) -> Value:
 
 
 def reduction(build: Builder, call: Call) -> Value:
-    """A function of `_REDUCTIONS`, which runs over all dimensions where none is named."""
+    """A function of `_REDUCTIONS`, which runs over all dimensions if none is given."""
     target, parameters = _REDUCTIONS[call.name]
     given = _given(call, parameters)
     image = build.tensor(given.pop("input"))
@@ -111,12 +111,12 @@ def reduction(build: Builder, call: Call) -> Value:
 
 
 def softmax(build: Builder, call: Call) -> Value:
-    """A function of `_SOFTMAX`, in which torch would guess a dimension that is not named."""
+    """A function of `_SOFTMAX`, for which torch would guess a missing dimension."""
     target, parameters = _SOFTMAX[call.name]
     given = _given(call, parameters)
     image = build.tensor(given.pop("input"))
     if given.get("dim") is None:
-        raise ValueError("needs dim")
+        raise ValueError("needs dim=")
     return build.add(target, input=image, **given)
 
 
@@ -126,7 +126,7 @@ def pool(build: Builder, call: Call) -> Value:
     given = _given(call, parameters)
     image = build.tensor(given.pop("input"))
     if build.rank(image) != 4:
-        raise ValueError("prunetrain knows it for a batch of images only")
+        raise ValueError("is supported only for a batch of images (N, C, H, W)")
     if "stride" in given and (not given["stride"] or _pair(given["stride"]) == _pair(given["kernel_size"])):
         given["stride"] = None  # the default: the kernel's own size
     if "output_size" in given:
@@ -139,7 +139,7 @@ def _pair(value: Any) -> Any:
 
 
 def same(build: Builder, call: Call) -> Made:
-    """A function that returns what it reads: contiguous, clone, and conversions to the type that a tensor has already."""
+    """A function that returns what it reads: contiguous, clone, and conversions to the type that a tensor already has."""
     return build.made(call.arguments[0])
 
 
@@ -153,7 +153,7 @@ def hardtanh(build: Builder, call: Call) -> Value:
 
 
 def pad(build: Builder, call: Call) -> Value | Attribute:
-    """F.pad; nothing if it adds nothing."""
+    """F.pad, or its input if it adds nothing."""
     given = arguments(call, "input pad mode value")
     image, amounts = build.tensor(given["input"]), given["pad"]
     if not any(amounts):
@@ -162,12 +162,12 @@ def pad(build: Builder, call: Call) -> Value | Attribute:
     while mode == "constant" and amounts[-2:] == (0, 0):  # the other modes need an amount for each of their dimensions
         amounts = amounts[:-2]
     if value == -inf and all(reader.name == "max_pool2d" for reader in build.readers(call)):
-        value = torch.finfo(torch.float32).min  # a literal that loses against every number as well
+        value = torch.finfo(torch.float32).min  # a finite literal that no maximum picks either
     return build.add("F.pad", input=image, pad=amounts, mode=mode, value=value)
 
 
 def pool1d(build: Builder, call: Call) -> Value:
-    """One-dimensional pooling, as torch does it: that of an image one pixel high."""
+    """One-dimensional pooling, as torch does it: on an image one pixel high."""
     target, parameters = _POOLS[call.name.replace("1d", "2d")]
     given = _given(call, parameters)
     image = build.tensor(given.pop("input"))
@@ -184,18 +184,18 @@ def pool1d(build: Builder, call: Call) -> Value:
 
 
 def variance(build: Builder, call: Call) -> "Made | tuple[Made, ...]":
-    """torch.var and torch.std. The mean of var_mean and std_mean has other last bits than torch.mean and cannot be said."""
+    """torch.var and torch.std. The mean of var_mean and std_mean differs from torch.mean in its last bits: not supported."""
     given = arguments(call, "input dim unbiased keepdim correction")
     image, keepdim = build.tensor(given["input"]), given.get("keepdim", False)
     dim = given.get("dim")
     if isinstance(dim, bool):  # torch.var(x, unbiased)
-        raise ValueError("over all dimensions is nothing that prunetrain knows")
+        raise ValueError("needs dim: unbiased alone is not supported")
     dims = tuple(range(build.rank(image))) if dim is None else dim
     correction = given.get("correction")
     correction = int(given.get("unbiased", True)) if correction is None else correction
     name, _, mean = call.name.partition("_")
     spread = build.add(f"torch.{name}", input=image, dim=dims, correction=correction, keepdim=keepdim)
-    return (spread, Unsaid(f"is the mean of {call.name}; use torch.mean")) if mean else spread
+    return (spread, Unsaid(f"is the mean of {call.name}: use torch.mean")) if mean else spread
 
 
 def norm(build: Builder, call: Call) -> Value:
@@ -206,7 +206,7 @@ def norm(build: Builder, call: Call) -> Value:
         order = 2
     dims = given.get("dim")
     if isinstance(order, str) or given.get("dtype") is not None:
-        raise ValueError("with these arguments is nothing that prunetrain knows")
+        raise ValueError("these arguments are not supported")
     return build.add(
         "torch.linalg.vector_norm", input=build.tensor(given["input"]), ord=order, dim=dims, keepdim=given.get("keepdim", False)
     )
@@ -216,13 +216,13 @@ def attention(build: Builder, call: Call) -> Value:
     """F.scaled_dot_product_attention."""
     given = arguments(call, "query key value attn_mask dropout_p is_causal scale enable_gqa")
     if given.pop("enable_gqa", False):
-        raise ValueError("with enable_gqa=True is nothing that prunetrain knows")
+        raise ValueError("enable_gqa=True is not supported")
     tensors = {name: build.optional(given.pop(name, None)) for name in ("query", "key", "value", "attn_mask")}
     return build.add("F.scaled_dot_product_attention", **tensors, **given)
 
 
 def dropout(build: Builder, call: Call) -> Made:
-    """Dropout that is off is nothing; that which is on says so, and `merge` finds out whether it follows the mode."""
+    """Dropout: its input if it is off, else a step with training=True; `merge` finds out whether it follows the mode."""
     given = arguments(call, "input p training inplace")
     image = build.tensor(given["input"])
     if not given.get("training", True) or given.get("p", 0.5) == 0:
@@ -232,7 +232,7 @@ def dropout(build: Builder, call: Call) -> Made:
 
 
 def empty(build: Builder, call: Call) -> Made:
-    """A tensor without numbers yet."""
+    """A tensor without values yet."""
     return Unsaid("was made with empty() and never filled")
 
 

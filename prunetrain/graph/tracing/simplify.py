@@ -1,4 +1,4 @@
-"""Steps of one mode made plain: what nobody reads is left out, known groups of steps become one."""
+"""Simplify the steps of one mode: drop those that nothing reads, and replace known groups of steps by one step."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ from prunetrain.graph.tracing.records import Sizes
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of one mode with what it returns; `ranks` has the number of dimensions of every result."""
+    """The steps of one mode, and its outputs; `ranks` has the number of dimensions of every result."""
 
     lines: tuple[Line, ...]
     outputs: tuple[Value, ...]
@@ -18,7 +18,7 @@ class Steps:
 
 
 def simplified(build: Builder, outputs: tuple[Value, ...]) -> Steps:
-    """The steps that the outputs need."""
+    """Return the steps that the outputs need, simplified."""
     lines = list(build.lines)
     _without_broadcasts(lines, build.sizes, outputs)
     _with_shuffles(lines, outputs)
@@ -26,7 +26,7 @@ def simplified(build: Builder, outputs: tuple[Value, ...]) -> Steps:
 
 
 def _readers(lines: list[Line], outputs: tuple[Value, ...]) -> dict[int, list[int]]:
-    """For every result, the steps that read it and are needed themselves; -1 for an output."""
+    """Map every result to the steps that read it and are needed themselves; -1 stands for an output."""
     readers: dict[int, list[int]] = {value.index: [-1] for value in outputs}
     for number in range(len(lines) - 1, -1, -1):
         if number + 1 in readers:
@@ -36,9 +36,9 @@ def _readers(lines: list[Line], outputs: tuple[Value, ...]) -> dict[int, list[in
 
 
 def _without_broadcasts(lines: list[Line], sizes: list[Sizes], outputs: tuple[Value, ...]) -> None:
-    """An operator repeats its operands by itself; where the other operand has the full shape, broadcast_to says nothing.
+    """Drop a broadcast_to that an operator does by itself, because its other operand has the full shape.
 
-    Only where nothing else reads what is repeated: gradients that come from several readers would be added up in another order.
+    Only if nothing else reads the broadcast tensor: gradients from several readers would be added up in another order.
     """
     readers = _readers(lines, outputs)
     for number, line in enumerate(lines):
@@ -56,7 +56,7 @@ def _without_broadcasts(lines: list[Line], sizes: list[Sizes], outputs: tuple[Va
 
 
 def _with_shuffles(lines: list[Line], outputs: tuple[Value, ...]) -> None:
-    """Unflatten, transpose, flatten of channels is F.channel_shuffle."""
+    """Replace unflatten, transpose and flatten of channels by F.channel_shuffle."""
     readers = _readers(lines, outputs)
     for number, line in enumerate(lines):
         match line.step.arguments:
@@ -86,5 +86,5 @@ def _needed(lines: list[Line], outputs: tuple[Value, ...], sizes: list[Sizes]) -
 
 
 def read_names(steps: tuple[Step, ...]) -> set[str]:
-    """The layers and declared tensors that steps read."""
+    """Return the names of the layers and declared tensors that steps read."""
     return {name for step in steps for name in (*step.attributes(), step.layer) if name is not None}

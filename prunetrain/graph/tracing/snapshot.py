@@ -1,6 +1,6 @@
-"""A model as it was: whatever its forward passes, or its own train(), set in its modules, or put into their dicts and lists, is undone.
+"""Undo whatever a model's forward passes, or its own train(), set in its modules or put into their dicts and lists.
 
-In: a model. Out: a `Snapshot`, taken once and put back after every pass.
+In: a model. Out: a `Snapshot`, taken once and restored after every pass.
 """
 
 from collections import OrderedDict
@@ -15,10 +15,10 @@ from prunetrain.graph.tracing.places import place_of, reason_of
 
 
 class Snapshot:
-    """The attributes of all modules of a model, containers copied all the way down.
+    """The attributes of all modules of a model, with containers copied at every depth.
 
-    Tensors are copied only if the model has a train() of its own, which may merge weights or freeze them; buffers also for `buffers`, as a
-    forward pass with numbers changes running statistics.
+    Tensors are copied only if the model has a train() of its own, which may merge weights or freeze them; buffers also if `buffers` is set,
+    as a forward pass on real images changes running statistics.
     """
 
     def __init__(self, model: nn.Module, *, buffers: bool = False) -> None:
@@ -30,7 +30,7 @@ class Snapshot:
 
     @contextmanager
     def in_mode(self, *, training: bool) -> Iterator[None]:
-        """The model in train or eval mode, as its own train() understands it; as it was afterwards.
+        """Put the model in train or eval mode by its own train(), and restore it afterwards.
 
         Raises:
             TraceError: if train() fails.
@@ -65,7 +65,7 @@ def _put_numbers_back_(tensor: Tensor, numbers: Tensor, requires_grad: bool) -> 
 
 
 def _copied(value: Any) -> Any:
-    """A container and its content; anything else and None."""
+    """Return a container and its content, or any other value and None."""
     if type(value) in (dict, OrderedDict):
         return value, {key: _copied(item) for key, item in value.items()}
     return (value, list(value)) if type(value) in (list, set) else (value, None)

@@ -1,4 +1,4 @@
-"""All calls that are known, and the steps of one mode that they become."""
+"""All supported calls, and the steps of one mode that they become."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -21,10 +21,10 @@ _KNOWN: Final[Mapping[str, Callable[[Builder, Call], Any]]] = {**SIMPLE, **ARITH
 
 
 def steps_of(traced: Pass, registry: Registry, modules: Mapping[str, nn.Module]) -> Steps:
-    """The steps of one mode.
+    """Return the steps of one mode.
 
     Raises:
-        TraceError: at the first call that a network file cannot say and that the outputs need.
+        TraceError: at the first call that the outputs need and a network file cannot express.
     """
     build = Builder(traced, registry)
     for call in needed_calls(traced):
@@ -34,7 +34,8 @@ def steps_of(traced: Pass, registry: Registry, modules: Mapping[str, nn.Module])
         elif call.name in _KNOWN:
             build.convert(call, _KNOWN[call.name])
         else:
-            reason = "draws random numbers other than dropout's" if call.name in RANDOM else "is nothing that prunetrain knows yet"
+            random = "draws random numbers: only dropout and stochastic depth are supported"
+            reason = random if call.name in RANDOM else "is not supported yet: use other functions of torch"
             raise call.place.error(f"{call.name} {reason}")
     outputs = []
     build.at(Place("", ""))
@@ -42,7 +43,7 @@ def steps_of(traced: Pass, registry: Registry, modules: Mapping[str, nn.Module])
         try:
             made = build.tensor(leaf)
         except ValueError as error:
-            raise Place("", "").error(f"forward returns what it cannot: {error}") from None
+            raise Place("", "").error(f"the output of forward {error}") from None
         if not isinstance(made, Value):
             raise Place("", "").error("forward returns a tensor that does not depend on the images")
         outputs.append(made)
@@ -50,7 +51,7 @@ def steps_of(traced: Pass, registry: Registry, modules: Mapping[str, nn.Module])
 
 
 def needed_calls(traced: Pass) -> tuple[Call, ...]:
-    """The calls that the outputs depend on, in order."""
+    """Return the calls that the outputs depend on, in order."""
     needed = set(_results_in(traced.outputs))
     kept = []
     for call in reversed(traced.calls):
