@@ -99,7 +99,7 @@ def test_train_lists_models() -> None:
     lines = printed("train", "--list-models").splitlines()
     spelled = [line.split()[0] for line in lines]
     assert (sorted(spelled[:-3]), spelled[-3:]) == (list(zoo.names()), ["torchvision:NAME", "timm:NAME", "FILE.py:NAME"])
-    assert "resnet18-cifar ResNet-18 behind a stem for CIFAR" in lines
+    assert "resnet18-cifar ResNet-18 with a stem for CIFAR" in lines
 
 
 def test_train_on_digits_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,25 +28,25 @@ class Architecture(Protocol):
 
 
 _ARCHITECTURES: dict[str, tuple[str, str, str]] = {  # name: module of this package, class in it, what it is
-    "alexnet": ("alexnet", "AlexNet", "AlexNet for CIFAR, from 32x32 pixels"),
+    "alexnet": ("alexnet", "AlexNet", "AlexNet for CIFAR, 32x32 pixels"),
     "lenet-300-100": ("lenet", "LeNet300100", "300 and 100 hidden units, for MNIST and the like"),
     "lenet5": ("lenet", "LeNet5", "two 5x5 convolutions, for MNIST and the like"),
     "mlp": ("mlp", "MLP", "four hidden layers, for MNIST and the like"),
     "mobilenet-v1": ("mobilenet", "MobileNetV1", "MobileNet for ImageNet"),
     "mobilenet-v1-0.75": ("mobilenet", "MobileNetV1Width075", "MobileNet for ImageNet, widths times 0.75"),
-    "mobilenet-v1-cifar": ("mobilenet", "MobileNetV1Cifar", "MobileNet for CIFAR, from 32x32 pixels"),
+    "mobilenet-v1-cifar": ("mobilenet", "MobileNetV1Cifar", "MobileNet for CIFAR, 32x32 pixels"),
     "mobilenet-v1-cifar-0.75": ("mobilenet", "MobileNetV1CifarWidth075", "MobileNet for CIFAR, widths times 0.75"),
     "resnet18": ("resnet", "ResNet18", "ResNet-18 for ImageNet"),
-    "resnet18-cifar": ("resnet", "ResNet18Cifar", "ResNet-18 behind a stem for CIFAR"),
+    "resnet18-cifar": ("resnet", "ResNet18Cifar", "ResNet-18 with a stem for CIFAR"),
     "resnet20": ("resnet", "ResNet20", "ResNet-20 for CIFAR: stages of 16, 32 and 64 channels"),
     "resnet32": ("resnet", "ResNet32", "ResNet-32 for CIFAR"),
     "resnet34": ("resnet", "ResNet34", "ResNet-34 for ImageNet"),
     "resnet44": ("resnet", "ResNet44", "ResNet-44 for CIFAR"),
     "resnet50": ("resnet", "ResNet50", "ResNet-50 for ImageNet"),
-    "resnet50-cifar": ("resnet", "ResNet50Cifar", "bottlenecks for CIFAR, PruneTrain's ResNet-50 there"),
+    "resnet50-cifar": ("resnet", "ResNet50Cifar", "PruneTrain's ResNet-50 for CIFAR, of bottlenecks"),
     "resnet56": ("resnet", "ResNet56", "ResNet-56 for CIFAR"),
     "resnet110": ("resnet", "ResNet110", "ResNet-110 for CIFAR"),
-    "vgg8": ("vgg", "VGG8", "VGG for CIFAR with 5 convolutions, BatchNorm and one linear layer, from 32x32 pixels"),
+    "vgg8": ("vgg", "VGG8", "VGG for CIFAR with 5 convolutions, BatchNorm and one linear layer, at least 32x32 pixels"),
     "vgg11": ("vgg", "VGG11", "VGG for CIFAR with 8 convolutions"),
     "vgg13": ("vgg", "VGG13", "VGG for CIFAR with 10 convolutions"),
     "vgg16": ("vgg", "VGG16", "VGG for CIFAR with 13 convolutions"),
@@ -56,17 +56,17 @@ _ARCHITECTURES: dict[str, tuple[str, str, str]] = {  # name: module of this pack
 
 
 def names() -> tuple[str, ...]:
-    """All names that `build` knows, sorted."""
+    """Return all names that `build` knows, sorted."""
     return tuple(sorted(_ARCHITECTURES))
 
 
 def described() -> dict[str, str]:
-    """What each network is, by name, family by family."""
+    """Return a description of each network by name, family by family."""
     return {name: what for name, (_, _, what) in _ARCHITECTURES.items()}
 
 
 def build(name: str, *, input_shape: ImageShape, num_classes: int) -> "nn.Module":
-    """A new network with freshly drawn weights.
+    """Build a network with freshly drawn weights.
 
     Args:
         name: one of `names()`.

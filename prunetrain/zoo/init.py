@@ -1,4 +1,4 @@
-"""How the networks of the zoo draw their first weights.
+"""Weight initialisation for the networks of the zoo.
 
 In: a module, whose parameters are overwritten. Out: nothing. Layers that a function does not mention keep torch's own initialisation,
 U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for the weights and biases of linear layers.
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def he_normal_(model: nn.Module) -> None:
-    """Convolutions: N(0, 2 / fan_out), biases 0; BatchNorm: weights 1, biases 0.
+    """Draw convolutions from N(0, 2 / fan_out) with biases 0, and set BatchNorm weights to 1 and biases to 0.
 
     He, Zhang, Ren and Sun, "Delving deep into rectifiers", 2015, arXiv 1502.01852, section 2.2 (backward case, eq. 14). fan_out is
     kernel height * kernel width * output channels, for depthwise convolutions too, as in torchvision.
@@ -24,7 +24,7 @@ def he_normal_(model: nn.Module) -> None:
 
 
 def narrow_normal_(model: nn.Module) -> None:
-    """Linear layers: N(0, 0.01^2), biases 0 (Simonyan and Zisserman, 2014, arXiv 1409.1556, section 3.1)."""
+    """Draw linear layers from N(0, 0.01^2) with biases 0 (Simonyan and Zisserman, 2014, arXiv 1409.1556, section 3.1)."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
@@ -32,7 +32,7 @@ def narrow_normal_(model: nn.Module) -> None:
 
 
 def caffe_xavier_(model: nn.Module) -> None:
-    """Convolutions and linear layers: U(-a, a) with a = sqrt(3 / fan_in), biases 0: Caffe's `xavier` filler.
+    """Draw convolutions and linear layers from U(-a, a), a = sqrt(3 / fan_in), with biases 0, as Caffe's `xavier` filler does.
 
     Caffe counts the inputs only, unlike Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks",
     2010, eq. 16, which averages inputs and outputs.

@@ -1,4 +1,4 @@
-"""LeNet-300-100 and LeNet-5, the two networks on which weight pruning is compared.
+"""LeNet-300-100 and LeNet-5, the two networks on which methods of weight pruning are compared.
 
 In: an input shape (C, H, W) and a number of classes. Out: a module from images (N, C, H, W) to logits (N, num_classes).
 
@@ -40,7 +40,7 @@ class LeNet300100(nn.Module):
 class LeNet5(nn.Module):
     """Two 5x5 convolutions of 20 and 50 filters, 500 hidden units; 430,500 weights and 580 biases for 10 classes of 1x28x28 images.
 
-    With a ReLU behind each convolution, as in the ADMM paper's code; Caffe's own file has one behind `fc1` only.
+    With a ReLU after each convolution, as in the ADMM paper's code; Caffe's own file has one after `fc1` only.
     """
 
     smallest: ClassVar[int] = 16
@@ -65,5 +65,5 @@ class LeNet5(nn.Module):
 
 
 def _pooled(side: int) -> int:
-    """Side of the last feature map: twice an unpadded 5x5 convolution and a 2x2 pooling."""
+    """Side of the last feature map: an unpadded 5x5 convolution and a 2x2 pooling, twice."""
     return ((side - 4) // 2 - 4) // 2

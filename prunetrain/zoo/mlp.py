@@ -1,4 +1,4 @@
-"""The fully connected network of the weight-against-unit pruning study.
+"""The fully connected network of the study that compares weight and unit pruning.
 
 In: an input shape (C, H, W) and a number of classes. Out: a module from images (N, C, H, W) to logits (N, num_classes).
 

@@ -3,10 +3,10 @@
 In: an input shape (C, H, W) and a number of classes. Out: a module from images (N, C, H, W) to logits (N, num_classes).
 
 Howard et al., "MobileNets: efficient convolutional neural networks for mobile vision applications", 2017, arXiv 1704.04861, table 1; the
-width multiplier is alpha of section 3.3. The paper says nothing of the initialisation; it is that of torchvision's MobileNet v2 and
-PruneTrain's MobileNet v1: `he_normal_` and `narrow_normal_`.
+width multiplier is alpha of section 3.3. The paper does not give the initialisation; it is that of torchvision's MobileNet v2
+and PruneTrain's MobileNet v1: `he_normal_` and `narrow_normal_`.
 
-Images may have any size at which every stride still meets more than one pixel.
+Images may have any size that leaves more than one pixel to every stride.
 """
 
 from typing import ClassVar
@@ -46,7 +46,7 @@ class DepthwiseSeparable(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise and rectify behind either convolution."""
+        """Apply both convolutions, each with BatchNorm and ReLU."""
         x = F.relu(self.bn1(self.depthwise(x)))
         x = F.relu(self.bn2(self.pointwise(x)))
         return x
@@ -92,7 +92,7 @@ class MobileNetV1Width075(MobileNetV1):
 
 
 class MobileNetV1Cifar(MobileNetV1):
-    """The stem's stride reduced to 1, so that 32x32 pixels end as 2x2; 3,217,226 parameters for 10 classes of 3-channel images."""
+    """The stem's stride is 1, so that 32x32 pixels end as 2x2; 3,217,226 parameters for 10 classes of 3-channel images."""
 
     smallest = 9
     stem_stride = 1

@@ -4,9 +4,9 @@ In: an input shape (C, H, W) and a number of classes. Out: a module from images 
 
 He, Zhang, Ren and Sun, "Deep residual learning for image recognition", 2015, arXiv 1512.03385: a block computes relu(F(x) + x), eq. 1;
 where F changes the shape, x goes through a 1x1 convolution and BatchNorm first, eq. 2 (option B; the paper's CIFAR networks pad with zeros
-instead, option A, with 2,752 parameters less). Initialised as in torchvision: `he_normal_`, and the classifier as torch does.
+instead, option A, which has 2,752 fewer parameters). Initialised as in torchvision: `he_normal_`, and the classifier as torch does.
 
-Images may have any size at which every stride still meets more than one pixel.
+Images may have any size that leaves more than one pixel to every stride.
 """
 
 from typing import ClassVar
@@ -32,7 +32,7 @@ class BasicBlock(nn.Module):
         self.downsample = _projection(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the input to the output of the convolutions and rectify: relu(F(x) + x)."""
+        """Add the input to the output of the convolutions and apply ReLU: relu(F(x) + x)."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
         self.downsample = _projection(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the input to the output of the convolutions and rectify: relu(F(x) + x)."""
+        """Add the input to the output of the convolutions and apply ReLU: relu(F(x) + x)."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
@@ -145,7 +145,7 @@ class ResNet110(ResNet):
 
 
 class ResNet50Cifar(ResNet):
-    """The "ResNet-50" of PruneTrain's CIFAR experiments: (50 - 2) / 6 = 8 bottlenecks a stage.
+    """The "ResNet-50" of PruneTrain's CIFAR experiments: (50 - 2) / 6 = 8 bottlenecks per stage.
 
     776,794 parameters for 10 classes of 3-channel images. Lym et al., SC'19, arXiv 1901.09290.
     """
@@ -182,7 +182,7 @@ class ResNet50(ImageNetResNet):
 
 
 class ResNet18Cifar(ResNet18):
-    """ResNet-18's stages behind a 3x3 stem without pooling, for 32x32 images; 11,173,962 parameters for 10 classes of 3-channel images."""
+    """ResNet-18's stages after a 3x3 stem without pooling, for 32x32 images; 11,173,962 parameters for 10 classes of 3-channel images."""
 
     smallest = 5
     imagenet_stem = False

@@ -3,8 +3,8 @@
 In: an input shape (C, H, W) and a number of classes. Out: a module from images (N, C, H, W) to logits (N, num_classes).
 
 Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition", 2014, arXiv 1409.1556, table 1. BatchNorm
-behind every convolution as in torchvision's `vgg*_bn`; the CIFAR networks, without biases under BatchNorm and with 512 features into one
-linear layer, as in PruneTrain (arXiv 1901.09290) and network slimming (Liu et al., 2017, arXiv 1708.06519).
+after every convolution as in torchvision's `vgg*_bn`. The CIFAR networks have no biases before BatchNorm and one linear layer on 512
+features, as in PruneTrain (arXiv 1901.09290) and network slimming (Liu et al., 2017, arXiv 1708.06519).
 Convolutions are initialised by `he_normal_`, linear layers as torch does unless a class says otherwise.
 
 Five poolings halve the sides, so images must have at least 32x32 pixels.
@@ -33,7 +33,7 @@ class Stage(nn.Module):
             in_channels = width
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve, normalise and rectify as often as the stage is deep, then pool."""
+        """Apply each convolution with BatchNorm and ReLU, then pool."""
         for number in range(1, self.convs + 1):
             x = self.get_submodule(f"conv{number}")(x)
             x = F.relu(self.get_submodule(f"bn{number}")(x))
@@ -42,7 +42,7 @@ class Stage(nn.Module):
 
 
 class VGG(nn.Module):
-    """The CIFAR networks: `stage1` to `stage5`, then one linear layer over what the last pooling leaves, 512x1x1 at 32x32 pixels.
+    """The CIFAR networks: `stage1` to `stage5`, then one linear layer on the output of the last pooling, 512x1x1 at 32x32 pixels.
 
     A subclass says how many convolutions each stage has.
     """
@@ -61,7 +61,7 @@ class VGG(nn.Module):
         he_normal_(self)
 
     def add_classifier(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
-        """Define the layers behind the stages."""
+        """Define the layers after the stages."""
         self.fc = nn.Linear(WIDTHS[-1] * (input_shape[1] // 32) * (input_shape[2] // 32), num_classes)
 
     def classify(self, x: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class VGG(nn.Module):
 
 
 class VGG8(VGG):
-    """One convolution a stage, PruneTrain's smallest VGG; 3,917,386 parameters for 10 classes of 3x32x32 images.
+    """One convolution per stage, PruneTrain's smallest VGG; 3,917,386 parameters for 10 classes of 3x32x32 images.
 
     PruneTrain's published code leaves out the ReLUs of this one network; they are here.
     """
@@ -113,14 +113,14 @@ class VGG19(VGG):
 class VGG16BN(VGG):
     """Configuration D for ImageNet, torchvision's `vgg16_bn`; 138,365,992 parameters for 1,000 classes of 3-channel images.
 
-    Convolutions with biases, pooling to 7x7 whatever the image's size, three linear layers drawn by `narrow_normal_`, dropout 0.5.
+    Convolutions with biases, pooling to 7x7 whatever the image's size, three linear layers initialised by `narrow_normal_`, dropout 0.5.
     """
 
     convs = (2, 2, 3, 3, 3)
     conv_bias = True
 
     def add_classifier(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
-        """Define the layers behind the stages."""
+        """Define the layers after the stages."""
         self.fc1 = nn.Linear(WIDTHS[-1] * 7 * 7, 4096)
         self.fc2 = nn.Linear(4096, 4096)
         self.fc3 = nn.Linear(4096, num_classes)
