@@ -126,7 +126,7 @@ def test_a_fade_that_is_not_done_cuts_nothing_and_says_so() -> None:
     pruner = pruner_of(model, optimizer)
     pruner.fade(macs=0.5, steps=8)
     train_(model, optimizer, 2)
-    with pytest.warns(UserWarning, match=r"^2 of 8 steps of the fade were made, so that its channels are not zero and stay"):
+    with pytest.warns(UserWarning, match=r"^only 2 of 8 steps of the fade were made, so its channels are not zero yet and stay"):
         step = pruner.reconfigure()
     assert step.model is model
     assert pruner.state_dict()["fade"] is None

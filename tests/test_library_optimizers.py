@@ -132,11 +132,11 @@ class Lists(optim.SGD):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (optim.LBFGS, "LBFGS keeps one state for all parameters together"),
+        (optim.LBFGS, "LBFGS keeps a single state for all parameters"),
         (lambda p: optim.SGD(p, lr=0.1, maximize=True), "maximize=False"),
         (lambda p: optim.SGD(network().parameters(), lr=0.1), "none of the model's parameters"),
         (lambda p: optim.SGD([*p, *nn.LazyLinear(2).parameters()], lr=0.1), "parameters of a lazy layer"),
-        (lambda p: "adam", "str is no torch.optim.Optimizer"),
+        (lambda p: "adam", "str is not a torch.optim.Optimizer"),
     ],
 )
 def test_optimizers_that_cannot_be_used(make: Callable[[Any], Any], message: str) -> None:

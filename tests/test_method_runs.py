@@ -343,7 +343,9 @@ def test_a_pruning_of_another_epoch_is_not_taken_up(trained: Outcome, tmp_path: 
     asked: dict[str, Any] = {"method": "unit", "rate": 0.5, "epochs": 0, "output_dir": str(tmp_path)}
     prune(trained.run.last, **asked)
     other = trained.run.checkpoint(given.pop("checkpoint")) if "checkpoint" in given else trained.run.last
-    with pytest.raises(ConfigError, match=r"prunes after epoch 3, and this would after epoch [15]: give the checkpoint and --during"):
+    with pytest.raises(
+        ConfigError, match=r"prunes after epoch 3, but this command would prune after epoch [15]: give the checkpoint and --during"
+    ):
         prune(other, **asked, **given, resume=True)
 
 

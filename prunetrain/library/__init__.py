@@ -1,1 +1,1 @@
-"""PruneTrain for someone's own training loop: `pruner.PruneTrain` is the door, the other modules are its parts."""
+"""PruneTrain for your own training loop: `pruner.PruneTrain` is the entry point, the other modules are its parts."""

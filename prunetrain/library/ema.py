@@ -1,7 +1,7 @@
-"""An average of the weights (EMA, SWA) that goes on with a smaller network.
+"""Carry an average of the weights (EMA, SWA) over to a smaller network.
 
-The average is cut where the trained network is, and takes over what that one absorbed: if its running mean moved by the constant of a
-channel that went, the average's moves by as much.
+The average is cut where the trained network is, and absorbs the same constants: if the constant of a removed channel shifted the trained
+network's running mean, the average's running mean shifts by the same amount.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from prunetrain.library.wrapping import unwrap
 
 
 def copy_inside(ema: nn.Module, network: Network) -> tuple[Network, Callable[[nn.Module], nn.Module]]:
-    """The averaged copy of a network.
+    """Find the averaged copy of a network.
 
     Args:
         ema: the copy itself, or a module that has it as `module`, such as `torch.optim.swa_utils.AveragedModel`.
         network: the network that it is a copy of.
 
     Returns:
-        The copy, and a function that puts another in its place and returns what the caller has to go on with.
+        The copy, and a function that replaces it and returns the module that the caller must use from then on.
 
     Raises:
-        ConfigError: if there is no copy of the network.
+        ConfigError: if `ema` holds no copy of the network.
     """
     names = [name for name, _ in network.module.named_parameters()]
     holder, (inner, _) = None, unwrap(ema)
@@ -48,20 +48,20 @@ def copy_inside(ema: nn.Module, network: Network) -> tuple[Network, Callable[[nn
 
 
 def cut_average(average: Network, network: Network, cut: Cut, source: str, filename: str) -> nn.Module:
-    """The smaller network with averaged weights.
+    """Return the smaller network with averaged weights.
 
     Args:
         average: the larger network with averaged weights.
-        network: the larger network as trained.
+        network: the larger network with trained weights.
         cut: from `network` to the smaller one.
         source: the text of the smaller network's file.
-        filename: its name, for tracebacks.
+        filename: the name of that file, for tracebacks.
     """
     before, averaged = network.state(), average.state()
     state = {}
     for name, tensor in cut.state.items():
         origin = cut.sources[name]
         trained, own = origin.gather(before[origin.name]), origin.gather(averaged[origin.name])
-        absorbed = tensor != trained  # infinities and truth values cannot be subtracted, and absorb nothing
+        absorbed = tensor != trained  # infinities and booleans cannot be subtracted, and absorb nothing
         state[name] = torch.where(absorbed, own + (tensor - trained).to(own), own) if bool(absorbed.any()) else own
     return average.cut(replace(cut, state=state), source, filename).module

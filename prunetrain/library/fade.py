@@ -1,6 +1,6 @@
-"""Channels on their way out in someone's own loop: which, and how far they are.
+"""Fading channels out in your own training loop: which channels, and how far they have faded.
 
-In: a network, how many multiply-accumulates it is to have. Out: the weakest channels at exactly zero, so many optimizer steps later.
+In: a network, and the multiply-accumulates that it should have. Out: its weakest channels at exactly zero after a given number of steps.
 """
 
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from prunetrain.regularizers.fading import Fading, Ranking
 
 
 class Fade:
-    """Channels that fade in a straight line over some optimizer steps, and stay at zero after that.
+    """Channels that fade linearly over a number of optimizer steps and then stay at zero.
 
     Args:
         graph: the network.
-        weights: those that are trained, under the graph's names; changed in place.
-        average: an average of the network, which fades along, so that a cut does not change it either; None if there is none.
+        weights: the trained weights, under the graph's names; changed in place.
+        average: an average of the network, or None; it fades too, so that a cut does not change its outputs either.
         channels: ids of the channels (`ChannelSpaces.ids`).
-        steps: over how many, from 1.
+        steps: number of optimizer steps that the fade takes, from 1.
         done: how many of these have been made.
 
     Raises:
-        ValueError: for more that have been made than there are.
+        ValueError: if `done` is not between 0 and `steps`.
         IndexError: for channels that the network does not have.
     """
 
@@ -47,7 +47,7 @@ class Fade:
         self._done = done
 
     def after_step_(self) -> None:
-        """Fade by one step's part."""
+        """Fade by one step."""
         self._done = min(self._done + 1, self._steps)
         left = self._steps - self._done
         for fading in self._fading:
@@ -55,25 +55,25 @@ class Fade:
 
     @property
     def unfinished(self) -> str | None:
-        """How far it is, in a few words; None if the channels are zero."""
+        """The progress of the fade as text ("2 of 8 steps"); None once the channels are zero."""
         return None if self._done == self._steps else f"{self._done} of {self._steps} steps"
 
     def state_dict(self) -> dict[str, list[int] | int]:
-        """The arguments `channels`, `steps` and `done`, to go on."""
+        """The arguments `channels`, `steps` and `done` with which to continue the fade."""
         return {"channels": list(self._channels), "steps": self._steps, "done": self._done}
 
 
 def weakest_channels(network: Network, weights: Mapping[str, Tensor], macs: float, settings: Settings) -> tuple[list[int], int]:
-    """The channels to fade.
+    """Choose the channels to fade.
 
     Args:
-        network: whose they are.
-        weights: those that are trained, under the graph's names; what the others hold stays.
-        macs: the multiply-accumulates of an image that may be left.
-        settings: `criterion` and `round_to` count.
+        network: the network to make smaller.
+        weights: its trained weights, under the graph's names; channels of other weights stay.
+        macs: the multiply-accumulates per image that may be left.
+        settings: only `criterion` and `round_to` are read.
 
     Returns:
-        Their ids, weakest first, and the multiply-accumulates that are left without them: more than asked for where no more can go.
+        Their ids, weakest first, and the multiply-accumulates left without them: over `macs` if no more channels can be removed.
     """
     layers = tuple(replace(layer, trainable=f"{layer.name}.weight" in weights) for layer in network.graph.layers)
     ranking = Ranking(replace(network.graph, layers=layers), network.state(), criterion=settings.criterion)

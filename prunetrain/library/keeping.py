@@ -1,4 +1,4 @@
-"""Channels that someone chose by hand instead of by the lasso."""
+"""Filters that the user chose to keep, instead of those that their weights would keep."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -8,14 +8,14 @@ from prunetrain.errors import ConfigError, unknown_name
 
 
 def keeping(proposal: Proposal, keep: Mapping[str, Collection[int]]) -> Proposal:
-    """The proposal with the filters of some layers chosen: these stay, the layer's others go, with all that shares their channels.
+    """Return the proposal with some layers' filters chosen by hand; their other filters go, with whatever shares their channels.
 
     Args:
-        proposal: what the weights say.
-        keep: for layers by name, the filters that stay.
+        proposal: the cut that the weights suggest.
+        keep: the filters that stay, by layer name.
 
     Raises:
-        ConfigError: for a layer that is not there or whose channels may not be cut, or a filter that it does not have.
+        ConfigError: for a layer that does not exist or whose channels may not be cut, or a filter that it does not have.
     """
     candidates = proposal.candidates
     spaces, removable = candidates.spaces, candidates.removable.copy()

@@ -1,4 +1,4 @@
-"""A module together with the graph that says the same. A user's own module has nested names, a generated one the graph's."""
+"""A module together with its graph. A user's own module has nested names; a generated one has the graph's names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,8 +17,8 @@ from prunetrain.models.checked_tracing import traced_and_checked
 class Network:
     """A module and its graph.
 
-    `names` has the module's qualified names of parameters and buffers, and for each the graph's. `constants` are tensors of the graph that
-    the module keeps elsewhere.
+    `names` maps the module's qualified names of parameters and buffers to the graph's. `constants` are tensors of the graph that are
+    neither parameters nor buffers of the module.
     """
 
     module: nn.Module
@@ -28,15 +28,15 @@ class Network:
 
     @classmethod
     def of(cls, module: nn.Module, example_input: Tensor) -> "Network":
-        """The network of a module as it is now; the two share their tensors.
+        """Trace a module as it is now; the network shares its tensors.
 
         Raises:
-            TraceError: if the module cannot be a network file.
+            TraceError: if the module cannot be written as a network file.
         """
         with not_compiled(module):
             traced = traced_and_checked(module, example_input, returns_alike=True)
         known = set(traced.names.values())
-        # What is trained is up to the module, and may change from step to step.
+        # Which parameters are trained is the module's business, and may change from step to step.
         layers = tuple(replace(layer, trainable=True) for layer in traced.graph.layers)
         declared = tuple(replace(tensor, trainable=True) for tensor in traced.graph.declared)
         graph = replace(traced.graph, layers=layers, declared=declared)
@@ -44,7 +44,7 @@ class Network:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device that the network is on."""
         return next(iter(self.state().values())).device
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -58,15 +58,15 @@ class Network:
         return {**self.constants, **{flat: found[name].detach() for name, flat in self.names.items()}}
 
     def always_eval(self) -> tuple[str, ...]:
-        """The graph's names of layers that stay in eval mode while others train; none if nothing is in train mode now."""
+        """The layers, by the graph's names, that are in eval mode while others are in train mode; none if nothing is in train mode now."""
         modes = self._modes()
         training = self.module.training or any(modes.values())
         return tuple(name for name, mode in modes.items() if training and not mode)
 
     def cut(self, cut: Cut, source: str, filename: str) -> "Network":
-        """The smaller network, from the text of its file.
+        """Build the smaller network from the text of its file.
 
-        Modes, `requires_grad`, memory format, device and precision are this one's; no memory is shared.
+        It has the modes, `requires_grad`, memory format, device and precision of this network, and shares no memory with it.
         """
         state = {name: tensor.detach().clone() for name, tensor in cut.state.items()}
         module = assemble(source, filename, cut.graph, state).train(self.module.training)
@@ -83,7 +83,7 @@ class Network:
         return Network(module, cut.graph, {name: name for name in cut.state})
 
     def _modes(self) -> dict[str, bool]:
-        """By the graph's name of each layer, whether it is in train mode; people keep some BatchNorms in eval mode."""
+        """Whether each layer, by the graph's name, is in train mode; some loops keep BatchNorms in eval mode."""
         inside = [(name.rpartition(".")[0], flat.rpartition(".")[0]) for name, flat in self.names.items()]
         return {layer: self.module.get_submodule(name).training for name, layer in inside if layer}
 

@@ -1,7 +1,7 @@
-"""An optimizer that goes on with the parameters of a smaller network.
+"""Carry an optimizer over to the parameters of a smaller network.
 
-The optimizer stays the same object: its groups get the new parameters, its state is cut. So everything that holds it, a scheduler of any
-kind, a GradScaler, hooks, goes on as if nothing had happened.
+The optimizer stays the same object: its groups get the new parameters, and its state is cut. So whatever holds it (schedulers, a
+GradScaler, hooks) keeps working.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,55 +22,55 @@ from prunetrain.library.network import Network
 
 @dataclass(frozen=True)
 class Swap:
-    """New parameters for each group of an optimizer, and their state; nothing has changed until `apply_` is called."""
+    """New parameters for each group of an optimizer, and their state; nothing changes until `apply_` is called."""
 
     groups: list[dict[str, Any]]
     state: dict[Tensor, dict[str, Any]]
 
     def apply_(self, optimizer: Optimizer) -> None:
-        """Make the optimizer go on with these."""
+        """Give the optimizer these parameters and this state."""
         for group, changed in zip(optimizer.param_groups, self.groups, strict=True):
             group.update(changed)
-        for parameter in [key for key in optimizer.state if isinstance(key, Tensor)]:  # what is kept under other keys is for all parameters
+        for parameter in [key for key in optimizer.state if isinstance(key, Tensor)]:  # state under other keys belongs to all parameters
             del optimizer.state[parameter]
         optimizer.state.update(self.state)
 
 
 def check_optimizer(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Refuse what cannot be cut along with a network.
+    """Refuse an optimizer that cannot be cut along with a network.
 
     Raises:
-        ConfigError: for what is no torch optimizer, keeps one state for all parameters, has no learning rate, has none of these
-            parameters, or has some without numbers.
+        ConfigError: if it is not a torch optimizer, keeps one state for all parameters, has no learning rate, maximizes, has none of
+            these parameters, or has uninitialised ones.
     """
     if not isinstance(optimizer, Optimizer):
-        raise ConfigError(f"{type(optimizer).__name__} is no torch.optim.Optimizer")
+        raise ConfigError(f"{type(optimizer).__name__} is not a torch.optim.Optimizer")
     if isinstance(optimizer, LBFGS):
-        raise ConfigError("LBFGS keeps one state for all parameters together, which cannot be cut: use another optimizer")
+        raise ConfigError("LBFGS keeps a single state for all parameters, which cannot be cut: use another optimizer")
     if not all("lr" in group for group in optimizer.param_groups):
-        raise ConfigError(f"{type(optimizer).__name__} has no learning rate 'lr', by which the lasso measures its own step")
+        raise ConfigError(f"{type(optimizer).__name__} has no learning rate 'lr', which sets the size of the lasso's step")
     if any(group.get("maximize") for group in optimizer.param_groups):
-        raise ConfigError("the lasso is made for losses that go down: use maximize=False")
+        raise ConfigError("the lasso needs a loss that is minimised: use maximize=False")
     if not set(parameters.values()) & {parameter for group in optimizer.param_groups for parameter in group["params"]}:
         raise ConfigError("the optimizer has none of the model's parameters: make it from model.parameters()")
     if any(is_lazy(parameter) for group in optimizer.param_groups for parameter in group["params"]):
-        raise ConfigError("the optimizer has parameters of a lazy layer that no batch went through: leave them out, or the layer")
+        raise ConfigError("the optimizer has parameters of a lazy layer that no batch reaches: leave out these parameters, or the layer")
 
 
 def swap(optimizer: Optimizer, network: Network, smaller: Network, sources: Mapping[str, Source]) -> Swap:
-    """What an optimizer goes on with after a cut. Parameters of other modules stay as they are.
+    """Return the groups and state that an optimizer has after a cut. Parameters of other modules stay as they are.
 
-    A cut goes by names, and torch packs state by numbers. So every parameter of the optimizer gets a name, state is cut as that of a run
-    is, and what comes back is unpacked by names again.
+    Cuts identify parameters by name, torch's packed state by number. So every parameter of the optimizer gets a name, its state is cut as
+    in a run, and the result is unpacked by name again.
 
     Args:
         optimizer: over some or all parameters of the network, in any groups.
         network: the network before the cut.
-        smaller: the network after it.
-        sources: from `Cut`.
+        smaller: the network after the cut.
+        sources: `Cut.sources`.
 
     Raises:
-        ConfigError: if the optimizer keeps something for a parameter that cannot be cut.
+        ConfigError: if the optimizer keeps state that cannot be cut with its parameter.
     """
     members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     name_of, foreign = _named(members, network)
@@ -99,18 +99,18 @@ def swap(optimizer: Optimizer, network: Network, smaller: Network, sources: Mapp
 
 
 def _named(members: Iterable[nn.Parameter], network: Network) -> tuple[dict[nn.Parameter, str], dict[str, nn.Parameter]]:
-    """A name for each parameter of an optimizer and of a network; and by these, those of the optimizer that the network does not have.
+    """Name each parameter of an optimizer and of a network; return these names, and by name the parameters that only the optimizer has.
 
-    The network's own have those of its graph. The others' have a blank in them, which no name in a graph has.
+    The network's parameters have the names of its graph. The other names contain a space, which no name in a graph does.
     """
-    name_of = {parameter: f"unused {number}" for number, parameter in enumerate(network.module.parameters())}  # which no output depends on
+    name_of = {parameter: f"unused {number}" for number, parameter in enumerate(network.module.parameters())}  # no output depends on these
     name_of |= {parameter: name for name, parameter in network.parameters().items()}
     foreign = {f"foreign {number}": parameter for number, parameter in enumerate(members) if parameter not in name_of}
     return name_of | {parameter: name for name, parameter in foreign.items()}, foreign
 
 
 def _given_names(optimizer: Optimizer) -> dict[nn.Parameter, str]:
-    """What each parameter is called where an optimizer was given named ones; groups that were not have no names."""
+    """The names that an optimizer's parameters were given, in groups made from named parameters."""
     return {
         parameter: name
         for group in optimizer.param_groups
@@ -121,7 +121,7 @@ def _given_names(optimizer: Optimizer) -> dict[nn.Parameter, str]:
 def _names_in_group(
     old_names: list[str], foreign: Mapping[str, Tensor], new: Mapping[str, Tensor], sources: Mapping[str, Source]
 ) -> Iterator[str]:
-    """The names that a group goes on with: foreign ones where they were, the network's own between them, in their new order."""
+    """Yield the names of a group after the cut: foreign ones in their old places, the network's own between them in their new order."""
     coming = (name for name in new if sources[name].name in old_names)
     for name in old_names:
         if name in foreign:
@@ -133,7 +133,7 @@ def _names_in_group(
 
 @dataclass(frozen=True)
 class _Parameter:
-    """A parameter after a cut and the shape that its source had: for what `slice_optimizer_state` carries over as it was."""
+    """A parameter after a cut, and the shape before it: handles the entries that `slice_optimizer_state` leaves as they were."""
 
     optimizer: str
     source: Source
@@ -141,10 +141,10 @@ class _Parameter:
     parameter: nn.Parameter
 
     def entry(self, key: str, entry: Any) -> Any:
-        """An entry of the state, such that it fits the parameter.
+        """Return a state entry that fits the parameter.
 
         Raises:
-            ConfigError: if it is unknown how it follows the parameter's shape.
+            ConfigError: if it is not clear how the entry's shape follows from the parameter's.
         """
         parameter = self.parameter
         if isinstance(entry, Tensor) and entry.shape == parameter.shape:
@@ -155,12 +155,12 @@ class _Parameter:
             rows = {dim: rows for dim, rows in self.source.rows.items() if entry.shape[dim] > 1}
             return Source(self.source.name, rows).gather(entry)
         raise ConfigError(
-            f"{self.optimizer} keeps {key!r} of {self.source.name} in a form that cannot be cut with it: "
-            "use an optimizer whose state is shaped like its parameters"
+            f"{self.optimizer} keeps {key!r} of {self.source.name} in a form that cannot be cut with the parameter: "
+            "use an optimizer whose state has the shapes of its parameters"
         )
 
     def _is_reduced(self, shape: torch.Size) -> bool:
-        """Whether an entry has some of the parameter's dimensions and length 1 in the others, as Adafactor's rows and columns."""
+        """Whether an entry has some of the parameter's dimensions and length 1 in the others, like Adafactor's rows and columns."""
         before = self.shape_before
         return self.source.shape is None and len(shape) == len(before) and all(a in (1, b) for a, b in zip(shape, before, strict=True))
 
@@ -171,7 +171,7 @@ def _holds_numbers(entry: Any) -> bool:
 
 
 def _in_format_of(parameter: Tensor, entry: Tensor) -> Tensor:
-    """An entry in the memory format of its parameter, which fused optimizers insist on."""
+    """Return an entry in the memory format of its parameter, which fused optimizers require."""
     if entry.dim() == 4 and entry.stride() != parameter.stride():
         return torch.empty_like(parameter, dtype=entry.dtype).copy_(entry)
     return entry

@@ -1,4 +1,4 @@
-"""The group lasso of a network on those weights that an optimizer trains, each at its own learning rate."""
+"""The group lasso on the weights that an optimizer trains, each at its own learning rate."""
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,10 @@ from prunetrain.regularizers.group_lasso import GroupLasso, pull
 
 
 class Penalty:
-    """A `GroupLasso` that follows the optimizer: weights that are frozen or in no group are not penalised, until they are trained.
+    """A `GroupLasso` that follows the optimizer: weights that are frozen, or that the optimizer does not have, are not penalised meanwhile.
 
     Args:
-        network: whose weights are penalised.
+        network: the network whose weights are penalised.
         optimizer: over some or all of them.
         groups: "slices" or "coupled".
     """
@@ -32,11 +32,11 @@ class Penalty:
         self._key: tuple[tuple[str, ...], set[torch.device]] = ((), set())
 
     def value(self) -> float:
-        """R."""
+        """R, the penalty without lambda."""
         return float(self._current().penalty())
 
     def strength_for(self, ratio: float, loss: float) -> float:
-        """The lambda that makes the penalty this share of the whole loss; 0 if there is nothing to penalise."""
+        """The lambda at which the penalty is this share of the total loss; 0 if there is nothing to penalise."""
         return self._current().strength_for(ratio, loss)
 
     def add_gradient_(self, strength: float, *, scale: Tensor | None = None) -> None:
@@ -44,7 +44,7 @@ class Penalty:
         self._current().add_gradient_(strength, scale=scale)
 
     def shrink_(self, strength: float, *, unless: Tensor | None = None) -> None:
-        """The proximal step that belongs to the optimizer step just made; `unless` as in `GroupLasso.shrink_`."""
+        """Make the proximal step of the optimizer step just made; `unless` as in `GroupLasso.shrink_`."""
         pulls = {self._layer_of[weight]: size for weight, size in self._trained().items()}
         self._current().shrink_({layer: strength * size for layer, size in pulls.items()}, unless=unless)
 
@@ -53,7 +53,7 @@ class Penalty:
         return {f"{self._layer_of[weight]}.weight": weight for weight in self._trained()}
 
     def _trained(self) -> dict[nn.Parameter, float]:
-        """The weights that the optimizer trains, and how far it moves each norm under a lambda of 1."""
+        """The weights that the optimizer trains, and how far the proximal step moves each norm at a lambda of 1."""
         sizes: dict[nn.Parameter, float] = {}
         for group in self._optimizer.param_groups:
             size = pull(self._optimizer, group)
@@ -61,10 +61,10 @@ class Penalty:
         return sizes
 
     def _current(self) -> GroupLasso:
-        """The lasso over what is trained now, where it is now.
+        """The lasso over the weights that are trained now, on the device that they are on now.
 
         Raises:
-            ConfigError: if that is in several places.
+            ConfigError: if they are on several devices.
         """
         weights = self.trained()
         key = (tuple(weights), {weight.device for weight in weights.values()})

@@ -1,6 +1,6 @@
-"""`prunetrain.prune`: a trained network pruned by one of the methods that people compare with, and retrained; a run like any other.
+"""`prunetrain.prune`: prune a trained network by one of the usual baselines and retrain it, as a run like any other.
 
-In: a checkpoint and what to remove. Out: the run that it became, with network files, checkpoints and metrics.
+In: a checkpoint and what to remove. Out: a run with network files, checkpoints and metrics.
 """
 
 from functools import partial
@@ -31,18 +31,18 @@ def prune(
     """Prune a checkpoint and retrain it, as a run of its own: `outcome.run.last` is its last checkpoint.
 
     Args:
-        checkpoint: of a run of `prunetrain train`, at the end of an epoch.
+        checkpoint: an end-of-epoch checkpoint of a `prunetrain train` run.
         method: one of `prunetrain.method_settings.METHODS`.
         rate: share to remove, in [0, 1); for magnitude-std the factor of the standard deviation; group-lasso has `penalty_ratio` instead.
-        epochs: of retraining after each pruning; by default 10, or where `retrain` takes the schedule back, the rest of it.
-        during: epochs of training with the method before it prunes for good: ADMM pulls, filter methods prune softly. By default none,
-            and for ADMM as many as of retraining.
-        resume: go on with the newest run of this name, if there is one.
-        observer: is told what happens.
+        epochs: epochs of retraining after each pruning; by default 10, or the rest of the schedule where `retrain` rewinds it.
+        during: epochs of training with the method before it prunes for good: ADMM pulls weights, filter methods prune softly. By default
+            none, and for ADMM as many as for retraining.
+        resume: continue the newest run of this name, if there is one.
+        observer: receives the run's events: epochs, cuts, messages.
         settings: fields of `TrainConfig` that differ from the checkpoint's: rounds, retrain, rewind_epoch, slice, lr, name and so on.
 
     Raises:
-        PruneTrainError: for files, settings or a network that do not work; nothing is written before they were checked.
+        PruneTrainError: for unusable files, settings or networks; all are checked before anything is written.
     """
     path = Path(checkpoint)
     given = settings_from({"method": method, "rate": rate, **settings})
@@ -59,17 +59,17 @@ def prune(
 
 
 def _check_start(run: RunPaths, config: TrainConfig) -> None:
-    """Refuse to go on with a run that prunes after another epoch: that follows from checkpoint and `during`, and has no name of its own.
+    """Refuse to continue a run that prunes after another epoch, which follows from the checkpoint and `during`, not from the run's name.
 
     Raises:
         ConfigError: for such a run.
     """
     try:
         began = stored_config(run.last, load_checkpoint(run.last)).prune_at
-    except CheckpointError:  # an older one is taken then, or the run started again
+    except CheckpointError:  # the run then continues from an older checkpoint, or starts again
         return
     if began != config.prune_at:
         raise ConfigError(
-            f"run {run.name} prunes after epoch {began}, and this would after epoch {config.prune_at}: "
-            "give the checkpoint and --during that it began with, or leave out --resume"
+            f"run {run.name} prunes after epoch {began}, but this command would prune after epoch {config.prune_at}: "
+            "give the checkpoint and --during that the run began with, or leave out --resume"
         )

@@ -1,4 +1,4 @@
-"""`PruneTrain`: makes the network of someone's own training loop smaller while it trains.
+"""`PruneTrain`: makes the network of your own training loop smaller while it trains.
 
     pruner = prunetrain.PruneTrain(model, optimizer, example_input=torch.randn(1, 3, 224, 224), penalty_ratio=0.2)
     for epoch in range(epochs):
@@ -12,18 +12,18 @@
             step = pruner.reconfigure(f"generated_nets/mine/epoch_{epoch + 1:03d}.py")
             model, optimizer = step.model, step.optimizer
 
-`fade` leads to a number of multiply-accumulates at a known step, whatever the lasso does and with any optimizer:
+`fade` reaches a given number of multiply-accumulates at a known step, whatever the lasso does and with any optimizer:
 
     for epoch in range(epochs):
         if epoch < 10:
             pruner.fade(macs=1 - 0.05 * (epoch + 1), steps=len(loader))  # to half of them in ten cuts
-        ...  # an epoch of training
+        ...  # one epoch of training
         step = pruner.reconfigure()
         model, optimizer = step.model, step.optimizer
 
-A cut makes a new network. The optimizer stays the same object and goes on with the new parameters, so that schedulers, GradScalers and
-whatever else holds it need nothing done. The lasso (PruneTrain, arXiv 1901.09290) acts in every step and goes on until `close`: the command
-line's is released when its target is reached, which one's own loop does by leaving `regularize` out.
+A cut makes a new network. The optimizer stays the same object and continues with the new parameters, so that schedulers, GradScalers and
+whatever else holds it need no change. The lasso (PruneTrain, arXiv 1901.09290) acts in every step that follows a call of `regularize`,
+until `close`. The command line releases it once the target is reached; in your own loop, stop calling `regularize`.
 """
 
 import time
@@ -66,16 +66,16 @@ _OLD_MODEL = "the network has no gradients: call loss.backward() first; after re
 
 @dataclass(frozen=True)
 class Reconfigured:
-    """What to go on with after a reconfiguration.
+    """What to continue training with after a reconfiguration.
 
-    After a cut `model` is new, in the wrapping of the old one, which stays as it was; if nothing was cut it is the old one. `optimizer` is
-    the same object, now with the new parameters. `ema` is the average that the pruner was given, cut as well: the same object where it is a
-    holder such as `AveragedModel`, else a new network. `change` has channels, MACs and parameters before and after. `path` is the network
-    file, if one was written.
+    After a cut, `model` is a new network in the old one's wrapping, and the old one is unchanged; if nothing was cut, it is the old one.
+    `optimizer` is the same object, now with the new parameters. `ema` is the average that the pruner was given, cut as well: the same
+    object if it is a holder such as `AveragedModel`, else a new network. `change` has channels, MACs and parameters before and after.
+    `path` is the network file, if one was written.
 
-    A new model is of the network file's own flat class: names have `_` for `.` (`layer1.0.conv1` is `layer1_0_conv1`), and methods, hooks
-    and other attributes of your class are not carried over. It can be pickled, as by `torch.save(model)`; what reads that needs
-    prunetrain, while the `.py` file and a `state_dict()` need torch alone.
+    A new model's class is the flat one of the network file: names have `_` for `.` (`layer1.0.conv1` is `layer1_0_conv1`), and methods,
+    hooks and other attributes of your class are not carried over. It can be pickled, as by `torch.save(model)`. Reading the pickle needs
+    prunetrain, while the `.py` file and a `state_dict()` need only torch.
     """
 
     model: nn.Module
@@ -86,29 +86,29 @@ class Reconfigured:
 
 
 class PruneTrain:
-    """Group lasso, fading and cuts for a model that someone else trains.
+    """Group lasso, fading and cuts for the model of your own training loop.
 
-    The proximal step shrinks norms by the learning rate times lambda. So Adam and its kin, whose learning rates are small, prune little by
-    the lasso; `fade` takes no notice of learning rates.
+    The proximal step shrinks norms by the learning rate times lambda. So with Adam and its relatives, whose learning rates are small, the
+    lasso prunes little; `fade` does not depend on the learning rate.
 
     Args:
-        model: any module that `prunetrain.trace` takes, by itself or wrapped by DistributedDataParallel, torch.compile or both.
-        optimizer: any torch optimizer whose state is shaped like its parameters (all of torch.optim but LBFGS), with any groups. Weights
-            that it does not have are not penalised and do not fade. A second optimizer of the same model would go on with the tensors of
-            before a cut: give one optimizer all that is trained, in groups.
-        example_input: a batch; only its shape counts.
-        penalty_ratio: share of the lasso in the loss at the first batch, in [0, 1); 0 is without the lasso.
+        model: any module that `prunetrain.trace` accepts, by itself or wrapped by DistributedDataParallel, torch.compile or both.
+        optimizer: any torch optimizer whose state has the shapes of its parameters (all of torch.optim but LBFGS), with any groups. Weights
+            that it does not have are not penalised and do not fade. Give a single optimizer all trained parameters, in groups: a second
+            one would keep the old tensors after a cut.
+        example_input: a batch; only its shape matters.
+        penalty_ratio: share of the lasso in the loss at the first batch, in [0, 1); 0 turns the lasso off.
         threshold: a slice is dead when all its absolute weights are under this.
-        criterion: "either" cuts every channel that can go without a change, "union" those that all layers around agree on.
+        criterion: "either" cuts every channel that can go without changing the outputs, "union" those that are dead in all layers around.
         lasso_groups: "coupled" penalises channels, "slices" filters and input slices.
         lasso_step: "proximal" shrinks weights right after `optimizer.step()`, by a hook on the optimizer; "subgradient" adds to `.grad`.
-        round_to: channel counts are kept to multiples of this.
+        round_to: channel counts are kept at multiples of this.
         scaler: the loop's GradScaler, if it has one.
         ema: an average of the model's weights, made from the model: an `AveragedModel`, or a copy.
 
     Raises:
-        ConfigError: for a setting out of range, or an optimizer or ema that does not go with the model.
-        TraceError: for a model that cannot be a network file.
+        ConfigError: for a setting out of range, or an optimizer or ema that does not fit the model.
+        TraceError: for a model that cannot be written as a network file.
     """
 
     def __init__(
@@ -146,9 +146,9 @@ class PruneTrain:
         if ema is not None:
             copy_inside(ema, self._network)
         self._strength: float | None = None
-        self._due = False  # whether the next optimizer step is to be followed by a proximal one
+        self._due = False  # whether a proximal step must follow the next optimizer step
         self._fade: Fade | None = None
-        self._old: list[weakref.ref[nn.Parameter]] = []  # the parameters of before the last cut, without gradients then
+        self._old: list[weakref.ref[nn.Parameter]] = []  # parameters from before the last cut that had no gradients then
         self._hook = optimizer.register_step_post_hook(_after_step(weakref.ref(self)))
         weakref.finalize(self, self._hook.remove)
 
@@ -172,15 +172,15 @@ class PruneTrain:
         return self._penalty.value() * (self._strength or 0.0)
 
     def regularize(self, loss: Tensor | float) -> None:
-        """Let the lasso act on the next optimizer step; call it between `backward()` and `optimizer.step()`, once a step.
+        """Apply the lasso in the next optimizer step; call it between `backward()` and `optimizer.step()`, once per step.
 
         The first call sets lambda. With a GradScaler, call it before or after `scaler.unscale_(optimizer)`.
 
         Args:
-            loss: the mean loss of the batch, not multiplied by a scaler, not divided for the accumulation of gradients.
+            loss: the mean loss of the batch, neither multiplied by a scaler nor divided for gradient accumulation.
 
         Raises:
-            ConfigError: if the model that is trained is not the one that the pruner has, or the first loss can set no lambda.
+            ConfigError: if the loop does not train the pruner's current model, or lambda cannot be set from the first loss.
         """
         if self._settings.penalty_ratio == 0:
             return
@@ -194,19 +194,19 @@ class PruneTrain:
             self._penalty.add_gradient_(self._strength or 0.0, scale=self._gradient_scale())
 
     def fade(self, macs: float, steps: int) -> float:
-        """Fade the weakest channels out over the next optimizer steps: then a cut takes them and changes nothing.
+        """Fade out the weakest channels over the next optimizer steps, so that cutting them afterwards does not change the outputs.
 
-        Their weights, and those of `ema`, fall to zero in a straight line, and stay there until `reconfigure`, with which the fading ends.
-        Neither `regularize` nor a `penalty_ratio` is needed. Channels are ranked by their norms as shares of the mean of their space
+        Their weights, and those of `ema`, fall to zero linearly and stay there until `reconfigure`, which ends the fade. Neither
+        `regularize` nor a `penalty_ratio` is needed. Channels are ranked by their norm relative to the mean of their space
         (`docs/methods.md`).
 
         Args:
-            macs: the multiply-accumulates to get down to, as a share of the dense network's, in (0, 1).
-            steps: calls of `optimizer.step()` until the weights are zero, from 1: no more than there are before `reconfigure`, which are
-                fewer than batches where gradients are accumulated, and some less where a GradScaler may skip steps.
+            macs: the multiply-accumulates to reach, as a share of the dense network's, in (0, 1).
+            steps: calls of `optimizer.step()` until the weights are zero, from 1, and at most as many as there are before `reconfigure`.
+                With gradient accumulation these are fewer than batches; with a GradScaler, which may skip steps, ask for some fewer.
 
         Returns:
-            The share of the multiply-accumulates that the cut will leave: over `macs` where no more can go.
+            The share of the multiply-accumulates that the cut will leave: over `macs` if no more channels can be removed.
 
         Raises:
             ConfigError: for numbers out of range.
@@ -221,24 +221,24 @@ class PruneTrain:
         return left / dense
 
     def reconfigure(self, path: str | Path | None = None, *, keep: Mapping[str, Collection[int]] | None = None) -> Reconfigured:
-        """Cut the channels that are dead. Call it between two optimizer steps; under DistributedDataParallel on every rank.
+        """Cut the dead channels. Call it between two optimizer steps; under DistributedDataParallel, on every rank.
 
-        The outputs stay what they are, in eval mode and in train mode. If some BatchNorms are in eval mode while the others train, call it
-        in these modes: train mode is then what the network is in now, and the smaller network is left in it.
+        The outputs stay the same, in eval mode and in train mode. If your loop keeps some BatchNorms in eval mode while others train, call
+        it in these modes: "train mode" then means the network's current modes, and the smaller network has the same.
 
         Args:
-            path: where to write the smaller network, as `.py`; its weights go beside it as `.pt` (a state dict). None writes nothing. A
-                name like epoch_010.py puts the epoch into the file's header.
-            keep: filters that you chose yourself, by the layer's name in the network file: the layer keeps these, and its others go, dead
+            path: where to write the smaller network, as `.py`; its weights are written beside it as `.pt` (a state dict). None writes
+                nothing. A name like epoch_010.py puts the epoch into the file's header.
+            keep: filters of your own choice, by the layer's name in the network file: the layer keeps these and loses all others, dead
                 or not.
 
         Returns:
-            What to go on training with: as before, if nothing was cut.
+            What to continue training with; the same model as before if nothing was cut.
 
         Raises:
-            ConfigError: for a path or choice that does not work, or an optimizer whose state cannot be cut.
-            UserWarning: if channels are still fading; they stay.
-            OutputError: if a file cannot be written; the pruner, the model and the optimizer are then as before.
+            ConfigError: for an unusable path or choice, or an optimizer whose state cannot be cut.
+            UserWarning: if channels are still fading; these are not cut.
+            OutputError: if a file cannot be written; the pruner, the model and the optimizer are then unchanged.
         """
         start = time.perf_counter()
         file = None if path is None else Path(path)
@@ -246,8 +246,8 @@ class PruneTrain:
             raise ConfigError(f"{file}: a network file ends in .py")
         if self._fade and self._fade.unfinished:
             warnings.warn(
-                f"{self._fade.unfinished} of the fade were made, so that its channels are not zero and stay: fade() over as many calls of "
-                "optimizer.step() as there are before reconfigure()",
+                f"only {self._fade.unfinished} of the fade were made, so its channels are not zero yet and stay: call fade() with no more "
+                "steps than there are calls of optimizer.step() before reconfigure()",
                 stacklevel=2,
             )
         network, ranks = self._network, self._wrapping.ranks
@@ -278,7 +278,7 @@ class PruneTrain:
         return Reconfigured(model, self._optimizer, self._ema, _timed(change, start), file)
 
     def _cut(self, keep: Mapping[str, Collection[int]]) -> Cut:
-        """The network without what is dead, or was not chosen to be kept; of several ranks all take the first one's weights before."""
+        """Cut what is dead, or not among the filters to keep; with several ranks, all take over the first one's weights before."""
         network, settings = self._network, self._settings
         self._wrapping.ranks.share_(network.state().values())
         proposal = propose_cut(
@@ -292,16 +292,16 @@ class PruneTrain:
         return proposal.apply(proposal.plan(settings.round_to))
 
     def _cut_average(self, cut: Cut, source: str, filename: str) -> Callable[[], nn.Module] | None:
-        """Cut the ema, if there is one, and say what puts the smaller one in its place; nothing has changed until that is called."""
+        """Cut the ema, if there is one, and return a function that puts the smaller one in its place; nothing changes before its call."""
         if self._ema is None:
             return None
         copy, put = copy_inside(self._ema, self._network)
         return partial(put, cut_average(copy, self._network, cut, source, filename))
 
     def state_dict(self) -> dict[str, Any]:
-        """Lambda, settings, what fades and the network as plain values, for a checkpoint. Weights and optimizer state have state dicts.
+        """Lambda, settings, fading channels and network as plain values, to save along with the model's and optimizer's state dicts.
 
-        To go on: `load_network` the file that `reconfigure` wrote (or make your own model, if there was no cut yet), load its weights,
+        To resume: `load_network` the file that `reconfigure` wrote (or make your own model, if there was no cut yet), load its weights,
         make the optimizer and a `PruneTrain` for them, and load this.
         """
         network, dense = render(self._network.graph), render(self._dense)
@@ -309,10 +309,10 @@ class PruneTrain:
         return {"lasso_strength": self._strength, "network": network, "dense": dense, "settings": asdict(self._settings), "fade": fade}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as the pruner whose `state_dict` this is; its settings replace those that this one was made with.
+        """Continue as the pruner whose `state_dict` this is; its settings replace those given to this one.
 
         Raises:
-            CheckpointError: for what is no such state, or one of another network.
+            CheckpointError: if this is not such a state, or is the state of another network.
         """
         try:
             network, dense, settings = parse(state["network"], "network"), parse(state["dense"], "dense"), Settings(**state["settings"])
@@ -328,7 +328,7 @@ class PruneTrain:
         self._settings, self._dense, self._strength, self._penalty, self._fade = settings, dense, strength, penalty, fade
 
     def close(self) -> None:
-        """Take the hook off the optimizer: lasso and fading act no more."""
+        """Remove the hook from the optimizer: the lasso and fading no longer act."""
         self._hook.remove()
 
     def _average(self) -> Network | None:
@@ -336,26 +336,26 @@ class PruneTrain:
         return None if self._ema is None else copy_inside(self._ema, self._network)[0]
 
     def _first_strength(self, loss: Tensor | float) -> float | None:
-        """Lambda, or None while nothing that could be penalised is trained, or the loss cannot be."""
+        """Return lambda, or None as long as no penalised weight is trained, or the first steps overflow under a GradScaler."""
         mean = self._wrapping.ranks.mean(float(loss.detach() if isinstance(loss, Tensor) else loss), self._network.device)
         if self._scaler is not None and self._scaler.is_enabled() and not isfinite(mean):  # an overflow, whose step is skipped
             return None
         if not isfinite(mean) or mean <= 0:
-            raise ConfigError(f"the first loss sets the strength of the lasso; it must be a finite number over 0, not {mean}")
+            raise ConfigError(f"the first loss sets the lasso's strength, so it must be a finite number over 0, not {mean}")
         return self._penalty.strength_for(self._settings.penalty_ratio, mean) or None
 
     def _gradient_scale(self) -> Tensor | None:
-        """The scale of a GradScaler that has not divided the gradients by it yet; still on the device, where `get_scale` would wait."""
+        """The scale of a GradScaler that has not unscaled the gradients yet, on the device, since `get_scale` would synchronise."""
         if self._scaler is None or not self._scaler.is_enabled():
             return None
         stage = self._scaler._per_optimizer_states[id(self._optimizer)]["stage"]
         return self._scaler.scale(torch.ones((), device=self._network.device)) if stage is OptState.READY else None
 
     def _after_step(self) -> None:
-        """The proximal step, once after each optimizer step that `regularize` came before; and a step of fading.
+        """Make a proximal step if `regularize` was called before this optimizer step, and a step of fading.
 
         Raises:
-            ConfigError: if the loop goes on with the model of before a cut.
+            ConfigError: if the loop still trains the model from before a cut.
         """
         if any(_has_gradient(old()) for old in self._old) and not any(map(_has_gradient, self._network.module.parameters())):
             raise ConfigError(_OLD_MODEL)
@@ -371,7 +371,7 @@ class PruneTrain:
 
 
 def _after_step(reference: "weakref.ref[PruneTrain]") -> Callable[..., None]:
-    """A hook that does not keep its pruner alive."""
+    """Return a hook that does not keep its pruner alive."""
 
     def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         pruner = reference()
@@ -395,7 +395,7 @@ def _epoch_of(path: Path | None) -> int | None:
 
 
 def _write(path: Path, source: str, module: nn.Module) -> None:
-    """The network file, then its weights."""
+    """Write the network file, then its weights."""
     write_text(path, source)
     weights = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
     write_atomically(path.with_suffix(".pt"), lambda file: torch.save(weights, file))

@@ -1,4 +1,4 @@
-"""What a user of the library may set. Meaning, defaults and ranges are those of the command line's flags of the same names."""
+"""The settings of the library's pruner. Meanings, defaults and ranges are those of the command-line flags of the same names."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from prunetrain.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of a pruner; `round_to` is a number here, since only a run of the command line can time candidates.
+    """The settings of a pruner; `round_to` must be a number, since only a run of the command line can time candidates.
 
     Raises:
-        ConfigError: for a value that is none of the allowed ones.
+        ConfigError: for a value that is not allowed.
     """
 
     penalty_ratio: float

@@ -1,6 +1,6 @@
 """`prunetrain.train`: what `prunetrain train` does, from Python.
 
-In: settings. Out: the run that they became, with network files, checkpoints and metrics.
+In: settings. Out: a run with network files, checkpoints and metrics.
 """
 
 from pathlib import Path
@@ -14,18 +14,18 @@ from prunetrain.training.run import Outcome, continue_run, run_name, start_run
 
 
 def train(*, recipe: str | None = None, resume: bool = False, observer: Observer | None = None, **settings: Any) -> Outcome:
-    """Train a network that becomes smaller on the way: `outcome.network` is its last network file, `outcome.run.last` its checkpoint.
+    """Train a network and prune it on the way: `outcome.network` is its last network file, `outcome.run.last` its last checkpoint.
 
         outcome = prunetrain.train(model="resnet18", dataset="folder", data_dir="my_images", epochs=30)
 
     Args:
-        recipe: name or file of settings over the defaults; by default the data set's own, if it has one.
-        resume: go on with the newest run of this name, if there is one.
-        observer: is told what happens.
-        settings: fields of `TrainConfig`, which are the flags of `prunetrain train` with `_` for `-`; they go over the recipe.
+        recipe: name or file of a recipe, whose settings replace the defaults; by default the data set's own recipe, if it has one.
+        resume: continue the newest run of this name, if there is one.
+        observer: receives the run's events: epochs, cuts, messages.
+        settings: fields of `TrainConfig`, which are the flags of `prunetrain train` with `_` for `-`; they override the recipe.
 
     Raises:
-        PruneTrainError: for settings, data or a network that do not work; nothing is written before they were checked.
+        PruneTrainError: for unusable settings, data or networks; all are checked before anything is written.
     """
     given = settings_from(settings)
     named = recipes.load_recipe(recipe) if recipe is not None else {}

@@ -1,6 +1,6 @@
-"""What torch makes of a network: DistributedDataParallel and torch.compile around it, in any order, SyncBatchNorm inside.
+"""Unwrap a network to prune it, and wrap the smaller one in the same way.
 
-Taken off to prune, put on again after.
+Wrappers are DistributedDataParallel and torch.compile around the network, in any order, and SyncBatchNorm inside it.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,23 +20,23 @@ Wrap: TypeAlias = Callable[[nn.Module], nn.Module]
 
 @dataclass(frozen=True)
 class Wrapping:
-    """What was around a network, innermost first, and the processes that DistributedDataParallel connects."""
+    """The wrappers of a network, innermost first, and the processes that DistributedDataParallel connects."""
 
     wraps: tuple[Wrap, ...]
     ranks: Ranks
 
     def __call__(self, network: nn.Module) -> nn.Module:
-        """The network in the same wrapping."""
+        """Wrap a network in the same way."""
         for wrap in self.wraps:
             network = wrap(network)
         return network
 
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, Wrapping]:
-    """The network inside, and what was around it.
+    """Return the network inside, and its wrapping.
 
     Raises:
-        ConfigError: for DataParallel, whose replicas of the network no cut would reach.
+        ConfigError: for DataParallel, whose replicas of the network a cut would not reach.
     """
     wraps: list[Wrap] = []
     ranks = Ranks()
@@ -55,14 +55,14 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, Wrapping]:
     if model._compiled_call_impl is not None:
         wraps.append(_compiled_in_place)
     synced = next((module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)), None)
-    if synced is not None:  # a network file has BatchNorm
+    if synced is not None:  # network files have plain BatchNorm
         wraps.append(partial(nn.SyncBatchNorm.convert_sync_batchnorm, process_group=synced.process_group))
     return model, Wrapping(tuple(reversed(wraps)), ranks)
 
 
 @contextmanager
 def not_compiled(network: nn.Module) -> Iterator[None]:
-    """Inside, modules that were compiled in place run as they are written, so that a tracer sees what they do."""
+    """Run modules that were compiled in place as they are written, so that a tracer sees what they do."""
     compiled = {module: module._compiled_call_impl for module in network.modules() if module._compiled_call_impl is not None}
     try:
         for module in compiled:
@@ -74,13 +74,13 @@ def not_compiled(network: nn.Module) -> Iterator[None]:
 
 
 def _compiled_in_place(network: nn.Module) -> nn.Module:
-    """What `model.compile()` does; torch does not keep the arguments that it was given, so these are the defaults."""
+    """Compile in place as `model.compile()` does, with default arguments, since torch does not keep the given ones."""
     network.compile()
     return network
 
 
 def _data_parallel_like(model: DistributedDataParallel) -> Wrap:
-    """DistributedDataParallel with the settings and communication hooks of another. The network is on its device already."""
+    """Return a wrapper with the settings and hooks of this DistributedDataParallel, for networks that are on their device already."""
     settings: dict[str, Any] = {
         name: getattr(model, name)
         for name in (
@@ -94,7 +94,7 @@ def _data_parallel_like(model: DistributedDataParallel) -> Wrap:
         )
     }
     settings["bucket_cap_mb"] = None if model.bucket_bytes_cap_default else model.bucket_bytes_cap / 2**20
-    if hasattr(model, "forward_sync_buffers"):  # newer torch has this name for it
+    if hasattr(model, "forward_sync_buffers"):  # newer torch calls it this
         settings["forward_sync_buffers"] = model.forward_sync_buffers
     else:
         settings["broadcast_buffers"] = model.broadcast_buffers
