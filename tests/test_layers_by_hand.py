@@ -126,7 +126,7 @@ def test_one_gate_for_all_channels_stays() -> None:
     net = Sketch("Toy", (2, 3, 3))
     x, mask = net.conv("conv1", net.x, 3, kernel_size=1), net.call("torch.sigmoid", net.conv("mask", net.x, 1, kernel_size=1))
     graph, state = made(net, net.classifier("fc", net.call("*", mask, x), 2))
-    assert (frozen(graph, "mask"), frozen(graph, "conv1")) == ("* broadcasts it", "")
+    assert (frozen(graph, "mask"), frozen(graph, "conv1")) == ("broadcast by *", "")
     ignore(state, "fc", 2)
     assert width(cut_of(graph, state), "conv1", "mask") == [2, 1]
 

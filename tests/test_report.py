@@ -140,10 +140,10 @@ def test_one_channel_that_stays_is_no_plural() -> None:
 
 def test_reasons_are_printed_as_they_are() -> None:
     found = describe.network(tiny(6))
-    found["frozen"][1]["why"] = "[] takes channels by their number"
+    found["frozen"][1]["why"] = "[] depends on channel positions"
     output = console()
     print_network(output, found)
-    assert "  [] takes channels by their number: 2 channels of conv2\n" in text(output)
+    assert "  [] depends on channel positions: 2 channels of conv2\n" in text(output)
 
 
 def test_dense_network_has_no_shares() -> None:

@@ -180,7 +180,7 @@ def test_single_channel_broadcast_over_many_is_frozen() -> None:
     net = Sketch("Toy", (3, 4, 4))
     x, mask = net.conv("conv1", net.x, 2, kernel_size=1), net.conv("mask", net.x, 1, kernel_size=1)
     spaces = find_spaces(net.graph(net.classifier("fc", net.call("*", x, mask), 2)))
-    assert space_of(spaces, "mask").frozen == "* broadcasts it"
+    assert space_of(spaces, "mask").frozen == "broadcast by *"
     assert space_of(spaces, "conv1").frozen == ""
 
 

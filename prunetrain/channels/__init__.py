@@ -1,1 +1,1 @@
-"""Channel spaces, which channels can go, and cutting them."""
+"""Channel spaces: finding them, deciding which channels can go, cutting."""

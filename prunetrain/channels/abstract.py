@@ -1,6 +1,6 @@
-"""An abstract value: what is known of the elements of a result whatever the images are, and what functions make of it.
+"""Abstract values: what is known about the elements of a result for any images, and how functions transform it.
 
-An element is unknown, or a constant with the number it has in eval mode and the one it has in train mode.
+An element is either unknown or a constant, with one number in eval mode and one in train mode.
 """
 
 from collections.abc import Callable, Collection
@@ -28,43 +28,43 @@ class Abstract:
 
     @classmethod
     def unknown(cls, *shape: int) -> "Abstract":
-        """Nothing known, as grids of a shape."""
+        """Nothing known, as grids of the given shape."""
         zeros = torch.zeros(shape, dtype=torch.float64)
         return cls(torch.zeros(shape, dtype=torch.bool), zeros, zeros)
 
     @classmethod
     def nothing(cls, rank: int) -> "Abstract":
-        """Nothing known of any element, as grids of size 1 in each of so many dimensions."""
+        """Nothing known about any element, as grids of this rank with size 1 in every dimension."""
         return cls.unknown(*(1,) * rank)
 
     @classmethod
     def number(cls, number: Tensor) -> "Abstract":
-        """The same constants in both modes."""
+        """Constants that are the same in both modes."""
         return cls(torch.ones(number.shape, dtype=torch.bool), number, number)
 
     @property
     def zero(self) -> Tensor:
-        """Where it is zero in both modes."""
+        """Where the value is zero in both modes."""
         return self.known & (self.eval_mode == 0) & (self.train_mode == 0)
 
     def agrees(self, tolerance: float) -> Tensor:
-        """Where it is the same in both modes."""
+        """Where the value is the same in both modes."""
         return self.known & ((self.eval_mode - self.train_mode).abs() <= tolerance)
 
     def only(self, where: Tensor) -> "Abstract":
-        """The same with less known."""
+        """The same value, but known only at `where`."""
         return Abstract(self.known & where, self.eval_mode, self.train_mode)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Abstract":
-        """All three grids changed alike."""
+        """Apply a function to all three grids."""
         return Abstract(change(self.known), change(self.eval_mode), change(self.train_mode))
 
     def broadcast(self) -> "Abstract":
-        """The three grids in one size."""
+        """Expand the three grids to the same size."""
         return Abstract(*broadcast(self.known, self.eval_mode, self.train_mode))
 
     def along(self, dim: int, size: int) -> "Abstract":
-        """What is known of each position of a dimension, as grids (size,): constants are the same beside it, in all other dimensions."""
+        """What is known about each position along a dimension, as grids (size,); nothing, if the value varies in other dimensions."""
         whole = self.broadcast()
         others = [d for d in varying(whole.known) if d != dim % whole.known.dim()]
         if others:
@@ -77,13 +77,13 @@ class Abstract:
 
 
 class Functions:
-    """What the functions of a graph make of abstract values.
+    """Applies the functions of a graph to abstract values.
 
     Args:
         mover: runs moves.
         shapes: the graph's shapes.
-        value_of: the abstract value of a result or declared tensor.
-        along: the dimensions of a result along which its channels lie.
+        value_of: returns the abstract value of a result or declared tensor.
+        along: returns the dimensions of a result along which its channels lie.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Functions:
         self._along = along
 
     def result(self, value: Value, step: Step, shape: Shape) -> Abstract:
-        """What is known of the result of a step that calls a function."""
+        """What is known about the result of a step that calls a function."""
         if FAMILY_OF[step.target] is Family.BINARY:
             return self._binary(step, shape, self._along(value))
         rule = _RULES.get(step.target) or _FAMILY_RULES.get(FAMILY_OF[step.target])
@@ -119,7 +119,7 @@ class Functions:
         return source.only(source.zero)
 
     def _beside_images(self, source: Abstract) -> Abstract:
-        """The source, if it is the same all over each image."""
+        """The source if it is the same at every pixel of an image, else nothing known."""
         return Abstract.nothing(source.known.dim()) if {2, 3} & set(varying(source.broadcast().known)) else source
 
     def _pool(self, step: Step, shape: Shape) -> Abstract:
@@ -156,7 +156,7 @@ class Functions:
         return self._move(step, shape) if source is self._source(step) else Abstract.nothing(4)
 
     def _pad(self, step: Step, shape: Shape) -> Abstract:
-        """Channels that are constants stay so if what is put around them is the same; channels that are put beside them are constants."""
+        """Pad: constant channels stay constant if padded with the same number; channels that the padding adds are constants."""
         source = self._source(step).broadcast()
         if step["mode"] != "constant":
             return source if not set(pads(step, len(shape))) & set(varying(source.known)) else Abstract.nothing(len(shape))
@@ -179,7 +179,8 @@ class Functions:
     def _operands(self, step: Step, shape: Shape, along: Collection[int]) -> tuple[Abstract, Abstract]:
         """The operands of a step, in the result's rank.
 
-        One result that many channels share (a mask of the pixels) learns from all of them, from constants too, so it counts as unknown.
+        A result that many channels share (such as a mask over pixels) gets gradients from all of them, constants included, so it counts as
+        unknown.
         """
         found, rank = [], len(shape)
         for name in ("input", "other"):
@@ -229,7 +230,7 @@ _BINARY: Final[dict[str, Any]] = {
 }
 _FAMILY_RULES: Final[dict[Family, Callable[[Functions, Step, Shape], Abstract]]] = {
     Family.ELEMENTWISE: Functions._elementwise,
-    Family.RANDOM: Functions._zeros_only,  # in train mode chance makes a constant random
+    Family.RANDOM: Functions._zeros_only,  # in train mode these make constants random
     Family.POOL: Functions._pool,
     Family.REDUCE: Functions._reduce,
     Family.MOVE: Functions._move,

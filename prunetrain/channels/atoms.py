@@ -1,6 +1,6 @@
-"""Atoms: numbers that a walk over a network (`walk.py`) gives to the elements of its values, and what it notes of them.
+"""Atoms: numbers that a walk over a network (`walk.py`) gives to the elements of its values, and what it records about them.
 
-Elements of one channel have one atom, or atoms that are united. Grids (`grids.py`) hold them.
+Elements of one channel have the same atom, or atoms that are united. Grids (`grids.py`) hold them.
 """
 
 from dataclasses import dataclass, field
@@ -28,10 +28,10 @@ class Role(Enum):
 
 @dataclass
 class Atoms:
-    """What a walk finds: `axes` (n,) each; `united` pairs (n, 2) that are one channel; `together` atoms of one space.
+    """What a walk finds: the atoms (n,) of each of `axes`; `united` pairs (n, 2) that are one channel; `together` atoms of one space.
 
-    `frozen` has atoms, and why their spaces may not be cut. `values` has a grid and the operation that made it for every value,
-    `declared` a grid for each declared tensor that has channels.
+    `frozen` has atoms, and why their spaces may not be cut. `values` has the grid of each value and the operation that made it, `declared`
+    a grid for each declared tensor that has channels.
     """
 
     count: int = 0
@@ -52,14 +52,14 @@ class Atoms:
         return atoms
 
     def unite(self, left: Tensor, right: Tensor) -> None:
-        """Make one channel of what two grids have in each position; they are broadcast."""
+        """Make the atoms at each position of two grids one channel; the grids are broadcast."""
         both = broadcast(left, right)
         self.united.append(torch.stack([grid.reshape(-1) for grid in both], 1).numpy())
 
     def along(self, grid: Tensor, dim: int, size: int, why: str) -> Tensor:
-        """The atoms along a dimension, (size,): what lies beside them in other dimensions becomes one with them.
+        """Return the atoms along a dimension, (size,), after uniting each with those at its position in the other dimensions.
 
-        Where the grid changes in other dimensions only, it is frozen, and so is the one new atom that is returned.
+        If the grid changes only in other dimensions, it is frozen, and so is the single new atom that is returned.
         """
         others = [d for d in varying(grid) if d != dim % grid.dim()]
         if others and grid.shape[dim] == 1:
@@ -70,7 +70,7 @@ class Atoms:
         return self.tied(grid, others).reshape(-1).expand(size)
 
     def tied(self, grid: Tensor, dims: list[int]) -> Tensor:
-        """The grid after everything along some dimensions has become one."""
+        """Unite everything along some dimensions and return the smaller grid."""
         first = grid
         for dim in dims:
             first = first.narrow(dim, 0, 1)
@@ -79,7 +79,7 @@ class Atoms:
         return first
 
     def put(self, name: str, axis: str, role: Role, atoms: Tensor) -> Tensor:
-        """Put atoms on an axis; a layer that is called again has some already, and both calls' channels become one."""
+        """Put atoms on an axis and return the axis's atoms; a second call of a layer is united with the first."""
         if (name, axis) in self.axes:
             self.unite(torch.from_numpy(self.axes[name, axis]), atoms)
         else:
@@ -87,11 +87,11 @@ class Atoms:
         return torch.from_numpy(self.axes[name, axis])
 
     def produced(self, name: str, count: int, *, copies: int = 1) -> Tensor:
-        """The atoms of a layer's outputs, (count * copies,): new ones when it is called first, in each copy the same."""
+        """Return the atoms of a layer's outputs, (count * copies,): new at its first call, and the same in each copy."""
         if (name, "out") in self.axes:
             return torch.from_numpy(self.axes[name, "out"])
         return self.put(name, "out", Role.PRODUCER, self.fresh(count).repeat(copies))
 
     def freeze(self, grid: Tensor, why: str) -> None:
-        """Note that nothing of the grid's spaces may be cut, and why."""
+        """Record that no channel of the grid's spaces may be cut, and why."""
         self.frozen.append((np.unique(grid.numpy()), why))

@@ -1,8 +1,7 @@
-"""Residual branches that compute nothing any more: an addition with an operand that is constant in every channel.
+"""Remove residual branches that no longer compute anything: additions with an operand that is constant in every channel.
 
 In: a graph, its weights, its constants. Out: the graph without such branches, and the weights of what is left. A constant other than
-zero stays as a declared parameter; it takes the place of the bias at the end of the branch, so the optimizer goes on with it as with that
-bias.
+zero stays as a declared parameter; it replaces the bias at the end of the branch and takes over that bias's optimizer state.
 """
 
 from collections import Counter
@@ -24,7 +23,7 @@ from prunetrain.graph.layergraph import TRAINING, Attribute, Declared, LayerGrap
 class BranchCut:
     """A graph without some branches.
 
-    `removed` names the layers that went; `state` and `sources` are the weights of the rest and where they came from.
+    `removed` names the removed layers; `state` and `sources` are the remaining weights and where they come from.
     """
 
     graph: LayerGraph
@@ -34,14 +33,14 @@ class BranchCut:
 
 
 def remove_branches(graph: LayerGraph, state: Mapping[str, Tensor], constants: Constants, tolerance: float) -> BranchCut | None:
-    """Remove the branches that are constant, in one walk over the steps; None if there is none.
+    """Remove the branches that are constant, in one walk over the steps; return None if there is none.
 
-    What is left may have more of them, which could not go as long as one of these was there.
+    The remaining graph may have further ones, which these branches kept from being removed.
 
     Args:
         graph: the network.
         state: its state dict.
-        constants: what `find_constants` says of the two.
+        constants: what `find_constants` returns for the two.
         tolerance: how far the constant may differ between eval and train mode.
     """
     shapes, walk = Shapes(graph), _Walk(graph, state, constants)
@@ -53,7 +52,7 @@ def remove_branches(graph: LayerGraph, state: Mapping[str, Tensor], constants: C
                 continue
             operand, rest = walk.present(step[branch]), walk.present(step[other])
             if shapes.of(operand) != shapes.of(rest) or not shapes.alike(rest, Value(number + 1)):
-                continue  # what is left would be smaller than the sum, without a row an image for example
+                continue  # what is left would be smaller than the sum, for example lack the batch dimension
             if not bool(constants.values[operand.index].agrees(tolerance).all()):
                 continue
             if walk.remove(number, operand, rest):
@@ -63,7 +62,7 @@ def remove_branches(graph: LayerGraph, state: Mapping[str, Tensor], constants: C
 
 @dataclass(frozen=True)
 class _Bias:
-    """A constant that stays: the declared tensor, its numbers, and the bias that it takes the place of."""
+    """A constant that stays: the declared tensor, its numbers, and the bias that it replaces."""
 
     declared: Declared
     values: Tensor
@@ -71,25 +70,25 @@ class _Bias:
 
 
 class _Walk:
-    """The graph as it loses its branches; values keep the numbers that they have in the graph before."""
+    """The graph while branches are removed; values keep the numbers of the original graph."""
 
     def __init__(self, graph: LayerGraph, state: Mapping[str, Tensor], constants: Constants) -> None:
         self._graph = graph
         self._state = state
         self._constants = constants
         self._steps = list(graph.steps)
-        self._instead: dict[Value, Value] = {}  # what is read in place of a sum
+        self._instead: dict[Value, Value] = {}  # the value that replaces a sum
         self._biases: dict[str, _Bias] = {}
         self.found = False
         self.reads = Counter((*graph.outputs, *(value for step in graph.steps for value in step.inputs())))
         self._calls = Counter(name for step in graph.steps for name in _names(step))
 
     def present(self, value: Value) -> Value:
-        """What a step that reads a value reads now."""
+        """The value that is read now in place of a value of the original graph."""
         return self._instead.get(value, value)
 
     def remove(self, number: int, operand: Value, rest: Value) -> bool:
-        """Remove the branch that ends in `operand`, which step `number` adds to `rest`; whether it can go."""
+        """Remove the branch that ends in `operand`, which step `number` adds to `rest`, if it can go; return whether it went."""
         constant = self._constants.values[operand.index]
         zero = bool(constant.zero.all())
         donor = "" if zero else self._bias_behind(operand)
@@ -113,7 +112,7 @@ class _Walk:
         return True
 
     def result(self) -> BranchCut:
-        """What is left."""
+        """The graph that is left, and its weights."""
         declared = (*self._graph.declared, *(bias.declared for bias in self._biases.values()))
         steps = [step.map_values(self.present) for step in self._steps]
         smaller = edited(self._graph, steps, [self.present(value) for value in self._graph.outputs], self._graph.layers, declared)
@@ -130,7 +129,7 @@ class _Walk:
         return [self.present(value) for value in self._steps[step].inputs()]
 
     def _idle_without(self, operand: Value) -> list[int]:
-        """The steps whose results nobody reads when one step less reads a value."""
+        """The steps whose results nothing reads once a value loses one reader."""
         lost: Counter[Value] = Counter()
         gone: list[int] = []
         pending = [operand]
@@ -143,9 +142,9 @@ class _Walk:
         return gone
 
     def _felt_elsewhere(self, operand: Value, lost: Mapping[str, int]) -> bool:
-        """Whether something that stays feels in training what a constant is used for: from it back to the dead weights that make it one.
+        """Whether anything that stays gets a gradient through the constant; searches from it back to the dead weights that make it one.
 
-        Its next step would be another without the branch.
+        Without the branch, the next optimizer step of such a layer would differ.
         """
         pending, seen = [operand], {operand}
         while pending:
@@ -163,14 +162,14 @@ class _Walk:
         return False
 
     def _bias_behind(self, value: Value) -> str:
-        """The bias whose gradient is that of the value, summed: that of the layer that makes it, if it has one."""
+        """The bias of the layer that makes the value, if it has one: its gradient is the sum of the value's."""
         name = self._steps[value.index - 1].layer if value.index else None
         if name is None or self._calls[name] > 1:
             return ""
         return f"{name}.bias" if f"{name}.bias" in self._state else ""
 
     def _bias(self, donor: str, constant: Abstract) -> str:
-        """Declare a constant that stays; its name."""
+        """Declare a constant that stays and return its name."""
         layer = self._graph.layer(donor.removesuffix(".bias"))
         name = free_name(f"{layer.name}_bias", +self._calls)
         whole = constant.broadcast()

@@ -1,4 +1,4 @@
-"""Connected components of many integers at once."""
+"""Connected components of integers, vectorised."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ _Integers = npt.NDArray[np.int64]
 
 
 def components(count: int, pairs: Sequence[_Integers]) -> _Integers:
-    """The smallest member of each integer's component.
+    """Find the connected components of the integers 0 to `count` - 1.
 
     Args:
-        count: the integers are 0 to `count` - 1.
-        pairs: arrays (n, 2) of integers that belong together.
+        count: how many integers there are.
+        pairs: arrays (n, 2) of connected integers.
 
     Returns:
-        (count,): for each integer the smallest that it is connected to.
+        (count,): for each integer the smallest of its component.
     """
     labels = np.arange(count)
     if not pairs:
@@ -28,7 +28,7 @@ def components(count: int, pairs: Sequence[_Integers]) -> _Integers:
         if not apart.any():
             return labels
         left, right, a, b = left[apart], right[apart], a[apart], b[apart]
-        np.minimum.at(labels, np.maximum(a, b), np.minimum(a, b))  # a root gets a smaller one above it
+        np.minimum.at(labels, np.maximum(a, b), np.minimum(a, b))  # attach a root to a smaller one
         while True:
             above = labels[labels]
             if (above == labels).all():

@@ -1,12 +1,12 @@
-"""Which activations are constants, and who can do without a channel that carries one.
+"""Find the activations that are constants, and the layers that can do without a channel that carries one.
 
-In: a graph, its weights, which of their slices are dead. Out: for every value, what is known of its elements; for every consumer of a
-channel, whether it can do without it. An abstract interpretation of the network (`abstract.py`); a dead slice counts as zeros.
+In: a graph, its weights, and which of their slices are dead. Out: for every value, what is known about its elements; for every consumer of
+a channel, whether it can do without it. This is an abstract interpretation of the network (`abstract.py`); a dead slice counts as zeros.
 
-A constant c that reaches a consumer through its slice W[:, i] adds sum_k W[:, i, k] * c to its outputs, everywhere, if no zero padding
-meets it. That shift can be absorbed by a bias, or by the running mean of the BatchNorm that follows.
+A constant c that reaches a consumer through its slice W[:, i] adds sum_k W[:, i, k] * c to its outputs at every pixel, unless it meets
+zero padding. That shift can be absorbed by a bias, or by the running mean of the BatchNorm that follows.
 
-Train mode is the network's; BatchNorms may stay in eval mode in it (`always_eval`), as people let them in fine-tuning.
+Train mode is the network's; some BatchNorms may be in eval mode in it (`always_eval`), as is common in fine-tuning.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -29,7 +29,7 @@ class Receiver(Enum):
     """What absorbs a constant shift of a layer's outputs."""
 
     NONE = "nothing"
-    RUNNING_MEAN = "the running mean of the BatchNorm behind it"
+    RUNNING_MEAN = "the running mean of the BatchNorm after it"
     BIAS = "its bias"
 
 
@@ -37,9 +37,9 @@ class Receiver(Enum):
 class Consumer:
     """A conv or linear layer as a reader of channels.
 
-    `expendable` (in,) bool: the layer can do without this input. `columns` (k,) int64: inputs that are constants other than zero, and
-    `constants` (k,) float64 their numbers in eval mode; zero where they cannot be absorbed. `receiver` absorbs what they add to the
-    outputs, in the tensor called `receives`.
+    `expendable` (in,) bool: the inputs that the layer can do without. `columns` (k,) int64: inputs that are constants other than zero;
+    `constants` (k,) float64: their numbers in eval mode, zero where they cannot be absorbed. `receiver` absorbs what they add to the
+    outputs, in the tensor named `receives`.
     """
 
     layer: str
@@ -50,11 +50,11 @@ class Consumer:
     receives: str
 
     def shift(self, weight: Tensor, gone: Tensor) -> Tensor:
-        """What some of the constants add to each output in eval mode, (out,) float64.
+        """Return what the constants of some inputs add to each output in eval mode, (out,) float64.
 
         Args:
-            weight: the layer's, on the CPU or not.
-            gone: (in,) bool: of which inputs.
+            weight: the layer's weight, on any device.
+            gone: (in,) bool: the inputs.
         """
         chosen = gone[self.columns]
         return sums_of(weight, self.columns[chosen], self.constants[chosen, None])[:, 0]
@@ -64,9 +64,9 @@ class Consumer:
 class Constants:
     """What `find_constants` finds; `values[i]` belongs to `Value(i)`.
 
-    `averaged[layer]` (features,) bool: inputs of a LayerNorm that are zero, so that a cut can leave them to padding (`rewriting.py`).
-    `derived[layer]` (n, 2) int64: outputs of a layer that are constants, and inputs that they are computed from (constants that meet live
-    weights). In training these inputs feel what becomes of the outputs, so the outputs cannot go alone.
+    `averaged[layer]` (features,) bool: inputs of a LayerNorm that are zero, so that a cut can replace them by padding (`rewriting.py`).
+    `derived[layer]` (n, 2) int64: constant outputs of a layer, and the inputs that they are computed from (constants that meet live
+    weights). In training these inputs get gradients through the outputs, so the outputs cannot go alone.
     """
 
     values: tuple[Abstract, ...]
@@ -76,12 +76,12 @@ class Constants:
 
 
 def sums_of(weight: Tensor, columns: Tensor, numbers: Tensor) -> Tensor:
-    """What numbers at some inputs, the same at every pixel, add to each output: (out, n) float64 on the CPU.
+    """Return what constant inputs, the same at every pixel, add to each output: (out, n) float64 on the CPU.
 
     Args:
         weight: (out, in, ...).
-        columns: (k,) inputs.
-        numbers: (k, n) float64, n of them for each.
+        columns: (k,), the inputs.
+        numbers: (k, n) float64, n numbers for each input.
     """
     sums = torch.zeros(len(weight), numbers.shape[1], dtype=torch.float64)
     for rows, block in blocks(weight if len(columns) else weight[:0]):
@@ -99,14 +99,14 @@ def find_constants(
     *,
     always_eval: Collection[str] = (),
 ) -> Constants:
-    """Interpret the network over constants.
+    """Find the constants of a network by abstract interpretation.
 
     Args:
         graph: the network.
         spaces: its channel spaces.
-        state: its state dict, on any device; what is found is on the CPU.
-        slices: what `measure_slices` says of it.
-        threshold: how far the two modes may differ where they must agree; weights under it are dead.
+        state: its state dict, on any device; the result is on the CPU.
+        slices: what `measure_slices` returns for it.
+        threshold: largest difference between the two modes where they must agree; weights under it are dead.
         always_eval: names of the layers that are in eval mode while the network is in train mode.
     """
     return _Interpreter(graph, spaces, state, slices, threshold, always_eval=always_eval).run()
@@ -163,7 +163,7 @@ class _Interpreter:
     def _value_of(self, operand: Operand) -> Abstract:
         if isinstance(operand, Value):
             return self._values[operand.index]
-        if operand.name in self._shared or operand.name not in self._state:  # learns from all channels, constants too; or is an index
+        if operand.name in self._shared or operand.name not in self._state:  # all channels, constant ones too, train it; or an index
             return Abstract.nothing(len(self._shapes.of(operand)))
         return Abstract.number(compress(self._tensor(operand.name)))
 
@@ -177,13 +177,13 @@ class _Interpreter:
     def _bias(self, layer: Layer, size: int) -> Tensor:
         return self._tensor(f"{layer.name}.bias") if layer["bias"] else torch.zeros(size, dtype=torch.float64)
 
-    # Layers with weights for each pair of channels. A rule takes what is known of the inputs, (in,), and gives what is of the outputs.
+    # Layers with weights for each pair of channels. A rule takes what is known about the inputs, (in,), and returns it for the outputs.
 
     def _weighted(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
-        """An output is a constant if each of its weights is dead or meets a constant: its bias and the sum of these."""
+        """An output is a constant, its bias plus the sum over its inputs, if each of its weights is dead or meets a constant."""
         if layer.conv_groups > 1:
             return self._grouped(layer, source)
-        spread = source.zero if _pads_with_zeros(layer) else source.known  # inputs that add one number everywhere
+        spread = source.zero if _pads_with_zeros(layer) else source.known  # inputs that add the same number at every pixel
         constant = source.only(spread)
         columns = (spread & ~source.zero).nonzero().flatten()
         weight = self._state[f"{layer.name}.weight"].detach()
@@ -198,7 +198,7 @@ class _Interpreter:
         return Abstract(known, *(self._bias(layer, len(known))[:, None] + sums_of(weight, columns, numbers)).T)
 
     def _grouped(self, layer: Layer, source: Abstract) -> Abstract:
-        """Each output reads the inputs of its group. Whole groups pass channels on; otherwise each reads an input of every group."""
+        """Each output reads the inputs of its group. Unless the conv passes whole groups on, a channel is one input of every group."""
         if layer.kind == "ConvTranspose2d":
             return Abstract.unknown(layer["out_channels"])
         groups = layer.conv_groups
@@ -224,17 +224,17 @@ class _Interpreter:
         return Abstract(known, in_eval, in_train)
 
     def _need(self, consumer: Consumer) -> None:
-        """Note a consumer. One that was called before needs what either call needs."""
+        """Record a consumer. If it is called more than once, it needs what any of the calls needs."""
         before = self._consumers.get(consumer.layer)
         expendable = consumer.expendable & before.expendable if before else consumer.expendable
         self._consumers[consumer.layer] = replace(consumer, expendable=expendable)
 
     def _derive(self, layer: Layer, derived: Tensor) -> None:
-        """Note (n, 2) outputs of a call that are constants, and live inputs of theirs (`Constants.derived`)."""
+        """Record (n, 2) constant outputs of a call and their live inputs (`Constants.derived`)."""
         self._derived[layer.name] = torch.cat([self._derived.get(layer.name, derived[:0]), derived])
 
     def _record(self, value: Value, layer: Layer, constant: Abstract, columns: Tensor) -> None:
-        """Note what a layer can do without: inputs under dead weights, and constants that its receiver absorbs in both modes."""
+        """Record what a layer can do without: inputs that meet dead weights, and constants that its receiver absorbs in both modes."""
         receiver, receives = self._receiver(value, layer)
         match receiver:
             case Receiver.NONE:
@@ -248,7 +248,7 @@ class _Interpreter:
         self._need(Consumer(layer.name, expendable, columns, constants, receiver, receives))
 
     def _receiver(self, value: Value, layer: Layer) -> tuple[Receiver, str]:
-        """What absorbs a shift of a layer's outputs, and the tensor: of a BatchNorm that alone reads them, else the layer's own bias."""
+        """What absorbs a shift of a layer's outputs, and in which tensor: a BatchNorm if it is their only reader, else the layer's bias."""
         if self._calls.count(layer.name) > 1:
             return Receiver.NONE, ""
         uses = self._uses[value]
@@ -284,13 +284,13 @@ class _Interpreter:
         return Abstract(source.known, bias, bias)
 
     def _scaled_away(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
-        """What is multiplied by a dead scale is the bias, whatever it was."""
+        """A channel that is multiplied by a dead scale equals its bias, whatever its input."""
         gain, bias = self._affine(layer, len(source.known))
         return Abstract(gain.abs() < self._threshold, bias, bias)
 
     def _layer_norm(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
         if self._along(value) != [len(self._shapes.of(value)) - 1] or len(pair(layer["normalized_shape"], 1)) > 1:
-            return Abstract.unknown(len(source.known))  # its weights are for other dimensions, and learn from all channels
+            return Abstract.unknown(len(source.known))  # its weights belong to other dimensions and get gradients from all channels
         self._averaged[layer.name] = source.zero & self._averaged.get(layer.name, torch.tensor(True))
         return self._scaled_away(layer, source, value)
 
@@ -299,14 +299,14 @@ class _Interpreter:
         return Abstract(source.known, *(torch.where(mode < 0, slope * mode, mode) for mode in (source.eval_mode, source.train_mode)))
 
     def _single_prelu(self, operand: Operand) -> Abstract:
-        """One slope for all channels learns from every negative number."""
+        """A slope that all channels share gets gradients from every negative number, so negative constants count as unknown."""
         source = self._value_of(operand)
         return source.only((source.eval_mode >= 0) & (source.train_mode >= 0))
 
 
 def _pads_with_zeros(layer: Layer) -> bool:
     if layer.kind == "ConvTranspose2d":
-        return True  # at the borders fewer windows meet
+        return True  # fewer windows overlap at the borders
     if layer.kind == "Linear" or layer["padding_mode"] != "zeros":
         return False
     return not (layer["padding"] in (0, "valid") or (layer["padding"] == "same" and layer["kernel_size"] == 1))

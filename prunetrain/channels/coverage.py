@@ -1,7 +1,7 @@
 """How much of a network can be cut at all: its MACs in channels that may go, the fewest that can be left, and what has to stay.
 
-In: a graph and its channel spaces. Out: a `Coverage`. A share of 100% says that no MAC is out of reach, not that all could go at once: how
-small the network can get is `least_macs`.
+In: a graph and its channel spaces. Out: a `Coverage`. A share of 100% means that every MAC can be cut, not that all can at once: how small
+the network can get is `least_macs`.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from prunetrain.graph.layergraph import LayerGraph
 
 @dataclass(frozen=True)
 class StuckOutputs:
-    """A conv of whose `channels` outputs `frozen` must stay, and why."""
+    """A conv with `channels` outputs of which `frozen` must stay, and why."""
 
     layer: str
     frozen: int
@@ -27,7 +27,7 @@ class StuckOutputs:
 
 @dataclass(frozen=True)
 class StuckSpace:
-    """A space of which nothing can be cut: its name, its channels, and why. Channels that only go together count one by one."""
+    """A space that cannot be cut: its name, its channels, and why. Channels that can only go together are counted individually."""
 
     name: str
     channels: int
@@ -36,9 +36,9 @@ class StuckSpace:
 
 @dataclass(frozen=True)
 class Coverage:
-    """MACs of one image: all, those in channels that may go, and those that are left when as many have gone as can at once.
+    """MACs of one image: all, those in channels that may go, and those left after cutting as many channels as possible at once.
 
-    `stuck` lists convs in forward order, each once; `spaces` those of layers that stay.
+    `stuck` lists the convs with frozen outputs in forward order, each once; `spaces` the spaces that cannot be cut.
     """
 
     macs: int
@@ -49,19 +49,19 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Of the MACs that can be cut, 0 to 1; 0 for a network without any."""
+        """The share of the MACs that can be cut, 0 to 1; 0 for a network without any."""
         return self.cuttable_macs / self.macs if self.macs else 0.0
 
     @property
     def least_share(self) -> float:
-        """Of the MACs, how many are left at the least, 0 to 1; 1 for a network without any."""
+        """The smallest share of the MACs that can be left, 0 to 1; 1 for a network without any."""
         return self.least_macs / self.macs if self.macs else 1.0
 
 
 def cuttable_macs(graph: LayerGraph, spaces: ChannelSpaces) -> Coverage:
-    """What of a network's MACs lies in channels that can be cut.
+    """Return how many of a network's MACs are in channels that can be cut.
 
-    Of a layer this is 1 - i * o of its MACs, where i and o are the shares of its inputs and outputs that stay: those of frozen spaces, and
+    For a layer this is 1 - i * o of its MACs, where i and o are the shares of its inputs and outputs that stay: those of frozen spaces, and
     of spaces that are one channel, which never goes. An axis without channels stays, and so do convolutions and products with computed
     weights.
 
@@ -87,9 +87,9 @@ def cuttable_macs(graph: LayerGraph, spaces: ChannelSpaces) -> Coverage:
 
 
 def least_macs(graph: LayerGraph, spaces: ChannelSpaces) -> int:
-    """MACs of one image when as many channels have gone as can at once: one stays of each space, and of each result.
+    """MACs of one image after cutting as many channels as possible at once: one stays in each space, and in each result.
 
-    Weights have no say here: those that are not trained, and biases in front of a LayerNorm, may keep more.
+    Weights are not considered: those that are not trained, and biases in front of a LayerNorm, may keep more.
     """
     everything = Candidates.chosen(spaces, np.ones(spaces.num_channels, dtype=bool), np.zeros(spaces.num_channels))
     return costs(rewrite(graph, make_plan(everything)).graph).macs
@@ -105,13 +105,13 @@ def _undivided(spaces: ChannelSpaces, space: ChannelSpace, grouping: set[str]) -
 
 
 def _together(spaces: ChannelSpaces, space: ChannelSpace) -> int:
-    """How many channels of a layer the single one of a space is, at the most."""
+    """The largest number of a layer's channels that the single channel of a space stands for."""
     made = [ids for axis, ids in spaces.ids.items() if spaces.roles[axis] is not Role.CONSUMER]
     return max((int((ids == space.channels[0]).sum()) for ids in made), default=1)
 
 
 def _staying(spaces: ChannelSpaces, layer: str, stays: Bools) -> float:
-    """The share of a layer's weights between inputs and outputs that stay."""
+    """The share of a layer's weights that connect inputs that stay with outputs that stay."""
     ids = [spaces.ids[layer, axis] for axis in ("in", "out") if (layer, axis) in spaces.ids]
     return float(np.prod([stays[found].mean() for found in ids]))
 

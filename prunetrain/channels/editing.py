@@ -1,4 +1,4 @@
-"""What every change of a graph ends in: a graph of other steps, without what they leave unused, and what is left of its state dict."""
+"""The last step of every change to a graph: put in the new steps, drop what they leave unused, and reduce the state dict."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,12 +11,12 @@ from prunetrain.graph.layergraph import Declared, Layer, LayerGraph, Step, Value
 def edited(
     graph: LayerGraph, steps: Sequence[Step], outputs: Sequence[Value], layers: Iterable[Layer], declared: Iterable[Declared]
 ) -> LayerGraph:
-    """A graph of other steps, without results that nobody reads and layers and tensors that no step names.
+    """Return a graph with new steps, without results that nothing reads and layers and tensors that no step names.
 
     Args:
-        graph: the graph that was changed: its name, input and kinds of outputs stay.
+        graph: the original graph: its name, input and kinds of outputs stay.
         steps: the new steps; `Value(i)` is what step `i - 1` of these returns.
-        outputs: what it returns in train mode, in the order of `graph.outputs`.
+        outputs: what the new graph returns in train mode, in the order of `graph.outputs`.
         layers: the layers that the steps may call.
         declared: the tensors that they may read.
     """

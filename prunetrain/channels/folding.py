@@ -1,10 +1,10 @@
-"""Networks for inference: without what only training needs, and with BatchNorm folded into the layer before it.
+"""Prepare networks for inference: remove what only training needs, and fold BatchNorm into the layer before it.
 
 In: a graph and its state dict. Out: both, smaller, with the same outputs in eval mode. Nothing is changed in place.
 
     BatchNorm(W x + b) = gamma * (W x + b - mean) / sqrt(var + eps) + beta = (s W) x + (s (b - mean) + beta),    s = gamma / sqrt(var + eps)
 
-In train mode BatchNorm works with the statistics of the batch, which the folded network knows nothing of.
+In train mode BatchNorm uses the statistics of the batch, so the folded network is for eval mode only.
 """
 
 from collections import Counter
@@ -21,20 +21,20 @@ _FOLDS = {"Conv1d": "BatchNorm1d", "Conv2d": "BatchNorm2d", "Linear": "BatchNorm
 
 
 def batch_norms(graph: LayerGraph) -> int:
-    """How many BatchNorm layers a graph has."""
+    """The number of BatchNorm layers in a graph."""
     return sum(layer.kind.startswith("BatchNorm") for layer in graph.layers)
 
 
 def for_inference(graph: LayerGraph, state: Mapping[str, Tensor]) -> tuple[LayerGraph, dict[str, Tensor]]:
-    """Leave out the heads that exist in train mode only."""
+    """Remove the heads that exist in train mode only."""
     smaller = edited(graph, graph.steps, (graph.output, *graph.extra), graph.layers, graph.declared)
     return smaller, state_of(smaller, state)
 
 
 def fold_batch_norm(graph: LayerGraph, state: Mapping[str, Tensor]) -> tuple[LayerGraph, dict[str, Tensor]]:
-    """Fold every BatchNorm that reads a conv or linear layer and has its result for itself; the others stay.
+    """Fold every BatchNorm that is the only reader of a conv or linear layer; the others stay.
 
-    Neither of the two may be called twice, and the BatchNorm must keep running statistics. The arithmetic is in float64; weights keep
+    Both layers must be called exactly once, and the BatchNorm must keep running statistics. The arithmetic is in float64; weights keep
     their type.
 
     Args:
@@ -56,7 +56,7 @@ def fold_batch_norm(graph: LayerGraph, state: Mapping[str, Tensor]) -> tuple[Lay
 
 
 def _foldable(graph: LayerGraph) -> dict[str, Layer]:
-    """The BatchNorm that each layer can take in, by the layer's name."""
+    """The BatchNorm that can be folded into each layer, by the layer's name."""
     shapes, uses = infer_shapes(graph), graph.uses()
     layers = {layer.name: layer for layer in graph.layers}
     calls = Counter(step.layer for step in graph.steps)
@@ -76,7 +76,7 @@ def _foldable(graph: LayerGraph) -> dict[str, Layer]:
 
 
 def _fold(state: Mapping[str, Tensor], producer: str, norm: Layer) -> tuple[Tensor, Tensor]:
-    """The weight and bias of a layer that has taken in its BatchNorm."""
+    """The weight and bias of a layer with its BatchNorm folded in."""
     weight = state[f"{producer}.weight"]
     mean, variance = (state[f"{norm.name}.running_{what}"].double() for what in ("mean", "var"))
     scale = torch.rsqrt(variance + norm["eps"])
@@ -90,12 +90,12 @@ def _fold(state: Mapping[str, Tensor], producer: str, norm: Layer) -> tuple[Tens
 
 
 def _without(graph: LayerGraph, gone: Mapping[Value, Value], layers: Mapping[str, Layer]) -> LayerGraph:
-    """The graph without some steps.
+    """Return the graph without some steps.
 
     Args:
         graph: a graph.
-        gone: for the result of each of these steps, what is read in its place.
-        layers: what becomes of some of the layers.
+        gone: the result of each removed step, and the value that is read in its place.
+        layers: replacements of some layers, by name.
     """
     now = {Value(0): Value(0)}
     steps: list[Step] = []

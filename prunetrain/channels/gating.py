@@ -1,9 +1,9 @@
 """Channel gating: each block of a residual stream reads and writes only the channels that it uses (PruneTrain, arXiv 1901.09290, 4.2).
 
-In: a network whose stream has channels that are dead for some blocks and alive for others, so that no cut can take them. Out: the same
-function, with smaller layers at the ends of the blocks. A layer that reads the stream with dead slices gets the rest by
-`torch.index_select`; a branch of which some filters are dead is added to the rest by `torch.index_add`. What a dead filter still adds, a
-constant from its BatchNorm, stays as a declared parameter.
+In: a network whose stream has channels that are dead for some blocks and alive for others, so that no cut can remove them. Out: the same
+function, with smaller layers at the ends of the blocks. A layer that has dead slices reads only the other channels of the stream, by
+`torch.index_select`; a branch with dead filters is added only to the other channels, by `torch.index_add`. What a dead filter still adds,
+a constant from its BatchNorm, stays as a declared parameter.
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ _SAME_TYPE = "torch.Tensor.type_as"
 
 @dataclass(frozen=True)
 class Gated:
-    """A network with gates: `sources` say where its tensors came from."""
+    """A network with gates; `sources` says where its tensors come from."""
 
     graph: LayerGraph
     state: dict[str, Tensor]
@@ -39,7 +39,7 @@ class Gated:
 class _Write:
     """An addition to a stream of `width` channels whose `operand` keeps the positions `kept`; at `idle` it adds `constants`.
 
-    What is added ends in the convolution `conv`, behind which the BatchNorm `norm` may stand; they are names.
+    The branch that it adds ends in the convolution `conv`, or in the BatchNorm `norm` after it; both are names.
     """
 
     operand: str
@@ -52,13 +52,13 @@ class _Write:
 
 
 def gate_streams(graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: float, granularity: int = 1) -> Gated:
-    """Gate what reads and writes residual streams.
+    """Gate the layers and branches that read and write residual streams.
 
     Args:
         graph: the network.
         state: its state dict, on any device.
         threshold: slices with every absolute weight under this are dead.
-        granularity: what a layer reads or writes stays a multiple of this.
+        granularity: the number of channels that a layer reads or writes stays a multiple of this.
     """
     return _Gates(graph, state, threshold, granularity).run()
 
@@ -106,7 +106,7 @@ class _Gates:
         self._steps.append(step)
         return Value(len(self._steps))
 
-    # Which.
+    # Which layers and additions to narrow.
 
     def _stream(self, axis_ids: Ids) -> bool:
         """Whether channels belong to a residual stream: a space that several layers write to."""
@@ -114,7 +114,7 @@ class _Gates:
         return any(len(self._spaces.spaces[space].members[Role.PRODUCER]) > 1 for space in spaces)
 
     def _plain(self, name: str | None) -> bool:
-        """Whether a name is that of a convolution without groups that is called once."""
+        """Whether a name belongs to a convolution without groups that is called once."""
         return (
             name is not None
             and self._layers[name].kind == "Conv2d"
@@ -123,13 +123,13 @@ class _Gates:
         )
 
     def _rounded(self, alive: Tensor, strength: Tensor) -> Tensor:
-        """Positions to keep: those alive, and the strongest others up to a multiple of the granularity."""
+        """The positions to keep: those alive, and the strongest others up to a multiple of the granularity."""
         wanted = min(len(alive), -(-max(int(alive.sum()), 1) // self._granularity) * self._granularity)
         order = torch.where(alive, torch.inf, strength).argsort(descending=True, stable=True)
         return order[:wanted].sort().values
 
     def _reads(self, step: Step) -> Tensor | None:
-        """The input positions that a layer goes on reading, if these are fewer."""
+        """The input positions that a layer keeps reading, if these are fewer than now."""
         if not self._plain(step.layer) or step.layer is None or not step.inputs() or not self._stream(self._spaces.ids[step.layer, "in"]):
             return None
         found = self._slices[step.layer]
@@ -148,7 +148,7 @@ class _Gates:
             found = self._slices[conv]
             constant = self._constants.values[branch.index].along(1, found.dead.shape[0])
             idle = found.dead_filters & constant.agrees(self._threshold)
-            if f"{norm or conv}.bias" not in self._state:  # in whose place a constant would stay
+            if f"{norm or conv}.bias" not in self._state:  # a constant could only replace a bias
                 idle &= constant.zero
             kept = self._rounded(~idle, found.filter_norms)
             if len(kept) < len(idle):
@@ -159,7 +159,7 @@ class _Gates:
         return None
 
     def _added(self, value: Value, step: Step) -> tuple[str, ...]:
-        """The operands that an addition adds to a stream of the result's shape."""
+        """The names of the operands that an addition adds to a stream of the result's shape."""
         if step.target == "torch.index_add":
             own = step["dim"] % len(self._shapes.of(value)) == 1 and self._mentions[step["index"].name] == 1
             return ("source",) if own else ()
@@ -171,13 +171,13 @@ class _Gates:
         return len(self._uses[value]) == 1 and value not in self._graph.outputs
 
     def _maker(self, operand: Value | Attribute) -> Step | None:
-        """The step that makes a result for one step only."""
+        """The step that makes a result, if only one step reads it."""
         if not isinstance(operand, Value) or not operand.index or not self._for_one(operand):
             return None
         return self._graph.steps[operand.index - 1]
 
     def _end_of_branch(self, branch: Value) -> tuple[str | None, str | None]:
-        """The names of the convolution, and of the BatchNorm behind it, that a branch ends in."""
+        """The names of the convolution that a branch ends in, and of the BatchNorm after it."""
         step = self._maker(branch)
         if step is not None and step.target == _SAME_TYPE:
             step = self._maker(step["input"])
@@ -187,10 +187,10 @@ class _Gates:
             step = self._maker(step.operands()[0])
         return (step.layer, norm) if step is not None and self._plain(step.layer) else (None, None)
 
-    # How.
+    # How to narrow them.
 
     def _declare(self, tensor: Declared) -> Attribute:
-        """Declare a tensor under its name, or that with a number."""
+        """Declare a tensor under its name, with a number appended if that is taken."""
         name = free_name(tensor.name, self._declared.keys() | self._layers.keys())
         self._declared[name] = replace(tensor, name=name)
         return Attribute(name)
@@ -208,7 +208,7 @@ class _Gates:
         self._layers[layer.name] = resized
 
     def _narrow_read(self, step: Step, kept: Tensor) -> Step:
-        """The call of a narrower layer. Where channels were selected for it alone, fewer are selected: one gate, not two."""
+        """The call of a narrower layer. An existing selection for this layer alone is narrowed, so that there is one gate, not two."""
         layer, read = self._layers[step.layer or ""], step.inputs()[0]
         source = self._new[read]
         self._cut_rows(layer, "in", kept)
@@ -226,7 +226,7 @@ class _Gates:
         return Step.make(step.target, input=self._add(Step.make("torch.index_select", input=source, dim=1, index=index)))
 
     def _narrow_write(self, step: Step, write: _Write) -> Value:
-        """The addition to some channels; `step` is the one to all, among the new steps."""
+        """Add the branch to some channels only; `step` is the addition to all, in terms of the new steps."""
         branch, stream = step[write.operand], step["input" if write.operand != "input" else "other"]
         kept, idle = write.kept, write.idle
         self._cut_rows(self._layers[write.conv], "out", kept)
@@ -239,13 +239,13 @@ class _Gates:
         if bool(write.constants.any()):
             stream = self._rest(end, stream, idle, write)
         index = self._index(f"{end.name}_writes", kept)
-        if self._steps[branch.index - 1].target == _SAME_TYPE:  # of the stream before what is added to it now
+        if self._steps[branch.index - 1].target == _SAME_TYPE:  # the cast from an earlier gate
             branch = self._steps[branch.index - 1]["input"]
-        branch = self._add(Step.make(_SAME_TYPE, input=branch, other=stream))  # under autocast they may differ, which + takes but not this
+        branch = self._add(Step.make(_SAME_TYPE, input=branch, other=stream))  # types may differ under autocast, which + allows
         return self._add(Step.make("torch.index_add", input=stream, dim=1, index=index, source=branch))
 
     def _rest(self, end: Layer, stream: Value, idle: Tensor, write: _Write) -> Value:
-        """Add what dead filters still add: a number a channel, spread over the channels of the stream."""
+        """Add what dead filters still add: one number per channel, at their channels of the stream."""
         donor = self._state[f"{end.name}.bias"]
         rest = self._declare(Declared(f"{end.name}_rest", (len(idle), 1, 1), "parameter" if end.trainable else "buffer"))
         blank = self._declare(Declared(f"{end.name}_blank", (write.width, 1, 1), "buffer"))

@@ -1,7 +1,7 @@
-"""Grids: tensors that say something of every element of a value, such as which channel it belongs to.
+"""Grids: tensors that say something about every element of a value, such as which channel it belongs to.
 
-A grid has the value's rank, at a batch of one; a dimension along which nothing changes has size 1 there. So the grid of an image is
-(1, C, 1, 1), and following an operation that only moves elements (view, permute, cat, shuffle) is running it on the grid.
+A grid has the value's rank, at a batch size of 1; a dimension along which nothing changes has size 1. So the grid of an image is
+(1, C, 1, 1), and an operation that only moves elements (view, permute, cat, shuffle) is followed by running it on the grid.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ Operand = Value | Attribute
 
 
 def compress(full: Tensor) -> Tensor:
-    """The grid of a tensor that has an entry an element."""
+    """Return the grid of a tensor that has one entry per element."""
     for dim, size in enumerate(full.shape):
         if size > 1 and (full.stride(dim) == 0 or bool((full == full.narrow(dim, 0, 1)).all())):
             full = full.narrow(dim, 0, 1)
@@ -29,7 +29,7 @@ def compress(full: Tensor) -> Tensor:
 
 
 def broadcast(*grids: Tensor) -> tuple[Tensor, ...]:
-    """Grids in one size."""
+    """Expand grids to the same size."""
     return tuple(torch.broadcast_tensors(*grids))  # type: ignore[no-untyped-call]
 
 
@@ -39,17 +39,17 @@ def varying(grid: Tensor) -> list[int]:
 
 
 def aligned(grid: Tensor, rank: int) -> Tensor:
-    """A grid in a higher rank, as broadcasting takes it."""
+    """Return a grid with a higher rank, by the rules of broadcasting."""
     return grid.reshape((1,) * (rank - grid.dim()) + tuple(grid.shape))
 
 
 def placed(row: Tensor, dim: int, rank: int) -> Tensor:
-    """A grid that changes along one dimension only."""
+    """Return a grid that changes along one dimension only."""
     return row.view(*(1,) * dim, -1, *(1,) * (rank - dim - 1))
 
 
 class Shapes:
-    """The shapes of a graph's values and declared tensors, at a batch of one."""
+    """The shapes of a graph's values and declared tensors, at a batch size of 1."""
 
     def __init__(self, graph: LayerGraph) -> None:
         self.values = infer_shapes(graph)
@@ -61,11 +61,11 @@ class Shapes:
         return self.values[operand.index] if isinstance(operand, Value) else self.declared[operand.name]
 
     def grows(self, operand: Operand, dim: int) -> bool:
-        """Whether a dimension is longer in a larger batch."""
+        """Whether a dimension grows with the batch size."""
         return isinstance(operand, Value) and self._of_two[operand.index][dim] != self.values[operand.index][dim]
 
     def alike(self, one: Operand, other: Operand) -> bool:
-        """Whether two results or declared tensors have the same shape whatever the batch."""
+        """Whether two results or declared tensors have the same shape at any batch size."""
         shape = self.of(one)
         return shape == self.of(other) and all(self.grows(one, dim) == self.grows(other, dim) for dim in range(len(shape)))
 
@@ -82,7 +82,7 @@ class Mover:
         self._indices = {tensor.name: torch.tensor(tensor.values) for tensor in graph.declared if tensor.role == "index"}
 
     def index(self, name: str) -> Tensor:
-        """The positions of an index that the network declares; int64, (n,)."""
+        """The positions in an index that the network declares; int64, (n,)."""
         return self._indices[name]
 
     def is_index(self, operand: object) -> bool:
@@ -90,7 +90,7 @@ class Mover:
         return isinstance(operand, Attribute) and operand.name in self._indices
 
     def move(self, step: Step, grid_of: Callable[[Operand], Tensor]) -> Tensor:
-        """The grid of what a step makes of the grids of what it reads. Padding repeats nothing: it is for the caller (`pads`)."""
+        """Return the grid of a step's result, given the grids of its operands. Padding is left to the caller (`pads`)."""
         if step.target in ("torch.cat", "torch.stack"):
             return self._joined(step, [grid_of(operand) for operand in step["tensors"]])
         full = grid_of(step["input"]).expand(self._shapes.of(step["input"]))
@@ -103,7 +103,7 @@ class Mover:
         return compress(_FUNCTIONS[step.target](full, **arguments))
 
     def _joined(self, step: Step, grids: list[Tensor]) -> Tensor:
-        """Join without filling dimensions along which no operand changes."""
+        """Join without expanding dimensions along which no operand changes."""
         shapes = [self._shapes.of(operand) for operand in step["tensors"]]
         stack = step.target == "torch.stack"
         dim = step["dim"] % (len(shapes[0]) + stack)

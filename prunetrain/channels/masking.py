@@ -1,4 +1,4 @@
-"""Masking: zeros in all that belongs to some channels, shapes unchanged. What a cut of these channels must compute the same as."""
+"""Masking: set all weights of some channels to zero, shapes unchanged. A cut of these channels must compute the same function."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from prunetrain.graph.layergraph import LayerGraph
 
 
 def mask_channels(graph: LayerGraph, state: Mapping[str, Tensor], spaces: ChannelSpaces, gone: Bools) -> dict[str, Tensor]:
-    """A state dict in which channels are zero: their filters, biases and input slices, and what is multiplied or added to them.
+    """Return a state dict with some channels at zero: their filters, biases and input slices, and the scales and shifts applied to them.
 
     Args:
         graph: the network.

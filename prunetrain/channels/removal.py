@@ -1,8 +1,8 @@
-"""Cutting channels that carry live weights: what the methods of `methods/` ask for.
+"""Cut channels with live weights, for the pruning methods in `methods/`.
 
-In: a network, and a plan of what stays. Out: the smaller network. It computes what the larger one does once all that belongs to the other
-channels is zero: their filters and biases, BatchNorm's scale and bias for them, and the slices that read them (`masking.py`). These zeros
-are then cut as dead channels are, and by the same contract.
+In: a network, and a plan of what stays. Out: the smaller network. It computes what the larger one does with everything of the other
+channels set to zero: their filters and biases, BatchNorm's scale and bias for them, and the slices that read them (`masking.py`). These
+channels are then cut like dead ones, with the same guarantees.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from prunetrain.graph.layergraph import LayerGraph
 
 @dataclass(frozen=True)
 class Removal:
-    """A smaller network, and the plan that it follows, which may keep more than was asked."""
+    """A smaller network, and the plan that it follows, which may keep more than was asked for."""
 
     cut: Cut
     plan: KeepPlan
@@ -31,13 +31,13 @@ class Removal:
 def remove_channels(graph: LayerGraph, state: Mapping[str, Tensor], plan: KeepPlan) -> Removal:
     """Cut the channels that a plan does not keep, whatever they compute.
 
-    Where a masked channel could not be cut without a further change, it stays as it was: a LayerNorm reads it behind a function that makes
-    something else of zero.
+    A masked channel that could not be cut without changing the function stays unmasked: one that a LayerNorm reads after a function that
+    maps zero to something else.
 
     Args:
         graph: the network.
         state: its state dict, on any device; unchanged.
-        plan: what stays, of the network's own spaces.
+        plan: the channels that stay, in the network's own spaces.
     """
     state = {name: tensor.detach() for name, tensor in state.items()}
     while True:
@@ -52,7 +52,7 @@ def remove_channels(graph: LayerGraph, state: Mapping[str, Tensor], plan: KeepPl
 
 
 def _dead(graph: LayerGraph, masked: Mapping[str, Tensor], plan: KeepPlan) -> tuple[Constants, Candidates]:
-    """What is constant and what can be cut once the channels are zero; nothing else than zero counts as dead."""
+    """What is constant and what can be cut once the channels are zero; only exact zeros count as dead."""
     kinds = {tensor.dtype for tensor in masked.values() if tensor.is_floating_point()}
     threshold = max((torch.finfo(kind).tiny for kind in kinds), default=torch.finfo(torch.float32).tiny)
     slices = measure_slices(graph, masked, threshold)

@@ -1,11 +1,12 @@
-"""A graph after channels went: layers and tensors with their new sizes, and steps that still mean the same.
+"""Rewrite a graph after channels are removed: layers and tensors get their new sizes, steps keep their meaning.
 
-In: a graph, a KeepPlan. Out: the smaller graph, and for every tensor the rows that are left of it. Most steps stay as they are. Sizes and
-positions that a step spells out are counted anew. Two need more:
+In: a graph, a KeepPlan. Out: the smaller graph, and for every axis the positions that are left. Most steps stay as they are. Sizes and
+positions that a step spells out are recomputed. Two kinds of steps need more:
 
-* LayerNorm averages over its channels, those that went included. It keeps its length; what is left of its input is filled up with the
-  zeros that the rest was, and cut off behind it: `self.norm(F.pad(x, (0, 32)))[:, :, :64]`. What is left comes first in its weights.
-* a channel shuffle of which uneven parts are left becomes a selection of positions.
+* LayerNorm averages over its channels, including the removed ones. It keeps its length: its smaller input is padded with the zeros that
+  the removed channels were, and the padding is sliced off again: `self.norm(F.pad(x, (0, 32)))[:, :, :64]`. The remaining channels come
+  first in its weights.
+* a channel shuffle whose groups are left with different sizes becomes a selection of positions.
 """
 
 from collections import Counter
@@ -34,23 +35,23 @@ AXES = ("in", "out", "features")
 
 @dataclass(frozen=True)
 class Rewritten:
-    """The smaller graph; `rows[axis]` are the positions of an axis that are left, in their order in the smaller network."""
+    """The smaller graph; `rows[axis]` has the remaining positions of an axis, in their order in the smaller network."""
 
     graph: LayerGraph
     rows: Mapping[Axis, Ids]
 
 
 def rewrite(graph: LayerGraph, plan: KeepPlan) -> Rewritten:
-    """Leave out the channels that a plan does not keep."""
+    """Remove the channels that a plan does not keep."""
     return _Rewriter(graph, plan).run()
 
 
 def resized(layer: Layer, sizes: Mapping[str, int]) -> Layer:
-    """A layer with other numbers of channels.
+    """Return a layer with other numbers of channels.
 
     Args:
         layer: the layer.
-        sizes: how many positions each of its channel axes is left with, by the axis: "in", "out", "features".
+        sizes: the number of positions left on each of its channel axes: "in", "out", "features".
     """
     if not sizes or layer.kind in _NORMS:
         return layer
@@ -93,7 +94,7 @@ class _Rewriter:
     # What is left.
 
     def _kept(self, operand: Value | Attribute, dim: int) -> npt.NDArray[np.bool_] | None:
-        """Which positions along a dimension of a result or declared tensor are left, (size,); None where all are."""
+        """Which positions along a dimension of a result or declared tensor are left, (size,); None if all are."""
         spaces, dim = self._plan.spaces, dim % len(self._shapes.of(operand))
         if isinstance(operand, Value):
             ids, along = spaces.values[operand.index], spaces.values[operand.index].shape[dim] > 1
@@ -103,7 +104,7 @@ class _Rewriter:
         return kept.reshape(-1) if along and not kept.all() else None
 
     def _rows(self, axis: Axis) -> Ids:
-        """The positions of an axis that are left; a LayerNorm's others follow these."""
+        """The positions of an axis that are left; for a LayerNorm, followed by the others."""
         keep = self._plan.keep[self._plan.spaces.ids[axis]]
         layer = self._layers.get(axis[0])
         if layer is not None and layer.kind in _NORMS:
@@ -162,7 +163,7 @@ class _Rewriter:
         return self._add(Step.make("[:]", input=normalized, dim=rank - 1, stop=int(kept.sum())))
 
     def _filled(self, step: Step, value: Value, rank: int) -> Value | None:
-        """The new result that a LayerNorm reads, if it is filled up with zeros at the end, and for this LayerNorm only."""
+        """The new result that a LayerNorm reads, if it is zero-padded at the end and nothing else reads it."""
         source = step.operands()[0]
         if not isinstance(source, Value) or not source.index or self._uses[source] != [value.index - 1] or source in self._graph.outputs:
             return None
@@ -174,7 +175,7 @@ class _Rewriter:
 
     @staticmethod
     def _cuts_off(read: Step, kept: npt.NDArray[np.bool_], rank: int) -> bool:
-        """Whether a step takes a first part of the last dimension, and nothing behind what is left of it."""
+        """Whether a step slices off the end of the last dimension, with every removed channel."""
         return (
             read.target == "[:]"
             and read["dim"] % rank == rank - 1
@@ -206,7 +207,7 @@ class _Rewriter:
         if kept is None:
             return moved
         groups = step["groups"]
-        order = np.arange(len(kept)).reshape(groups, -1).T.reshape(-1)  # the position that each output is read from
+        order = np.arange(len(kept)).reshape(groups, -1).T.reshape(-1)  # the position that each output comes from
         left = np.cumsum(kept) - 1
         positions = left[order[kept[order]]]
         if len(positions) % groups == 0 and (positions == np.arange(len(positions)).reshape(groups, -1).T.reshape(-1)).all():
@@ -220,7 +221,7 @@ class _Rewriter:
         return Attribute(index.name)
 
     def _reindex(self, step: Step, moved: Step) -> Step:
-        """Positions among what is left; an index that other steps read as well gets a new name."""
+        """Renumber an index to the positions that are left; if other steps read it too, the new one gets a new name."""
         kept = self._kept(step["input"], step["dim"])
         if kept is None:
             return moved

@@ -1,7 +1,7 @@
-"""Which channels go: from dead slices to a KeepPlan.
+"""Decide which channels go: from dead slices to a KeepPlan.
 
-`union` (the paper's): every producer filter and every consumer slice of the channel is dead. `either`: every consumer can do without
-the channel, because its slice is dead or because what arrives is a constant it can absorb (`constants.py`).
+The criterion `union` (the paper's) wants every producer filter and every consumer slice of the channel to be dead; `either` wants every
+consumer to be able to do without it, because its slice is dead or because it can absorb the constant that arrives (`constants.py`).
 """
 
 from collections import Counter
@@ -19,17 +19,17 @@ from prunetrain.channels.spaces import Axis, ChannelSpaces, Ids, Role
 Bools = npt.NDArray[np.bool_]
 
 Granularity: TypeAlias = int | Mapping[str, int]
-"""What the number of channels of every space is a multiple of: one number, or one by the space's name, 1 where a name is not there."""
+"""The channel count of every space is a multiple of this: one number, or one per space by name, 1 for names that are missing."""
 
 KEEP_ALL = 1_000_000
-"""A granularity at which nothing is cut, as a space never keeps more than it has.
+"""A granularity at which nothing is cut, since a space never keeps more than it has.
 
-A number, so that it needs no case of its own where counts are rounded, and stands beside the other multiples in the file of timings.
+It is a number, so that rounding needs no special case and the file of timings can list it with the other multiples.
 """
 
 
 def commonest(granularity: Granularity) -> int:
-    """The number that most spaces are rounded to, where only one number will do; 1 where they keep all."""
+    """The multiple that most spaces are rounded to, for uses that need a single number; 1 if these spaces keep all channels."""
     if not isinstance(granularity, int):
         counts = Counter(granularity.values())
         granularity = max(counts, key=lambda multiple: (counts[multiple], multiple), default=1)
@@ -38,10 +38,10 @@ def commonest(granularity: Granularity) -> int:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What may be cut: for every channel id, whether it is removable, and how strong (the norm of all its slices).
+    """What may be cut: for every channel id, whether it is removable, and its strength (the norm of all its slices).
 
-    `derived` (n, 2): channels that are constants, and channels that these are computed from. The first of a pair goes only together with
-    the second (`Constants.derived`). `rows`: the channels of each result of the network, none of which may lose all.
+    `derived` (n, 2): constant channels, and channels that they are computed from. The first of a pair can go only together with the second
+    (`Constants.derived`). `rows`: the channels of each result of the network, none of which may lose all its channels.
     """
 
     spaces: ChannelSpaces
@@ -52,13 +52,13 @@ class Candidates:
 
     @classmethod
     def chosen(cls, spaces: ChannelSpaces, removable: Bools, strength: npt.NDArray[np.float64]) -> "Candidates":
-        """Channels that may go whatever they compute (`removal.py`); those of frozen spaces may not."""
+        """Candidates that may go whatever they compute (`removal.py`), except for those in frozen spaces."""
         return cls(spaces, removable & ~spaces.frozen_channels(), strength, np.empty((0, 2), dtype=np.int64), _rows(spaces))
 
 
 @dataclass(frozen=True)
 class KeepPlan:
-    """Which channels stay. `keep[id]` per channel; `rescued` names spaces that were all dead and keep their strongest channels."""
+    """Which channels stay: `keep[id]` for each channel. `rescued` names the spaces that were all dead and keep their strongest channels."""
 
     spaces: ChannelSpaces
     keep: Bools
@@ -69,12 +69,12 @@ class KeepPlan:
         return np.flatnonzero(self.keep[self.spaces.ids[axis]])
 
     def counts(self) -> dict[str, tuple[int, int]]:
-        """For every space by name: channels kept, channels before."""
+        """The channels kept and the channels before, for every space by name."""
         return {space.name: (int(self.keep[space.channels].sum()), len(space.channels)) for space in self.spaces.spaces}
 
 
 def find_candidates(spaces: ChannelSpaces, slices: Mapping[str, LayerSlices], constants: Constants, criterion: str) -> Candidates:
-    """The channels that a criterion lets go.
+    """Find the channels that may go by a criterion.
 
     Args:
         spaces: the network's channel spaces.
@@ -102,7 +102,7 @@ def find_candidates(spaces: ChannelSpaces, slices: Mapping[str, LayerSlices], co
 
 
 def _rows(spaces: ChannelSpaces) -> tuple[Ids, ...]:
-    """The sets of channels of all results, each once."""
+    """The sets of channels in the network's results, without duplicates."""
     rows = {}
     for grid in {id(grid): grid for grid in spaces.values}.values():
         row = np.unique(grid)
@@ -113,16 +113,16 @@ def _rows(spaces: ChannelSpaces) -> tuple[Ids, ...]:
 def _derived_channels(spaces: ChannelSpaces, constants: Constants) -> Ids:
     pairs = [np.empty((0, 2), dtype=np.int64)]
     for layer, positions in constants.derived.items():
-        if (layer, "in") in spaces.ids:  # those of a depthwise conv are one channel
+        if (layer, "in") in spaces.ids:  # in a depthwise conv both are one channel
             outputs, inputs = positions.numpy().T
             pairs.append(np.stack([spaces.ids[layer, "out"][outputs], spaces.ids[layer, "in"][inputs]], axis=1))
     return np.concatenate(pairs)
 
 
 def make_plan(candidates: Candidates, granularity: Granularity = 1) -> KeepPlan:
-    """Keep what must stay, and of the rest the strongest channels of each space until its count is a multiple of `granularity`.
+    """Keep what must stay, and in each space the strongest of the rest until its count is a multiple of `granularity`.
 
-    A space keeps at least one channel, and so does every result; none keeps more than it has.
+    Every space and every result keeps at least one channel; no space keeps more than it has.
     """
     keep = ~candidates.removable
     constants, origins = candidates.derived.T
@@ -139,7 +139,7 @@ def make_plan(candidates: Candidates, granularity: Granularity = 1) -> KeepPlan:
 
 
 def _round_up_(keep: Bools, candidates: Candidates, granularity: Granularity) -> list[str]:
-    """Add each space's strongest channels to those kept; returns the names of the spaces of which none was kept."""
+    """Keep more of each space's strongest channels, up to its multiple; return the names of the spaces that kept none before."""
     empty = []
     for space in candidates.spaces.spaces:
         alive = int(keep[space.channels].sum())

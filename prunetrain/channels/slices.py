@@ -1,6 +1,6 @@
-"""What the weights of each layer say about its slices: which are dead, and how strong each is.
+"""Measure the slices of each layer's weights: which are dead, and how strong each is.
 
-Weights are read in blocks of filters that fit into a processor's cache, so that nothing as large as a layer is made beside it.
+Weights are read in blocks of filters that fit into a processor's cache, so that no temporary tensor is as large as a layer.
 
 A filter is W[o], an input slice W[:, i], and W[o, i] the part that both share. Dead means that no absolute weight reaches the threshold
 (PruneTrain, arXiv 1901.09290, section 4.1).
@@ -16,14 +16,14 @@ from torch import Tensor
 from prunetrain.graph.layergraph import Layer, LayerGraph
 
 _BLOCK: Final = 1 << 18
-"""Weights of a block."""
+"""Weights per block."""
 
 
 @dataclass(frozen=True)
 class LayerSlices:
     """The slices of a conv or linear layer.
 
-    `dead` (out, in) bool: max_k |W[o, i, k]| < threshold; `dead_filters` (out,) and `dead_inputs` (in,): where all of these are.
+    `dead` (out, in) bool: max_k |W[o, i, k]| < threshold; `dead_filters` (out,) and `dead_inputs` (in,): where a whole row or column is.
     `filter_norms` (out,) and `input_norms` (in,): Euclidean norms.
     """
 
@@ -35,16 +35,16 @@ class LayerSlices:
 
 
 def sliced_layers(graph: LayerGraph) -> list[Layer]:
-    """Layers whose weights are (out, in, ...): linear layers, and convs other than those that pass whole groups on.
+    """The layers with weights (out, in, ...): linear layers, and convs other than those that pass whole groups on.
 
-    In a conv of few groups, `in` counts the inputs of a group.
+    In a conv with few groups, `in` counts the inputs of one group.
     """
     kinds = ("Conv1d", "Conv2d", "Linear")
     return [layer for layer in graph.layers if layer.kind in kinds and not layer.passes_groups]
 
 
 def measure_slices(graph: LayerGraph, state: Mapping[str, Tensor], threshold: float) -> dict[str, LayerSlices]:
-    """The slices of every layer of `sliced_layers` and of transposed convs, on the CPU.
+    """Measure the slices of every layer of `sliced_layers` and of transposed convs; the result is on the CPU.
 
     Args:
         graph: the network.
@@ -62,7 +62,7 @@ def measure_slices(graph: LayerGraph, state: Mapping[str, Tensor], threshold: fl
 
 
 def blocks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """A weight (out, in, ...) a few filters at a time: which these are, and their part of the weight, which is not copied."""
+    """Yield a weight (out, in, ...) a few filters at a time: their positions, and their part of the weight, which is not copied."""
     filters = max(1, _BLOCK * len(weight) // max(1, weight.numel()))
     for start in range(0, len(weight), filters):
         rows = slice(start, start + filters)
@@ -70,7 +70,7 @@ def blocks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _measured(weight: Tensor, threshold: float) -> LayerSlices:
-    """The slices of a weight (out, in, ...). A block is reduced over the window first, then over one dimension at a time, which is fast."""
+    """Measure a weight (out, in, ...). For speed, a block is reduced over the window first, then over one dimension at a time."""
     dead = torch.empty(weight.shape[:2], dtype=torch.bool, device=weight.device)
     filters, inputs = weight.new_empty(weight.shape[0]), weight.new_zeros(weight.shape[1])
     largest_of_filter, largest_of_input = torch.empty_like(filters), torch.zeros_like(inputs)

@@ -1,6 +1,6 @@
-"""Cutting: a smaller graph, its weights, and its optimizer's state.
+"""Cutting: make a smaller graph, its weights, and its optimizer's state.
 
-In: a network (graph and state dict), a threshold, a criterion. Out: a `Cut`. Three steps, so that the caller can choose the
+In: a network (graph and state dict), a threshold, a criterion. Out: a `Cut`. It takes three steps, so that the caller can choose the
 granularity in between:
 
     proposal = propose_cut(graph, state, threshold=1e-4, criterion="either")
@@ -30,9 +30,9 @@ from prunetrain.graph.layergraph import LayerGraph
 
 @dataclass(frozen=True)
 class Cut:
-    """A smaller network: graph, state dict, where each tensor came from.
+    """A smaller network: its graph, its state dict, and where each tensor comes from.
 
-    `removed_layers` went whole; `rescued_spaces` kept a dead channel so as not to be empty.
+    `removed_layers` were removed entirely; `rescued_spaces` kept a dead channel so as not to be empty.
     """
 
     graph: LayerGraph
@@ -54,15 +54,15 @@ class Proposal:
     candidates: Candidates
 
     def plan(self, granularity: Granularity = 1) -> KeepPlan:
-        """What stays when every space keeps a multiple of `granularity` channels, or of its own number in it."""
+        """Return the plan in which every space keeps a multiple of `granularity` channels, or of its own number in it."""
         return make_plan(self.candidates, granularity)
 
     def graph_for(self, plan: KeepPlan) -> LayerGraph:
-        """The graph that a plan leads to."""
+        """The smaller graph that results from a plan."""
         return rewrite(self.graph, plan).graph
 
     def apply(self, plan: KeepPlan) -> Cut:
-        """Cut the channels that a plan does not keep; their constants go to what absorbs them."""
+        """Cut the channels that a plan does not keep; biases and running means absorb their constants."""
         absorbed = dict(self.state) | _absorb(self.state, self.constants, plan)
         smaller = rewrite(self.graph, plan)
         sources = _slice_sources(self.graph, self.state, plan, smaller.rows)
@@ -71,12 +71,12 @@ class Proposal:
 
 
 def gate(cut: Cut, *, threshold: float, granularity: int = 1) -> Cut:
-    """A cut whose residual streams are gated (`gating.py`).
+    """Return a cut with gated residual streams (`gating.py`).
 
     Args:
         cut: the network after a cut.
         threshold: slices with every absolute weight under this are dead.
-        granularity: what a layer reads or writes stays a multiple of this.
+        granularity: the number of channels that a layer reads or writes stays a multiple of this.
     """
     gated = gate_streams(cut.graph, cut.state, threshold=threshold, granularity=granularity)
     return replace(cut, graph=gated.graph, state=gated.state, sources=chain(gated.sources, cut.sources))
@@ -124,7 +124,7 @@ def _slice_sources(graph: LayerGraph, state: Mapping[str, Tensor], plan: KeepPla
 
 
 def _absorb(state: Mapping[str, Tensor], constants: Constants, plan: KeepPlan) -> dict[str, Tensor]:
-    """The running means and biases that take over the constants of the channels that go."""
+    """Return the running means and biases that change because they absorb the constants of removed channels."""
     changed: dict[str, Tensor] = {}
     for consumer in constants.consumers.values():
         ids = plan.spaces.ids[consumer.layer, "in"]
@@ -146,21 +146,21 @@ def slice_optimizer_state(
     sources: Mapping[str, Source],
     shapes: Mapping[str, torch.Size],
 ) -> dict[str, Any]:
-    """The state dict of an optimizer for the parameters of the smaller network.
+    """Return an optimizer's state dict for the parameters of the smaller network.
 
-    Works for every torch.optim optimizer whose per-parameter state is shaped like the parameter; anything else (step counts) is
-    carried over. A parameter stays in its group; groups keep their settings.
+    This works for every torch.optim optimizer whose per-parameter state has the parameter's shape; anything else (step counts) is carried
+    over. A parameter stays in its group; groups keep their settings.
 
     Args:
         state_dict: `optimizer.state_dict()` over the larger network.
         old_names: names of the larger network's parameters, in the order of the optimizer's groups.
-        new_names: names of the smaller network's parameters in the order of its own optimizer: group by group, as `old_names`.
-        sources: from `Cut`.
+        new_names: names of the smaller network's parameters in the order of its own optimizer: group by group, like `old_names`.
+        sources: `Cut.sources`.
         shapes: shapes of the larger network's parameters.
     """
     old_index = dict(zip(old_names, (i for group in state_dict["param_groups"] for i in group["params"]), strict=True))
     group_of = {i: number for number, group in enumerate(state_dict["param_groups"]) for i in group["params"]}
-    emptied = {"params", "param_names"}  # the names are there if the optimizer was given named parameters
+    emptied = {"params", "param_names"}  # there are names if the optimizer was given named parameters
     groups: list[dict[str, Any]] = [{k: [] if k in emptied else v for k, v in group.items()} for group in state_dict["param_groups"]]
     state: dict[int, dict[str, Any]] = {}
     for new_index, name in enumerate(new_names):
@@ -177,7 +177,7 @@ def slice_optimizer_state(
 
 
 def _sliced(entry: Any, source: Source, shape: torch.Size) -> Any:
-    """The part of an entry that is shaped like its parameter, or a copy: two tensors may come from one, and each counts its own steps."""
+    """Slice an entry that has its parameter's shape; copy others, since two tensors may come from one and each counts its own steps."""
     if not isinstance(entry, Tensor):
         return entry
     return source.gather(entry) if entry.shape == shape and entry.dim() else entry.clone()

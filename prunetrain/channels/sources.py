@@ -1,7 +1,7 @@
 """Where the tensors of a smaller network come from: which tensor of the larger one, and which rows of each dimension.
 
-One description serves weights, buffers and everything an optimizer keeps per parameter. Gathering makes new tensors, never changes old
-ones.
+The same description serves weights, buffers and everything that an optimizer keeps per parameter. Gathering makes new tensors and never
+changes old ones.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 NEW = ""
-"""The name of no tensor: what is made anew comes from nowhere."""
+"""The source name of newly made tensors, which do not come from the larger network."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Source:
     shape: tuple[int, ...] | None = None
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The kept part of a tensor of the source's shape; the tensor itself where all of it is kept."""
+        """Return the kept part of a tensor of the source's shape, or the tensor itself if all of it is kept."""
         if self.shape is not None:
             tensor = tensor.reshape(self.shape)
         for dim, rows in self.rows.items():
@@ -33,7 +33,7 @@ class Source:
 
 
 def chain(outer: Mapping[str, Source], inner: Mapping[str, Source]) -> dict[str, Source]:
-    """Sources of `outer`, which names tensors of a network whose own sources are `inner`, in terms of the network behind `inner`."""
+    """Compose sources: `outer` refers to the tensors that `inner` describes, the result to the network that `inner` refers to."""
     return {name: _through(source, inner.get(source.name, source)) for name, source in outer.items()}
 
 

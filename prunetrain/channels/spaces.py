@@ -1,7 +1,7 @@
 """Channel spaces: which positions of which tensors belong together and can only be cut together.
 
-In: a LayerGraph. Out: for every channel axis of every layer, the *channel id* of each position. A channel is one id: everything that
-carries it goes or stays as one. `walk.py` finds the ids.
+In: a LayerGraph. Out: for every channel axis of every layer, the *channel id* of each position. A channel is one id: all positions that
+carry it go or stay together. `walk.py` finds the ids.
 
 Worked example, conv1 (3 -> 16), bn1, then `x + conv2(x)` and fc after flattening 16x2x2:
 
@@ -31,9 +31,9 @@ __all__ = ["Axis", "ChannelSpace", "ChannelSpaces", "Ids", "Role", "find_spaces"
 
 @dataclass(frozen=True)
 class ChannelSpace:
-    """Channels whose producers are tied to each other; named after the first of these.
+    """Channels whose producers are tied to each other, named after the first producer.
 
-    `frozen` says why nothing of it may be cut, or "".
+    `frozen` says why the space may not be cut; "" if it may.
     """
 
     name: str
@@ -52,9 +52,9 @@ class ChannelSpace:
 class ChannelSpaces:
     """The channels of a network.
 
-    `ids[axis]` has an entry a position of the axis; `dims[tensor]` is the dimension of a declared tensor that its axis is. `values[i]`
-    is the grid of `Value(i)` (`grids.py`); it changes along at most one dimension unless it is frozen. Ids run from 0 to `num_channels`
-    - 1. Every id is in exactly one space; `space_of[id]` is its number in `spaces`.
+    `ids[axis]` has one entry per position of the axis; `dims[tensor]` is the dimension of a declared tensor along which its channels lie.
+    `values[i]` is the grid of `Value(i)` (`grids.py`); it changes along at most one dimension unless it is frozen. Ids run from 0 to
+    `num_channels` - 1. Every id is in exactly one space; `space_of[id]` is its number in `spaces`.
     """
 
     num_channels: int
@@ -76,7 +76,7 @@ class ChannelSpaces:
 
 
 def find_spaces(graph: LayerGraph) -> ChannelSpaces:
-    """The channel spaces of a network.
+    """Find the channel spaces of a network.
 
     Raises:
         ShapeError: if the shapes of the graph do not fit together.
@@ -85,7 +85,7 @@ def find_spaces(graph: LayerGraph) -> ChannelSpaces:
     united = components(atoms.count, atoms.united)
     numbers, ids_of = np.unique(united, return_inverse=True)  # ids_of[atom] is the channel that it became part of
     frozen = [(ids_of[found], why) for found, why in atoms.frozen]
-    known: dict[int, Ids] = {}  # a grid that is passed on is one object, of which nothing is computed twice
+    known: dict[int, Ids] = {}  # values that pass a grid on share it, so it is computed once
     for grid, target in atoms.values:
         if id(grid) in known:
             continue
@@ -109,7 +109,7 @@ def find_spaces(graph: LayerGraph) -> ChannelSpaces:
 
 
 def _one_dimension(ids: Ids) -> tuple[Ids, bool]:
-    """A grid of final ids, compressed; and whether it changes along more than one dimension."""
+    """Compress a grid of final ids; also return whether it changes along more than one dimension."""
     for dim, size in enumerate(ids.shape):
         if size > 1:
             first = ids.take([0], axis=dim)
@@ -121,7 +121,7 @@ def _one_dimension(ids: Ids) -> tuple[Ids, bool]:
 def _spaces(
     axes: Mapping[Axis, Ids], roles: Mapping[Axis, Role], space_of: Ids, frozen: Sequence[tuple[Ids, str]]
 ) -> tuple[ChannelSpace, ...]:
-    """The spaces by their numbers; of several reasons to be frozen the first counts, and a name that is there already gets a number."""
+    """The spaces in the order of their numbers; the first of several reasons to be frozen counts, and repeated names get a number."""
     count = int(space_of.max()) + 1
     members: list[dict[Role, list[str]]] = [{role: [] for role in Role} for _ in range(count)]
     for (name, axis), ids in axes.items():

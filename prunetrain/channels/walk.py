@@ -1,7 +1,7 @@
-"""One walk over a graph's steps that gives every element of every value an *atom*, and notes which atoms belong to one channel.
+"""Walk over a graph's steps, give every element of every value an *atom*, and record which atoms belong to one channel.
 
-Each operation makes fresh atoms, passes atoms on, unites them, or freezes them. Views, shuffles and concatenations have no rules of
-their own: they run on the grid of atoms (`grids.py`). What is not understood freezes what it touches: fewer cuts, never a wrong one.
+Each operation makes new atoms, passes atoms on, unites them, or freezes them. Views, shuffles and concatenations have no rules of their
+own: they run on the grid of atoms (`grids.py`). An unknown operation freezes whatever it touches: fewer cuts, never a wrong one.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from prunetrain.graph.functions import FAMILY_OF, Family
 from prunetrain.graph.layergraph import Attribute, Layer, LayerGraph, Step, Value
 from prunetrain.graph.windows import Shape, pair
 
-_MOST_ATOMS: Final = 1 << 20  # in a declared tensor; larger ones are no channel-wise numbers
+_MOST_ATOMS: Final = 1 << 20  # in a declared tensor; larger ones do not hold one number per channel
 
 
 class Walk:
-    """See the module. `run` is called once."""
+    """The walk that the module describes. Call `run` once."""
 
     def __init__(self, graph: LayerGraph) -> None:
         self._graph = graph
@@ -33,7 +33,7 @@ class Walk:
         self._atoms = Atoms()
 
     def _computed_weights(self) -> set[str]:
-        """The declared tensors that weights of functions are computed from, whose every number would be an atom."""
+        """The declared tensors that the weights of functions are computed from; otherwise every number in them would be an atom."""
         pending = [step["weight"] for step in self._graph.steps if step.target in ("F.conv1d", "F.conv2d", "F.linear")]
         found: set[str] = set()
         seen: set[Operand] = set()
@@ -47,7 +47,7 @@ class Walk:
         return found
 
     def run(self) -> Atoms:
-        """The atoms of the graph.
+        """Return the atoms of the graph.
 
         Raises:
             ShapeError: if the shapes of the graph do not fit together.
@@ -68,14 +68,14 @@ class Walk:
         rule = _RULES.get(step.target) or _FAMILY_RULES.get(FAMILY_OF[step.target])
         return rule(self, step, shape) if rule else self._unknown(step, shape)
 
-    # What rules are made of.
+    # Building blocks of the rules.
 
     def _grid(self, operand: Operand) -> Tensor:
         if isinstance(operand, Value):
             return self._atoms.values[operand.index][0]
         if operand.name not in self._atoms.declared:
             if self._mover.is_index(operand):
-                self._declare_frozen(operand, f"{operand.name} has positions")
+                self._declare_frozen(operand, f"{operand.name} is an index")
                 return self._atoms.declared[operand.name]
             shape = self._shapes.of(operand)
             if operand.name in self._weights:
@@ -87,7 +87,7 @@ class Walk:
         return self._atoms.declared[operand.name]
 
     def _declare_frozen(self, operand: Attribute, why: str) -> None:
-        """A declared tensor that goes as a whole or not at all, which is one atom."""
+        """Give a declared tensor that cannot be cut a single frozen atom."""
         self._atoms.declared[operand.name] = self._atoms.fresh(1).view((1,) * len(self._shapes.of(operand)))
         self._atoms.freeze(self._atoms.declared[operand.name], why)
 
@@ -111,7 +111,7 @@ class Walk:
     # Layers.
 
     def _convolution(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
-        atoms = self._atoms.along(grid, 1, layer["in_channels"], f"{layer.name} reads another dimension than the channels")
+        atoms = self._atoms.along(grid, 1, layer["in_channels"], f"{layer.name} reads a dimension other than the channels")
         groups = layer.conv_groups
         if groups > 1:
             atoms = self._grouped(layer, atoms.view(groups, -1))
@@ -121,7 +121,7 @@ class Walk:
         return placed(atoms, 1, len(shape))
 
     def _grouped(self, layer: Layer, atoms: Tensor) -> Tensor:
-        """Groups of a conv go as a whole where they are many (depthwise: every channel is one), else each gives up the same channels."""
+        """Tie the channels of a conv: many groups (depthwise: one per channel) go as a whole, few groups each lose the same channels."""
         groups = len(atoms)
         if layer.kind == "ConvTranspose2d":
             why = f"grouped {layer.name} is not followed"
@@ -136,22 +136,22 @@ class Walk:
         return self._atoms.produced(layer.name, layer["out_channels"] // groups, copies=groups)
 
     def _linear(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
-        atoms = self._atoms.along(grid, -1, layer["in_features"], f"{layer.name} works on another dimension than the channels")
+        atoms = self._atoms.along(grid, -1, layer["in_features"], f"{layer.name} works on a dimension other than the channels")
         self._atoms.put(layer.name, "in", Role.CONSUMER, atoms)
         made = self._atoms.produced(layer.name, layer["out_features"])
         if grid.shape[-1] == 1 and varying(grid):
-            self._atoms.freeze(made, f"{layer.name} works on another dimension than the channels")
+            self._atoms.freeze(made, f"{layer.name} works on a dimension other than the channels")
         return placed(made, len(shape) - 1, len(shape))
 
     def _carry(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
-        atoms = self._atoms.along(grid, 1, shape[1], f"{layer.name} reads another dimension than the channels")
+        atoms = self._atoms.along(grid, 1, shape[1], f"{layer.name} reads a dimension other than the channels")
         return placed(self._atoms.put(layer.name, "features", Role.CARRIER, atoms), 1, len(shape))
 
     def _prelu(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
         return grid if layer["num_parameters"] == 1 else self._carry(layer, grid, shape)
 
     def _group_norm(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
-        """The channels of a group are averaged over, so that they can only go together."""
+        """Tie the channels of each group, which is averaged over, so that they can only go together."""
         carried = self._carry(layer, grid, shape)
         if layer["num_groups"] == 1:
             self._atoms.freeze(carried, f"{layer.name} averages over all its channels")
@@ -160,14 +160,14 @@ class Walk:
         return carried
 
     def _layer_norm(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
-        """A cut fills up with zeros what it averages over (`rewriting.py`), so that channels can go one by one."""
+        """Carry channels one by one: a cut pads the input of LayerNorm with zeros (`rewriting.py`), so that its average stays the same."""
         normalized = pair(layer["normalized_shape"], 1)
         if len(normalized) == 1 and grid.shape[-1] > 1:
             atoms = self._atoms.along(grid, -1, shape[-1], "")
             return placed(self._atoms.put(layer.name, "features", Role.CARRIER, atoms), len(shape) - 1, len(shape))
         if len(normalized) == 1:  # another call may put channels on this axis, which then have to stay
             fresh = self._atoms.fresh(1)
-            self._atoms.freeze(fresh, f"{layer.name} works on another dimension than the channels")
+            self._atoms.freeze(fresh, f"{layer.name} works on a dimension other than the channels")
             self._atoms.put(layer.name, "features", Role.CARRIER, fresh.expand(shape[-1]))
         if set(varying(grid)) & set(range(len(shape) - len(normalized), len(shape))):
             self._atoms.freeze(grid, f"{layer.name} averages over several dimensions")
@@ -188,7 +188,7 @@ class Walk:
         return self._frozen(step, shape, f"{step.target} averages over channels") if {2, 3} & set(varying(grid)) else grid
 
     def _reduce(self, step: Step, shape: Shape) -> Tensor:
-        """Over what lies beside the channels, which becomes one if it differed; never over the channels."""
+        """Reduce over dimensions other than the channels, uniting what differs along them; a reduction over the channels freezes them."""
         grid = self._grid(step["input"])
         rank = grid.dim()
         over = set(varying(grid)) & set(dims_of(tuple(range(rank)) if step["dim"] is None else step["dim"], rank))
@@ -199,11 +199,11 @@ class Walk:
 
     def _move(self, step: Step, shape: Shape) -> Tensor:
         grid = self._grid(step["input"])
-        by_number = {"[]": "dim", "torch.roll": "dims", "torch.squeeze": "dim"}.get(step.target)  # squeeze: it leaves all but a single one
+        by_number = {"[]": "dim", "torch.roll": "dims", "torch.squeeze": "dim"}.get(step.target)  # squeeze drops only dimensions of size 1
         if step.target == "[:]" and step["step"] > 1:
             by_number = "dim"
         if by_number and set(dims_of(step[by_number], grid.dim())) & set(varying(grid)):
-            return self._frozen(step, shape, f"{step.target} takes channels by their number")
+            return self._frozen(step, shape, f"{step.target} depends on channel positions")
         return self._mover.move(step, self._grid)
 
     def _pixel_shuffle(self, step: Step, shape: Shape) -> Tensor:
@@ -211,7 +211,7 @@ class Walk:
         return placed(self._atoms.tied(atoms.view(shape[1], -1), [1]).reshape(-1), 1, 4)
 
     def _join(self, step: Step, shape: Shape) -> Tensor:
-        """What is put one behind the other in another dimension than the channels has the same channels."""
+        """Join; operands joined along a dimension other than the channels share their channels."""
         joined = self._mover.move(step, self._grid)
         dim = step["dim"] % len(shape)
         along = varying(joined)
@@ -231,11 +231,11 @@ class Walk:
         return grid
 
     def _binary(self, step: Step, shape: Shape) -> Tensor:
-        """Operands with a channel each for each of the result's: tied together. A single channel broadcast over many: frozen."""
+        """Unite operands that have one channel for each of the result's; freeze a single channel that is broadcast over many."""
         operands = step.operands()
         if any(map(self._mover.is_index, operands)):
             return self._unknown(step, shape)
-        # Declared tensors that have no atoms yet take those of the result, or the first its own where all are such.
+        # Declared tensors without atoms yet adopt those of the result; if no operand has any, the first gets new ones.
         known = [o for o in operands if isinstance(o, Value) or o.name in self._atoms.declared] or [operands[0]]
         grids = {operand: aligned(self._grid(operand), len(shape)) for operand in known}
         along = {dim for grid in grids.values() for dim in varying(grid)}
@@ -243,27 +243,27 @@ class Walk:
         for operand, grid in grids.items():
             if self._spreads(operand, shape, along):
                 if isinstance(operand, Value) or varying(grid):
-                    self._atoms.freeze(grid, f"{step.target} broadcasts it")
+                    self._atoms.freeze(grid, f"broadcast by {step.target}")
             elif result is None:
                 result = grid
             else:
                 self._atoms.unite(result, grid)
                 result = broadcast(result, grid)[0]
         if result is None:
-            return self._frozen(step, shape, f"{step.target} broadcasts it")
+            return self._frozen(step, shape, f"broadcast by {step.target}")
         for operand in operands:
             if isinstance(operand, Attribute) and operand not in grids:
                 self._adopt(step, operand, result)
         return result
 
     def _spreads(self, operand: Operand, shape: Shape, along: set[int]) -> bool:
-        """Whether an operand has one number for several channels: size 1 in a dimension along which channels of the result lie."""
+        """Whether one number of an operand serves several channels: it has size 1 in a dimension along which the result's channels lie."""
         own = self._shapes.of(operand)
         own = (1,) * (len(shape) - len(own)) + own
         return any(own[dim] == 1 < shape[dim] for dim in along)
 
     def _adopt(self, step: Step, operand: Attribute, result: Tensor) -> None:
-        """A declared tensor that meets channels for the first time has a number for each of them, or one for all."""
+        """Give a declared tensor at its first use the channels of the result, if it has one number for each of them."""
         own = self._shapes.of(operand)
         sizes = (1,) * (result.dim() - len(own)) + own
         shared = [dim for dim in varying(result) if sizes[dim] > 1]
