@@ -209,5 +209,5 @@ def test_networks_that_have_nothing_to_prune() -> None:
     net = Sketch("Toy", (3, 4, 4))
     tied = net.call("+", net.conv("conv1", net.x, 4, kernel_size=1), net.conv("conv2", net.x, 4, kernel_size=1))
     streams = net.graph(net.classifier("fc", tied, 2))
-    with pytest.raises(ConfigError, match="all have several producers; streams='together' prunes these"):
+    with pytest.raises(ConfigError, match="all have several producers: prune them with streams='together'"):
         decide("fpgm", streams, new_state(streams, 0), 0.5)

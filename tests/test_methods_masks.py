@@ -309,7 +309,7 @@ def test_masks_follow_a_cut() -> None:
 
 
 def test_masks_of_another_network_are_refused() -> None:
-    with pytest.raises(ConfigError, match="masks are of another network"):
+    with pytest.raises(ConfigError, match="masks belong to another network"):
         Masks({"fc1.weight": torch.ones(3, dtype=torch.bool)}).check_fits(two_layers()[1])
 
 

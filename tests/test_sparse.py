@@ -138,7 +138,7 @@ def test_weights_that_do_not_fit_into_memory_are_not_unpacked(tmp_path: Path, mo
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("no weights")
-    with pytest.raises(CheckpointError, match="damaged, or no file of sparse weights"):
+    with pytest.raises(CheckpointError, match="damaged, or not a file of sparse weights"):
         load_sparse(tmp_path / "text.pt")
     with pytest.raises(CheckpointError, match="no such file"):
         load_sparse(tmp_path / "absent.pt")
@@ -199,7 +199,7 @@ def test_the_pattern_by_hand() -> None:
 def test_two_of_four_needs_a_gpu_that_can() -> None:
     with pytest.raises(ConfigError, match="need an NVIDIA GPU of compute capability"):
         with_semi_structured_layers(nn.Linear(64, 64))
-    with pytest.raises(ConfigError, match="and the network is on meta"):
+    with pytest.raises(ConfigError, match="but the network is on meta"):
         check_device(torch.device("meta"))
 
 

@@ -1,6 +1,6 @@
-"""The methods that people compare group lasso with: by name, where each is. Importing this package does not import torch.
+"""The baselines that group lasso is compared with, by name, and where each is. Importing this package does not import torch.
 
-In: a graph, its weights, an amount. Out: a decision, which weights or channels go. `registry.py` has `decide`.
+In: a graph, its weights, an amount. Out: a decision which weights or channels go. `decide` is in `registry.py`.
 """
 
 from collections.abc import Mapping
@@ -37,12 +37,12 @@ METHODS: Final[Mapping[str, MethodEntry]] = {
 
 
 def names() -> tuple[str, ...]:
-    """All names that `decide` knows, sorted."""
+    """Return all names that `decide` accepts, sorted."""
     return tuple(sorted(METHODS))
 
 
 def entry(name: str) -> MethodEntry:
-    """Where a method is.
+    """Return the entry of a method.
 
     Raises:
         ConfigError: for an unknown name.

@@ -1,7 +1,7 @@
-"""ADMM pruning as it acts in training, from scratch or on a trained network; `admm_steps.py` has the formulas.
+"""ADMM pruning during training, from scratch or on a trained network; `admm_steps.py` has the formulas.
 
-In: parameters, a projection. Out: weights that come close to sparse ones while they train, and at the end the masks of a hard prune, after
-which `HeldMasks` retrains.
+In: parameters, a projection. Out: weights that approach sparse ones while they train. At the end they are pruned for good, and `HeldMasks`
+retrains.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from prunetrain.methods.in_training import MethodState, TrainingMethod
 
 @dataclass(frozen=True, kw_only=True)
 class AdmmSettings:
-    """rho is `rho` at first and grows by `rho_factor` at every update up to `rho_max`; Z and U are updated every `interval` epochs.
+    """rho starts at `rho` and grows by `rho_factor` at every update up to `rho_max`; Z and U are updated every `interval` epochs.
 
     The ranges are those of `TrainConfig`, which checks them: 0 < rho <= rho_max, rho_factor and interval from 1.
     """
@@ -31,7 +31,7 @@ class Admm(TrainingMethod):
 
     Args:
         weights: parameters by their names in the state dict.
-        project: onto the wanted sparsity; weights without masks train freely.
+        project: the projection onto the wanted sparsity; weights that it returns no mask for train freely.
         settings: rho and the interval.
     """
 
@@ -76,13 +76,13 @@ class Admm(TrainingMethod):
         return {"tensors": {"z": dict(self._state.z), "u": dict(self._state.u)}, "numbers": {"rho": self._rho, **vars(self._residuals)}}
 
     def load_state_dict(self, state: MethodState) -> None:
-        """Go on from a state.
+        """Continue from a state.
 
         Raises:
-            ValueError: if it is of other weights.
+            ValueError: if it belongs to other weights.
         """
         if any(state["tensors"][kind].keys() != self._state.z.keys() for kind in ("z", "u")):
-            raise ValueError("Z and U are of other weights")
+            raise ValueError("Z and U belong to other weights")
         z, u = ({name: tensor.to(self._weights[name].device) for name, tensor in state["tensors"][kind].items()} for kind in ("z", "u"))
         self._state = AdmmState(z, u)
         numbers = dict(state["numbers"])

@@ -1,10 +1,10 @@
-"""The steps of ADMM pruning that are not training, as pure functions.
+"""The steps of ADMM pruning other than training, as pure functions.
 
 Zhang, Ye, Zhang, Tang, Wen, Fardad and Wang, "A systematic DNN weight pruning framework using alternating direction method of multipliers",
-2018, arXiv 1804.03294. Minimise loss(W) subject to W = Z, Z in the set of weights of the wanted sparsity, with scaled duals U:
+2018, arXiv 1804.03294. Minimise loss(W) subject to W = Z, where Z has the wanted sparsity, with scaled duals U:
 
     W: some epochs of training on loss + rho / 2 * ||W - Z + U||^2
-    Z: the projection of W + U onto the set: the largest stay, the rest is zero
+    Z: the projection of W + U onto that sparsity: the largest weights stay, the rest are zero
     U: U + W - Z
 
 In: weights by name. Out: new Z and U. Residuals as in Boyd et al., "Distributed optimization and statistical learning via the alternating
@@ -25,12 +25,12 @@ from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Options
 
 Projection: TypeAlias = Callable[[Mapping[str, Tensor]], Masks]
-"""Which of some weights a projection onto the wanted set leaves; the others become zero."""
+"""A function from weights to the masks of those that the projection leaves; the others become zero."""
 
 
 @dataclass(frozen=True)
 class AdmmState:
-    """Z and U, by weight; shaped like it."""
+    """Z and U of each weight, with its shape."""
 
     z: Mapping[str, Tensor]
     u: Mapping[str, Tensor]
@@ -38,7 +38,7 @@ class AdmmState:
 
 @dataclass(frozen=True)
 class Residuals:
-    """Norms over all weights: primal ||W - Z||, dual rho ||Z - Z before||, and relative ||W - Z|| / ||W||, what a hard prune will cost."""
+    """Norms over all weights: primal ||W - Z||, dual rho ||Z - previous Z||, and relative ||W - Z|| / ||W||, the cost of a hard prune."""
 
     primal: float
     dual: float
@@ -46,7 +46,7 @@ class Residuals:
 
 
 def projection(graph: LayerGraph, rate: float, options: Options) -> Projection:
-    """The projection that leaves the largest absolute weights, or with `options.structure` the slices of largest norm.
+    """Return the projection that leaves the largest absolute weights, or with `options.structure` the slices of largest norm.
 
     Raises:
         ConfigError: for a rate outside [0, 1), or options that do not fit the network.
@@ -58,7 +58,7 @@ def projection(graph: LayerGraph, rate: float, options: Options) -> Projection:
 
 @torch.no_grad()
 def start(weights: Mapping[str, Tensor], project: Projection) -> AdmmState:
-    """Z = the projection of W, U = 0; for the weights that the projection knows."""
+    """Return the first state, for the weights that have a mask: Z = the projection of W, U = 0."""
     masks = project(weights)
     return AdmmState(
         z={name: weights[name].detach().masked_fill(~mask, 0) for name, mask in masks.keep.items()},
@@ -68,7 +68,7 @@ def start(weights: Mapping[str, Tensor], project: Projection) -> AdmmState:
 
 @torch.no_grad()
 def updated(weights: Mapping[str, Tensor], state: AdmmState, project: Projection) -> AdmmState:
-    """The Z step, then the U step."""
+    """Return the state after the Z step and then the U step."""
     moved = {name: tensor.detach() + state.u[name] if name in state.u else tensor.detach() for name, tensor in weights.items()}
     masks = project(moved)
     z = {name: moved[name].masked_fill(~masks.keep[name], 0) for name in state.z}
@@ -76,7 +76,7 @@ def updated(weights: Mapping[str, Tensor], state: AdmmState, project: Projection
 
 
 def rescaled(state: AdmmState, factor: float) -> AdmmState:
-    """The state after rho was multiplied by a factor: the multipliers rho * U stay, so U is divided (Boyd et al., section 3.4.1)."""
+    """Return the state after rho is multiplied by a factor: rho * U must stay the same, so U is divided (Boyd et al., section 3.4.1)."""
     return AdmmState(state.z, {name: u / factor for name, u in state.u.items()})
 
 
@@ -92,7 +92,7 @@ def add_gradient_(weights: Mapping[str, Tensor], state: AdmmState, rho: float) -
 
 @torch.no_grad()
 def residuals(weights: Mapping[str, Tensor], before: AdmmState, now: AdmmState, rho: float) -> Residuals:
-    """How far W is from Z, and Z from the Z before."""
+    """Measure how far W is from Z, and Z from the previous Z."""
     primal = _norm({name: weights[name] - z for name, z in now.z.items()})
     dual = rho * _norm({name: z - before.z[name] for name, z in now.z.items()})
     size = _norm({name: weights[name] for name in now.z})

@@ -1,4 +1,4 @@
-"""Between the two kinds of decisions: masks of what a plan removes, and the channels that masks leave without use.
+"""Convert between the two kinds of decisions: masks of what a plan removes, and plans without the channels that masks leave unused.
 
 In: a network and one decision. Out: the other.
 """
@@ -17,10 +17,10 @@ from prunetrain.methods.structured import slice_dim
 
 
 def filter_masks(graph: LayerGraph, state: Mapping[str, Tensor], plan: KeepPlan) -> Masks:
-    """Masks of the filters that make a plan's removed channels, and of their biases.
+    """Return masks of the filters that make a plan's removed channels, and of their biases.
 
-    That is what filter pruning without cutting zeroes. BatchNorm stays, so a channel may still be constant; `channels/removal.py` takes
-    that away too.
+    Filter pruning without cutting zeroes these. BatchNorm stays, so a channel may still be a nonzero constant; `channels/removal.py`
+    removes that too.
     """
     layers = {layer.name: layer for layer in graph.layers}
     keep: dict[str, Tensor] = {}
@@ -38,12 +38,12 @@ def filter_masks(graph: LayerGraph, state: Mapping[str, Tensor], plan: KeepPlan)
 
 
 def plan_of_masks(graph: LayerGraph, masks: Masks, granularity: int = 1) -> KeepPlan:
-    """A plan without the channels that masks leave without use: all filters that make one are gone, or all slices that read it.
+    """Return a plan without the channels that masks leave unused: all filters that make one are gone, or all slices that read it.
 
     Args:
         graph: the network.
-        masks: of its weights; a weight without a mask stays.
-        granularity: kept channels of a space are a multiple of this.
+        masks: masks of its weights; a weight without a mask stays.
+        granularity: every space keeps a multiple of this many channels.
     """
     spaces = find_spaces(graph)
     layers = {layer.name: layer for layer in graph.layers}

@@ -1,7 +1,7 @@
-"""The two rules that all methods share: how many go at a rate, and which of equal ones.
+"""Two rules that all methods share: how many weights or channels go at a rate, and which of several with equal scores.
 
-`torch.nn.utils.prune` rounds a share to the nearest count and leaves ties to `topk`, whose order torch does not promise. Here counts are
-rounded down, so that never more goes than was asked, and of equal scores the first go, so that every machine decides alike.
+`torch.nn.utils.prune` rounds a share to the nearest count and leaves ties to `topk`, whose order torch does not guarantee. Here counts are
+rounded down, so that never more is removed than asked for, and the first of equal scores go, so that every machine decides the same.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from prunetrain.method_settings import check_share
 
 
 def removed_count(total: int, rate: float) -> int:
-    """floor(rate * total), with the rate as it is written: 0.29 of 100 is 29, although 0.29 * 100 is less in binary.
+    """Return floor(rate * total) for the rate in decimal: 0.29 of 100 is 29, although 0.29 * 100 is less in binary.
 
     Raises:
         ConfigError: for a rate outside [0, 1).
@@ -25,7 +25,7 @@ def removed_count(total: int, rate: float) -> int:
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:
-    """Which `count` of some scores (n,) are smallest, as bool (n,); of equal ones the first, and what is no number last."""
+    """Return which `count` of the scores (n,) are smallest, as bool (n,); of equal scores the first, and NaN last."""
     scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     if count == 0:
@@ -39,10 +39,10 @@ def smallest(scores: Tensor, count: int) -> Tensor:
 
 
 def rates_of_rounds(rate: float, rounds: int) -> Sequence[float]:
-    """The rate after each round of iterative pruning: every round removes the same share of what remains (Frankle and Carbin, 2019).
+    """Return the rate after each round of iterative pruning: every round removes the same share of what remains (Frankle and Carbin, 2019).
 
-    The share is 1 - (1 - rate)^(1 / rounds); the last rate is the one that is asked. The others are rounded to 12 decimals, so that the
-    first of two rounds to 0.36 is at 0.2, of which `removed_count` takes 200 of 1,000, and not at a binary fraction under it.
+    The share is 1 - (1 - rate)^(1 / rounds); the last rate is `rate` itself. The others are rounded to 12 decimals, so that the first of
+    two rounds to 0.36 is at 0.2, for which `removed_count` takes 200 of 1,000, and not at a binary fraction just below.
 
     Raises:
         ConfigError: for a rate outside [0, 1), or fewer than one round.

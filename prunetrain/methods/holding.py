@@ -1,7 +1,7 @@
-"""Masks that hold while a network trains: retraining after pruning, and sparse training from scratch.
+"""Hold masks while a network trains: for retraining after pruning, and for sparse training from scratch.
 
 In: parameters and their masks. Out: parameters that are zero where the masks say so after every step, whatever momentum and weight decay
-add. The others train as if these did not exist: their gradients and the optimizer's state never see them.
+add. The others train as if the masked ones did not exist, which affect neither gradients nor optimizer state.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from prunetrain.methods.masks import Masks
 
 
 class HeldMasks(TrainingMethod):
-    """A `TrainingMethod`. The weights are masked at once.
+    """A `TrainingMethod` that masks the weights immediately, and again after every step.
 
     Args:
         weights: parameters by their names in the state dict; changed in place.
-        masks: which stay.
+        masks: the weights that stay.
 
     Raises:
-        ConfigError: if the masks are of another network.
+        ConfigError: if the masks belong to another network.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], masks: Masks) -> None:
@@ -43,20 +43,20 @@ class HeldMasks(TrainingMethod):
 
     @torch.no_grad()
     def after_backward_(self, loss: Tensor) -> None:
-        """Zero the gradients of what is gone, which so adds nothing to momentum or to a gradient's norm."""
+        """Zero the gradients of masked weights, so that they add nothing to momentum or to the gradient norm."""
         pairs = [(weight.grad, factor) for weight, factor in zip(self._held, self._factors, strict=True) if weight.grad is not None]
         if pairs:
             torch._foreach_mul_([gradient for gradient, _ in pairs], [factor for _, factor in pairs])
 
     @torch.no_grad()
     def after_step_(self, optimizer: Optimizer, skipped: Tensor | None = None) -> None:
-        """Zero what an optimizer's older state may have moved."""
+        """Zero the masked weights that older optimizer state may have moved."""
         if self._held:
             torch._foreach_mul_(self._held, self._factors)
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
-        """`sparsity`: the share of the weights with a mask that are zero; nothing without masks, as after a cut."""
+        """`sparsity`, the share of zeros among the weights with a mask; nothing if there are no masks, as after a cut."""
         if not self._masks.keep:
             return {}
         return {"sparsity": sum(int((weight == 0).sum()) for weight in self._held) / self._masks.total}

@@ -1,9 +1,9 @@
-"""What acts in a training step: one interface for the methods that work while a network trains, so that the loop need not know them.
+"""One interface for the methods that act while a network trains, so that the loop need not know them.
 
     backward -> after_backward_ (gradients) -> optimizer -> after_step_ (weights) ... end of an epoch -> after_epoch_
 
-What a method keeps is tensors shaped like weights, by the weight's name in the state dict, and numbers. So a checkpoint can hold it, and a
-cut gathers it by the same sources as everything an optimizer keeps.
+A method's state consists of tensors with the shapes of weights, by the weight's name in the state dict, and of numbers. So a checkpoint can
+hold it, and a cut gathers it by the same sources as the optimizer's state.
 """
 
 from collections.abc import Mapping
@@ -15,60 +15,60 @@ from torch.optim import Optimizer
 from prunetrain.channels.sources import Source
 
 KEEP: Final = "keep"
-"""The kind of tensors that are masks: true where a weight stays."""
+"""The kind of tensors that hold masks: true where a weight stays."""
 
 EARLY: Final = "early"
-"""The kind of tensors that are the weights to go back to."""
+"""The kind of tensors that hold the weights to rewind to."""
 
 
 class MethodState(TypedDict):
-    """What a method keeps: `tensors[kind][weight]`, and numbers by name. Loads with `weights_only=True`."""
+    """A method's state: `tensors[kind][weight]`, and numbers by name. It loads with `weights_only=True`."""
 
     tensors: dict[str, dict[str, Tensor]]
     numbers: dict[str, float]
 
 
 def nothing_kept() -> MethodState:
-    """The state of a method that keeps nothing."""
+    """Return the state of a method that keeps nothing."""
     return {"tensors": {}, "numbers": {}}
 
 
 class TrainingMethod:
-    """A method that acts while a network trains, on the parameters that it was made with, in place. By itself it does nothing."""
+    """A method that acts while a network trains, in place on the parameters that it was made with. This base class does nothing."""
 
     def after_backward_(self, loss: Tensor) -> None:
-        """Change the gradients, which are there and unscaled; `loss` is the batch's, detached."""
+        """Change the gradients, which are complete and unscaled; `loss` is the batch's loss, detached."""
 
     def after_step_(self, optimizer: Optimizer, skipped: Tensor | None = None) -> None:
         """Change the weights.
 
         Args:
-            optimizer: what has just stepped.
-            skipped: a single truth value on their device: whether the step was skipped for its overflows, so that what acts on its account
-                must not; None where no step can be.
+            optimizer: the optimizer that has just stepped.
+            skipped: a single bool on the weights' device: whether the step was skipped because of overflows, in which case whatever depends
+                on the step must be skipped too; None if steps are never skipped.
         """
 
     def after_epoch_(self, epoch: int) -> None:
-        """Change weights or what is kept, once `epoch` epochs are done."""
+        """Change the weights or the state, after `epoch` epochs."""
 
     def metrics(self) -> dict[str, float]:
-        """What is worth a place in the epoch's line of metrics, by name."""
+        """The metrics to record for the epoch, by name."""
         return {}
 
     def state_dict(self) -> MethodState:
-        """All that `load_state_dict` needs to go on; the tensors are those that are kept, not copies."""
+        """All that `load_state_dict` needs to continue; the tensors are not copies."""
         return nothing_kept()
 
     def load_state_dict(self, state: MethodState) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
 
 
 def cut_state(state: MethodState, sources: Mapping[str, Source]) -> MethodState:
-    """What a method of the smaller network goes on from.
+    """Return a method's state for the smaller network.
 
     Args:
-        state: of the larger network's method; unchanged.
-        sources: where the smaller network's tensors came from (`channels/slicing.py`).
+        state: the method's state for the larger network; unchanged.
+        sources: where the smaller network's tensors come from (`channels/slicing.py`).
     """
     tensors = {
         kind: {name: source.gather(kept[source.name]) for name, source in sources.items() if source.name in kept}

@@ -1,10 +1,10 @@
 """Magnitude pruning: the weights with the smallest absolute values go.
 
 Han, Pool, Tran and Dally, "Learning both weights and connections for efficient neural networks", 2015, arXiv 1506.02626. In: weights. Out:
-`Masks`. Three ways to set the threshold: the percentile of a layer (`scope="layer"`) or of the whole network (`"global"`) that makes the
-rate exact, or quality * standard deviation of the layer, as published (`magnitude_std`).
+`Masks`. There are three ways to set the threshold: the percentile of a layer (`scope="layer"`) or of the whole network (`"global"`) that
+makes the rate exact, or quality * standard deviation of the layer, as published (`magnitude_std`).
 
-`torch.nn.utils.prune` has the first two with other rounding (`counting.py`), and renames parameters, which a network file cannot follow.
+`torch.nn.utils.prune` has the first two with other rounding (`counting.py`), and renames parameters, which network files do not allow.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ from prunetrain.methods.options import Options
 from prunetrain.methods.structured import structured_masks
 from prunetrain.methods.weights import layer_of, maskable_weights
 
-_GONE = -1.0  # under every absolute value: what went in an earlier round goes first
+_GONE = -1.0  # below every absolute value, so that weights removed in an earlier round go first
 
 
 def magnitude(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, options: Options) -> Masks:
-    """Masks that remove floor(rate * n) of the n weights of every layer, or of all layers together.
+    """Return masks that remove floor(rate * n) of the n weights of every layer, or of all layers together.
 
-    Layers with a rate of their own are pruned by themselves. With `structure` "filters" or "channels" whole slices go (`structured.py`).
+    Layers with a rate of their own are pruned separately. With `structure` "filters" or "channels", whole slices go (`structured.py`).
     """
     if options.structure != "weights":
         return structured_masks(graph, state, rate, options)
@@ -35,12 +35,12 @@ def magnitude(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, optio
 
 
 def masks_by_score(scores: Mapping[str, Tensor], rate: float, options: Options) -> Masks:
-    """Masks that remove the weights with the smallest scores: in each layer, or in all that have no rate of their own.
+    """Return masks that remove the weights with the smallest scores, in each layer or in all without a rate of their own together.
 
     Args:
-        scores: by weight, shaped like it.
+        scores: for each weight by name, with its shape.
         rate: share to remove, in [0, 1).
-        options: `scope` and `layer_rates` count.
+        options: only `scope` and `layer_rates` are read.
     """
     alone = {name: options.layer_rates.get(layer_of(name), rate) for name in scores}
     together = [name for name in scores if options.scope == "global" and layer_of(name) not in options.layer_rates]
@@ -65,16 +65,16 @@ def _kept(scores: Tensor, rate: float) -> Tensor:
 
 
 def magnitude_std(graph: LayerGraph, state: Mapping[str, Tensor], quality: float, options: Options) -> Masks:
-    """Masks that remove the weights of each layer under quality * standard deviation of its weights.
+    """Return masks that remove the weights of each layer under quality * standard deviation of its weights.
 
-    What remains of an earlier round counts, with its own standard deviation (n in the denominator, about the mean). Layers with a rate of 0
-    stay as they are.
+    After an earlier round, only the remaining weights enter the standard deviation (n in the denominator, about the mean). Layers with a
+    rate of 0 stay as they are.
 
     Raises:
-        ConfigError: for a layer rate other than 0, which a threshold cannot promise.
+        ConfigError: for a layer rate other than 0, which a threshold cannot guarantee.
     """
     if any(options.layer_rates.values()):
-        raise ConfigError("magnitude-std finds its own rates: as a layer's rate only 0 makes sense, which leaves the layer alone")
+        raise ConfigError("magnitude-std finds its own rates: the only layer rate that you can give is 0, which leaves the layer alone")
     keep = {}
     for name, weight in maskable_weights(graph, state).items():
         there = torch.ones_like(weight, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What methods may be told beside the rate, and what they answer."""
+"""The options of the methods besides the rate, and the types of their decisions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,17 +23,17 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Each method reads what concerns it.
+    """Options of all methods; each method reads those that concern it.
 
     Args:
         layer_rates: by layer name, rates that differ from the general one; 0 leaves a layer alone.
-        scope: masks at a rate in every layer by itself, or over all layers together ("global").
-        structure: masks of single weights, whole filters W[o] or whole input slices W[:, i] ("channels").
-        streams: spaces of several producers, such as residual streams, stay ("apart"), or are pruned as one ("together").
+        scope: whether the rate applies to every layer separately ("layer") or to all layers together ("global").
+        structure: masks of single weights ("weights"), whole filters W[o] ("filters") or whole input slices W[:, i] ("channels").
+        streams: spaces with several producers, such as residual streams, stay whole ("apart") or are pruned as one ("together").
         norm_share: for fpgm, the share of the removed filters that go by norm; the published mixture is 0.25.
-        granularity: kept channels of a space are a multiple of this.
-        seed: of the random methods.
-        earlier: masks of an earlier round, whose weights stay removed and count as such.
+        granularity: every space keeps a multiple of this many channels.
+        seed: seed of the random methods.
+        earlier: masks of an earlier round, whose weights stay removed and count as removed.
 
     Raises:
         ConfigError: for a value that an option cannot have.
@@ -60,7 +60,7 @@ class Options:
             raise ConfigError(f"granularity must be 1 or more, not {self.granularity}")
 
     def check_fits(self, graph: LayerGraph) -> None:
-        """Check that the layers are there.
+        """Check that the network has the layers of `layer_rates`.
 
         Raises:
             ConfigError: for a layer that the network does not have.
@@ -75,5 +75,5 @@ class Method(Protocol):
     """A method: a pure function of a network and an amount."""
 
     def __call__(self, graph: LayerGraph, state: Mapping[str, Tensor], amount: float, options: Options, /) -> Decision:
-        """What goes and what stays."""
+        """Decide what goes and what stays."""
         ...

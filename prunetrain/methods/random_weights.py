@@ -1,4 +1,4 @@
-"""Weights that go at random: the baseline of weight pruning, and the fixed masks of sparse training from scratch.
+"""Random weight pruning: a baseline, and the fixed masks of sparse training from scratch.
 
 In: the shapes of weights, a seed. Out: `Masks`. Every layer draws from its own generator, so that its mask does not depend on the others.
 """
@@ -17,12 +17,12 @@ from prunetrain.methods.weights import maskable_weights
 
 
 def random_weights(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, options: Options) -> Masks:
-    """Masks that remove floor(rate * n) weights at random, in every layer or over all together."""
+    """Return masks that remove floor(rate * n) weights at random, in every layer or over all layers together."""
     scores = {name: drawn(weight.numel(), options.seed, name).view(weight.shape) for name, weight in maskable_weights(graph, state).items()}
     return masks_by_score(scores, rate, options)
 
 
 def drawn(count: int, seed: int, name: str) -> Tensor:
-    """Numbers in [0, 1) that follow from a seed and a name, (count,) float64 on the CPU."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))  # torch's CPU generator looks at 32 bits of a seed
+    """Draw numbers in [0, 1) from a seed and a name, (count,) float64 on the CPU."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))  # torch's CPU generator uses 32 bits of a seed
     return torch.rand(count, generator=generator, dtype=torch.float64)

@@ -1,11 +1,10 @@
-"""Channels by what a criterion says of their filters: what `filters.py`, `fpgm.py` and `units.py` share.
+"""Rank channels by a criterion on their filters: the common part of `filters.py`, `fpgm.py` and `units.py`.
 
 In: a network, a rate, a criterion. Out: a `KeepPlan`, in which every space that may be pruned has lost floor(rate * n) of its n channels.
 
-The filter of a channel is all its producers' filters, one behind the other. With one producer that is W[c]. Where there are several
-(a residual stream), each layer's filters are divided by their root mean square norm, so that no layer speaks louder than others; then
-L1 norms add up, squared L2 norms add up, and distances are those of the joint vectors. A channel that a producer does not make has
-zeros there.
+The filter of a channel is the concatenation of its producers' filters. With one producer that is W[c]. With several (a residual stream),
+each layer's filters are divided by their root mean square norm, so that no layer dominates the others; then L1 norms add up, squared L2
+norms add up, and distances are those of the joint vectors. A channel that a producer does not make has zeros there.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -24,7 +23,7 @@ from prunetrain.methods.options import Options
 from prunetrain.methods.structured import slice_dim
 
 Criterion: TypeAlias = Callable[[Tensor, int, str], Tensor]
-"""From filters (n, numbers), how many are to go, and the space's name to scores (n,): the smallest go."""
+"""A function from filters (n, numbers), the number to remove and the space's name to scores (n,): the smallest go."""
 
 FILTERS = ("Conv1d", "Conv2d", "ConvTranspose2d")
 UNITS = ("Linear",)
@@ -33,14 +32,14 @@ UNITS = ("Linear",)
 def plan_by_rank(
     graph: LayerGraph, state: Mapping[str, Tensor], rate: float, options: Options, *, kinds: Collection[str], criterion: Criterion
 ) -> KeepPlan:
-    """The plan that a criterion leads to.
+    """Return the plan that removes the channels with the lowest scores of each space.
 
     Args:
         graph: the network.
         state: its state dict.
-        rate: share of each space's channels to remove, in [0, 1). Where producers have rates of their own, the smallest counts.
-        options: `layer_rates`, `streams` and `granularity` count.
-        kinds: the classes of the layers whose outputs may go. Spaces that others make too are pruned with `streams="together"` only.
+        rate: share of each space's channels to remove, in [0, 1). If producers have rates of their own, the smallest counts.
+        options: only `layer_rates`, `streams` and `granularity` are read here.
+        kinds: the classes of the layers whose outputs may go. Spaces with several producers are pruned only with `streams="together"`.
         criterion: scores the filters of a space.
 
     Raises:
@@ -72,17 +71,17 @@ def _may_go(space: ChannelSpace, layers: Mapping[str, Layer], kinds: Collection[
 
 
 def _reason(spaces: ChannelSpaces, layers: Mapping[str, Layer], kinds: Collection[str]) -> str:
-    """Why nothing may be pruned, and what to do."""
+    """Explain why nothing can be pruned, and what to do."""
     made = [space for space in spaces.spaces if any(name in layers and layers[name].kind in kinds for name in space.members[Role.PRODUCER])]
     if not made:
         return f"it has no layer of the classes {', '.join(sorted(kinds))}"
     if all(space.frozen for space in made):
         return f"all are frozen ({made[0].name}: {made[0].frozen})"
-    return "all have several producers; streams='together' prunes these"
+    return "all have several producers: prune them with streams='together'"
 
 
 def filters_of(space: ChannelSpace, spaces: ChannelSpaces, layers: Mapping[str, Layer], state: Mapping[str, Tensor]) -> Tensor:
-    """The filters of a space's channels, (channels, numbers), in the order of `space.channels`."""
+    """Return the filters of a space's channels, (channels, numbers), in the order of `space.channels`."""
     blocks = [_block(layers[name], space, spaces, state[f"{name}.weight"].detach()) for name in space.members[Role.PRODUCER]]
     if len(blocks) > 1:
         blocks = [block / _root_mean_square_norm(block) for block in blocks]
@@ -90,12 +89,12 @@ def filters_of(space: ChannelSpace, spaces: ChannelSpaces, layers: Mapping[str, 
 
 
 def _block(layer: Layer, space: ChannelSpace, spaces: ChannelSpaces, weight: Tensor) -> Tensor:
-    """One producer's filters: all that a channel has in it, one behind the other."""
+    """One producer's part of the filters; rows that belong to the same channel are concatenated."""
     rows = weight.movedim(slice_dim(layer, filters=True), 0).flatten(1)  # (out, numbers)
-    channel = np.searchsorted(space.channels, spaces.ids[layer.name, "out"])  # of each row
+    channel = np.searchsorted(space.channels, spaces.ids[layer.name, "out"])  # the channel of each row
     times = np.bincount(channel, minlength=len(space.channels))
     order = np.argsort(channel, kind="stable")
-    nth = np.empty_like(order)  # which of its channel's rows each is
+    nth = np.empty_like(order)  # the number of each row within its channel
     nth[order] = np.arange(len(order)) - np.repeat(np.cumsum(times) - times, times)
     block = rows.new_zeros(len(space.channels), int(times.max()), rows.shape[1])
     block[torch.from_numpy(channel), torch.from_numpy(nth)] = rows

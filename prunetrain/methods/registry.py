@@ -1,4 +1,4 @@
-"""One door to all methods: a name, a network and an amount in; a decision out."""
+"""The entry point to all methods. In: a name, a network, an amount. Out: a decision."""
 
 import math
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ _DEFAULTS = Options()
 
 
 def decide(name: str, graph: LayerGraph, state: Mapping[str, Tensor], amount: float, options: Options = _DEFAULTS) -> Decision:
-    """What a method removes from a network; nothing is changed.
+    """Decide what a method removes from a network, which stays unchanged.
 
     Args:
         name: one of `prunetrain.methods.names()`.
         graph: the network.
         state: its state dict, on any device.
         amount: the rate, in [0, 1), or for magnitude-std the factor of the standard deviation.
-        options: what else the method may be told.
+        options: further options of the method.
 
     Raises:
         ConfigError: for an unknown method, an amount out of range, or a network or options that the method cannot work with.

@@ -3,10 +3,10 @@
     finetune        weights as pruned, at a low learning rate                           Han et al., 2015, arXiv 1506.02626
     lr-rewind       weights as pruned, the schedule again from epoch k                  Renda et al., 2020, arXiv 2003.02389
     weight-rewind   weights of epoch k, the schedule again from there                   Frankle et al., 2019, arXiv 1903.01611
-    init-rewind     weights of epoch 0, all of the schedule (the lottery ticket)        Frankle and Carbin, 2019, arXiv 1803.03635
+    init-rewind     weights of epoch 0, the whole schedule (the lottery ticket)         Frankle and Carbin, 2019, arXiv 1803.03635
 
-In: the state dicts of the pruned network and of epoch k. Out: that to go on from. The optimizer starts anew in all of them, as in the
-papers' code: its momentum is that of weights that are gone.
+In: the state dicts of the pruned network and of epoch k. Out: the state dict to retrain from. The optimizer starts afresh in all cases, as
+in the papers' code, since its momentum belongs to the weights before pruning.
 """
 
 from collections.abc import Mapping
@@ -21,22 +21,22 @@ TAKES_WEIGHTS_BACK: Final = ("weight-rewind", "init-rewind")
 
 
 def masked_start(masks: Masks, last: Mapping[str, Tensor], early: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """The weights that retraining with masks starts from.
+    """Return the weights that retraining with masks starts from.
 
     Args:
-        masks: what stays.
-        last: the trained network's.
-        early: those of epoch k, if weights are taken back.
+        masks: the weights that stay.
+        last: the trained network's weights.
+        early: the weights of epoch k, if weights are rewound.
     """
     return masks.applied(last if early is None else early)
 
 
 def cut_start(cut: Cut, early: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """The weights that retraining of a smaller network starts from.
+    """Return the weights that retraining of a smaller network starts from.
 
     Args:
-        cut: made of the trained network.
-        early: the larger network's weights of epoch k, if weights are taken back.
+        cut: the cut of the trained network.
+        early: the larger network's weights of epoch k, if weights are rewound.
     """
     if early is None:
         return dict(cut.state)

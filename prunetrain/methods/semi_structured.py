@@ -1,4 +1,4 @@
-"""The 2:4 rule: of four weights that follow each other along the inputs, the two smallest go.
+"""The 2:4 pattern: of every four consecutive weights along the inputs, the two smallest go.
 
 Mishra et al., "Accelerating sparse deep neural networks", 2021, arXiv 2104.08378: the pattern that NVIDIA's sparse tensor cores skip. In:
 weights. Out: `Masks`. `sparse/semi_structured.py` runs layers with them.
@@ -20,13 +20,13 @@ _GROUP = 4
 
 
 def two_of_four(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, options: Options) -> Masks:
-    """Masks of every layer with a multiple of four inputs (those of a group, for grouped convs); others, and those of rate 0, stay whole.
+    """Return masks of every layer with a multiple of four inputs (per group, for grouped convs); others, and those of rate 0, stay whole.
 
     Raises:
         ConfigError: for a rate other than 0.5, and for a network without such a layer.
     """
     if rate != 1 / 2 or any(options.layer_rates.values()):
-        raise ConfigError("2:4 removes half of the weights: give rate 0.5, and layers no rate but 0")
+        raise ConfigError("2:4 removes half of the weights: give rate 0.5, and layers no rate other than 0")
     keep = {}
     for layer in maskable_layers(graph):
         if layer.name not in options.layer_rates and _inputs(layer) % _GROUP == 0:
@@ -34,17 +34,17 @@ def two_of_four(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, opt
             inputs_second = state[f"{layer.name}.weight"].detach().movedim(dim, 1)
             keep[f"{layer.name}.weight"] = keep_two_of_four(inputs_second).movedim(1, dim)
     if not keep:
-        raise ConfigError("2:4 needs layers with a multiple of 4 inputs, and this network has none")
+        raise ConfigError("2:4 needs layers with a multiple of 4 inputs, but this network has none")
     return Masks(keep)
 
 
 def _inputs(layer: Layer) -> int:
-    """How many inputs each filter reads."""
+    """The number of inputs that each filter reads."""
     return int(layer["in_features"]) if layer.kind == "Linear" else layer["in_channels"] // layer.conv_groups
 
 
 def keep_two_of_four(weight: Tensor) -> Tensor:
-    """For a weight (out, in, ...), which of every four along `in` are the two largest, bool; of equal ones the last stay."""
+    """Return, as bool, which two of every four along `in` of a weight (out, in, ...) are largest; of equal ones the last stay."""
     inputs_last = weight.abs().movedim(1, -1)
     groups = inputs_last.reshape(*inputs_last.shape[:-1], -1, _GROUP)  # (out, ..., in / 4, 4)
     order = groups.argsort(dim=-1, stable=True)

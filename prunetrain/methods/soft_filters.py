@@ -1,8 +1,8 @@
-"""Soft filter pruning: after every epoch the weakest filters become zero, and train on; those that come back may stay.
+"""Soft filter pruning: after every epoch the weakest filters are set to zero but keep training; those that recover may stay.
 
 He, Kang, Dong, Fu and Yang, "Soft filter pruning", 2018, arXiv 1808.06866; FPGM (arXiv 1811.00250) is published in the same way. In: a
-network in training. Out: its weakest filters at zero after every epoch, and at the end the plan of a cut. BatchNorm is left alone: with its
-scale or bias at zero as well, no gradient would reach a filter behind a ReLU again.
+network in training. Out: its weakest filters at zero after every epoch, and at the end the plan of a cut. BatchNorm is left alone: if its
+scale or bias were zero too, no gradient would reach a filter in front of a ReLU again.
 """
 
 from collections.abc import Mapping
@@ -20,25 +20,25 @@ from prunetrain.methods.registry import decide
 
 
 class SoftFilters(TrainingMethod):
-    """A `TrainingMethod`; it keeps nothing, as every epoch decides anew.
+    """A `TrainingMethod`; it keeps no state, since every decision is made afresh.
 
     Args:
         graph: the network.
         weights: its parameters by name; changed in place.
-        method: one that decides on channels.
-        rate: share of each space's channels, in [0, 1).
-        options: of the method.
+        method: a method that decides on channels.
+        rate: share of each space's channels to remove, in [0, 1).
+        options: the method's options.
         interval: epochs between two decisions, from 1, as `TrainConfig` checks.
 
     Raises:
-        ConfigError: for a method that decides on weights, and whatever the method refuses.
+        ConfigError: for a method that decides on weights, and for whatever the method refuses.
     """
 
     def __init__(
         self, graph: LayerGraph, weights: Mapping[str, Tensor], *, method: str, rate: float, options: Options, interval: int = 1
     ) -> None:
         if entry(method).decides != "channels":
-            raise ConfigError(f"{method} prunes weights, and soft pruning needs a method for filters, such as fpgm or filter-l2")
+            raise ConfigError(f"{method} prunes weights, but soft pruning needs a method for filters, such as fpgm or filter-l2")
         self._graph = graph
         self._weights = weights
         self._method = method
@@ -48,13 +48,13 @@ class SoftFilters(TrainingMethod):
         self.plan()
 
     def plan(self) -> KeepPlan:
-        """The channels that stay if the network is cut now."""
+        """Return the plan of a cut made now."""
         plan = decide(self._method, self._graph, self._weights, self._rate, self._options)
         assert isinstance(plan, KeepPlan)
         return plan
 
     def after_epoch_(self, epoch: int) -> None:
-        """Zero the filters of the channels that would go now, at the end of an interval."""
+        """At the end of an interval, zero the filters of the channels that a cut would remove now."""
         if epoch % self._interval == 0:
             masks = filter_masks(self._graph, self._weights, self.plan())
             masks.apply_(self._weights)

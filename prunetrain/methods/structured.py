@@ -1,7 +1,7 @@
 """Masks of whole slices: the filters W[o] or input slices W[:, i] of each layer with the smallest Euclidean norms.
 
-The projections of structured ADMM (Zhang et al., 2018, arXiv 1807.11091). Each layer decides for itself, so that a residual stream keeps
-its channels; `bridges.py` says which channels can be cut after it.
+These are the projections of structured ADMM (Zhang et al., 2018, arXiv 1807.11091). Each layer is masked separately, so a residual stream
+keeps its channels; `bridges.py` finds the channels that can then be cut.
 """
 
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ from prunetrain.methods.weights import maskable_layers
 
 
 def structured_masks(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, options: Options) -> Masks:
-    """Masks that remove floor(rate * n) of the n filters, or input slices, of every layer.
+    """Return masks that remove floor(rate * n) of the n filters, or input slices, of every layer.
 
     Args:
-        graph: the network. Layers that make its output keep their filters, and layers that read its input their slices; convs that pass
-            groups on (depthwise ones) and grouped transposed ones stay whole.
+        graph: the network. Layers that make its output keep their filters, and layers that read its input keep their slices; convs that
+            pass whole groups on (depthwise ones) and grouped transposed convs stay whole.
         state: its state dict.
         rate: share to remove, in [0, 1).
-        options: `structure` and `layer_rates` count.
+        options: only `scope`, `structure` and `layer_rates` are read.
 
     Raises:
         ConfigError: for global scope, and for a network in which no layer has such slices.
@@ -49,12 +49,12 @@ def structured_masks(graph: LayerGraph, state: Mapping[str, Tensor], rate: float
 
 
 def slice_dim(layer: Layer, *, filters: bool) -> int:
-    """The dimension of a layer's weight that counts its filters, or its input slices."""
+    """Return the dimension of a layer's weight along which its filters lie, or its input slices."""
     return int(filters == (layer.kind == "ConvTranspose2d"))
 
 
 def _at_the_output(graph: LayerGraph) -> set[str]:
-    """The convs and linear layers whose results are the network's, through functions and normalisation at most."""
+    """The convs and linear layers with only functions and normalisation between them and the network's outputs."""
     maskable = {layer.name for layer in maskable_layers(graph)}
     reached, found = {value.index for value in graph.outputs}, set()
     for value, step in reversed(list(graph.results())):
@@ -67,7 +67,7 @@ def _at_the_output(graph: LayerGraph) -> set[str]:
 
 
 def _at_the_input(graph: LayerGraph) -> set[str]:
-    """The convs and linear layers that read the network's input, through functions and normalisation at most."""
+    """The convs and linear layers with only functions and normalisation between them and the network's input."""
     maskable = {layer.name for layer in maskable_layers(graph)}
     reached, found = {0}, set()
     for value, step in graph.results():

@@ -1,6 +1,6 @@
 """Unit pruning: the outputs of linear layers with the smallest L2 norm of incoming weights go.
 
-A unit is a row W[o] of torch's weight, a column where x W is written. In: a network. Out: a `KeepPlan` over hidden layers; the classifier's
+A unit is a row W[o] of torch's weight (a column in the notation x W). In: a network. Out: a `KeepPlan` over hidden layers; the classifier's
 outputs always stay.
 """
 
@@ -16,5 +16,5 @@ from prunetrain.methods.ranking import UNITS, plan_by_rank
 
 
 def unit(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, options: Options) -> KeepPlan:
-    """A plan without the units of smallest norm."""
+    """Return a plan without the units of smallest norm."""
     return plan_by_rank(graph, state, rate, options, kinds=UNITS, criterion=l2_norms)

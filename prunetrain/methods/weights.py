@@ -1,4 +1,4 @@
-"""Which weights of a network masks are for: those of its linear layers and convs. Biases, normalisation and declared tensors stay whole."""
+"""The weights that masks apply to: those of linear layers and convs. Biases, normalisation and declared tensors stay whole."""
 
 from collections.abc import Mapping
 
@@ -8,15 +8,15 @@ from prunetrain.graph.layergraph import Layer, LayerGraph
 
 
 def maskable_layers(graph: LayerGraph) -> list[Layer]:
-    """The layers whose weights masks are for: all linear layers and convs, depthwise and transposed ones included."""
+    """The layers whose weights can be masked: all linear layers and convs, including depthwise and transposed ones."""
     return [layer for layer in graph.layers if layer.kind == "Linear" or layer.is_convolution]
 
 
 def maskable_weights(graph: LayerGraph, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of these layers by their names in the state dict."""
+    """The weights that can be masked, by their names in the state dict."""
     return {name: state[name].detach() for name in (f"{layer.name}.weight" for layer in maskable_layers(graph))}
 
 
 def layer_of(weight: str) -> str:
-    """The layer that a weight belongs to."""
+    """The name of the layer that a weight belongs to."""
     return weight.rpartition(".")[0]

@@ -1,8 +1,8 @@
-"""Channels on their way out: chosen by rank, faded to zero in a straight line, so that a cut of a chosen size is free at a chosen step.
+"""Fading: channels are chosen by rank and faded linearly to zero, so that a cut of a given size changes nothing at a given step.
 
-In: a network, its weights, the MACs to get down to. Out: the channels to fade, and their weights brought to exactly zero over a number of
-steps. After Wang et al., "Neural pruning via growing regularization", 2021 (arXiv 2012.09243): only what is to go is pushed, harder and
-harder, and what stays trains freely. Here the push is a factor instead of a penalty, so that zero is reached at a known step.
+In: a network, its weights, the MACs to reach. Out: the channels to fade, and their weights brought to exactly zero over a number of steps.
+After Wang et al., "Neural pruning via growing regularization", 2021 (arXiv 2012.09243): only the channels to remove are pushed, harder and
+harder, and the others train freely. Here the push is a factor instead of a penalty, so that zero is reached at a known step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 
 _LARGEST_BLOCK = 16  # channels
-_LEAST_BLOCKS = 4  # of a space
-_CHOICE = 0.5  # of a target in MACs; blocks that reach no less than this prescribe the network
+_LEAST_BLOCKS = 4  # per space
+_CHOICE = 0.5  # share of the target in MACs that blocks must be able to reach; if they cannot, they prescribe the network
 
 
 class Fading:
-    """The filters and input slices of some channels of a network.
+    """The filters and input slices of the fading channels of a network.
 
     Args:
         graph: the network.
@@ -39,7 +39,7 @@ class Fading:
         chosen = np.zeros(spaces.num_channels, dtype=bool)
         chosen[list(channels)] = True
         self._weights: list[Tensor] = []
-        self._going: list[Tensor] = []  # for each weight 1 where it goes, else 0
+        self._going: list[Tensor] = []  # for each weight, 1 where it fades, else 0
         for layer in sliced_layers(graph):
             weight = weights.get(f"{layer.name}.weight")
             ids = [spaces.ids.get((layer.name, axis)) for axis in ("out", "in")]
@@ -52,21 +52,21 @@ class Fading:
 
     @torch.no_grad()
     def scale_(self, factor: float) -> None:
-        """Multiply every filter and input slice of the channels; by 0, to exactly zero."""
+        """Multiply every filter and input slice of the channels by a factor; 0 makes them exactly zero."""
         if self._weights:
             torch._foreach_addcmul_(self._weights, self._weights, self._going, value=factor - 1)
 
 
 def _like(weight: Tensor, mask: Tensor) -> Tensor:
-    """A mask that broadcasts over a weight, on a GPU laid out like it: then all weights are multiplied in a few kernels."""
+    """Return a mask that broadcasts over a weight; on a GPU it has the weight's layout, so that few kernels multiply all weights."""
     return mask if weight.device.type == "cpu" else torch.empty_like(weight, requires_grad=False).copy_(mask)
 
 
 class Ranking:
-    """The channels of a network that can fade, weakest first, and what it costs without some of them.
+    """The channels of a network that can fade, weakest first, and the network's MACs without some of them.
 
-    A channel's strength is the norm of all its filters and input slices, as a share of the mean of its space. The strongest of each space
-    stays, and so does what frozen weights do not let go.
+    A channel's strength is the norm of all its filters and input slices, relative to the mean of its space. The strongest channel of each
+    space stays, and so do those that frozen weights keep alive.
 
     Args:
         graph: the network.
@@ -78,7 +78,7 @@ class Ranking:
         self._graph, self._spaces = graph, find_spaces(graph)
         self._norms = _norms(graph, self._spaces, state)
         order = _weakest_first(self._spaces, self._norms)
-        # Twice are weights looked at: which channels go now, and which would if all had faded. That is all that a choice among them needs.
+        # Weights are examined twice: which channels can go now, and which could if all had faded. A choice among them needs no more.
         self._dead = self._removable(state, criterion)
         frozen = {f"{layer.name}.weight" for layer in graph.layers if not layer.trainable}
         faded = {name: tensor.clone() for name, tensor in state.items()}
@@ -87,18 +87,18 @@ class Ranking:
         self._order = [channel for channel in order if able[channel]]
 
     def coarsest_blocks(self, macs: float, dense: LayerGraph) -> dict[str, int]:
-        """The coarsest blocks in which channels can go until the network needs at most this many multiply-accumulates an image.
+        """Choose the coarsest blocks in which channels can go until the network needs at most this many MACs per image.
 
-        Blocks of 16 are what most hardware likes (docs/performance.md). But they must leave a choice of what goes: none is more than a
-        quarter of its space; and if all of them went, less than half of the number may be left. Else none is more than an eighth, and so
-        on. Shares are of what a space had at first: blocks that shrank from cut to cut would end in counts that no hardware likes.
+        Most hardware prefers blocks of 16 (docs/performance.md). But blocks must leave a choice of what goes: none is more than a quarter
+        of its space, and removing all that can go must leave at most half of `macs`. If it leaves more, none is more than an eighth, and
+        so on. Blocks are shares of the dense network's spaces: if they shrank from cut to cut, hardware would not like the final counts.
 
         Args:
-            macs: the number to get down to.
+            macs: the number of MACs to reach.
             dense: the network before any cut.
 
         Returns:
-            A granularity: the size of the block, a power of two, for every space by name.
+            A granularity: the block size, a power of two, for every space by name.
         """
         first = {space.name: len(space.channels) for space in find_spaces(dense).spaces}
         sizes = {space.name: first.get(space.name, len(space.channels)) for space in self._spaces.spaces}
@@ -110,15 +110,15 @@ class Ranking:
             parts *= 2
 
     def least_macs(self, granularity: Granularity = 1) -> int:
-        """Multiply-accumulates an image of the network without all that can go; see `weakest`."""
+        """The network's MACs per image without all the channels that can go; see `weakest`."""
         return self._macs(len(self._order), granularity)
 
     def weakest(self, macs: float, granularity: Granularity = 1) -> list[int]:
-        """The fewest channels without which the network needs at most this many multiply-accumulates an image; else all that can go.
+        """Choose the fewest channels without which the network needs at most this many MACs per image, or all that can go.
 
         Args:
-            macs: the number to get down to.
-            granularity: channel counts stay multiples of this; what would be kept to fill one up does not fade.
+            macs: the number of MACs to reach.
+            granularity: channel counts stay multiples of this; channels that a cut would keep for that do not fade.
 
         Returns:
             Ids (`ChannelSpaces.ids`), weakest first.
@@ -133,18 +133,18 @@ class Ranking:
         return self._that_go(self._order[:low], self._plan(low, granularity))
 
     def macs_without(self, channels: Sequence[int]) -> int:
-        """The multiply-accumulates of an image that the network needs when these have gone, and what is dead."""
+        """The network's MACs per image without these channels and without those that are dead."""
         removable = self._dead.copy()
         removable[list(channels)] = True
         return self._macs_of(make_plan(Candidates.chosen(self._spaces, removable, self._norms)))
 
     def _removable(self, state: Mapping[str, Tensor], criterion: str) -> Bools:
-        """The channels that could be cut; none if whole branches could, since what is left then has other ids."""
+        """The channels that could be cut; none if whole branches could, since the remaining channels would then have other ids."""
         proposal = propose_cut(self._graph, state, threshold=float(np.finfo(np.float32).tiny), criterion=criterion)
         return proposal.candidates.removable if proposal.graph == self._graph else np.zeros(self._spaces.num_channels, dtype=bool)
 
     def _plan(self, count: int, granularity: Granularity) -> KeepPlan:
-        """What stays when the weakest have gone."""
+        """The plan without the weakest channels."""
         removable = self._dead.copy()
         removable[self._order[:count]] = True
         return make_plan(Candidates.chosen(self._spaces, removable, self._norms), granularity)
@@ -156,7 +156,7 @@ class Ranking:
         return costs(rewrite(self._graph, plan).graph).macs
 
     def _that_go(self, chosen: Sequence[int], plan: KeepPlan) -> list[int]:
-        """Of some channels, weakest first, as many of each space as a plan takes out of it."""
+        """Of some channels, weakest first, return as many of each space as a plan removes from it."""
         space_of = self._spaces.space_of
         left = np.bincount(space_of) - np.bincount(space_of, plan.keep).astype(np.int64)
         going = []
@@ -168,12 +168,12 @@ class Ranking:
 
 
 def _power_of_two(number: int) -> int:
-    """The largest that is not larger, at least 1."""
+    """The largest power of two up to a number, at least 1."""
     return 1 << max(0, number.bit_length() - 1)
 
 
 def _weakest_first(spaces: ChannelSpaces, norms: npt.NDArray[np.float64]) -> list[int]:
-    """The channels that may go, all but the strongest of each space."""
+    """The channels that may go, weakest first: all but the strongest of each space."""
     counts = np.bincount(spaces.space_of)
     means = np.bincount(spaces.space_of, norms) / counts
     strength = norms / np.maximum(means, np.finfo(np.float64).tiny)[spaces.space_of]
@@ -185,7 +185,7 @@ def _weakest_first(spaces: ChannelSpaces, norms: npt.NDArray[np.float64]) -> lis
 
 
 def _norms(graph: LayerGraph, spaces: ChannelSpaces, state: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
-    """The norm of each channel: of its filters and input slices together."""
+    """The norm of each channel's filters and input slices together."""
     squares = np.zeros(spaces.num_channels)
     for layer in sliced_layers(graph):
         weight = state.get(f"{layer.name}.weight")

@@ -2,8 +2,8 @@
 
     R = sum over layers of ( sum_o ||W[o]||_2 + sum_i ||W[:, i]||_2 )            PruneTrain, arXiv 1901.09290, equation 2
 
-`slices` takes these groups as they are: a filter or an input slice each. `coupled` takes one group a channel: all its producer filters and
-consumer slices together, so that the channels of a residual stream die in all layers at once. Either way every weight is in at most
+`slices` uses these groups as they are, one per filter and per input slice. `coupled` uses one group per channel: all its producer filters
+and consumer slices together, so that the channels of a residual stream die in all layers at once. Either way every weight is in at most
 two groups, one by its output and one by its input channel, so that
 
     dR/dW[o, i] = W[o, i] * (1 / ||group of o|| + 1 / ||group of i||)
@@ -27,7 +27,7 @@ from prunetrain.graph.layergraph import LayerGraph
 
 @dataclass(frozen=True)
 class _Layer:
-    """A weight, and where the sums of its filters and input slices lie in the buffer of sums; None where it has no groups."""
+    """A weight, and where the buffer of sums holds those of its filters and input slices; None where it has no groups."""
 
     name: str
     weight: Tensor
@@ -41,8 +41,8 @@ class GroupLasso:
     Args:
         graph: the network.
         spaces: its channel spaces.
-        weights: its parameters by name; updated in place by `add_gradient_` and `shrink_`. Layers whose weight is not here have no groups
-            and add nothing to those of others.
+        weights: its parameters by name; updated in place by `add_gradient_` and `shrink_`. Layers whose weight is missing have no groups
+            and add nothing to other layers' groups.
         groups: "slices" or "coupled".
     """
 
@@ -79,7 +79,7 @@ class GroupLasso:
         return self._norms(expand=False).sum()
 
     def strength_for(self, ratio: float, loss: Tensor | float) -> float:
-        """The lambda that makes the penalty the given share of the whole loss: lambda = r * loss / ((1 - r) * R).
+        """Return the lambda at which the penalty is the given share of the total loss: lambda = r * loss / ((1 - r) * R).
 
         Args:
             ratio: lambda R / (loss + lambda R), in [0, 1) (PruneTrain, equation 3).
@@ -94,7 +94,7 @@ class GroupLasso:
 
         Args:
             strength: lambda.
-            scale: a single number on the weights' device by which the gradients are multiplied; nobody waits for it.
+            scale: a single number on the weights' device that multiplies the gradients; reading it does not synchronise.
         """
         norms = self._norms()
         inverse = torch.where(norms > 0, strength / norms, 0.0)
@@ -107,11 +107,11 @@ class GroupLasso:
 
     @torch.no_grad()
     def shrink_(self, amount: float | Mapping[str, float], *, unless: Tensor | None = None) -> None:
-        """The proximal step: multiply every group by max(0, 1 - amount / its norm). Makes exact zeros.
+        """Make the proximal step: multiply every group by max(0, 1 - amount / its norm). This makes exact zeros.
 
         Args:
-            amount: one for all, or by the name of the layer, whose weights it is for; layers that are not there stay as they are.
-            unless: a single truth value on the weights' device; where it is true, all stay as they are, and nobody waited to know.
+            amount: one number for all layers, or one by layer name; layers that are missing stay as they are.
+            unless: a single bool on the weights' device; if it is true, all weights stay as they are. Reading it does not synchronise.
         """
         amounts = amount if isinstance(amount, Mapping) else {layer.name: amount for layer in self._layers}
         wanted = {value for value in amounts.values() if value > 0}
@@ -146,7 +146,7 @@ class GroupLasso:
 
     @staticmethod
     def _per_weight(layer: _Layer, numbers: Tensor, *, product: bool) -> Tensor | None:
-        """The numbers of a layer's filters and input slices, added or multiplied to (out, in, 1, ...): they broadcast over its weight."""
+        """Add or multiply the numbers of a layer's filters and input slices to (out, in, 1, ...), which broadcasts over its weight."""
         window = (1,) * (layer.weight.dim() - 2)
         rows = None if layer.filters is None else numbers[layer.filters].view(-1, 1, *window)
         columns = None if layer.inputs is None else numbers[layer.inputs].view(1, -1, *window)
@@ -156,16 +156,16 @@ class GroupLasso:
 
 
 def _members(ids: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Where in the buffer of sums the members of each group are, so that all devices and processes add them in one order.
+    """Find the members of each group in the buffer of sums, so that all devices and processes add them in the same order.
 
-    Adding them into their group's sum (`index_add_`) has no fixed order on a GPU, and processes that train one network would drift apart.
+    Adding them by `index_add_` has no fixed order on a GPU, and processes that train one network would drift apart.
 
     Args:
         ids: the id of each position's group, int64 (positions,).
 
     Returns:
-        The number of each position's group, (positions,); and for groups of up to 1, 2, 4, 8 ... members a table of their positions, a row
-        a group, in the order of the numbers. Rows are filled up with the position after the last.
+        The number of each position's group, (positions,); and for groups of up to 1, 2, 4, 8 ... members a table of their positions, one
+        row per group, in the order of the numbers. Rows are padded with the position after the last.
     """
     _, groups, counts = torch.unique(ids, return_inverse=True, return_counts=True)
     widths = 2 ** counts.double().log2().ceil().long()
@@ -184,10 +184,10 @@ def _members(ids: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def pull(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
-    """How far one optimizer step moves a norm if lambda is 1: lr, and with heavy-ball momentum lr / (1 - momentum).
+    """How far one proximal step moves a norm at a lambda of 1: lr, or lr / (1 - momentum) with heavy-ball momentum.
 
-    That is the sum of what one gradient does over all later steps. Adam, Muon and their like average their gradients, so that the sum
-    is lr.
+    This is the total effect of one gradient over all later steps. Adam, Muon and similar optimizers average their gradients, so that the
+    total is lr.
 
     Args:
         optimizer: decides what `momentum` means.

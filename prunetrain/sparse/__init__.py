@@ -1,1 +1,1 @@
-"""Networks whose weights are mostly zero: smaller files, and layers that skip the zeros."""
+"""Smaller files for networks whose weights are mostly zero, and layers that skip the zeros."""

@@ -1,7 +1,7 @@
-"""Weights as compressed sparse rows, by torch's own tensors.
+"""Weights as compressed sparse rows (CSR), in torch's own tensors.
 
-A weight (out, in, ...) is a matrix (out, in * window): a row a filter, as `F.unfold` lays windows out. Indices are int32, half of torch's
-default.
+A weight (out, in, ...) is a matrix (out, in * window) with one row per filter, in the order of `F.unfold`. Indices are int32, half the
+size of torch's default.
 """
 
 import warnings
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def to_csr(weight: Tensor) -> Tensor:
-    """The matrix of a weight, (out, in * window), without its zeros."""
+    """Return the matrix of a weight, (out, in * window), without its zeros."""
     matrix = weight.detach().reshape(len(weight), -1)
     with _without_warnings():
         found = matrix.to_sparse_csr()
@@ -22,16 +22,16 @@ def to_csr(weight: Tensor) -> Tensor:
 
 
 def csr_matrix(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A matrix of compressed rows.
+    """Make a CSR matrix.
 
     Args:
         starts: (rows + 1,), where each row's numbers begin, and the end.
-        columns: (n,), the column of each number, rising within a row.
+        columns: (n,), the column of each number, increasing within a row.
         values: (n,).
         shape: rows and columns.
 
     Raises:
-        RuntimeError: if these do not make such a matrix.
+        RuntimeError: if these do not make a valid matrix.
     """
     with _without_warnings():
         return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=True)
@@ -44,7 +44,7 @@ def sparsity(tensor: Tensor) -> float:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Without torch's word that compressed rows are in beta, once a process."""
+    """Suppress torch's warnings about CSR tensors: that they are in beta, and about invariant checks."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
         warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled", UserWarning)

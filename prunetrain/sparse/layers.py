@@ -1,7 +1,7 @@
 """Layers that skip the zeros of their weights, for inference: products of compressed sparse rows (`csr.py`) and dense activations.
 
-In: a network with zeros. Out: a copy whose linear layers and convs of enough zeros are sparse; it computes the same up to rounding. Whether
-that is faster is another question: benchmarks/sparse_speed.py answers it.
+In: a network with zeros. Out: a copy whose linear layers and convs with enough zeros are sparse; it computes the same up to rounding.
+Whether that is faster depends on the network and machine: measure it with benchmarks/sparse_speed.py.
 """
 
 from copy import deepcopy
@@ -26,23 +26,23 @@ class _Sparse(nn.Module):
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
 
     def multiplied(self, columns: Tensor) -> Tensor:
-        """W x + b for every column x of (in * window, n): (out, n)."""
+        """Return W x + b for every column x of (in * window, n): (out, n)."""
         made = self.weight @ columns
         return made if self.bias is None else made + self.bias[:, None]
 
 
 class SparseLinear(_Sparse):
-    """y = x W^T + b of a linear layer: (..., in) to (..., out). Computes no gradients."""
+    """A linear layer, y = x W^T + b: (..., in) to (..., out). It computes no gradients."""
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's outputs for inputs (..., in)."""
+        """Return the layer's outputs for inputs (..., in)."""
         made = self.multiplied(x.reshape(-1, x.shape[-1]).T)
         return made.T.reshape(*x.shape[:-1], len(made))
 
 
 class SparseConv2d(_Sparse):
-    """A conv as one product with all its windows (`F.unfold`): (N, in, H, W) to (N, out, H', W'). Computes no gradients."""
+    """A conv as one product with all its windows (`F.unfold`): (N, in, H, W) to (N, out, H', W'). It computes no gradients."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__(layer)
@@ -51,7 +51,7 @@ class SparseConv2d(_Sparse):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's outputs for images (N, in, H, W)."""
+        """Return the layer's outputs for images (N, in, H, W)."""
         windows = F.unfold(x, *self._window)  # (N, in * window, positions)
         count, numbers, positions = windows.shape
         made = self.multiplied(windows.transpose(0, 1).reshape(numbers, count * positions))
@@ -63,7 +63,7 @@ class SparseConv2d(_Sparse):
 
 
 class _Window(NamedTuple):
-    """What `F.unfold` is told of a conv, in its order; each for height and width."""
+    """The arguments of `F.unfold` for a conv, in its order; each for height and width."""
 
     kernel_size: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -72,9 +72,9 @@ class _Window(NamedTuple):
 
 
 def with_sparse_layers(model: nn.Module, least: float = 0.9) -> nn.Module:
-    """A copy of a network in eval mode whose layers of at least this share of zeros skip them; the rest stays dense.
+    """Return a copy of a network in eval mode whose layers with at least this share of zeros skip them; the others stay dense.
 
-    Grouped convs and those that pad otherwise than with a number of zeros stay dense too.
+    Grouped convs and those whose padding is not a number of zeros stay dense too.
     """
     model = deepcopy(model).eval()
     for name, layer in list(model.named_modules()):

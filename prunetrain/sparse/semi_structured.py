@@ -1,4 +1,4 @@
-"""Linear layers in 2:4 sparsity on a GPU that computes with it (NVIDIA, compute capability 8.0 and later), for inference.
+"""Linear layers with 2:4 sparsity on a GPU that supports it (NVIDIA, compute capability 8.0 and later), for inference.
 
 In: a network on such a GPU whose weights follow the 2:4 pattern (method "2:4"). Out: a copy in half precision whose layers are torch's
 semi-structured tensors.
@@ -13,7 +13,7 @@ from torch.sparse import to_sparse_semi_structured
 from prunetrain.errors import ConfigError
 
 _LEAST_CAPABILITY = (8, 0)
-_TILE = 64  # sides of a weight must be multiples, which suits every backend of torch in half precision
+_TILE = 64  # sides of a weight must be multiples of this, which suits every torch backend in half precision
 
 
 def check_device(device: torch.device) -> None:
@@ -24,25 +24,25 @@ def check_device(device: torch.device) -> None:
     """
     if device.type != "cuda" or not torch.cuda.is_available() or torch.version.hip:
         raise ConfigError(
-            f"2:4 layers need an NVIDIA GPU of compute capability 8.0 or later, and the network is on {device}: use --device cuda"
+            f"2:4 layers need an NVIDIA GPU of compute capability 8.0 or later, but the network is on {device}: use --device cuda"
         )
     capability = torch.cuda.get_device_capability(device)
     if capability < _LEAST_CAPABILITY:
-        raise ConfigError(f"2:4 layers need compute capability 8.0 or later, and {torch.cuda.get_device_name(device)} has {capability}")
+        raise ConfigError(f"2:4 layers need compute capability 8.0 or later, but {torch.cuda.get_device_name(device)} has {capability}")
 
 
 def follows_two_of_four(weight: Tensor) -> bool:
-    """Whether of every four numbers that follow each other in a row (out, in) two or more are zero."""
+    """Whether at least two of every four consecutive numbers in a row are zero, for a weight (out, in)."""
     if weight.dim() != 2 or weight.shape[1] % 4:
         return False
     return bool((weight.reshape(-1, 4) == 0).sum(1).ge(2).all())
 
 
 def with_semi_structured_layers(model: nn.Module, dtype: torch.dtype = torch.float16) -> nn.Module:
-    """A copy of a network whose linear layers that follow the pattern, and have sides of multiples of 64, are semi-structured.
+    """Return a copy of a network in which linear layers that follow the pattern, with sides of multiples of 64, are semi-structured.
 
     Raises:
-        ConfigError: if the network is not on a GPU that can, or no layer follows the pattern.
+        ConfigError: if the network is not on a suitable GPU, or no layer follows the pattern.
     """
     check_device(next(model.parameters()).device)
     model = deepcopy(model).eval().to(dtype)

@@ -1,9 +1,9 @@
-"""Files of networks whose weights are mostly zero: compressed sparse rows where these take less room, everything else as it is.
+"""Files of networks whose weights are mostly zero: compressed sparse rows where these take less space, everything else as it is.
 
-In: a state dict with zeros. Out: a file, and the same state dict back. A number that is stored costs its own bytes and those of its column
-(1, 2 or 4, by the row's length); a row costs 4. So float32 weights with 2-byte columns pay off from a third of zeros on.
+In: a state dict with zeros. Out: a file, and the same state dict back. A stored number costs its own bytes and those of its column (1, 2 or
+4, by the row's length); a row costs 4. So float32 weights with 2-byte columns become smaller once a third of them are zeros.
 
-The file is one of torch.save, for `torch.load(path, weights_only=True)`: `mark`, `format`, `dense` (tensors by name) and `csr` (by name
+The file is written by torch.save, for `torch.load(path, weights_only=True)`: `mark`, `format`, `dense` (tensors by name) and `csr` (by name
 `starts`, `columns`, `values`, `shape`).
 """
 
@@ -31,7 +31,7 @@ _COLUMN_KINDS: Final = (torch.uint8, torch.int16, torch.int32)
 
 @dataclass(frozen=True)
 class FileSizes:
-    """Bytes of the same weights: as a plain state dict, as compressed rows, and both through zlib at its best."""
+    """Bytes of the same weights: as a plain state dict, as compressed rows, and of both after zlib's best compression."""
 
     dense: int
     csr: int
@@ -40,19 +40,19 @@ class FileSizes:
 
 
 def load_sparse(path: Path) -> dict[str, Tensor]:
-    """The state dict of a file, dense, on the CPU, in the order in which it was saved.
+    """Load the state dict of a file, dense, on the CPU, in the order in which it was saved.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, was not written from `sparse_bytes`, or holds more than fits into memory.
+        CheckpointError: if the file is missing, damaged, was not made by `sparse_bytes`, or holds more than fits into memory.
     """
     try:
         content = load_torch_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file of sparse weights") from None
     except (OSError, RefusedFileError) as error:
-        raise CheckpointError(f"{path}: damaged, or no file of sparse weights ({error})") from None
+        raise CheckpointError(f"{path}: damaged, or not a file of sparse weights ({error})") from None
     if not isinstance(content, dict) or content.get("mark") != MARK or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: no file of sparse weights of format {FORMAT}")
+        raise CheckpointError(f"{path}: not a file of sparse weights in format {FORMAT}")
     try:
         _check_memory(content["csr"])
         return unpacked(content)
@@ -63,12 +63,12 @@ def load_sparse(path: Path) -> dict[str, Tensor]:
 
 
 def sparse_bytes(state: Mapping[str, Tensor]) -> bytes:
-    """The file of a state dict: what `packed` gives, as `torch.save` writes it."""
+    """Return the bytes of a state dict's file: the result of `packed`, as `torch.save` writes it."""
     return _saved(packed(state))
 
 
 def packed(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a file holds, as plain values."""
+    """Return the content of a file, as plain values and tensors."""
     dense: dict[str, Tensor] = {}
     rows: dict[str, dict[str, Any]] = {}
     for name, given in state.items():
@@ -79,12 +79,12 @@ def packed(state: Mapping[str, Tensor]) -> dict[str, Any]:
             parts = {"starts": matrix.crow_indices(), "columns": columns, "values": matrix.values()}
             rows[name] = {**parts, "shape": tuple(tensor.shape)}
         else:
-            dense[name] = tensor.clone()  # not a view of something larger, all of which torch.save would write
+            dense[name] = tensor.clone()  # torch.save would write all of the larger tensor behind a view
     return {"mark": MARK, "format": FORMAT, "names": list(state), "dense": dense, "csr": rows}
 
 
 def unpacked(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict that `packed` was given.
+    """Return the state dict that `packed` was given.
 
     Raises:
         RuntimeError, KeyError, TypeError, ValueError, AttributeError: for anything else.
@@ -94,10 +94,10 @@ def unpacked(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _check_memory(rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse weights that are larger than the memory that is free, before any of them is made: zeros take no room in a file."""
+    """Refuse weights that are larger than the free memory before any of them is made, since zeros take no space in a file."""
     shapes = {name: parts["shape"] for name, parts in rows.items()}
     if any(type(size) is not int or size < 0 for shape in shapes.values() for size in shape):
-        raise ValueError("a shape is no row of whole numbers from 0")
+        raise ValueError("a shape is not a tuple of whole numbers from 0")
     needed = sum(prod(shape) * rows[name]["values"].itemsize for name, shape in shapes.items())
     if needed > (available := available_memory()):
         raise RefusedFileError(f"its weights take {readable(needed)}, and {readable(available)} of memory are free")
@@ -116,12 +116,12 @@ def _csr_bytes(tensor: Tensor) -> int:
 
 
 def _column_kind(width: int) -> torch.dtype:
-    """The smallest kind of integer that holds every column."""
+    """The smallest integer type that holds every column."""
     return next(kind for kind in _COLUMN_KINDS if width - 1 <= torch.iinfo(kind).max)
 
 
 def file_sizes(state: Mapping[str, Tensor]) -> FileSizes:
-    """How large the files of a state dict are."""
+    """Measure the sizes of a state dict's files."""
     dense, csr = (_saved(content) for content in ({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, packed(state)))
     return FileSizes(len(dense), len(csr), len(zlib.compress(dense, 9)), len(zlib.compress(csr, 9)))
 
