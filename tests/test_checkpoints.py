@@ -265,7 +265,7 @@ def test_network_file_that_is_none_does_not_run(run: RunPaths, tmp_path: Path) -
         (lambda model: model.pop("fc1.weight"), 'Missing key(s) in state_dict: "fc1.weight"'),
         (lambda model: model.update(extra=torch.zeros(1)), 'Unexpected key(s) in state_dict: "extra"'),
         (lambda model: model.update({"fc1.weight": torch.zeros(3, 3)}), "size mismatch for fc1.weight: copying a param with shape "),
-        (lambda model: model.update({"fc1.weight": model["fc1.weight"].double()}), "fc1.weight is torch.float64, and the network's "),
+        (lambda model: model.update({"fc1.weight": model["fc1.weight"].double()}), "fc1.weight is torch.float64, but the network's is "),
     ],
 )
 def test_weights_that_do_not_fit(run: RunPaths, edit: Callable[[dict[str, Any]], object], said: str) -> None:

@@ -283,7 +283,7 @@ def test_flatten_own_network_with_arguments_and_weights(tmp_path: Path) -> None:
     text = printed(*command, "--model-arg", "width=64").splitlines()
     assert text[:2] == [
         "weights: 1 of the network's 2 tensors are in the file",
-        " of another shape, freshly drawn: 1.bias (saved as 9, here 3)",
+        " of another shape, newly initialised: 1.bias (saved as 9, here 3)",
     ]
     assert text[2].startswith(f"{target}: 192 MACs an image of 1x8x8, 195 parameters; weights in {tmp_path}/flat.pt")
     assert torch.equal(torch.load(tmp_path / "flat.pt", weights_only=True)["layer_1.weight"], torch.full((3, 64), 0.5))

@@ -389,10 +389,10 @@ def test_unreadable_npz_files(tmp_path: Path) -> None:
     assert error(dataset="npz", data_dir=str(tmp_path)) == f"{tmp_path} is a folder: name the .npz file with --data-dir"
     path.write_bytes(b"")
     assert error(dataset="npz", data_dir=str(path)).startswith(
-        f"{path} cannot be read as .npz (it is no zip file): write it with numpy.savez("
+        f"{path} cannot be read as .npz (it is not a zip file): write it with numpy.savez("
     )
     np.save(tmp_path / "a.npy", np.zeros(3))
-    assert "a.npy cannot be read as .npz (it is no zip file, or its end is missing)" in error(
+    assert "a.npy cannot be read as .npz (it is not a zip file, or its end is missing)" in error(
         dataset="npz", data_dir=str(tmp_path / "a.npy")
     )
     write_npz(path, {"x_train": np.zeros(3), "y_test": np.zeros(3)})
@@ -400,7 +400,7 @@ def test_unreadable_npz_files(tmp_path: Path) -> None:
     write_npz(path, good_arrays(32, 32, 3))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "cannot be read as .npz (it is no zip file, or its end is missing)" in error(dataset="npz", data_dir=str(path))
+    assert "cannot be read as .npz (it is not a zip file, or its end is missing)" in error(dataset="npz", data_dir=str(path))
     path.write_bytes(whole[:5000] + bytes(1000) + whole[6000:])
     assert f"{path} cannot be read as .npz (x_train: Bad CRC-32" in error(dataset="npz", data_dir=str(path))
 

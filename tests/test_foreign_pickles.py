@@ -177,9 +177,9 @@ BODIES: dict[str, tuple[bytes, str]] = {
         b"ccollections\nOrderedDict\n)R}" + unicode("items") + b"K\x01sb",
         "it holds an object with attributes of its own",
     ),
-    "a key that is a list": (b"}]K\x01s", "it has 'list' as a key: only words and whole numbers can be"),
-    "a key that is a fraction": (b"}G" + struct.pack(">d", 0.5) + b"K\x01s", "it has 0.5 as a key: only words and "),
-    "a large key": (b"}\x8a\x09" + (2**31).to_bytes(9, "little") + b"K\x01s", "it has 2147483648 as a key: only words and "),
+    "a key that is a list": (b"}]K\x01s", "it has 'list' as a key: only strings and integers can be keys"),
+    "a key that is a fraction": (b"}G" + struct.pack(">d", 0.5) + b"K\x01s", "it has 0.5 as a key: only strings and "),
+    "a large key": (b"}\x8a\x09" + (2**31).to_bytes(9, "little") + b"K\x01s", "it has 2147483648 as a key: only strings and "),
     "a large storage": (
         storage(length=b"\x8a\x08" + (2**62).to_bytes(8, "little")),
         "its storage '0' should have 18,446,744,073,709,551,616 b",

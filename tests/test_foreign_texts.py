@@ -41,7 +41,7 @@ def test_pipes_sockets_and_devices_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/zero"), Path("/dev/null")):
-        assert refusal(lambda path=path: open_regular(path)) == "it is no regular file"
+        assert refusal(lambda path=path: open_regular(path)) == "it is not a regular file"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         with pytest.raises(OSError, match="No such device or address"):
@@ -78,11 +78,11 @@ TOO_LARGE = "a number or a nesting in it is too large to read"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1, "a": 2}', "'a' is there twice"),
-        ('{"b": [{"a": 1, "\\u001b": 2, "\\u001b": 3}]}', "'\\x1b' is there twice"),
-        ('{"a": NaN}', "NaN is no number"),
-        ('{"a": Infinity}', "Infinity is no number"),
-        ("[-Infinity]", "-Infinity is no number"),
+        ('{"a": 1, "a": 2}', "'a' appears twice"),
+        ('{"b": [{"a": 1, "\\u001b": 2, "\\u001b": 3}]}', "'\\x1b' appears twice"),
+        ('{"a": NaN}', "NaN is not allowed as a number"),
+        ('{"a": Infinity}', "Infinity is not allowed as a number"),
+        ("[-Infinity]", "-Infinity is not allowed as a number"),
         ("[1e999]", "'1e999' is too large a number"),
         ("[-" + "9" * 1000 + ".0]", f"'-{'9' * 59}...' is too large a number"),
         ("9" * 5000, TOO_LARGE),
@@ -130,7 +130,7 @@ def test_what_breaks_the_language_is_left_to_its_reader() -> None:
     [
         ("a.toml", b"#" * (MOST_BYTES + 1), "it is longer than 65,536 bytes"),
         ("a.json", b" " * (MOST_BYTES + 1), "it is longer than 65,536 bytes"),
-        ("a.json", b'{"lr": NaN}', "NaN is no number"),
+        ("a.json", b'{"lr": NaN}', "NaN is not allowed as a number"),
         ("a.toml", b"a = 0x" + b"f" * 1000, "a whole number in it is beyond 64 bits"),
         ("a.toml", b"a = " + b"9" * 5000, TOO_LARGE),
         ("a.json", b"\xef\xbb\xbf{}", "not valid JSON: "),
@@ -148,7 +148,7 @@ def test_config_files_name_themselves(name: str, content: bytes, message: str, t
 
 def test_a_config_file_that_is_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.toml")
-    with pytest.raises(ConfigError, match=r"a\.toml: it is no regular file$"):
+    with pytest.raises(ConfigError, match=r"a\.toml: it is not a regular file$"):
         load_config_file(tmp_path / "a.toml")
 
 

@@ -119,26 +119,29 @@ def test_no_truncated_file_is_loaded(step: int, tmp_path: Path) -> None:
 TORCH = parts_of(saved())
 TOP = TORCH[0][0].partition("/")[0]
 FILES: dict[str, tuple[bytes, str]] = {
-    "nothing": (b"", "it is no zip file"),
-    "a text": (b"epoch,loss\n" * 10, "it is no zip file, or its end is missing"),
-    "something behind": (saved() + b"\0", "it is no zip file, or its end is missing"),
+    "nothing": (b"", "it is not a zip file"),
+    "a text": (b"epoch,loss\n" * 10, "it is not a zip file, or its end is missing"),
+    "something behind": (saved() + b"\0", "it is not a zip file, or its end is missing"),
     "something before": (b"\0" + saved(), "its zip directory is damaged"),
     "two": (saved() + saved(), "its zip directory is damaged"),
     "empty": (packed([]), "it does not begin with a zip entry"),
     "compressed": (packed(TORCH, zipfile.ZIP_DEFLATED), f"its part '{TOP}/data.pkl' is compressed or encrypted"),
     "compressed otherwise": (packed(TORCH, zipfile.ZIP_LZMA), f"its part '{TOP}/data.pkl' is compressed or encrypted"),
-    "no pickle": (packed(TORCH[1:]), "it is no file by torch.save"),
-    "no folder": (packed([(name.partition("/")[2], content) for name, content in TORCH]), "it is no file by torch.save"),
-    "two folders": (packed([*TORCH, ("other/data.pkl", b"")]), "it is no file by torch.save"),
-    "a way out": (packed([*TORCH, ("../../evil", b"")]), "it is no file by torch.save"),
-    "an absolute way": (packed([*TORCH, ("/tmp/evil", b"")]), "it is no file by torch.save"),
-    "a script": (packed([*TORCH, (f"{TOP}/constants.pkl", b"")]), "it is no file by torch.save"),
-    "code beside": (packed([*TORCH, (f"{TOP}/code/evil.py", bytes(5000))]), "its part 'code/evil.py' is none that torch.save writes"),
-    "a name twice but for its case": (packed([*TORCH, (f"{TOP}/DATA.PKL", b"N.")]), "a name is twice in its zip directory"),
+    "no pickle": (packed(TORCH[1:]), "it was not written by torch.save"),
+    "no folder": (packed([(name.partition("/")[2], content) for name, content in TORCH]), "it was not written by torch.save"),
+    "two folders": (packed([*TORCH, ("other/data.pkl", b"")]), "it was not written by torch.save"),
+    "a way out": (packed([*TORCH, ("../../evil", b"")]), "it was not written by torch.save"),
+    "an absolute way": (packed([*TORCH, ("/tmp/evil", b"")]), "it was not written by torch.save"),
+    "a script": (packed([*TORCH, (f"{TOP}/constants.pkl", b"")]), "it was not written by torch.save"),
+    "code beside": (packed([*TORCH, (f"{TOP}/code/evil.py", bytes(5000))]), "its part 'code/evil.py' is not one that torch.save writes"),
+    "a name twice but for its case": (packed([*TORCH, (f"{TOP}/DATA.PKL", b"N.")]), "its zip directory has a name twice"),
     "a part that is missing": (packed([part for part in TORCH if not part[0].endswith("data/0")]), "its storage '"),
     "a part of another length": (edited(saved(), "data/0", lambda content: content + b"\0"), "its storage '0' should have 24 bytes and "),
     "a pickle that is none": (edited(saved(), "data.pkl", lambda content: content[:-5]), "its data.pkl is damaged"),
-    "the old format": (b"", "its format is that of torch before 1.6: save it again, torch.save(torch.load(FILE, weights_only=True), FILE)"),
+    "the old format": (
+        b"",
+        "it has the format of torch before 1.6: save it again with torch.save(torch.load(FILE, weights_only=True), FILE)",
+    ),
 }
 
 
@@ -176,7 +179,7 @@ SIMPLE = packed(TORCH)  # no records of 64 bits: the end record is the last 22 b
         (overwritten(SIMPLE, directory(SIMPLE) + 16, 1, 4), f"its part '{TOP}/data.pkl' is damaged"),  # its checksum
         (
             overwritten(overwritten(SIMPLE, directory(SIMPLE) + 20, 10**9, 4), directory(SIMPLE) + 24, 10**9, 4),
-            f"its part '{TOP}/data.pkl' reaches into another",
+            f"its part '{TOP}/data.pkl' overlaps another",
         ),
         (overwritten(saved(), -98 + 40, 2**40, 8), "its zip directory is damaged"),  # of the record of 64 bits: length
         (overwritten(saved(), -98 + 32, 2**40, 8), "its zip directory is damaged"),
@@ -196,7 +199,7 @@ def test_entries_on_each_other(tmp_path: Path) -> None:
     """Many names for one place would be read as often: the directory's second entry points to the first one's bytes."""
     second = SIMPLE.index(b"PK\x01\x02", directory(SIMPLE) + 1)
     data = overwritten(SIMPLE, second + 42, 0, 4)
-    assert refusal(data, tmp_path).endswith("reaches into another")
+    assert refusal(data, tmp_path).endswith("overlaps another")
 
 
 def test_sizes_against_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,7 +206,7 @@ def test_timm_networks_fit_the_images(spec: str, shape: tuple[int, int, int], mo
     ("spec", "named", "message"),
     [
         ("timm:resnet10", {}, "unknown timm model 'resnet10': did you mean resnet10t or "),
-        ("timm:#", {}, "unknown timm model '#': timm.list_models() names them"),
+        ("timm:#", {}, "unknown timm model '#': timm.list_models() lists them"),
         ("timm:hf-hub:timm/resnet10t.c3_in1k", {}, "unknown timm model 'hf-hub:timm/resnet10t.c3_in1k': "),  # would download
         ("timm:resnet10t.c3_in1", {}, "unknown set of weights of timm:resnet10t 'c3_in1': did you mean c3_in1k?"),
         (
@@ -316,7 +316,7 @@ def test_lazy_layers_get_their_weights(name: str, tmp_path: Path) -> None:
 
 def test_lazy_layers_of_a_network_that_fails(tmp_path: Path) -> None:
     file = write(tmp_path / "net.py", LAZY)
-    message = f"{file}:Lazy has lazy layers and fails with its first images, of 2x8x8: {file}:12: ValueError: no images today"
+    message = f"{file}:Lazy has lazy layers and fails with its first images, of shape 2x8x8: {file}:12: ValueError: no images today"
     assert refusal(f"{file}:Lazy", shape=(2, 8, 8), fails=True) == message
 
 
@@ -466,8 +466,8 @@ def test_what_does_not_fit_is_told_and_left_alone(tmp_path: Path) -> None:
     assert report.mismatched == (Mismatch("fc.weight", (4, 2), (3, 2)), Mismatch("fc.bias", (4,), (3,)))
     assert report.lines() == [
         "weights: 5 of the network's 8 tensors are in the file",
-        "  not saved, freshly drawn: scale",
-        "  of another shape, freshly drawn: fc.weight (saved as 3x2, here 4x2), fc.bias (saved as 3, here 4)",
+        "  not saved, newly initialised: scale",
+        "  of another shape, newly initialised: fc.weight (saved as 3x2, here 4x2), fc.bias (saved as 3, here 4)",
         "  not in the network, left out: aux.0, aux.1, aux.2, aux.3, aux.4 and 2 more (7)",
     ]
     after = model.state_dict()
@@ -478,20 +478,23 @@ def test_what_does_not_fit_is_told_and_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"conv9.weight": torch.zeros(1)}, "no weights of this network: it has conv9.weight, and the network scale, layer1.0.conv1.weight"),
+        (
+            {"conv9.weight": torch.zeros(1)},
+            "no weights of this network: it has conv9.weight, but the network has scale, layer1.0.conv1.weight",
+        ),
         (
             {"fc.weight": torch.zeros(9, 2)},
             "no weights of this network: all have other shapes, such as fc.weight (saved as 9x2, here 3x2)",
         ),
         (
             {"layer1.0.bn1.num_batches_tracked": torch.tensor(0)},
-            "no weights of this network: it has only counters, and the network scale, ",
+            "no weights of this network: it has only counters, but the network has scale, ",
         ),
         ({"epoch": 3}, "holds no state dict: write one with torch.save(model.state_dict(), FILE)"),
         ([torch.zeros(1)], "holds no state dict: write one with "),
         (
             nn.Linear(1, 1),
-            "damaged, or no file of weights (it holds more than tensors and plain values: 'torch.nn.modules.linear.Linear'): ",
+            "damaged, or not a file of weights (it holds more than tensors and plain values: 'torch.nn.modules.linear.Linear'): ",
         ),
     ],
 )
@@ -553,7 +556,10 @@ def test_run_starts_from_weights_and_goes_on_without_the_file(tmp_path: Path) ->
     listener = Recorder()
     outcome = start_run(config, listener)
     assert outcome.run.name == "Net-npz"
-    assert listener.messages == ["weights: 2 of the network's 4 tensors are in the file", "  not saved, freshly drawn: 3.weight, 3.bias"]
+    assert listener.messages == [
+        "weights: 2 of the network's 4 tensors are in the file",
+        "  not saved, newly initialised: 3.weight, 3.bias",
+    ]
     saved = torch.load(outcome.run.last, weights_only=True)["model"]
     assert torch.equal(saved["layer_1.weight"], torch.full((8, 64), 0.5))
     file.unlink()

@@ -105,7 +105,7 @@ def test_without_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ConfigError) as caught:
         built("torchvision:resnet18", 7)
     assert str(caught.value) == (
-        "torchvision:resnet18: its pretrained weights cannot be had (URLError: <urlopen error no route>): "
+        "torchvision:resnet18: its pretrained weights cannot be loaded (URLError: <urlopen error no route>): "
         "check the connection, or give a file with --weights FILE"
     )
 
@@ -125,13 +125,13 @@ def test_timms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
     grey = pretrained("timm:test_resnet", (1, 64, 64))
     torch.testing.assert_close(grey.tensors["conv1.0.weight"], state["conv1.0.weight"].sum(1, keepdim=True))  # all colours together
-    with pytest.raises(ConfigError, match=r"^timm:test_vit: its pretrained weights cannot be had \("):
+    with pytest.raises(ConfigError, match=r"^timm:test_vit: its pretrained weights cannot be loaded \("):
         pretrained("timm:test_vit", SHAPE)
     images = Path(write_npz(tmp_path / "a.npz", good_arrays(64, 64, 3)))
     listener = Recorder()
     config = settings(images, tmp_path, model="timm:test_resnet", weights="pretrained", epochs=1, penalty_ratio=0.0, lr=0.0, batch_size=40)
     saved = torch.load(start_run(config, listener).run.last, weights_only=True)
     assert listener.messages[0].endswith(" tensors are in timm's test_resnet.r160_in1k")
-    assert listener.messages[1].startswith("  of another shape, freshly drawn: fc.weight (saved as 1000x")
+    assert listener.messages[1].startswith("  of another shape, newly initialised: fc.weight (saved as 1000x")
     assert torch.equal(saved["model"]["layer1_0_conv1.weight"], state["layer1.0.conv1.weight"])
     assert saved["statistics"] == {"mean": [0.5] * 3, "std": [0.5] * 3}  # as timm trained them, not the data's own

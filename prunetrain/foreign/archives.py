@@ -1,7 +1,7 @@
-"""Zip files, as torch.save and numpy.savez write them: sizes, places and checksums agree before anything is read out of them.
+"""Zip files, as torch.save and numpy.savez write them: check sizes, positions and checksums before anything is read from them.
 
-Python's zipfile reads the whole directory of an archive at once and looks neither for entries that lie on each other nor for sizes that the
-file cannot hold; torch's reader compares no checksum. So: the end record first, then the directory, then every byte against its checksum.
+Python's zipfile reads the whole directory of an archive at once and checks neither for overlapping entries nor for sizes that the file
+cannot hold; torch's reader compares no checksums. So: first the end record, then the directory, then every byte against its checksum.
 """
 
 import struct
@@ -16,35 +16,35 @@ _END: Final = struct.Struct("<4s4H2LH")  # signature, disks (2), entries (2), by
 _LOCATOR: Final = struct.Struct("<4sLQL")  # signature, disk, offset of the next record, disks
 _END_64: Final = struct.Struct("<4sQ2H2L4Q")  # signature, size, versions (2), disks (2), entries (2), bytes and offset of the directory
 _LOCAL: Final = struct.Struct("<4s5H3L2H")  # the header before an entry: ... lengths of name and extra field
-_ENTRY_BYTES: Final = 46  # of a directory entry, at least
-_LONGEST_ENTRY: Final = 1024  # names and extra fields are short; this many bytes an entry on average
+_ENTRY_BYTES: Final = 46  # smallest size of a directory entry
+_LONGEST_ENTRY: Final = 1024  # bytes per entry on average, at most; names and extra fields are short
 _CHUNK: Final = 2**20
 _ENCRYPTED: Final = 1
 
-# What the reader of a damaged archive may raise.
+# Errors that reading a damaged archive may raise.
 ARCHIVE_ERRORS: Final = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError, struct.error, OSError)
 
 
 def open_archive(file: BinaryIO, *, most_entries: int, compressed: bool) -> zipfile.ZipFile:
-    """The archive that a file is, its directory checked.
+    """Open a file as an archive and check its directory.
 
     Args:
-        file: open for reading, and a regular file.
-        most_entries: how many it may have.
+        file: a regular file, open for reading.
+        most_entries: largest number of entries allowed.
         compressed: whether its entries may be compressed (by deflate).
 
     Raises:
-        RefusedFileError: if it is no zip file or a damaged one, and for names that are there twice, entries that overlap, and whatever
-            torch and numpy never write: other methods, encryption, comments.
+        RefusedFileError: if it is not a zip file or damaged, and for duplicate names, overlapping entries, and whatever torch and numpy
+            never write: other methods, encryption, comments.
     """
     _check_end(file, most_entries)
     try:
         archive = zipfile.ZipFile(file)
     except ARCHIVE_ERRORS:
         raise RefusedFileError("its zip directory is damaged") from None
-    names = [entry.filename.lower() for entry in archive.infolist()]  # torch looks names up without their case
+    names = [entry.filename.lower() for entry in archive.infolist()]  # torch ignores case when it looks up names
     if len(set(names)) < len(names):
-        raise RefusedFileError("a name is twice in its zip directory")
+        raise RefusedFileError("its zip directory has a name twice")
     for entry in archive.infolist():
         methods = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) if compressed else (zipfile.ZIP_STORED,)
         if entry.compress_type not in methods or entry.flag_bits & _ENCRYPTED:
@@ -56,7 +56,7 @@ def open_archive(file: BinaryIO, *, most_entries: int, compressed: bool) -> zipf
 
 
 def check_contents(archive: zipfile.ZipFile) -> None:
-    """Compare every byte of every entry with its checksum; a megabyte at a time.
+    """Compare every entry with its checksum, reading a megabyte at a time.
 
     Raises:
         RefusedFileError: at the first entry that differs.
@@ -74,12 +74,12 @@ def _check_end(file: BinaryIO, most_entries: int) -> None:
     """Check the numbers in the end record, which decide how much is read as the directory."""
     size = size_of(file)
     if size < _END.size:
-        raise RefusedFileError("it is no zip file")
+        raise RefusedFileError("it is not a zip file")
     end = size - _END.size
     file.seek(end)
     signature, _, _, _, *counts, comment = _END.unpack(file.read(_END.size))
     if signature != b"PK\x05\x06" or comment:
-        raise RefusedFileError("it is no zip file, or its end is missing")
+        raise RefusedFileError("it is not a zip file, or its end is missing")
     large = _large_end(file, end)
     if large is not None:
         end, *larger = large
@@ -94,7 +94,7 @@ def _check_end(file: BinaryIO, most_entries: int) -> None:
 
 
 def _large_end(file: BinaryIO, end: int) -> tuple[int, int, int, int] | None:
-    """Where the directory ends, its entries, bytes and offset, by the record that torch writes always and others for over 4 GB."""
+    """The directory's end, entries, bytes and offset from the 64-bit record, which torch always writes and others only above 4 GB."""
     start = end - _LOCATOR.size - _END_64.size
     if start < 0:
         return None
@@ -110,7 +110,7 @@ def _large_end(file: BinaryIO, end: int) -> tuple[int, int, int, int] | None:
 
 
 def _check_places(file: BinaryIO, archive: zipfile.ZipFile) -> None:
-    """Check that the entries lie one behind the other, from the start of the file to its directory."""
+    """Check that the entries follow each other without overlap, from the start of the file to its directory."""
     entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     if not entries or entries[0].header_offset != 0:
         raise RefusedFileError("it does not begin with a zip entry")
@@ -121,4 +121,4 @@ def _check_places(file: BinaryIO, archive: zipfile.ZipFile) -> None:
             raise RefusedFileError(f"its part {shown(entry.filename)} is cut off")
         *_, name, extra = _LOCAL.unpack(header)
         if entry.header_offset + _LOCAL.size + name + extra + entry.compress_size > following:
-            raise RefusedFileError(f"its part {shown(entry.filename)} reaches into another")
+            raise RefusedFileError(f"its part {shown(entry.filename)} overlaps another")

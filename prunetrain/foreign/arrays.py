@@ -1,4 +1,4 @@
-"""Arrays in an .npz file: what each declares of itself is read first, so that a caller can refuse it before its numbers are.
+"""Arrays in an .npz file: headers are read first, so that a caller can refuse an array before its numbers are read.
 
 In: an open file. Out: `ArrayHeader`s, then the arrays. Nothing is unpickled.
 """
@@ -18,47 +18,47 @@ from prunetrain.foreign.archives import ARCHIVE_ERRORS, open_archive
 from prunetrain.foreign.refusal import RefusedFileError
 
 _MOST_ENTRIES: Final = 10_000
-_MOST_HEADER: Final = 2**16  # bytes; numpy itself reads as many as the header asks for
+_MOST_HEADER: Final = 2**16  # bytes; numpy itself reads as many as the header declares
 _READERS: Final = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """Shape and type of an array that was not read yet."""
+    """The shape and type of an array that has not been read yet."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
     @property
     def nbytes(self) -> int:
-        """What the array takes in memory; whatever a file says, this is exact."""
+        """The array's size in memory; exact, however large a size the file declares."""
         return prod(self.shape) * self.dtype.itemsize
 
 
 class ArrayFile:
-    """The arrays of an .npz file; compressed ones too, as numpy.savez_compressed writes them.
+    """The arrays of an .npz file, including compressed ones by numpy.savez_compressed.
 
     Raises:
-        RefusedFileError: if the file is none, or a damaged one.
+        RefusedFileError: if the file is not an .npz file, or damaged.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._archive = open_archive(file, most_entries=_MOST_ENTRIES, compressed=True)
 
     def headers(self, names: Iterable[str]) -> dict[str, ArrayHeader]:
-        """The headers of those of the arrays that are there.
+        """Read the headers of the arrays that exist among `names`.
 
         Raises:
-            RefusedFileError: for one that is damaged, holds objects, or declares other sizes than are stored.
+            RefusedFileError: for an array that is damaged, holds objects, or declares another size than is stored.
         """
         present = set(self._archive.namelist())
         return {name: self._header(name) for name in names if f"{name}.npy" in present}
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
-        """An array whose header was read.
+        """Read an array whose header has been read.
 
         Raises:
-            RefusedFileError: if its checksum is wrong, or there is no memory for it.
+            RefusedFileError: if its checksum is wrong, or there is not enough memory for it.
         """
         try:
             with _quiet(), self._archive.open(f"{name}.npy") as stream:
@@ -75,23 +75,23 @@ class ArrayFile:
                 start = io.BytesIO(stream.read(_MOST_HEADER))
             version = npy.read_magic(start)
             if version not in _READERS:
-                raise RefusedFileError(f"{name}: arrays of version {version} are not known")
+                raise RefusedFileError(f"{name}: arrays of version {version} are not supported")
             with _quiet():
                 shape, _, dtype = _READERS[version](start)
         except RefusedFileError:
             raise
-        except Exception as error:  # numpy parses the header as Python, in several ways, and raises what each of them raises
+        except Exception as error:  # numpy parses the header as Python, which may raise anything
             raise RefusedFileError(f"{name}: {_one_line(error)}") from None
         header = ArrayHeader(shape, dtype)
         if dtype.hasobject:
             raise RefusedFileError(f"{name} holds Python objects, which are not read")
         if min(shape, default=0) < 0 or header.nbytes != entry.file_size - start.tell():
-            raise RefusedFileError(f"{name} should take {header.nbytes:,} bytes, and {entry.file_size - start.tell():,} are stored")
+            raise RefusedFileError(f"{name} should take {header.nbytes:,} bytes, but {entry.file_size - start.tell():,} are stored")
         return header
 
 
 def _quiet() -> "warnings.catch_warnings[None]":
-    """Inside, numpy does not warn of headers that Python 2 wrote."""
+    """Suppress numpy's warnings about headers written by Python 2."""
     return warnings.catch_warnings(action="ignore")
 
 

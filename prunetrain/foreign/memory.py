@@ -1,19 +1,19 @@
-"""How much memory there is, so that sizes in a file can be compared with it before they are believed."""
+"""How much memory is available, so that the sizes that a file declares can be checked against it."""
 
 import os
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
-_CONTAINERS = (  # limit and use, of the second and the first version of control groups
+_CONTAINERS = (  # limit and usage, in versions 2 and 1 of control groups
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
 
 
 def available_memory() -> int:
-    """Bytes that this process could still take: of the machine, or of its container where that has a limit.
+    """Return the bytes that this process can still allocate on the machine, or in its container if that has a limit.
 
-    Where the system does not say what is available (as on a Mac), it is all that the machine has.
+    If the system does not report available memory (as on a Mac), the machine's total counts.
     """
     machine = _from_meminfo()
     if machine is None:
@@ -22,7 +22,7 @@ def available_memory() -> int:
 
 
 def readable(size: int) -> str:
-    """A number of bytes for reading: 1.5 GB, 20 MB, 300 bytes."""
+    """Format a number of bytes for people: 1.5 GB, 20 MB, 300 bytes."""
     for power, unit in ((15, "PB"), (12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
         if size >= 10**power:
             return f"{size // 10 ** (power - 1) / 10:,.4g} {unit}" if size < 10**18 else "over 1,000 PB"
@@ -39,7 +39,7 @@ def _from_meminfo() -> int | None:
 
 
 def _left_in(container: tuple[Path, Path]) -> int | None:
-    """What a container may still take; its use counts files that the system keeps in memory too, so a quarter is left in any case."""
+    """The bytes left in a container, at least a quarter of its limit, since its usage includes the system's file cache."""
     try:
         limit, used = (int(path.read_text()) for path in container)
     except (OSError, ValueError):  # no such container, or "max"

@@ -1,4 +1,4 @@
-"""Opening files: only regular ones (a pipe or a device may never end), and only so much of them."""
+"""Open files: only regular ones (a pipe or a device may never end), and only up to a given size."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from prunetrain.foreign.refusal import RefusedFileError
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading. Links are followed; what counts is what was opened, whatever the name means a moment later.
+    """Open a file for reading. Links are followed; the opened file itself is checked, in case the name changes its meaning meanwhile.
 
     Raises:
         OSError: if it cannot be opened, or is a folder.
@@ -22,34 +22,34 @@ def open_regular(path: Path) -> BinaryIO:
         os.close(descriptor)
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        raise RefusedFileError("it is no regular file")
+        raise RefusedFileError("it is not a regular file")
     return os.fdopen(descriptor, "rb")
 
 
 def size_of(file: BinaryIO) -> int:
-    """Bytes of an open file."""
+    """Return the bytes of an open file."""
     return os.fstat(file.fileno()).st_size
 
 
 def read_text(path: Path, most: int) -> str:
-    """`read_bytes` as text in UTF-8, line ends as they come.
+    """Read a whole file like `read_bytes`, as UTF-8 text with its line ends unchanged.
 
     Raises:
-        UnicodeDecodeError: if it is none.
+        UnicodeDecodeError: if it is not UTF-8.
     """
     return read_bytes(path, most).decode("utf-8")
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """A whole file.
+    """Read a whole file.
 
     Args:
         path: the file.
-        most: the bytes that it may have.
+        most: largest number of bytes allowed.
 
     Raises:
         OSError: if it cannot be opened or read.
-        RefusedFileError: if it is no regular file, or too long.
+        RefusedFileError: if it is not a regular file, or too long.
     """
     with open_regular(path) as file:
         content = file.read(most + 1)

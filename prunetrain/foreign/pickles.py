@@ -1,7 +1,7 @@
-"""The pickle inside a file by torch.save, walked without running it: what would be built, with tensors as places in their storages.
+"""Interpret the pickle inside a file by torch.save without running it: return the values, with tensors as positions in their storages.
 
-Only what torch.save writes for tensors and plain values is known here, opcode by opcode. torch's own reader of such pickles
-(`torch.load(weights_only=True)`) runs no code either, but believes every size, shape and stride.
+Only the opcodes that torch.save writes for tensors and plain values are allowed. torch's own reader of such pickles
+(`torch.load(weights_only=True)`) runs no code either, but trusts every size, shape and stride.
 """
 
 import pickletools
@@ -13,21 +13,21 @@ from prunetrain.foreign.stored import DTYPES, FUNCTIONS, ITEM_BYTES, Name, Order
 
 MOST_BYTES: Final = 2**26
 MOST_OPCODES: Final = 4_000_000
-MOST_DEPTH: Final = 50  # of containers in containers
+MOST_DEPTH: Final = 50  # of nested containers
 _LARGEST_KEY: Final = 2**31
-_REPEATS: Final = 4  # how often everything may be referred to once more, on average; see `_check_size`
+_REPEATS: Final = 4  # how often each value may be referred to again, on average; see `_check_size`
 
 
 def read_pickle(data: bytes, parts: Mapping[str, int]) -> object:
-    """What a pickle builds: plain values, with a `StoredTensor` for each tensor.
+    """Return what a pickle builds: plain values, with a `StoredTensor` for each tensor.
 
     Args:
         data: the pickle.
-        parts: the bytes of every storage in the archive, by key.
+        parts: the number of bytes of every storage in the archive, by key.
 
     Raises:
         RefusedFileError: for a pickle that is damaged, too large or too deep, that names anything but tensors and plain containers, or that
-            has tensors outside of their storage, or with elements that share a place there.
+            has tensors that reach beyond their storage or whose elements share places in it.
     """
     if len(data) > MOST_BYTES:
         raise RefusedFileError(f"its data.pkl is longer than {MOST_BYTES:,} bytes")
@@ -85,7 +85,7 @@ class _Machine:
             raise ValueError
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not (isinstance(key, str) or (isinstance(key, int) and abs(key) < _LARGEST_KEY)):
-                raise RefusedFileError(f"it has {shown(_plain(key))} as a key: only words and whole numbers can be")
+                raise RefusedFileError(f"it has {shown(_plain(key))} as a key: only strings and integers can be keys")
             target[key] = value
 
     def name(self, argument: str) -> None:
@@ -102,7 +102,7 @@ class _Machine:
         self.stack.append(FUNCTIONS[function.module, function.name](*arguments))
 
     def build(self) -> None:
-        """State dicts carry `_metadata`; any other attribute could hide a method of the dictionary."""
+        """Set `_metadata`, which state dicts carry; any other attribute could hide a method of the dictionary."""
         state = self.stack.pop()
         if type(self.stack[-1]) is not Ordered or type(state) not in (dict, Ordered) or set(state) - {"_metadata"}:
             raise RefusedFileError("it holds an object with attributes of its own")
@@ -168,18 +168,18 @@ _OPCODES: Final[Mapping[str, Callable[[_Machine, Any], None]]] = {
 
 
 def _plain(value: object) -> object:
-    """A value that can be shown: what may be huge or hold itself, by its kind."""
+    """Return a value that can be printed; one that may be huge or contain itself is replaced by its type."""
     return value if isinstance(value, int | float | str | None) else type(value).__name__
 
 
 def _check_size(roots: list[object], most: int) -> None:
-    """Check the depth of containers, and that the whole is no larger than the file that it came from.
+    """Check the depth of containers, and that the values are not many more than the file's own instructions.
 
-    A pickle may refer to a value again and again: ten lists, each of which holds the one before it ten times, are a hundred bytes, and ten
-    billion values for whoever prints or copies them. A list that holds itself has no end.
+    A pickle may refer to a value again and again: ten lists that each hold the previous one ten times take a hundred bytes, but are ten
+    billion values to whoever prints or copies them. A list that holds itself has no end.
 
     Raises:
-        RefusedFileError: if it is.
+        RefusedFileError: if values are nested too deeply or repeated too often.
     """
     waiting = [(value, 0) for value in roots]
     seen = 0

@@ -1,4 +1,4 @@
-"""Files by safetensors: the two sizes that its own reader believes. It compares everything else: offsets, shapes, types, overlaps."""
+"""Check the two sizes in a safetensors file that its own reader trusts. The reader checks all else: offsets, shapes, types, overlaps."""
 
 from pathlib import Path
 from typing import Final
@@ -7,7 +7,7 @@ from prunetrain.foreign.memory import available_memory, readable
 from prunetrain.foreign.opening import open_regular, size_of
 from prunetrain.foreign.refusal import RefusedFileError
 
-_MOST_HEADER: Final = 2**24  # bytes; the format's own limit is 100 MB, which take gigabytes to read
+_MOST_HEADER: Final = 2**24  # bytes; the format's own limit is 100 MB, but reading that many takes gigabytes of memory
 
 
 def check_safetensors(path: Path) -> None:
@@ -15,11 +15,11 @@ def check_safetensors(path: Path) -> None:
 
     Raises:
         OSError: if it cannot be opened.
-        RefusedFileError: if it is no regular file, its header is longer than the file or far too long, or it does not fit into memory.
+        RefusedFileError: if it is not a regular file, its header is longer than the file or far too long, or it does not fit into memory.
     """
     with open_regular(path) as file:
         size, header = size_of(file), int.from_bytes(file.read(8), "little")
     if header > min(size, _MOST_HEADER):
-        raise RefusedFileError(f"its header should be {header:,} bytes long")
+        raise RefusedFileError(f"it declares a header of {header:,} bytes, which is too long")
     if size > (available := available_memory()):
         raise RefusedFileError(f"its tensors take {readable(size)}, and {readable(available)} of memory are free")

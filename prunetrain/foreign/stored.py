@@ -1,7 +1,7 @@
-"""What a file by torch.save may name: storages, tensors in them, and a few plain classes; each call with what it would make.
+"""The names that a file by torch.save may use, for storages, tensors and a few plain classes, and what calling each would make.
 
-In: the arguments as they stand in the pickle, of any kind. Out: plain values, with a `StoredTensor` for each tensor; a ValueError for
-arguments that torch.save never writes, a `RefusedFileError` where there is more to say.
+In: the arguments as they are in the pickle, of any type. Out: plain values, with a `StoredTensor` for each tensor; a ValueError for
+arguments that torch.save never writes, a `RefusedFileError` where the user should know more.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers in a part of the archive: the part's key, how many, and the bytes of each."""
+    """Numbers in a part of the archive: the part's key, how many numbers, and the bytes of each."""
 
     key: str
     length: int
@@ -41,25 +41,25 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as it stands in a file, all of it inside its storage; a parameter is one too."""
+    """A tensor in a file, known to lie inside its storage; a parameter is one too."""
 
     storage: Storage
     shape: tuple[int, ...]
 
 
 class Ordered(dict[Any, Any]):
-    """What becomes a collections.OrderedDict, which alone may have an attribute."""
+    """Stands for a collections.OrderedDict, the only value that may have an attribute."""
 
 
 def whole(number: object) -> int:
-    """A whole number from 0."""
+    """Return a whole number from 0; raise ValueError for anything else."""
     if type(number) is not int or number < 0:
         raise ValueError
     return number
 
 
 def _tensor(*arguments: object) -> StoredTensor:
-    """`_rebuild_tensor_v2`: a storage, an offset into it, shape, stride, whether it wants gradients, and hooks, which are none."""
+    """`_rebuild_tensor_v2`: a storage, an offset into it, shape, stride, `requires_grad`, and hooks, of which there must be none."""
     storage, offset, shape, stride, requires_grad, hooks = arguments
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple) or hooks != {}:
         raise ValueError
@@ -67,7 +67,7 @@ def _tensor(*arguments: object) -> StoredTensor:
     if len(sizes) != len(steps) or len(sizes) > _MOST_DIMENSIONS or not isinstance(requires_grad, bool):
         raise ValueError
     start, count = whole(offset), prod(sizes)
-    reach = 0  # of the dimensions that move less, in elements
+    reach = 0  # of the dimensions with smaller strides, in elements
     for step, size in sorted((step, size) for step, size in zip(steps, sizes, strict=True) if size > 1 and count):
         if step <= reach:
             raise RefusedFileError(f"it has a tensor of {count:,} numbers whose elements share places in memory: save a contiguous copy")
@@ -90,7 +90,7 @@ def _ordered(*arguments: object) -> Ordered:
 
 
 def _counter(counts: object) -> dict[Any, Any]:
-    """A collections.Counter, in which torch's schedules keep milestones."""
+    """A collections.Counter, in which torch's schedulers keep milestones."""
     if type(counts) is not dict or not all(type(count) is int for count in counts.values()):
         raise ValueError
     return dict(counts)

@@ -1,6 +1,6 @@
-"""Settings in TOML and JSON: no numbers that are none, no key twice, nothing deep or huge.
+"""Read settings in TOML and JSON: no NaN or infinity in JSON, no duplicate keys, nothing deep or huge.
 
-In: text. Out: plain values. A text that breaks the language's own rules raises the reader's error, which knows the line.
+In: text. Out: plain values. Invalid TOML or JSON raises the parser's own error, which names the line.
 """
 
 import json
@@ -16,26 +16,26 @@ _LARGEST: Final = 2**63 - 1
 
 
 def read_toml(text: str) -> object:
-    """The values of a TOML file.
+    """Read the values of a TOML file.
 
     Raises:
-        tomllib.TOMLDecodeError: if it is none.
+        tomllib.TOMLDecodeError: if it is not valid TOML.
         RefusedFileError: for values that are nested too deeply, or too large.
     """
     try:
         return _checked(tomllib.loads(text))
     except tomllib.TOMLDecodeError:
         raise
-    except (ValueError, RecursionError, OverflowError):  # of a number of 5,000 digits, for one
+    except (ValueError, RecursionError, OverflowError):  # such as for a number of 5,000 digits
         raise RefusedFileError("a number or a nesting in it is too large to read") from None
 
 
 def read_json(text: str | bytes) -> object:
-    """The values of a JSON file.
+    """Read the values of a JSON file.
 
     Raises:
-        json.JSONDecodeError: if it is none.
-        RefusedFileError: for a key that is there twice, Infinity and NaN, and values that are nested too deeply, or too large.
+        json.JSONDecodeError: if it is not valid JSON.
+        RefusedFileError: for a duplicate key, Infinity and NaN, and values that are nested too deeply, or too large.
     """
     try:
         return _checked(json.loads(text, object_pairs_hook=_table, parse_constant=_no_number, parse_float=_finite))
@@ -49,13 +49,13 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for key, value in pairs:
         if key in table:
-            raise RefusedFileError(f"{shown(key)} is there twice")
+            raise RefusedFileError(f"{shown(key)} appears twice")
         table[key] = value
     return table
 
 
 def _no_number(word: str) -> float:
-    raise RefusedFileError(f"{word} is no number")
+    raise RefusedFileError(f"{word} is not allowed as a number")
 
 
 def _finite(word: str) -> float:

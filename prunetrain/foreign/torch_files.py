@@ -1,4 +1,4 @@
-"""Files by torch.save, checked as a whole: the archive, its checksums, the pickle in it, and the sizes and strides of its tensors."""
+"""Check files by torch.save as a whole: the archive, its checksums, the pickle in it, and the sizes and strides of its tensors."""
 
 import zipfile
 from typing import BinaryIO, Final
@@ -9,21 +9,21 @@ from prunetrain.foreign.pickles import MOST_BYTES, read_pickle
 from prunetrain.foreign.refusal import RefusedFileError, shown
 
 MOST_TENSORS: Final = 1_000_000
-_OLD_FORMAT: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled number, by which torch knows it
+_OLD_FORMAT: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled number by which torch recognises it
 _PICKLE: Final = "data.pkl"
 _STORAGES: Final = "data/"
-_MOST_BESIDE: Final = 4096  # bytes of what torch notes beside the pickle: a version, the order of bytes
+_MOST_BESIDE: Final = 4096  # bytes of torch's notes beside the pickle: a version, the byte order
 
 
 def check_torch_file(file: BinaryIO) -> None:
-    """Check a file before `torch.load(file, weights_only=True)`. Nothing of it is built, and it is read a megabyte at a time.
+    """Check a file before `torch.load(file, weights_only=True)`. Nothing is built from it, and it is read a megabyte at a time.
 
     Raises:
-        RefusedFileError: for what torch.save did not write, whatever does not fit together, and tensors that do not fit into memory.
+        RefusedFileError: for anything that torch.save would not write, inconsistent content, and tensors that do not fit into memory.
     """
     if file.read(len(_OLD_FORMAT)) == _OLD_FORMAT:
         raise RefusedFileError(
-            "its format is that of torch before 1.6: save it again, torch.save(torch.load(FILE, weights_only=True), FILE)"
+            "it has the format of torch before 1.6: save it again with torch.save(torch.load(FILE, weights_only=True), FILE)"
         )
     archive = open_archive(file, most_entries=MOST_TENSORS, compressed=False)
     parts = _parts(archive)
@@ -36,17 +36,17 @@ def check_torch_file(file: BinaryIO) -> None:
 
 
 def read_values(file: BinaryIO) -> object:
-    """The plain values in a file, with a `StoredTensor` for each tensor, whose numbers are not read.
+    """Read the plain values in a file, with a `StoredTensor` for each tensor, whose numbers are not read.
 
     Raises:
-        RefusedFileError: for what torch.save did not write, and whatever does not fit together.
+        RefusedFileError: for anything that torch.save would not write, and inconsistent content.
     """
     archive = open_archive(file, most_entries=MOST_TENSORS, compressed=False)
     return _values(archive, _parts(archive))
 
 
 def _values(archive: zipfile.ZipFile, parts: dict[str, int]) -> object:
-    """What the pickle builds."""
+    """Return what the pickle builds."""
     try:
         data = archive.read(f"{_folder(archive)}{_PICKLE}")
     except ARCHIVE_ERRORS:
@@ -55,23 +55,23 @@ def _values(archive: zipfile.ZipFile, parts: dict[str, int]) -> object:
 
 
 def _folder(archive: zipfile.ZipFile) -> str:
-    """The folder that everything in the archive is in, with the slash."""
+    """The folder that holds everything in the archive, with a trailing slash."""
     names = archive.namelist()
     folder = names[0].partition("/")[0] + "/" if names else ""
     if not folder or any(not name.startswith(folder) for name in names):
-        raise RefusedFileError("it is no file by torch.save")
+        raise RefusedFileError("it was not written by torch.save")
     return folder
 
 
 def _parts(archive: zipfile.ZipFile) -> dict[str, int]:
-    """The bytes of every part, by its name in the folder."""
+    """The number of bytes of every part, by its name in the folder."""
     folder = _folder(archive)
     parts = {entry.filename.removeprefix(folder): entry.file_size for entry in archive.infolist()}
     if _PICKLE not in parts or "constants.pkl" in parts:
-        raise RefusedFileError("it is no file by torch.save")
+        raise RefusedFileError("it was not written by torch.save")
     if parts[_PICKLE] > MOST_BYTES:
         raise RefusedFileError(f"its {_PICKLE} is longer than {MOST_BYTES:,} bytes")
     for name, length in parts.items():
         if name != _PICKLE and not name.startswith(_STORAGES) and length > _MOST_BESIDE:
-            raise RefusedFileError(f"its part {shown(name)} is none that torch.save writes")
+            raise RefusedFileError(f"its part {shown(name)} is not one that torch.save writes")
     return parts

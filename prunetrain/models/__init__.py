@@ -1,14 +1,14 @@
-"""Where networks come from: all that `--model` may say.
+"""Where networks come from: all values of `--model`.
 
-In: a word, an image shape (C, H, W), a number of classes and arguments. Out: a module from images (N, C, H, W) to logits (N, num_classes),
-freshly initialised or with the weights that `--weights` names.
+In: a name, an image shape (C, H, W), a number of classes and arguments. Out: a module from images (N, C, H, W) to logits (N, num_classes),
+newly initialised or with the weights that `--weights` names.
 
     resnet20                   a network of the zoo
     torchvision:mobilenet_v2   a classification network of torchvision
-    timm:resnet26              one of timm, an optional extra
-    nets/my_net.py:Net         a class or function of a person's own file
+    timm:resnet26              a network of timm, an optional extra
+    nets/my_net.py:Net         a class or function of the user's own file
 
-One file holds one source. Importing this package imports no torch; `build` does.
+Each source has a module of its own. Importing this package does not import torch; `build` does.
 """
 
 import re
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from prunetrain.models.constructing import Pretrained
 
 PRETRAINED = "pretrained"
-"""What stands for the weights that a library has of its network, where a file of weights may be named."""
+"""The value of `--weights` that stands for the library's own weights instead of a file."""
 
 SPELLINGS: Mapping[str, str] = {
     "torchvision:NAME": "a classification network of torchvision, such as torchvision:mobilenet_v2",
     "timm:NAME": "a network of timm, such as timm:resnet26; timm comes with: pip install 'prunetrain[timm]'",
     "FILE.py:NAME": "a class or function of your own file, such as nets/my_net.py:Net; its code runs",
 }
-"""How a network outside the zoo is written, and what it is."""
+"""How to name a network outside the zoo, and what that means."""
 
 _SOURCES = {"torchvision": "torchvision_models", "timm": "timm_models"}  # word before the colon: module of this package
 _ZOO = "zoo"
@@ -43,22 +43,22 @@ _NAME_LENGTH = 60  # characters; leaves room for the data set and a number
 
 
 def described() -> dict[str, str]:
-    """All that `--model` may say, and what it is: the networks of the zoo, and the ways to others."""
+    """Return all values of `--model` and what they mean: the networks of the zoo, and how to name others."""
     return {**zoo.described(), **SPELLINGS}
 
 
 def build(spec: str, *, input_shape: ImageShape, num_classes: int, model_args: Mapping[str, Any] | None = None) -> "nn.Module":
-    """A new network with freshly drawn weights.
+    """Build a new network with newly initialised weights.
 
     Args:
-        spec: one of `names()`, or one of the `SPELLINGS`. A person's own file is imported.
+        spec: the name of a network in the zoo, or one of the `SPELLINGS`. A user's own file is imported.
         input_shape: (C, H, W) of one image.
         num_classes: length of the logits, at least 1.
-        model_args: further arguments of the network's constructor; they go over those that follow from the data.
+        model_args: further arguments of the network's constructor; they override those that follow from the data.
 
     Raises:
-        ConfigError: for a network that nobody knows or that is not installed, arguments that its constructor lacks or does not take, images
-            that it cannot take, and a file that does not work.
+        ConfigError: for a network that is unknown or not installed, missing or unknown arguments, images that it cannot take, and a file
+            that fails.
     """
     given = dict(model_args or {})
     source, name = _split(spec)
@@ -71,14 +71,14 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, model_args: M
 
 
 def pretrained(spec: str, input_shape: ImageShape) -> "Pretrained":
-    """The weights that torchvision or timm has of its network, which it may download for that.
+    """Return the weights that torchvision or timm has for its network; the library may download them.
 
     Args:
         spec: as for `build`.
         input_shape: (C, H, W) of one image.
 
     Raises:
-        ConfigError: for a network of another source, and weights that there are none of or that cannot be had.
+        ConfigError: for a network of another source, and weights that do not exist or cannot be loaded.
     """
     source, name = _split(spec)
     if source not in _SOURCES:
@@ -100,19 +100,19 @@ def build_with_weights(
     seed: int,
     say: Callable[[str], object],
 ) -> "nn.Module":
-    """A new network as `build` makes it, with what is known of its weights.
+    """Build a new network as `build` does, and load the given weights into it.
 
     Args:
         spec: as for `build`.
-        weights: a file, or nothing; or what `pretrained` found.
+        weights: the path of a file, "" for none, or the result of `pretrained`.
         input_shape: as for `build`.
-        num_classes: as for `build`; a head of another number of classes is freshly drawn.
+        num_classes: as for `build`; a head with another number of classes is newly initialised.
         model_args: as for `build`.
-        seed: of what is freshly drawn.
-        say: is told which weights were found, and which were left out or freshly drawn.
+        seed: seed of the newly initialised weights.
+        say: called with lines on which weights were loaded, and which were left out or newly initialised.
 
     Raises:
-        ConfigError: as `build`; and for weights that cannot be read, or do not fit the network.
+        ConfigError: as for `build`; and for weights that cannot be read, or do not fit the network.
     """
     import torch
 
@@ -136,14 +136,14 @@ def _module(source: str) -> ModuleType:
 
 
 def short_name(spec: str) -> str:
-    """What a run calls the network: its own name without its source, of letters, digits, dots, dashes and underscores."""
+    """Return the network's name in the names of runs: without its source, in letters, digits, dots, dashes and underscores."""
     source, name = _split(spec)
     words = name or source.replace("\\", "/").rpartition("/")[2]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", words.removesuffix(".py")).strip("._-")[:_NAME_LENGTH] or "network"
 
 
 def _split(spec: str) -> tuple[str, str]:
-    """`torchvision:resnet18` as ("torchvision", "resnet18"), `a.py:Net` as ("a.py", "Net"), `resnet20` as ("zoo", "resnet20")."""
+    """Split a name: `torchvision:resnet18` is ("torchvision", "resnet18"), `a.py:Net` ("a.py", "Net"), `resnet20` ("zoo", "resnet20")."""
     if spec.endswith(".py"):
         return spec, ""
     path, _, name = spec.rpartition(":")

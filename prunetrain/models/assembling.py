@@ -1,4 +1,4 @@
-"""A network out of the text of its file and its weights."""
+"""Build a network from the text of its file and its weights."""
 
 from collections.abc import Mapping
 
@@ -10,18 +10,18 @@ from prunetrain.graph.load import instantiate
 
 
 def assemble(source: str, filename: str, graph: LayerGraph, state: Mapping[str, Tensor], *, same_types: bool = False) -> nn.Module:
-    """The network of a file's text with these very tensors as its weights, on their device. Draws no random numbers.
+    """Build the network of a file's text with these tensors themselves as its weights, on their device, drawing no random numbers.
 
     Args:
         source: the file's text.
-        filename: how error messages call it.
-        graph: what `parse` reads in it.
+        filename: its name in error messages.
+        graph: the graph that `parse` reads from it.
         state: its state dict.
-        same_types: whether the tensors must be of the types that the file gives them, float32 above all.
+        same_types: whether the tensors must have the types that the file gives them, usually float32.
 
     Raises:
         NetworkFileError: if the text is anything but a network.
-        RuntimeError: if the weights do not fit it.
+        RuntimeError: if the weights do not fit the network.
     """
     with torch.device("meta"):
         module = instantiate(source, filename, allocates=False)
@@ -29,10 +29,10 @@ def assemble(source: str, filename: str, graph: LayerGraph, state: Mapping[str, 
     _assign(module, graph, state)
     other = next((name for name, tensor in state.items() if same_types and tensor.dtype != types[name]), None)
     if other is not None:
-        raise RuntimeError(f"{other} is {state[other].dtype}, and the network's {types[other]}")
+        raise RuntimeError(f"{other} is {state[other].dtype}, but the network's is {types[other]}")
     device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
     for tensor in graph.declared:
-        if tensor.role == "index":  # positions, which stand in the file and not among the weights
+        if tensor.role == "index":  # positions are in the file, not among the weights
             module.register_buffer(tensor.name, torch.tensor(tensor.values, device=device), persistent=False)
     return module
 
@@ -40,10 +40,10 @@ def assemble(source: str, filename: str, graph: LayerGraph, state: Mapping[str, 
 def _assign(module: nn.Module, graph: LayerGraph, state: Mapping[str, Tensor]) -> None:
     """Make tensors the network's own, layer by layer.
 
-    `load_state_dict` of the whole looks through all tensors for those of each layer, and a flat network has no fewer layers than that.
+    `load_state_dict` on the whole network would search all tensors for those of each layer: quadratic time in a flat network.
 
     Raises:
-        RuntimeError: if they do not fit it.
+        RuntimeError: if the tensors do not fit the network.
     """
     declared = {tensor.name: tensor for tensor in graph.declared if tensor.role != "index"}
     own = {name: tensor for name, tensor in state.items() if "." not in name}
@@ -59,7 +59,7 @@ def _assign(module: nn.Module, graph: LayerGraph, state: Mapping[str, Tensor]) -
     except (AttributeError, RuntimeError):
         fits = False
     if not fits:
-        module.load_state_dict(dict(state), assign=True)  # finds the fault again, and says it of the whole network
+        module.load_state_dict(dict(state), assign=True)  # raises again, with a message for the whole network
     for name, tensor in own.items():
         if declared[name].role == "parameter":
             setattr(module, name, nn.Parameter(tensor, requires_grad=declared[name].trainable))

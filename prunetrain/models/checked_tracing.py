@@ -1,7 +1,7 @@
-"""Tracing that is checked: the network of the file and the model that it was traced from say the same of images.
+"""Trace a model and check that the network of the file computes the same.
 
-In: a model, an image shape. Out: what `trace_with_state` gives, or a `TraceError`. What a model does behind torch's back, such as code of
-its own in the place of a layer's, is noticed here at the latest.
+In: a model, an image shape. Out: the result of `trace_with_state`, or a `TraceError`. Whatever a model does that tracing cannot see, such
+as its own code in place of a layer's, is noticed here at the latest.
 """
 
 from collections.abc import Mapping
@@ -20,25 +20,25 @@ from prunetrain.graph.tracing.randomness import drawing_nothing
 from prunetrain.graph.tracing.snapshot import Snapshot
 from prunetrain.models.assembling import assemble
 
-_IMAGES = 2  # a network that squeezes all dimensions of one loses the batch with a single image
-_ROUNDING_OF_TWO = 0.01  # of outputs in train mode: BatchNorm over two values makes much of their last bits
-_TOO_FEW = "Expected more than 1 "  # value a channel: what torch's normalisations say
+_IMAGES = 2  # a network that squeezes all dimensions of size 1 would lose a batch of one
+_ROUNDING_OF_TWO = 0.01  # tolerance of outputs in train mode: BatchNorm over two values amplifies their last bits
+_TOO_FEW = "Expected more than 1 "  # "value per channel when training", says torch's normalisation
 
 
 def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike: bool = False) -> Traced:
-    """`trace_with_state`, and two random images through both networks, in eval mode and in train mode.
+    """Run `trace_with_state`, then two random images through both networks, in eval mode and in train mode.
 
-    In train mode running statistics and outputs are compared; where the model draws random numbers, or computes on a GPU, which buffers
+    In train mode, running statistics and outputs are compared; if the model draws random numbers or computes on a GPU, only which buffers
     change. The model, its buffers and torch's random state stay as they are.
 
     Args:
         model: as for `trace`, with weights.
-        example_input: a batch, shape (N, C, H, W); only its shape counts.
-        returns_alike: whether the file's network must return what the model does as well: a tensor, or a tuple of several.
+        example_input: a batch, shape (N, C, H, W); only its shape matters.
+        returns_alike: whether the model must return the same kind of value as the file's network: a tensor, or a tuple of several.
 
     Raises:
-        NetworkFileError: if images do not fit into this machine's memory.
-        TraceError: as `trace`; and if numbers differ by more than rounding, or the file's network cannot take the model's weights.
+        NetworkFileError: if the results for these images do not fit into this machine's memory.
+        TraceError: as for `trace`; and if results differ by more than rounding, or the model's weights do not fit the file's network.
     """
     traced = trace_with_state(model, example_input)
     name = traced.graph.class_name
@@ -49,19 +49,19 @@ def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike
     try:
         network = assemble(render(traced.graph), name, traced.graph, traced.state).eval()
     except RuntimeError as error:
-        raise TraceError(f"{name} has other weights than the layers that it is made of: {str(error).splitlines()[-1].strip()}") from None
+        raise TraceError(f"{name} has weights that do not fit its own layers: {str(error).splitlines()[-1].strip()}") from None
     try:
         with torch.no_grad(), Snapshot(model).in_mode(training=False):
             found, (returned, _) = outputs_of(_seeded(network, images)[0]), _seeded(model, images)
-    except Exception as error:  # whatever the model's own code raises, and too little memory
+    except Exception as error:  # whatever the model's own code raises, and out of memory
         raise place_of(error).error(f"{name} fails with {_IMAGES} random images: {reason_of(error)}") from error
     if returns_alike and not _is_plain(returned):
         raise TraceError(
-            f"{name} returns a {type(returned).__name__} that is neither a tensor nor a tuple of several, as the networks of files do: "
-            "what uses it would get something else after a cut, so let forward return these"
+            f"{name} returns a {type(returned).__name__} that is neither a tensor nor a tuple of several tensors: network files return "
+            "nothing else, so your code would get another type after a cut; let forward return one of them"
         )
     if not _alike(outputs_of(returned), found):
-        raise _difference(name, "computes something else")
+        raise _difference(name, "computes different results")
     try:
         difference = _difference_in_training(model, network, traced.names, images)
     except Exception as error:  # as above
@@ -73,13 +73,13 @@ def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike
 
 def _difference(name: str, what: str) -> TraceError:
     return TraceError(
-        f"{name} {what} than its network file would: it has code that prunetrain did not see, "
-        "such as a method that was replaced; let its modules do all that changes numbers"
+        f"{name} {what} than its network file: it has code that prunetrain did not see, "
+        "such as a replaced method; let its modules do all computation"
     )
 
 
 def _seeded(module: nn.Module, images: Tensor) -> tuple[object, bool]:
-    """What a module returns for images, always with the same random numbers, and whether it drew any; torch's own state stays."""
+    """Return a module's result for images under a fixed seed, and whether it drew random numbers; torch's own state stays."""
     with torch.random.fork_rng([images.device] if images.is_cuda else []), drawing_nothing():
         torch.default_generator.manual_seed(0)
         if images.is_cuda:
@@ -95,14 +95,14 @@ def _generators_of(images: Tensor) -> list[Tensor]:
 
 
 def _difference_in_training(model: nn.Module, network: nn.Module, names: Mapping[str, str], images: Tensor) -> str:
-    """What the model does otherwise in train mode than the file's network; "" if nothing.
+    """Describe what the model does differently from the file's network in train mode; "" if nothing.
 
-    A layer that finds too few numbers for statistics among two images leaves nothing to compare. The file's network may draw other random
-    numbers than the model, of the same kind.
+    If two images give a layer too few values for its statistics, nothing can be compared. The file's network may draw other random numbers
+    than the model, from the same distribution.
     """
     for module in network.modules():
         for name, buffer in module._buffers.items():
-            module._buffers[name] = None if buffer is None else buffer.clone()  # it shared them with the model
+            module._buffers[name] = None if buffer is None else buffer.clone()  # they were shared with the model
     buffers = {name for name, tensor in model.named_buffers(remove_duplicate=False) if tensor.is_floating_point()}
     inside = network.state_dict()
     before = {flat: inside[flat].clone() for name, flat in names.items() if name in buffers}
@@ -110,7 +110,7 @@ def _difference_in_training(model: nn.Module, network: nn.Module, names: Mapping
         with torch.enable_grad(), Snapshot(model, buffers=True).in_mode(training=True):
             returned, draws = _seeded(model, images)
             wanted = [tensor.detach() for tensor in outputs_of(returned)]
-            del returned  # and all that gradients would need
+            del returned  # frees its autograd graph
             own = dict(model.named_buffers(remove_duplicate=False))
             wanted_buffers = {flat: own[name].clone() for name, flat in names.items() if name in own and own[name].is_floating_point()}
         with torch.enable_grad():
@@ -124,17 +124,17 @@ def _difference_in_training(model: nn.Module, network: nn.Module, names: Mapping
     exact = not draws and images.device.type == "cpu"
     alike = _changed(wanted_buffers, before) == _changed(found_buffers, before)
     if not alike or (exact and not _statistics_alike(wanted_buffers, found_buffers)):
-        return "has other buffers after a batch in train mode"
-    return "computes something else in train mode" if exact and not _alike(wanted, found, _ROUNDING_OF_TWO) else ""
+        return "has different buffers after a batch in train mode"
+    return "computes different results in train mode" if exact and not _alike(wanted, found, _ROUNDING_OF_TWO) else ""
 
 
 def _changed(tensors: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> set[str]:
-    """The layers of which a tensor is not what it was; of a batch of zeros the mean is, and the variance is not."""
+    """The layers with a tensor that changed. Layers are compared, since a batch of zeros changes the variance but not the mean."""
     return {name.rpartition(".")[0] for name, tensor in tensors.items() if not torch.equal(tensor, before[name])}
 
 
 def stored(traced: Traced) -> Traced:
-    """The same, every tensor in memory of its own, as files want them."""
+    """Return the same with every tensor in memory of its own, as files need."""
     return replace(traced, state={name: _own(tensor) for name, tensor in traced.state.items()})
 
 
@@ -149,12 +149,12 @@ def _is_plain(returned: object) -> bool:
 
 
 def _alike(wanted: list[Tensor], found: list[Tensor], share: float = 0.0) -> bool:
-    """Whether outputs are the same but for rounding, or a share of the largest number of each; what is no number is so in both."""
+    """Whether outputs are equal up to rounding, or a share of each one's largest number, with NaN and infinities at the same places."""
     return len(wanted) == len(found) and all(_close(one, other, _largest(one), share) for one, other in zip(wanted, found, strict=True))
 
 
 def _statistics_alike(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
-    """Whether running statistics are the same but for rounding, by the largest number of each layer's: a mean may be next to none."""
+    """Whether running statistics are equal up to rounding, relative to the largest number in each layer, since a mean may be close to 0."""
     largest: dict[str, float] = {}
     for name, tensor in wanted.items():
         layer = name.rpartition(".")[0]

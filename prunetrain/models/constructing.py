@@ -1,4 +1,4 @@
-"""Calling what makes a network, and saying on one line what does not fit.
+"""Call a class or function that makes a network, and report on one line what goes wrong.
 
 In: a class or function, and arguments by name. Out: the torch module that it makes.
 """
@@ -23,17 +23,17 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 def construct(
     spec: str, function: Callable[..., Any], arguments: Mapping[str, Any], *, takes: Iterable[str] | None, folder: Path | None = None
 ) -> nn.Module:
-    """Call a class or function, which must give a network.
+    """Call a class or function, which must return a network.
 
     Args:
-        spec: what the user calls the network.
-        function: what makes it.
+        spec: the user's name for the network.
+        function: the class or function.
         arguments: its arguments.
-        takes: the names of those that it knows, for the error message; None where it does not say.
-        folder: where the user's own code lies, so that an error names a line of it.
+        takes: the names of the arguments that it takes, for the error message; None if they are not known.
+        folder: the folder of the user's own code, so that an error names a line of it.
 
     Raises:
-        ConfigError: for an argument that the function does not take, whatever else goes wrong in it, and a result that is no network.
+        ConfigError: for an argument that the function does not take, whatever else goes wrong in it, and a result that is not a network.
     """
     try:
         made = function(**arguments)
@@ -50,13 +50,13 @@ def construct(
 
 
 def no_such_argument(spec: str, name: str, takes: Iterable[str] | None) -> ConfigError:
-    """The error for an argument that a constructor does not know."""
+    """Return the error for an argument that a constructor does not take."""
     known = "" if takes is None else f"; it takes {', '.join(takes) or 'none'}"
     return ConfigError(f"{spec} takes no argument {name!r}{known}")
 
 
 def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of a function or constructor by name; none where it does not say."""
+    """Return the parameters of a function or constructor by name; none if it has no signature."""
     try:
         return dict(inspect.signature(function).parameters)
     except (TypeError, ValueError):
@@ -64,7 +64,7 @@ def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    """Whether any name may be given: there is a `**kwargs`, or nothing is known."""
+    """Whether any argument name is allowed: there is a `**kwargs`, or nothing is known."""
     return not parameters or any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
@@ -80,13 +80,13 @@ def optional(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The weights that a library has of a network.
+    """The weights that a library has for a network.
 
     Attributes:
         tensors: the state dict.
-        title: what people call them.
-        statistics: `mean` and `std` of each channel that pixels in [0, 1] were normalised by when they were trained.
-        arguments: what they ask of the network's constructor.
+        title: the name of the weights in messages.
+        statistics: `mean` and `std` of each channel, by which pixels in [0, 1] were normalised in training.
+        arguments: arguments of the network's constructor that these weights need.
     """
 
     tensors: Mapping[str, Tensor]
@@ -96,21 +96,21 @@ class Pretrained:
 
 
 def fetched(spec: str, make: Callable[[], nn.Module]) -> nn.Module:
-    """A network that its library makes with the weights that it has, which may be downloaded for that.
+    """Make a network with its library's pretrained weights, which may have to be downloaded.
 
     Raises:
-        ConfigError: if that fails, for whatever reason.
+        ConfigError: if that fails for any reason.
     """
     try:
         return make()
-    except Exception as error:  # of the connection, the disk, the hub's package and the library
+    except Exception as error:  # from the connection, the disk, the hub's package or the library
         raise ConfigError(
-            f"{spec}: its pretrained weights cannot be had ({reason(error)}): check the connection, or give a file with --weights FILE"
+            f"{spec}: its pretrained weights cannot be loaded ({reason(error)}): check the connection, or give a file with --weights FILE"
         ) from None
 
 
 def made_class(function: Callable[..., Any]) -> type | None:
-    """The class that a function says it returns, if it does."""
+    """Return the network class in a function's return annotation, if there is one."""
     try:
         returned = inspect.signature(function).return_annotation
     except (TypeError, ValueError):
@@ -119,7 +119,7 @@ def made_class(function: Callable[..., Any]) -> type | None:
 
 
 def reason(error: BaseException, folder: Path | None = None) -> str:
-    """What went wrong, on one line; after `file:line` of the user's own code where that took part."""
+    """Describe an error on one line, after `file:line` of the user's own code if it was involved."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     text = " ".join(text.split())
     if isinstance(error, SyntaxError):
@@ -129,15 +129,15 @@ def reason(error: BaseException, folder: Path | None = None) -> str:
 
 
 def _lies_in(folder: Path, file: Path) -> bool:
-    """Whether a file is the user's own; what is installed, perhaps into an environment in the same folder, is not."""
+    """Whether a file is the user's own, not one of a package installed in an environment in the same folder."""
     return folder in file.parents and "site-packages" not in file.parts
 
 
 def require(package: str, wanted_by: str, install: str) -> ModuleType:
-    """Import a package that is not always there.
+    """Import an optional package.
 
     Raises:
-        ConfigError: if it is not installed; the message says how to get it.
+        ConfigError: if it is not installed; the message says how to install it.
     """
     try:
         return import_module(package)

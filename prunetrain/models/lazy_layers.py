@@ -1,4 +1,4 @@
-"""Lazy layers (`nn.LazyConv2d` and the like), which take their sizes from the first images that they see.
+"""Initialise lazy layers (`nn.LazyConv2d` and the like), which take their sizes from the first batch.
 
 In: a network and an image shape. Out: the same network with all of its weights.
 """
@@ -15,16 +15,16 @@ from prunetrain.zoo import ImageShape
 
 
 def with_weights(spec: str, network: nn.Module, *, input_shape: ImageShape, folder: Path) -> nn.Module:
-    """The network, its lazy layers initialised by one batch in eval mode; the modes of its modules stay what they are.
+    """Return the network after one batch in eval mode has initialised its lazy layers; the modes of its modules do not change.
 
     Args:
-        spec: what the user calls the network.
-        network: it is changed where it has lazy layers; any other is not run.
+        spec: the user's name for the network.
+        network: changed in place if it has lazy layers, else not run.
         input_shape: (C, H, W) of one image.
-        folder: where the user's own code lies, so that an error names a line of it.
+        folder: the folder of the user's own code, so that an error names a line of it.
 
     Raises:
-        ConfigError: if it fails with these images.
+        ConfigError: if the network fails with these images.
     """
     if not any(map(is_lazy, (*network.parameters(), *network.buffers()))):
         return network
@@ -34,7 +34,7 @@ def with_weights(spec: str, network: nn.Module, *, input_shape: ImageShape, fold
             network.eval()(torch.zeros(2, *input_shape))
     except Exception as error:  # whatever the user's own code raises
         shape = "x".join(map(str, input_shape))
-        raise ConfigError(f"{spec} has lazy layers and fails with its first images, of {shape}: {reason(error, folder)}") from error
+        raise ConfigError(f"{spec} has lazy layers and fails with its first images, of shape {shape}: {reason(error, folder)}") from error
     for module, training in modes.items():
         module.training = training
     return network

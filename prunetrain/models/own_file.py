@@ -1,4 +1,4 @@
-"""`path/to/file.py:NAME`: a network that a person wrote. Their file is imported, so its code runs; that is what they ask for.
+"""`path/to/file.py:NAME`: a network from the user's own file. The file is imported, so its code runs, as the user asked for.
 
 In: the file, the name of a class or function in it, and arguments. Out: the torch module that it makes.
 """
@@ -22,16 +22,16 @@ from prunetrain.zoo import ImageShape
 
 
 def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mapping[str, Any]) -> nn.Module:
-    """Call the class or function of a file; lazy layers of what it makes are initialised.
+    """Call the class or function of a file and initialise the lazy layers of the network that it makes.
 
     Args:
         spec: `FILE.py:NAME`.
         input_shape: (C, H, W) of one image; passed on if NAME takes an `input_shape`.
         num_classes: passed on if NAME takes it.
-        given: the arguments of NAME; they go over these two.
+        given: the arguments of NAME; they override these two.
 
     Raises:
-        ConfigError: if the file or the name is not there, the file fails, the arguments do not fit, or a network with lazy layers fails
+        ConfigError: if the file or the name does not exist, the file fails, the arguments do not fit, or a network with lazy layers fails
             with such images.
     """
     path, _, name = (f"{spec}:" if spec.endswith(".py") else spec).rpartition(":")
@@ -43,7 +43,7 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
 
 
 def _made(spec: str, found: Any, offered: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> nn.Module:
-    """What a name of the file stands for: a network, or what makes one of the arguments that it knows."""
+    """Return the network that a name of the file stands for, or call what it stands for with the arguments that it takes."""
     if isinstance(found, nn.Module):
         if given:
             raise ConfigError(f"{spec} is a network already and takes no --model-arg: leave {next(iter(given))} out, or name its class")
@@ -61,7 +61,7 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 def _check(spec: str, parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any], takes: list[str]) -> None:
-    """Refuse arguments that the callable does not know, and say which ones it lacks."""
+    """Refuse arguments that the callable does not take, and calls that lack one."""
     for word in arguments:
         if word not in takes and not takes_any(parameters):
             raise no_such_argument(spec, word, takes)
@@ -72,7 +72,7 @@ def _check(spec: str, parameters: Mapping[str, inspect.Parameter], arguments: Ma
 
 
 def _import(path: Path, file: Path) -> ModuleType:
-    """The module of a file, under a name that no other module has."""
+    """Import a file, under a name that no other module has."""
     if not file.is_file():
         raise ConfigError(f"{path}: no such file")
     spec = util.spec_from_file_location(f"prunetrain_own_file_{file.stem}", file)
@@ -89,7 +89,7 @@ def _import(path: Path, file: Path) -> ModuleType:
 
 
 def _find(module: ModuleType, name: str, path: str) -> Any:
-    """What a module calls by a name."""
+    """Return the object with a name in a module."""
     if name and hasattr(module, name):
         return getattr(module, name)
     own = [word for word, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__ and callable(value)]
@@ -103,7 +103,7 @@ def _find(module: ModuleType, name: str, path: str) -> Any:
 
 @contextmanager
 def _folder_first(folder: Path) -> Iterator[None]:
-    """Inside, `import x` finds x of the folder, even where another x is loaded already; afterwards that one is back."""
+    """Make `import x` find the folder's x, even if another x is loaded already; restore that one afterwards."""
     neighbours = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
     others = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in neighbours and _elsewhere(module, folder)}
     for name in others:
@@ -118,7 +118,7 @@ def _folder_first(folder: Path) -> Iterator[None]:
 
 
 def _elsewhere(module: ModuleType, folder: Path) -> bool:
-    """Whether a module is a file outside of a folder, and not one of Python's own."""
+    """Whether a module's file is outside of a folder and not one of Python's own."""
     file = getattr(module, "__file__", None)
     name = module.__name__.partition(".")[0]
     return file is not None and name not in sys.stdlib_module_names and folder not in Path(file).resolve().parents

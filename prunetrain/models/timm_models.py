@@ -1,6 +1,6 @@
 """`timm:NAME`: the networks of timm, which is an optional extra.
 
-In: a name, an image shape, a number of classes. Out: timm's own module, freshly drawn; and the weights that timm has of it.
+In: a name, an image shape, a number of classes. Out: timm's own module, newly initialised; and the weights that timm has for it.
 """
 
 import difflib
@@ -19,10 +19,10 @@ _SET_HERE = ("model_name", "pretrained")
 
 
 def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mapping[str, Any]) -> nn.Module:
-    """A network of timm.
+    """Build a network of timm.
 
     Args:
-        spec: `timm:NAME`; the name may have the tag of a set of weights, which decides about the image size of some networks.
+        spec: `timm:NAME`; the name may have the tag of a set of weights, which determines the image size of some networks.
         input_shape: (C, H, W) of one image.
         num_classes: length of the logits.
         given: further arguments of `timm.create_model` or of the network's constructor.
@@ -46,15 +46,15 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
 
 
 def pretrained(spec: str, input_shape: ImageShape) -> Pretrained:
-    """The weights that timm has under a name and its tag, for images of this shape; they are downloaded once, into its hub's folder.
+    """Return timm's weights for a name and its tag, for images of this shape; they are downloaded once, into its hub's folder.
 
     Raises:
-        ConfigError: if timm is not installed, for an unknown name, and weights that there are none of or that cannot be had.
+        ConfigError: if timm is not installed, for an unknown name, and weights that do not exist or cannot be loaded.
     """
     timm, name = _known(spec)
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
-        raise ConfigError(f"{spec}: timm has no weights of it: timm.list_pretrained() names those that it has")
+        raise ConfigError(f"{spec}: timm has no weights for it: timm.list_pretrained() lists the networks with weights")
     arguments = {"in_chans": input_shape[0], **_size(timm, name, _parameters(timm, name), input_shape)}
     network = fetched(spec, lambda: timm.create_model(name, pretrained=True, **arguments))
     title = f"timm's {config.architecture}{'.' if config.tag else ''}{config.tag or ''}"
@@ -62,13 +62,13 @@ def pretrained(spec: str, input_shape: ImageShape) -> Pretrained:
 
 
 def _known(spec: str) -> tuple[ModuleType, str]:
-    """timm, and the name in `timm:NAME`, if there is such a network."""
+    """Return timm and the name in `timm:NAME`, if there is such a network."""
     timm = require("timm", spec, _INSTALL)
     name = spec.partition(":")[2]
     if not timm.is_model(name):
         known = timm.list_models()
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        raise ConfigError(unknown_name("timm model", name, near) if near else f"unknown timm model {name!r}: timm.list_models() names them")
+        raise ConfigError(unknown_name("timm model", name, near) if near else f"unknown timm model {name!r}: timm.list_models() lists them")
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError:
@@ -79,13 +79,13 @@ def _known(spec: str) -> tuple[ModuleType, str]:
 
 
 def _parameters(timm: ModuleType, name: str) -> Mapping[str, Any]:
-    """Of the class that makes a network, as far as timm says which one does."""
+    """The parameters of the class that makes a network, if timm says which one does."""
     constructor = made_class(timm.model_entrypoint(name.partition(".")[0]))
     return parameters_of(constructor) if constructor else {}
 
 
 def _size(timm: ModuleType, name: str, parameters: Mapping[str, Any], input_shape: ImageShape) -> dict[str, Any]:
-    """`img_size`, in pixels, for a network that must know it and would else take another one."""
+    """The argument `img_size`, in pixels, for a network that needs it and has another default."""
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size:
         default = tuple(config.input_size[1:])

@@ -1,4 +1,4 @@
-"""Files by torch.save, from anyone: checked first (`foreign/torch_files.py`), then loaded as tensors and plain values, which cannot run."""
+"""Load untrusted files by torch.save: check them (`foreign/torch_files.py`), then load tensors and plain values without running code."""
 
 import pickle
 import warnings
@@ -13,17 +13,17 @@ from prunetrain.foreign.torch_files import check_torch_file
 
 
 def load_torch_file(path: Path) -> Any:
-    """The content of a file, its tensors on the CPU.
+    """Load the content of a file, its tensors on the CPU.
 
     Raises:
         OSError: if it cannot be opened or read.
-        RefusedFileError: if it is damaged, or holds anything but tensors and plain values, or more of them than there is memory.
+        RefusedFileError: if it is damaged, or holds anything but tensors and plain values, or more of them than fit into memory.
     """
     with open_regular(path) as file:
         check_torch_file(file)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns of some foreign files before it refuses them
+                warnings.simplefilter("ignore")  # torch warns about some foreign files before it refuses them
                 return torch.load(file, map_location="cpu", weights_only=True)
         except (
             RuntimeError,

@@ -1,7 +1,7 @@
 """`torchvision:NAME`: the classification networks of torchvision.
 
-In: a name, an image shape of 3 channels, a number of classes. Out: torchvision's own module, freshly drawn; and the weights that
-torchvision has of it.
+In: a name, an image shape of 3 channels, a number of classes. Out: torchvision's own module, newly initialised; and the weights that
+torchvision has for it.
 """
 
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ _NOT_HERE = ("weights", "pretrained")  # given with --weights
 
 
 def names() -> list[str]:
-    """The names of torchvision's classification networks, sorted."""
+    """Return the names of torchvision's classification networks, sorted."""
     return sorted(models.list_models(module=models))
 
 
 def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mapping[str, Any]) -> nn.Module:
-    """A network of torchvision.
+    """Build a network of torchvision.
 
     Args:
         spec: `torchvision:NAME`.
@@ -54,27 +54,27 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
             raise no_such_argument(spec, word, takes)
     arguments = {"num_classes": num_classes, **_sizes(spec, known, input_shape), **given}
     if "init_weights" in known:
-        arguments.setdefault("init_weights", True)  # the present default of all of them; two warn when it is left out
+        arguments.setdefault("init_weights", True)  # the default of all of them today; two warn without it
     return construct(spec, builder, {"weights": None, **arguments}, takes=takes)
 
 
 def pretrained(spec: str, input_shape: ImageShape) -> Pretrained:
-    """The weights that torchvision thinks best of a network, trained on ImageNet; they are downloaded once, into torch.hub's folder.
+    """Return torchvision's default weights of a network, trained on ImageNet; they are downloaded once, into torch.hub's folder.
 
     Raises:
-        ConfigError: for an unknown name, and weights that cannot be had.
+        ConfigError: for an unknown name, and weights that cannot be loaded.
     """
     name = _known(spec)
     best = models.get_model_weights(name).DEFAULT
     network = fetched(spec, lambda: models.get_model(name, weights=best))
     statistics = {name: list(getattr(best.transforms(), name)) for name in ("mean", "std")}
-    # Two of them were trained on other statistics, and come to those from these themselves.
+    # Two of them were trained with other statistics, and convert from these themselves.
     arguments = {"transform_input": True} if getattr(network, "transform_input", False) else {}
     return Pretrained(network.state_dict(), f"torchvision's {best}", statistics, arguments)
 
 
 def _known(spec: str) -> str:
-    """The name in `torchvision:NAME`, if there is such a network."""
+    """Return the name in `torchvision:NAME`, if there is such a network."""
     name = spec.partition(":")[2]
     if name not in names():
         raise ConfigError(unknown_name("torchvision model", name, names()))
@@ -82,7 +82,7 @@ def _known(spec: str) -> str:
 
 
 def _sizes(spec: str, known: Mapping[str, Any], input_shape: ImageShape) -> dict[str, Any]:
-    """The arguments by which a network learns the size of its images, pixels; convolutional ones have none."""
+    """The constructor arguments for the image size in pixels; convolutional networks have none."""
     height, width = input_shape[1:]
     if "image_size" in known:
         if height != width:

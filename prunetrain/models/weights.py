@@ -1,6 +1,6 @@
-"""`--weights`: a network's weights out of a state dict, as far as they fit.
+"""`--weights`: load a state dict into a network, as far as it fits.
 
-In: a module; a file by torch.save or safetensors, or tensors. Out: the module with their values in it, and a report of what did not fit.
+In: a module; a file by torch.save or safetensors, or tensors. Out: the module with their values, and a report of what did not fit.
 Tensors are matched by the network's own names, then by names with `_` for `.`, as network files have them: `layer1.0.conv1.weight`
 is `layer1_0_conv1.weight`.
 """
@@ -21,15 +21,15 @@ from prunetrain.models.constructing import require
 from prunetrain.models.torch_files import load_torch_file
 
 _SAFETENSORS = ".safetensors"
-_INNER = ("state_dict", "model", "model_state_dict")  # under which a training script's checkpoint has the weights
+_INNER = ("state_dict", "model", "model_state_dict")  # keys under which checkpoints of training scripts have the weights
 _WRAPPERS = ("module.", "_orig_mod.")  # before every name of a network saved inside DistributedDataParallel or torch.compile
-_COUNTER = "num_batches_tracked"  # BatchNorm's; says nothing about whether weights fit
-_SHOWN = 5  # names a line
+_COUNTER = "num_batches_tracked"  # of BatchNorm; irrelevant to whether weights fit
+_SHOWN = 5  # names per line
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A tensor whose shape in the network is not the one that it was saved with."""
+    """A tensor that has another shape in the network than in the file."""
 
     name: str
     here: tuple[int, ...]
@@ -42,7 +42,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Report:
-    """What was loaded, by the network's names; and what was left: of the network, of the file (by its own names), and for its shape."""
+    """What was loaded, by the network's names; and what is missing from the file, unexpected in it (by its names), or of another shape."""
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
@@ -50,12 +50,12 @@ class Report:
     mismatched: tuple[Mismatch, ...]
 
     def lines(self, source: str = "the file") -> list[str]:
-        """A few lines for people, one where all fits; `source` is where the weights come from."""
+        """Return a few lines for the user, or one if everything fits; `source` is where the weights come from."""
         total = len(self.loaded) + len(self.missing) + len(self.mismatched)
         lines = [f"weights: {len(self.loaded)} of the network's {total} tensors are in {source}"]
         for what, names in (
-            ("not saved, freshly drawn", self.missing),
-            ("of another shape, freshly drawn", tuple(map(str, self.mismatched))),
+            ("not saved, newly initialised", self.missing),
+            ("of another shape, newly initialised", tuple(map(str, self.mismatched))),
             ("not in the network, left out", self.unexpected),
         ):
             if names:
@@ -64,10 +64,10 @@ class Report:
 
 
 def load_weights(model: nn.Module, path: Path) -> Report:
-    """Put the values of a file into a network, in place and in the network's own types. What does not fit stays as it is.
+    """Copy the tensors of a file into a network, in place and in the network's own types. Tensors without a match stay as they are.
 
     Args:
-        model: any module; its parameters and persistent buffers count.
+        model: any module; its parameters and persistent buffers are filled.
         path: a state dict by torch.save, also inside a dictionary or under a wrapper's names, or a .safetensors file.
 
     Raises:
@@ -77,7 +77,7 @@ def load_weights(model: nn.Module, path: Path) -> Report:
 
 
 def put_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> Report:
-    """Put tensors into a network, as `load_weights` does with those of a file; errors call `source` where they come from.
+    """Copy tensors into a network, as `load_weights` does with those of a file; errors name `source` as their origin.
 
     Raises:
         ConfigError: if none of them fits.
@@ -108,10 +108,10 @@ def put_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) ->
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU.
+    """Read the tensors of a file by name, on the CPU.
 
     Raises:
-        ConfigError: if there is no such file, it is damaged or no file of weights, or the package that reads it is not installed.
+        ConfigError: if the file is missing, damaged or not a file of weights, or the package that reads it is not installed.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: {'is a folder: name a file of weights in it' if path.is_dir() else 'no such file of weights'}")
@@ -131,7 +131,7 @@ def _torch_file(path: Path) -> Any:
     except OSError as error:
         raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except RefusedFileError as refused:
-        raise ConfigError(f"{path}: damaged, or no file of weights ({refused}): write torch.save(model.state_dict(), FILE)") from None
+        raise ConfigError(f"{path}: damaged, or not a file of weights ({refused}): write torch.save(model.state_dict(), FILE)") from None
 
 
 def _safetensors(path: Path) -> Any:
@@ -142,13 +142,13 @@ def _safetensors(path: Path) -> Any:
     except OSError as error:
         raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except RefusedFileError as refused:
-        raise ConfigError(f"{path}: damaged, or no file of weights ({refused})") from None
-    except Exception as error:  # its error class is its own
-        raise ConfigError(f"{path}: damaged, or no file of weights ({type(error).__name__})") from None
+        raise ConfigError(f"{path}: damaged, or not a file of weights ({refused})") from None
+    except Exception as error:  # it has an error class of its own
+        raise ConfigError(f"{path}: damaged, or not a file of weights ({type(error).__name__})") from None
 
 
 def _unwrapped(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors without the prefixes that a wrapper gave all of them."""
+    """Remove the prefixes that wrappers put before all names."""
     tensors = dict(tensors)
     known = list(wanted)
     while prefix := next((word for word in _WRAPPERS if all(name.startswith(word) for name in tensors)), ""):
@@ -159,7 +159,7 @@ def _unwrapped(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str
 
 
 def _matched(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
-    """For each name of the network that the file has: the file's name, and the tensor."""
+    """Map each of the network's names that the file has to the file's name and the tensor."""
     matched = {name: (name, tensors[name]) for name in wanted if name in tensors}
     ours, theirs = (_by_flat_name(name for name in names if name not in matched) for names in (wanted, tensors))
     for flat, name in ours.items():
@@ -169,7 +169,7 @@ def _matched(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dic
 
 
 def _by_flat_name(names: Iterable[str]) -> dict[str, str]:
-    """Names by what they are in a network file; those that are the same there are left out."""
+    """Names by their spelling in a network file; names that collide there are left out."""
     flat = {name: _flat(name) for name in names}
     times = Counter(flat.values())
     return {short: name for name, short in flat.items() if times[short] == 1}
@@ -177,14 +177,14 @@ def _by_flat_name(names: Iterable[str]) -> dict[str, str]:
 
 def _flat(name: str) -> str:
     name = name.replace(".", "_")
-    return name if name[:1].isalpha() else f"layer_{name}"  # as the layers of an nn.Sequential are called there
+    return name if name[:1].isalpha() else f"layer_{name}"  # as network files name the layers of an nn.Sequential
 
 
 def _difference(report: Report) -> str:
     if report.mismatched:
         return f"all have other shapes, such as {report.mismatched[0]}"
     names = ", ".join(report.unexpected[:2]) or "only counters"
-    return f"it has {names}, and the network {', '.join(report.missing[:2])}"
+    return f"it has {names}, but the network has {', '.join(report.missing[:2])}"
 
 
 def _listed(names: tuple[str, ...]) -> str:
