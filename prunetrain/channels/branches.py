@@ -1,6 +1,6 @@
 """Remove residual branches that no longer compute anything: additions with an operand that is constant in every channel.
 
-In: a graph, its weights, its constants. Out: the graph without such branches, and the weights of what is left. A constant other than
+In: a graph, its weights, its constants. Out: the graph without such branches, and its weights. A constant other than
 zero stays as a declared parameter; it replaces the bias at the end of the branch and takes over that bias's optimizer state.
 """
 

@@ -163,7 +163,7 @@ class _Interpreter:
     def _value_of(self, operand: Operand) -> Abstract:
         if isinstance(operand, Value):
             return self._values[operand.index]
-        if operand.name in self._shared or operand.name not in self._state:  # all channels, constant ones too, train it; or an index
+        if operand.name in self._shared or operand.name not in self._state:  # trained by all channels, constants too; or an index
             return Abstract.nothing(len(self._shapes.of(operand)))
         return Abstract.number(compress(self._tensor(operand.name)))
 

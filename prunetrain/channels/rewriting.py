@@ -175,7 +175,7 @@ class _Rewriter:
 
     @staticmethod
     def _cuts_off(read: Step, kept: npt.NDArray[np.bool_], rank: int) -> bool:
-        """Whether a step slices off the end of the last dimension, with every removed channel."""
+        """Whether a step slices off the end of the last dimension, and no removed channel lies in that end."""
         return (
             read.target == "[:]"
             and read["dim"] % rank == rank - 1

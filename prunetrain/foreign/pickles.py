@@ -102,7 +102,7 @@ class _Machine:
         self.stack.append(FUNCTIONS[function.module, function.name](*arguments))
 
     def build(self) -> None:
-        """Set `_metadata`, which state dicts carry; any other attribute could hide a method of the dictionary."""
+        """Accept `_metadata`, which state dicts carry; any other attribute could hide a method of the dictionary."""
         state = self.stack.pop()
         if type(self.stack[-1]) is not Ordered or type(state) not in (dict, Ordered) or set(state) - {"_metadata"}:
             raise RefusedFileError("it holds an object with attributes of its own")

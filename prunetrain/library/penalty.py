@@ -12,7 +12,7 @@ from prunetrain.regularizers.group_lasso import GroupLasso, pull
 
 
 class Penalty:
-    """A `GroupLasso` that follows the optimizer: weights that are frozen, or that the optimizer does not have, are not penalised meanwhile.
+    """A `GroupLasso` that follows the optimizer: weights that are frozen or in none of its groups are not penalised until they are trained.
 
     Args:
         network: the network whose weights are penalised.

@@ -278,7 +278,7 @@ class PruneTrain:
         return Reconfigured(model, self._optimizer, self._ema, _timed(change, start), file)
 
     def _cut(self, keep: Mapping[str, Collection[int]]) -> Cut:
-        """Cut what is dead, or not among the filters to keep; with several ranks, all take over the first one's weights before."""
+        """Cut the dead channels, and in layers of `keep` all but the chosen filters. First, all ranks take over rank 0's weights."""
         network, settings = self._network, self._settings
         self._wrapping.ranks.share_(network.state().values())
         proposal = propose_cut(

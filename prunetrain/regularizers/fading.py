@@ -91,7 +91,7 @@ class Ranking:
 
         Most hardware prefers blocks of 16 (docs/performance.md). But blocks must leave a choice of what goes: none is more than a quarter
         of its space, and removing all that can go must leave at most half of `macs`. If it leaves more, none is more than an eighth, and
-        so on. Blocks are shares of the dense network's spaces: if they shrank from cut to cut, hardware would not like the final counts.
+        so on. Blocks are shares of the dense network's spaces: if they shrank from cut to cut, the final counts would suit no hardware.
 
         Args:
             macs: the number of MACs to reach.
