@@ -1,7 +1,7 @@
-# make train   set up what is missing and run the main job:   make train ARGS="--epochs 5"
+# make train   set up what is missing and train:              make train ARGS="--epochs 5"
 # make test    set up what is missing, check and test:        make test ARGS="-k resume"
 # make check   formatting, lint, types, layering
-# make clean   remove what set-up, checks and builds wrote; runs and checkpoints stay
+# make clean   remove what set-up, checks and builds wrote; keep runs and checkpoints
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,7 +28,7 @@ clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	find prunetrain tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Python counts when it runs (a version manager's shim may not), is new enough and can make a virtual environment.
+# Python is suitable if it runs (a version manager's shim may not), is new enough and can make a virtual environment.
 SUITABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 
 $(STAMP): pyproject.toml
@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml
 	    if [ $$python = none ]; then \
 	        echo "error: no working Python >= 3.11 with venv found: install one (on Debian and Ubuntu also python3-venv)" >&2; exit 1; \
 	    fi; \
-	    echo "Setting up $(VENV) with $$($$python --version); torch is large, this takes some minutes once"; \
+	    echo "Setting up $(VENV) with $$($$python --version); torch is large, so this takes some minutes, once"; \
 	    $$python -m venv --clear $(VENV); \
 	fi
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'

@@ -1,7 +1,7 @@
 """Start the command line from the installed package: `python -m prunetrain train`.
 
-A worker ends without Python's finalization: gloo's threads may still be letting go of tensors of the last exchange, which needs the
-interpreter, and asking for it then ends the process with a C++ error ("terminate called without an active exception").
+A worker exits without Python's finalization: gloo's threads may still be releasing tensors of the last exchange, for which they need the
+interpreter; if that is being finalized, the process dies with a C++ error ("terminate called without an active exception").
 """
 
 import atexit
@@ -9,23 +9,23 @@ import os
 import sys
 from contextlib import suppress
 
-_code = 1  # unless `main` ends otherwise: by an exception, which Python has told before it calls `_leave`
+_code = 1  # for an exception out of `main`, whose traceback Python prints before it calls `_leave`
 
 
 def _leave() -> None:
-    """End this process."""
+    """Flush the output and end this process at once."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # what reads it has gone, or it was closed
+        with suppress(Exception):  # the reader has gone, or the stream was closed
             stream.flush()
     os._exit(_code)
 
 
 if __name__ == "__main__":
-    if "RANK" in os.environ:  # of torchrun and of `training.launching`
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it would warn of what is on purpose (`Ranks.parallel`)
-        atexit.register(_leave)  # before all others, so that it is called after them
+    if "RANK" in os.environ:  # set by torchrun and `training.launching`
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would warn about what `Ranks.parallel` does on purpose
+        atexit.register(_leave)  # registered first, so called last
 
-    from prunetrain.commands import main  # now that the environment is what torch is to find
+    from prunetrain.commands import main  # after setting the environment that torch reads
 
     try:
         main(prog_name="prunetrain")

@@ -1,4 +1,4 @@
-"""The settings of a training run: one frozen dataclass, from which the flags, config files and recipes take names, defaults and help.
+"""The settings of a training run: one frozen dataclass that gives flags, config files and recipes their names, defaults and help.
 
 In: plain values from recipes, config files and flags. Out: a checked `TrainConfig`. Nothing here imports torch or click.
 """
@@ -14,32 +14,32 @@ from prunetrain.errors import ConfigError, unknown_name
 from prunetrain.method_settings import GROUP_LASSO, METHODS, RETRAINING, check_method
 
 LASSO_INTERVAL = 8  # training steps between two proximal steps, with a target
-FINE_TUNING = 0.1  # learning rate of fine-tuning, as a share of that of the schedule
+FINE_TUNING = 0.1  # learning rate of fine-tuning, as a share of the schedule's
 
 
 OF_THE_LASSO = (
     *("penalty_ratio", "target_macs", "target_by", "prune_interval", "threshold", "criterion", "residual"),
     *("lasso_groups", "lasso_step", "lasso_interval", "dynamic_batch", "max_batch_size"),
 )
-"""Settings that do nothing where the group lasso does not act: fields of `TrainConfig`."""
+"""Fields of `TrainConfig` that have no effect unless the group lasso acts."""
 
 
 OF_NO_RESULT = ("name", "output_dir", "download", "cache", "workers", "checkpoint_minutes", "keep", "keep_best")
-"""Settings that change nothing in what a run computes: fields of `TrainConfig`."""
+"""Fields of `TrainConfig` that do not affect what a run computes."""
 
 
 def setting(
     default: Any, help: str, *, choices: tuple[str, ...] = (), flags: tuple[str, ...] = (), bare: str | None = None, repeated: str = ""
 ) -> Any:
-    """A field with what the command line needs to know.
+    """Declare a field, with what the command line needs to know about it.
 
     Args:
-        default: the value where recipe, config file and flags say nothing; its type is the setting's type.
+        default: the value if recipe, config file and flags do not set it; its type is the setting's type.
         help: one line, with the unit.
-        choices: the allowed words, where only some are.
+        choices: the allowed words, if the setting is restricted to some.
         flags: further spellings of the flag, such as `-b`.
         bare: what the flag means when no value follows it.
-        repeated: name of the flag, without dashes, of a setting that is a tuple of `name=value`, one a flag.
+        repeated: for a tuple of `name=value` words given one per flag, the name of that flag without dashes.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "flags": flags, "bare": bare, "repeated": repeated})
 
@@ -48,12 +48,11 @@ def setting(
 class TrainConfig:
     """Everything that decides what a run computes. Field names are the keys of config files and, with dashes, the flags."""
 
-    model: str = setting("resnet20", "Network: NAME of the zoo, torchvision:NAME, timm:NAME or FILE.py:NAME; see --list-models.")
-    model_args: tuple[str, ...] = setting((), "Argument of the network's constructor, NAME=VALUE; may be repeated.", repeated="model-arg")
+    model: str = setting("resnet20", "Network: NAME from the zoo, torchvision:NAME, timm:NAME or FILE.py:NAME; see --list-models.")
+    model_args: tuple[str, ...] = setting((), "Argument for the network's constructor, NAME=VALUE; may be repeated.", repeated="model-arg")
     weights: str = setting(
         "",
-        "Weights to start from: a file with a state dict, .pt or .safetensors; or `pretrained`, torchvision's or timm's own, "
-        "which are downloaded once.",
+        "Initial weights: a state dict in a .pt or .safetensors file, or `pretrained` for those of torchvision or timm, downloaded once.",
     )
     dataset: str = setting(
         "digits",
@@ -62,83 +61,98 @@ class TrainConfig:
     )
     data_dir: str = setting(
         "data",
-        "Folder of the data sets; for `folder` the one with train/ and val/, or with --val-split a folder a class; for `npz` the file.",
+        "Folder of the data sets; for `folder`, the one with train/ and val/, or with --val-split one folder per class; "
+        "for `npz`, the file.",
     )
     val_split: float = setting(
-        0.0, "Share of the training images of each class to validate on, in [0, 1), in place of the set's own validation images."
+        0.0, "Share of each class's training images, in [0, 1), to validate on instead of the set's own validation images."
     )
     download: bool = setting(False, "Download the data set when it is absent.")
-    cache: str = setting("", "Folder to keep the images of `folder` in, decoded, when they fit into memory; batches stay the same.")
-    image_size: int = setting(224, "Side of the square crop that `folder` and `fake` feed to the network, pixels.")
-    grey: bool = setting(False, "Read the images of `folder` as grey, in one channel instead of three.")
+    cache: str = setting("", "Folder to cache the decoded images of `folder` in, if they fit into memory; batches stay the same.")
+    image_size: int = setting(224, "Side, in pixels, of the square crop that `folder` and `fake` feed to the network.")
+    grey: bool = setting(False, "Read the images of `folder` as greyscale: one channel instead of three.")
     epochs: int = setting(40, "Passes over the training data.")
-    batch_size: int = setting(32, "Images a step, over all workers together; an epoch leaves out what fills no whole batch.", flags=("-b",))
-    dynamic_batch: bool = setting(False, "After a cut, grow the batch into the memory that it freed, and the learning rate as much.")
-    max_batch_size: int = setting(0, "Upper limit of --dynamic-batch, images a step; 0: four times --batch-size.")
+    batch_size: int = setting(32, "Images per step, over all workers together; an epoch drops the last, incomplete batch.", flags=("-b",))
+    dynamic_batch: bool = setting(False, "After a cut, grow the batch into the memory that it freed, and the learning rate in proportion.")
+    max_batch_size: int = setting(0, "Upper limit of --dynamic-batch, in images per step; 0: four times --batch-size.")
     optimizer: str = setting("sgd", "Optimizer.", choices=("sgd", "adamw"))
     lr: float = setting(0.1, "Learning rate after warm-up.")
     momentum: float = setting(0.9, "Momentum of SGD; the first beta of AdamW.")
     nesterov: bool = setting(False, "Nesterov momentum.")
     weight_decay: float = setting(5e-4, "Weight decay.")
     schedule: str = setting("step", "Learning-rate schedule.", choices=("step", "cosine", "constant"))
-    milestones: tuple[int, ...] = setting((), "Epochs at which `step` divides the learning rate; without any, at 50% and 75%.")
-    lr_gamma: float = setting(0.1, "Factor of `step` at each milestone.")
+    milestones: tuple[int, ...] = setting(
+        (), "Epochs at which `step` lowers the learning rate; if not given, at 50% and 75% of the epochs."
+    )
+    lr_gamma: float = setting(0.1, "Factor on the learning rate at each milestone of `step`.")
     warmup_epochs: int = setting(0, "Epochs over which the learning rate rises linearly from zero.")
     label_smoothing: float = setting(0.0, "Label smoothing of the cross-entropy, in [0, 1).")
     class_weights: str = setting(
         "equal",
-        "How much each image counts in the loss of training: all alike, or `balanced`: in inverse proportion to the images of its class.",
+        "Weight of each image in the training loss: `equal`, or `balanced`: in inverse proportion to the size of its class.",
         choices=("equal", "balanced"),
     )
     aux_weight: float = setting(0.3, "Weight in the loss of each auxiliary head (GoogLeNet, Inception).")
     augment: bool = setting(True, "Random crops, and flips where they make sense.")
     penalty_ratio: float = setting(0.25, "Share of the group lasso in the loss at the first batch, in [0, 1); 0 trains without pruning.")
     target_macs: float = setting(
-        0.5, "Share of the dense network's MACs to get down to, in [0, 1): the weakest channels are faded out; 0: what the lasso brings."
+        0.5, "Share of the dense network's MACs to keep, in [0, 1): the weakest channels are faded out; 0: the lasso alone decides."
     )
-    target_by: float = setting(0.25, "Share of the epochs after which --target-macs is reached; then the lasso is released.")
+    target_by: float = setting(0.25, "Share of the epochs after which --target-macs is reached and the lasso is released.")
     prune_interval: int = setting(1, "Epochs between two reconfigurations.")
-    threshold: float = setting(1e-4, "A slice is dead when all its absolute weights are under this; 0: none is.")
-    criterion: str = setting("either", "Which channels go: `union` the paper's, `either` every lossless one.", choices=("union", "either"))
+    threshold: float = setting(1e-4, "A slice is dead when all its absolute weights are below this; 0: none is.")
+    criterion: str = setting(
+        "either",
+        "Which channels to cut: `union`, as in the paper; `either`, every channel that can be cut without loss.",
+        choices=("union", "either"),
+    )
     residual: str = setting(
         "union",
-        "Residual streams: `union` keeps a channel as long as a block uses it; with `gating` each block reads and writes only its own.",
+        "Residual streams: `union` keeps a channel as long as any block uses it; with `gating` each block reads and writes only its own.",
         choices=("union", "gating"),
     )
-    lasso_groups: str = setting("coupled", "Groups of the lasso: filters and input slices, or channels.", choices=("slices", "coupled"))
-    lasso_step: str = setting("proximal", "How the lasso acts: in the gradient, or after each step.", choices=("subgradient", "proximal"))
+    lasso_groups: str = setting(
+        "coupled", "Groups of the lasso: `slices`, filters and input slices; `coupled`, whole channels.", choices=("slices", "coupled")
+    )
+    lasso_step: str = setting(
+        "proximal",
+        "How the lasso acts: `subgradient`, in the gradient; `proximal`, after the optimizer's step.",
+        choices=("subgradient", "proximal"),
+    )
     lasso_interval: int = setting(
-        0, "Training steps between two proximal steps, each of which is as large as so many; 0: 8 with --target-macs, else 1."
+        0, "Training steps between two proximal steps, each scaled up by that number; 0: 8 with --target-macs, else 1."
     )
     method: str = setting(
-        "group-lasso", "What makes the network smaller: the group lasso, or a method that it is compared with.", choices=METHODS
+        "group-lasso", "What makes the network smaller: the group lasso, or a method to compare it with.", choices=METHODS
     )
-    rate: float = setting(0.0, "Share that a method removes, in [0, 1); for magnitude-std the factor of the standard deviation.")
-    layer_rates: tuple[str, ...] = setting(
-        (), "Rate of one layer, LAYER=RATE, where 0 leaves it alone; may be repeated.", repeated="layer-rate"
-    )
-    scope: str = setting("layer", "Weights are ranked within their layer, or all together.", choices=("layer", "global"))
+    rate: float = setting(0.0, "Share that a method removes, in [0, 1); for magnitude-std, the threshold in standard deviations.")
+    layer_rates: tuple[str, ...] = setting((), "Rate for one layer, LAYER=RATE; 0 leaves it alone; may be repeated.", repeated="layer-rate")
+    scope: str = setting("layer", "Rank weights within each layer, or over all layers together.", choices=("layer", "global"))
     structure: str = setting(
         "weights", "What magnitude and admm remove: weights, filters or input channels.", choices=("weights", "filters", "channels")
     )
-    streams: str = setting("apart", "Residual streams stay, or filter methods prune them as well.", choices=("apart", "together"))
-    norm_share: float = setting(0.0, "For fpgm, the share of what goes that goes by norm; published: 0.25.")
-    slice: bool = setting(False, "Cut units, and the filters and channels that masks leave empty; filter methods always cut.")
+    streams: str = setting(
+        "apart", "Residual streams: `apart`, left alone; `together`, pruned by filter methods as well.", choices=("apart", "together")
+    )
+    norm_share: float = setting(0.0, "For fpgm, the share of the removed channels that is chosen by norm; published: 0.25.")
+    slice: bool = setting(False, "Cut out units, and filters and channels that masks leave empty; filter methods always cut.")
     prune_at: int = setting(
         0,
-        "Epoch after which group-lasso begins, and another method prunes for good; before it, admm pulls and filter methods prune softly.",
+        "Epoch after which group-lasso begins, or another method prunes for good; until then admm pulls and filter methods prune softly.",
     )
-    rounds: int = setting(1, "Rounds of pruning and retraining; each removes the same share of what remains.")
-    retrain: str = setting("finetune", "What a network goes back to after each pruning.", choices=RETRAINING)
-    rewind_epoch: int = setting(0, "Epoch that lr-rewind and weight-rewind go back to.")
-    save_epochs: tuple[int, ...] = setting((), "Epochs after which a checkpoint stays, to rewind to.")
-    method_interval: int = setting(1, "Epochs between two updates of admm, or two soft prunings.")
-    rho: float = setting(1e-3, "Strength of admm's pull, at first.")
-    rho_factor: float = setting(1.0, "Factor of rho at every update.")
+    rounds: int = setting(1, "Rounds of pruning and retraining, each of which removes the same share of what remains.")
+    retrain: str = setting(
+        "finetune", "How to retrain after each pruning: fine-tune, or rewind the learning rate or weights.", choices=RETRAINING
+    )
+    rewind_epoch: int = setting(0, "Epoch that lr-rewind and weight-rewind return to.")
+    save_epochs: tuple[int, ...] = setting((), "Epochs after which to keep a checkpoint, to rewind to.")
+    method_interval: int = setting(1, "Epochs between two updates of admm or two soft prunings.")
+    rho: float = setting(1e-3, "Initial strength of admm's pull.")
+    rho_factor: float = setting(1.0, "Factor on rho at every update.")
     rho_max: float = setting(1.0, "Upper limit of rho.")
-    sync_batch_norm: bool = setting(False, "With several workers: BatchNorm over the images of all of them.")
+    sync_batch_norm: bool = setting(False, "With several workers, compute BatchNorm statistics over the images of all of them.")
     round_to: str = setting(
-        "auto", "Channel counts stay multiples of this; `auto`: up to 16 on the way to a target, else what is fastest here."
+        "auto", "Keep channel counts multiples of this; `auto`: up to 16 on the way to a target, else what is fastest on this machine."
     )
     amp: str = setting("off", "Automatic mixed precision.", choices=("off", "bfloat16", "float16"), bare="bfloat16")
     channels_last: bool = setting(False, "Channels-last memory format.")
@@ -146,13 +160,15 @@ class TrainConfig:
     device: str = setting("auto", "Device: auto, cpu, cuda, cuda:1.")
     workers: int = setting(
         -1,
-        "Processes that decode images of a folder, for each process that trains; -1: 2, and for a GPU its share of the cores, up to 12.",
+        "Processes that decode images of a folder, per training process; -1: 2 on a CPU, on a GPU its share of the cores, up to 12.",
         flags=("-j",),
     )
-    seed: int = setting(0, "Seed of initialisation, order and augmentation.")
-    checkpoint_minutes: float = setting(10.0, "Minutes between two checkpoints in the middle of an epoch; 0: at the ends of epochs only.")
-    keep: int = setting(0, "Newest checkpoints of reconfigurations to keep, beside last.pt; 0 keeps all. Network files always stay.")
-    keep_best: bool = setting(False, "Keep best.pt as well: the highest validation top-1 since the network was last cut or pruned.")
+    seed: int = setting(0, "Seed of initialisation, data order and augmentation.")
+    checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints within an epoch; 0: only at the end of each epoch.")
+    keep: int = setting(
+        0, "How many of the newest reconfiguration checkpoints to keep, beside last.pt; 0: all. Network files are always kept."
+    )
+    keep_best: bool = setting(False, "Also keep best.pt: the highest validation top-1 since the network was last cut or pruned.")
     name: str = setting("", "Name of the run; default: model and data set.")
     output_dir: str = setting(".", "Folder that holds generated_nets/ and checkpoints/.")
 
@@ -164,7 +180,7 @@ class TrainConfig:
 
     @property
     def proximal_interval(self) -> int:
-        """Training steps between two proximal steps; a lasso that alone decides what dies acts in every one."""
+        """Training steps between two proximal steps; a lasso without a target acts in every one."""
         return self.lasso_interval or (LASSO_INTERVAL if self.target_macs else 1)
 
     @property
@@ -174,31 +190,31 @@ class TrainConfig:
 
     @property
     def retrain_epochs(self) -> int:
-        """Epochs after each pruning of a method."""
+        """Epochs of retraining after each pruning by a method."""
         return (self.epochs - self.prune_at) // self.rounds
 
     @property
     def rewinds(self) -> bool:
-        """Whether a method takes the learning-rate schedule back after each pruning."""
+        """Whether a method rewinds the learning-rate schedule after each pruning."""
         return self.method != GROUP_LASSO and self.retrain != "finetune"
 
     @property
     def schedule_epochs(self) -> int:
-        """Length of the learning-rate schedule: all epochs; where it is taken back, those up to `rewind_epoch` and those of a round."""
+        """Length of the learning-rate schedule: all epochs; with rewinding, those up to `rewind_epoch` plus those of one round."""
         return self.rewind_epoch + self.retrain_epochs if self.rewinds else self.epochs
 
     @property
     def rates(self) -> dict[str, float]:
-        """Layers with a rate of their own."""
+        """The layers with a rate of their own, and those rates."""
         return parse_arguments(self.layer_rates, "layer-rate")
 
     @property
     def granularity(self) -> int | None:
-        """Channel counts are multiples of this; None: to be measured."""
+        """Number that channel counts are multiples of; None if it is to be measured."""
         return None if self.round_to == "auto" else int(self.round_to)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as a checkpoint stores them."""
+        """The settings as plain values, as a checkpoint stores them."""
         return dataclasses.asdict(self)
 
 
@@ -207,7 +223,7 @@ _ARGUMENTS = "a table, or a list of name=value words"
 
 
 def _check_value(item: dataclasses.Field[Any], value: Any) -> None:
-    """Check one value's type, and that it is one of the allowed words."""
+    """Check a value's type, and that it is one of the allowed words."""
     kind: type = type(item.default)
     fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
     repeated = item.metadata["repeated"]
@@ -224,7 +240,7 @@ def _check_value(item: dataclasses.Field[Any], value: Any) -> None:
 
 
 def _key(name: str) -> str:
-    """The name of a field as people write it."""
+    """The name of a field as users write it."""
     return name.replace("_", "-")
 
 
@@ -238,10 +254,12 @@ _EXAMPLES = {"model-arg": "width=2", "layer-rate": "fc=0.5"}
 
 
 def parse_arguments(words: Iterable[str], flag: str = "model-arg") -> dict[str, Any]:
-    """`("width=2", "act=relu")` as {"width": 2, "act": "relu"}: a value that is no literal of Python is a string; `flag` is for errors.
+    """Parse `("width=2", "act=relu")` into {"width": 2, "act": "relu"}.
+
+    A value that is not a Python literal is a string. `flag` is for error messages.
 
     Raises:
-        ConfigError: for a word that is not name=value, and for a name that is there twice.
+        ConfigError: for a word that is not name=value, or a name that is given twice.
     """
     arguments: dict[str, Any] = {}
     for word in words:
@@ -249,16 +267,16 @@ def parse_arguments(words: Iterable[str], flag: str = "model-arg") -> dict[str, 
         if not equals or not name.isidentifier():
             raise ConfigError(f"{flag} must be NAME=VALUE, such as {_EXAMPLES[flag]}, not {word!r}")
         if name in arguments:
-            raise ConfigError(f"{flag} {name} is there twice")
+            raise ConfigError(f"{flag} {name} is given twice")
         arguments[name] = _literal(value)
     return arguments
 
 
 def argument_words(arguments: Mapping[str, Any], flag: str = "model-arg") -> tuple[str, ...]:
-    """What `parse_arguments` reads back: one spelling for each value, so that equal settings are equal words.
+    """Return words that `parse_arguments` reads back, with one spelling per value, so that equal settings are equal words.
 
     Raises:
-        ConfigError: for a value that a word cannot say, such as a date.
+        ConfigError: for a value that a word cannot express, such as a date.
     """
     for name, value in arguments.items():
         if _literal(_spelled(name, value, flag)) != value:
@@ -269,7 +287,7 @@ def argument_words(arguments: Mapping[str, Any], flag: str = "model-arg") -> tup
 def _spelled(name: str, value: Any, flag: str) -> str:
     try:
         return repr(value)
-    except (ValueError, RecursionError):  # Python writes no number of more than 4,300 digits
+    except (ValueError, RecursionError):  # Python refuses to write integers of more than 4,300 digits
         raise ConfigError(f"{flag}s: {name} is too large") from None
 
 
@@ -280,7 +298,7 @@ def _literal(text: str) -> Any:
         return text
 
 
-_RANGES: dict[str, tuple[float, float]] = {  # from, up to and including
+_RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value, both allowed
     "image_size": (1, 4096),
     "epochs": (1, 1_000_000),
     "batch_size": (1, 10_000_000),
@@ -300,7 +318,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # from, up to and including
     "seed": (0, 2**32 - 1),
 }
 
-_OPEN_RANGES: dict[str, tuple[float, float]] = {  # from, under
+_OPEN_RANGES: dict[str, tuple[float, float]] = {  # lowest allowed value, and a limit that is not allowed itself
     "lr": (0, float("inf")),
     "momentum": (0, 1),
     "weight_decay": (0, float("inf")),
@@ -324,21 +342,21 @@ def _check_ranges(config: TrainConfig) -> None:
             raise ConfigError(f"{_key(name)} must be from {low} to {high}, not {getattr(config, name)}")
     for name, (low, high) in _OPEN_RANGES.items():
         if not low <= getattr(config, name) < high:
-            limit = "" if high == float("inf") else f" and under {high}"
-            raise ConfigError(f"{_key(name)} must be a finite number from {low}{limit}, not {getattr(config, name)}")
+            limit = "" if high == float("inf") else f" and below {high}"
+            raise ConfigError(f"{_key(name)} must be a finite number of at least {low}{limit}, not {getattr(config, name)}")
     if not re.fullmatch(r"auto|[1-9][0-9]{0,5}", config.round_to):
         raise ConfigError(f"round-to must be auto or a whole number from 1, not {config.round_to!r}")
     if 0 < config.max_batch_size < config.batch_size:
-        raise ConfigError(f"max-batch-size {config.max_batch_size} is under the batch size to start from, {config.batch_size}")
+        raise ConfigError(f"max-batch-size {config.max_batch_size} is below the initial batch size, {config.batch_size}")
     if config.nesterov and (config.optimizer != "sgd" or config.momentum == 0):
-        raise ConfigError("nesterov needs --optimizer sgd and a momentum over 0")
+        raise ConfigError("nesterov needs --optimizer sgd and a momentum above 0")
     if list(config.milestones) != sorted(set(config.milestones)) or any(epoch < 1 for epoch in config.milestones):
         raise ConfigError(f"milestones must be epochs from 1, each later than the one before, not {','.join(map(str, config.milestones))}")
     if any(epoch < 0 for epoch in config.save_epochs):
         raise ConfigError(f"save-epochs must be epochs from 0, not {','.join(map(str, config.save_epochs))}")
 
 
-_OF_DATA = {  # setting: the data sets that it means something to
+_OF_DATA = {  # setting: the data sets that it affects
     "data_dir": ("folder", "npz", "mnist", "fashion-mnist", "cifar10", "cifar100"),
     "download": ("mnist", "fashion-mnist", "cifar10", "cifar100"),
     "image_size": ("folder", "fake"),
@@ -347,32 +365,32 @@ _OF_DATA = {  # setting: the data sets that it means something to
 
 
 def check_asked(asked: Mapping[str, Any], config: TrainConfig) -> None:
-    """Refuse what a person asked for and a new run would pass over.
+    """Refuse settings that the user asked for and a new run would ignore.
 
     Args:
-        asked: settings that were given one by one, not by defaults or a recipe.
+        asked: settings that were given individually, not by defaults or a recipe.
         config: all settings.
 
     Raises:
-        ConfigError: for a setting that means nothing to the data set, and a target where nothing prunes.
+        ConfigError: for a setting that has no effect on the data set, and for a target without pruning.
     """
     for name, sets in _OF_DATA.items():
         if name in asked and getattr(config, name) != getattr(TrainConfig, name) and config.dataset not in sets:
             near = " or ".join(sets[:2])
-            raise ConfigError(f"{flag_of(name)} means nothing to --dataset {config.dataset}: did you mean --dataset {near}?")
+            raise ConfigError(f"{flag_of(name)} has no effect with --dataset {config.dataset}: did you mean --dataset {near}?")
     if asked.get("target_macs") and config.method == GROUP_LASSO and config.penalty_ratio == 0:
-        raise ConfigError("--penalty-ratio 0 trains without pruning, and never comes to --target-macs: leave out one of them")
+        raise ConfigError("--penalty-ratio 0 trains without pruning and never reaches --target-macs: leave one of them out")
 
 
 def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]:
-    """Turn keys into field names and lists into tuples, and check each value by itself.
+    """Turn keys into field names and lists into tuples, and check each value on its own.
 
     Args:
         values: keys with dashes or underscores, as a recipe or config file has them.
-        source: what the values come from, for error messages.
+        source: where the values come from, for error messages.
 
     Raises:
-        ConfigError: for an unknown key (with the nearest known ones), a key given twice, or a value of the wrong kind.
+        ConfigError: for an unknown key (with the nearest known ones), a key given twice, or a value of the wrong type.
     """
     fields = {item.name: item for item in dataclasses.fields(TrainConfig)}
     settings: dict[str, Any] = {}
@@ -382,7 +400,7 @@ def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]
             if name not in fields:
                 raise ConfigError(unknown_name("setting", key, map(_key, fields)))
             if name in settings:
-                raise ConfigError(f"{_key(name)} is there twice, with a dash and with an underscore")
+                raise ConfigError(f"{_key(name)} is given twice, with a dash and with an underscore")
             settings[name] = tuple(value) if isinstance(value, list) else value
             if name == "round_to" and isinstance(value, int) and not isinstance(value, bool):
                 settings[name] = str(value)
@@ -398,7 +416,7 @@ def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]
 
 
 def build_config(*layers: Mapping[str, Any]) -> TrainConfig:
-    """Merge settings, later ones over earlier ones, and check the result.
+    """Merge settings, with later ones overriding earlier ones, and check the result.
 
     Keys may be written with dashes or underscores; lists become tuples.
 

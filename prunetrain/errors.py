@@ -1,4 +1,4 @@
-"""What a user can do wrong. The command line prints the message of any of these on one line and exits with code 2.
+"""Errors that a user can cause. The command line prints the message of any of these on one line and exits with code 2.
 
 PruneTrainError
 ├── ConfigError         an unknown name, key or value in flags, recipes and config files
@@ -8,8 +8,8 @@ PruneTrainError
 ├── CheckpointError     a checkpoint that is missing, damaged or foreign
 ├── OutputError         a file that could not be written
 ├── BusyError           a run that another process is working on
-├── DivergedError       a training whose loss or weights are no longer finite
-└── WorkerError         processes that train together and cannot go on together
+├── DivergedError       a training run whose loss or weights are no longer finite
+└── WorkerError         workers that cannot continue to train together
 """
 
 import difflib
@@ -49,32 +49,32 @@ class BusyError(PruneTrainError):
 
 
 class DivergedError(PruneTrainError):
-    """A training whose loss or weights are no longer finite."""
+    """A training run whose loss or weights are no longer finite."""
 
 
 class WorkerError(PruneTrainError):
-    """Processes that train together and cannot go on together."""
+    """Workers that cannot continue to train together."""
 
 
 _NO_MEMORY = (
-    "out of memory",  # CUDA, where it fails outside of torch's allocator
+    "out of memory",  # CUDA, when it fails outside torch's allocator
     "can't allocate",  # torch on a CPU
     "not enough memory",  # the same on Windows
-    "unable to find an engine",  # cuDNN, which leaves out every algorithm whose workspace does not fit
+    "unable to find an engine",  # cuDNN, which rules out every algorithm whose workspace does not fit
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the machine or of a GPU. Torch has a class for that, which its libraries do not always use."""
+    """Whether the machine or a GPU ran out of memory. Torch has a class for that, which its libraries do not always use."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """One line that names the nearest known names: "unknown model 'resnet21': did you mean resnet20 or resnet32?"."""
+    """One line with the nearest known names: "unknown model 'resnet21': did you mean resnet20 or resnet32?"."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:

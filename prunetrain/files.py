@@ -1,6 +1,6 @@
 """Writing files so that a reader never sees half of one: temporary file beside the target, flush, fsync, rename.
 
-What a function here has written when it returns is on the disk, folder entries included, so that it survives a crash of the machine too.
+When a function here returns, what it wrote is on disk, folder entries included, so it also survives a crash of the machine.
 """
 
 import errno
@@ -19,15 +19,15 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def followed(path: Path) -> Path:
-    """Where a path leads, absolute and with links followed; of links in a circle one of these, so that whatever opens it says why."""
+    """The absolute path with links followed; for circular links, one of them, so that the error comes from whatever opens it."""
     return Path(os.path.realpath(path))
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file, which appears under its name only when it is whole and on disk.
+    """Let `write` fill a file, which appears under its name only when it is complete and on disk.
 
     Raises:
-        OutputError: if the folder or the file cannot be written; what was there before is untouched.
+        OutputError: if the folder or the file cannot be written; an existing file is untouched.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -47,31 +47,31 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_atomically` for text."""
+    """Write text as `write_atomically` does."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """`write_atomically` for bytes."""
+    """Write bytes as `write_atomically` does."""
     write_atomically(path, lambda file: file.write(content))
 
 
 def check_free(*paths: Path, force: bool) -> None:
-    """Check that nothing is written over, unless that was asked for.
+    """Check that no file would be overwritten, unless that is forced.
 
     Raises:
-        ConfigError: for the first file that is there, without `force`.
+        ConfigError: for the first file that exists, without `force`.
     """
     for path in paths:
         if path.exists() and not force:
-            raise ConfigError(f"{path} is there already: choose another name, or --force")
+            raise ConfigError(f"{path} already exists: choose another name, or pass --force")
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file and put it on disk.
+    """Append a line to a file and sync it to disk.
 
     Raises:
-        OutputError: if the file cannot be written; no part of the line stays.
+        OutputError: if the file cannot be written; no part of the line is left in it.
     """
     try:
         ensure_folder(path.parent)
@@ -92,10 +92,10 @@ def append_line(path: Path, line: str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those that it is to lie in.
+    """Make a folder, and its parents where they are missing.
 
     Raises:
-        FileExistsError: if it is there.
+        FileExistsError: if it exists.
         OSError: if it cannot be made.
     """
     ensure_folder(path.parent)
@@ -108,7 +108,7 @@ def make_folder(path: Path) -> None:
 
 
 def ensure_folder(path: Path) -> None:
-    """Make a folder unless it is there, and those that it is to lie in.
+    """Make a folder and its parents where they are missing.
 
     Raises:
         OSError: if it cannot be made.
@@ -123,7 +123,7 @@ def ensure_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of a process that was killed while it wrote into a folder."""
+    """Remove the temporary files of a process that was killed while writing into a folder."""
     for path in folder.glob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -135,7 +135,7 @@ def _write_whole(file: FileIO, content: bytes) -> None:
 
 
 def output_error(path: Path, error: BaseException) -> OutputError:
-    """What to tell a user; torch.save hides the system's word behind a RuntimeError of its own."""
+    """The error to show the user; torch.save hides the system's reason behind a RuntimeError of its own."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__context__

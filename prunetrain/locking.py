@@ -1,7 +1,7 @@
-"""One process at a time: a lock that the kernel releases however its holder ends.
+"""A lock for one process at a time, which the kernel releases however its holder ends.
 
-It is a POSIX record lock: unlike `flock`, the processes that decode images, forked from the holder, do not hold it on after the
-holder was killed; and it works across machines where the file system (NFS, Lustre) has locks. Where it has none, everyone gets it.
+It is a POSIX record lock. Unlike with `flock`, the image-decoding processes forked from the holder do not keep holding it after the holder
+was killed. It works across machines if the file system (NFS, Lustre) supports locks; if it does not, everyone gets the lock.
 """
 
 import fcntl
@@ -17,15 +17,15 @@ from prunetrain.files import ensure_folder, output_error
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock inside. Its file is there as long as it is held, and names the holder.
+    """Hold a lock inside the context. Its file exists as long as it is held, and names the holder.
 
     Args:
-        path: the file; nobody else may open it, since closing it anywhere in this process releases the lock.
-        what: what is locked, for the error's message.
+        path: the lock file; nothing else in this process may open it, since closing it anywhere releases the lock.
+        what: what is locked, for the error message.
 
     Raises:
         BusyError: if another process holds it.
-        OutputError: if the file cannot be made.
+        OutputError: if the lock file cannot be made.
     """
     try:
         ensure_folder(path.parent)
@@ -33,16 +33,16 @@ def locked(path: Path, what: str) -> Iterator[None]:
     except OSError as error:
         raise output_error(path, error) from error
     if descriptor is None:
-        raise BusyError(f"{what} is in use by {_holder(path)}: wait for its end, or stop it first")
+        raise BusyError(f"{what} is in use by {_holder(path)}: wait for it to end, or stop it first")
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the release, so that nobody locks a file that is about to go
+        path.unlink(missing_ok=True)  # before the release, so that nobody locks a file about to be removed
         os.close(descriptor)
 
 
 def _acquire(path: Path) -> int | None:
-    """An open, locked file; None if another process has locked it."""
+    """The descriptor of the open, locked file; None if another process has locked it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -51,13 +51,13 @@ def _acquire(path: Path) -> int | None:
             os.close(descriptor)
             return None
         except OSError:
-            return descriptor  # this file system has no locks
+            return descriptor  # this file system does not support locks
         if _is_at(descriptor, path):
             os.ftruncate(descriptor, 0)
             with suppress(OSError):  # a full disk
                 os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
             return descriptor
-        os.close(descriptor)  # its holder removed it meanwhile
+        os.close(descriptor)  # its holder has removed it in the meantime
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What the settings say of the methods: their names, and what goes together.
+"""The settings of the pruning methods: the methods' names, and which settings can be combined.
 
 In: a `TrainConfig`. Out: nothing, or an error that says what to do.
 """
@@ -14,14 +14,14 @@ GROUP_LASSO = "group-lasso"
 ADMM = "admm"
 METHODS = (GROUP_LASSO, "2:4", ADMM, "filter-l1", "filter-l2", "fpgm", "magnitude", "magnitude-std", "random", "random-weights", "unit")
 WEIGHT_METHODS = (ADMM, "2:4", "magnitude", "magnitude-std", "random-weights")
-"""Methods that remove single weights; of which `STRUCTURED` remove filters or input channels if told to."""
+"""Methods that remove single weights; of these, `STRUCTURED` can also remove filters or input channels."""
 
 STRUCTURED = (ADMM, "magnitude")
 METHOD_SETTINGS = (
     *("layer_rates", "scope", "structure", "streams", "norm_share", "slice", "rounds", "retrain", "rewind_epoch"),
     *("method_interval", "rho", "rho_factor", "rho_max"),
 )
-"""What a method may be told beside its rate: fields of `TrainConfig`."""
+"""Fields of `TrainConfig` that a method takes beside its rate."""
 
 RETRAINING = ("finetune", "lr-rewind", "weight-rewind", "init-rewind")
 
@@ -30,24 +30,24 @@ def check_share(what: str, rate: object) -> None:
     """Check that a setting is a share that can be removed.
 
     Raises:
-        ConfigError: for anything but a number from 0 and under 1.
+        ConfigError: for anything but a number in [0, 1).
     """
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise ConfigError(f"{what} must be from 0 and under 1, the fraction to remove, not {rate}")
+        raise ConfigError(f"{what} must be at least 0 and below 1, the fraction to remove, not {rate}")
 
 
 def check_method(config: "TrainConfig") -> None:
-    """Check that what the settings say of a method goes together.
+    """Check that the settings of the method can be combined.
 
     Raises:
-        ConfigError: if it does not.
+        ConfigError: if they cannot.
     """
     for layer, rate in config.rates.items():
         check_share(f"layer-rate {layer}", rate)
     if config.method == GROUP_LASSO:
         foreign = [name for name in ("rate", *METHOD_SETTINGS) if getattr(config, name) != getattr(type(config), name)]
         if foreign:
-            raise ConfigError(f"{foreign[0].replace('_', '-')} is for the other methods: name one with --method, or leave it out")
+            raise ConfigError(f"{foreign[0].replace('_', '-')} is for the other methods: choose one with --method, or leave it out")
         if config.prune_at > config.epochs:
             raise ConfigError(f"--prune-at {config.prune_at} comes after the run's {config.epochs} epochs: give more --epochs")
         return
@@ -55,28 +55,28 @@ def check_method(config: "TrainConfig") -> None:
 
 
 def _check_other(config: "TrainConfig") -> None:
-    """What `check_method` checks for all but the group lasso."""
+    """Check the settings of a method other than the group lasso."""
     if config.method != "magnitude-std":
         check_share("rate", config.rate)
     if config.slice and config.method in WEIGHT_METHODS and (config.structure == "weights" or config.method not in STRUCTURED):
         hint = ", or give --structure filters" if config.method in STRUCTURED else ""
         raise ConfigError(f"{config.method} removes single weights, which cannot be cut: leave out --slice{hint}")
     if config.slice and config.method in STRUCTURED and config.rounds > 1:
-        raise ConfigError(f"--slice goes with one round of {config.method}: leave it out, or prune the pruned network again")
+        raise ConfigError(f"--slice works with one round of {config.method} only: leave it out, or prune the pruned network again")
     if config.dynamic_batch:
-        raise ConfigError(f"--dynamic-batch goes with the group lasso: leave it out with --method {config.method}")
+        raise ConfigError(f"--dynamic-batch works with the group lasso only: leave it out with --method {config.method}")
     left = config.epochs - config.prune_at
     if left < 0 or left % config.rounds or (config.rounds > 1 and left == 0):
         raise ConfigError(
             f"of {config.epochs} epochs, {left} come after --prune-at {config.prune_at}: "
-            f"they must share out evenly among {config.rounds} rounds"
+            f"they must divide evenly among {config.rounds} rounds"
         )
     if config.method == ADMM and config.prune_at == 0:
-        raise ConfigError("admm acts before it prunes: give --prune-at, the epochs that it is to have")
+        raise ConfigError("admm acts before it prunes: give --prune-at, the number of epochs in which it acts")
     if config.method == ADMM and not 0 < config.rho <= config.rho_max:
-        raise ConfigError(f"rho must be over 0 and at most rho-max, {config.rho_max}, not {config.rho}")
+        raise ConfigError(f"rho must be above 0 and at most rho-max, {config.rho_max}, not {config.rho}")
     if config.retrain == "init-rewind" and config.rewind_epoch:
-        raise ConfigError(f"init-rewind goes back to epoch 0, not {config.rewind_epoch}: use weight-rewind for that")
+        raise ConfigError(f"init-rewind returns to epoch 0, not {config.rewind_epoch}: use weight-rewind for that")
     if config.retrain != "finetune" and (left == 0 or config.rewind_epoch > config.prune_at):
         raise ConfigError(
             f"{config.retrain} needs epochs after --prune-at, which is {config.prune_at} of {config.epochs}, "

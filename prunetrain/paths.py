@@ -1,4 +1,4 @@
-"""Every file name of the project and of a run, in one place; finding and claiming runs by name."""
+"""All file names of the project and its runs, in one place; finding runs and claiming their names."""
 
 import re
 import shutil
@@ -76,12 +76,12 @@ class RunPaths:
         return _by_epoch(self.checkpoints, _CHECKPOINT_NAME)
 
     def newest_checkpoint(self) -> Path:
-        """last.pt; of a run that `reconfigure` wrote, which has none before it goes on, its only checkpoint."""
+        """last.pt; for a run that `reconfigure` wrote, which has none until it is resumed, its only checkpoint."""
         files = self.checkpoint_files()
         return self.last if self.last.exists() or len(files) != 1 or 0 in files else next(iter(files.values()))
 
     def network_files(self) -> dict[int, Path]:
-        """The network files by epoch, in order. A person's own files beside them do not count."""
+        """The network files by epoch, in order, ignoring the user's own files beside them."""
         return _by_epoch(self.networks, NETWORK_NAME)
 
     def newest_network(self) -> Path:
@@ -90,38 +90,38 @@ class RunPaths:
         return files[max(files)] if files else self.network(0)
 
     def exists(self) -> bool:
-        """Whether anything of a run of this name is there."""
+        """Whether a run of this name has any files."""
         return self.networks.exists() or self.checkpoints.exists()
 
     def locked(self) -> AbstractContextManager[None]:
-        """Inside, no other process creates, trains or resumes this run.
+        """Keep other processes from creating, training or resuming this run inside the context.
 
-        The lock's file lies beside the run's folder, so that it can be taken before there is a run.
+        The lock's file lies beside the run's folder, so that the lock can be taken before the run exists.
 
         Raises:
-            BusyError: if another process does.
+            BusyError: if another process holds the lock.
             OutputError: if the folder of all checkpoints cannot be written.
         """
         return locked(self.output_dir / CHECKPOINTS / f".{self.name}.lock", f"run {self.name}")
 
 
 def run_of_checkpoint(checkpoint: Path) -> RunPaths:
-    """The run that a checkpoint lies in: `<output_dir>/checkpoints/<name>/<file>.pt`."""
+    """The run that a checkpoint belongs to: `<output_dir>/checkpoints/<name>/<file>.pt`."""
     folder = followed(checkpoint).parent
     return RunPaths(folder.parent.parent, folder.name)
 
 
 @contextmanager
 def new_run(output_dir: Path, name: str, held: ExitStack | None = None) -> Iterator[RunPaths]:
-    """The first of `name`, `name-2`, `name-3`, ... that no other run has taken. Inside, its first files are written; if that fails, all go.
+    """Claim the first of `name`, `name-2`, `name-3`, ... that is free. If writing its first files inside fails, all are removed.
 
     Args:
         output_dir: where.
         name: the first to try.
-        held: the run stays locked until this is left; by default inside only.
+        held: the run stays locked until this is exited; by default, only inside the context.
 
     Raises:
-        OutputError: if its folder cannot be made, or its two would not lie side by side.
+        OutputError: if its folder cannot be made, or if its two folders would not lie side by side.
     """
     with ExitStack() as inside:
         run = next(run for run in _numbered(output_dir, name) if _claim(run, inside if held is None else held))
@@ -135,13 +135,13 @@ def new_run(output_dir: Path, name: str, held: ExitStack | None = None) -> Itera
 
 
 def existing_run(output_dir: Path, name: str) -> RunPaths | None:
-    """The run of a name, if there is one."""
+    """The run with this name, if there is one."""
     run = RunPaths(output_dir, name) if _RUN_NAME.fullmatch(name) else None
     return run if run and run.networks.is_dir() else None
 
 
 def find_run(what: str, output_dir: Path) -> RunPaths | None:
-    """The run of a name or folder, if it is one."""
+    """The run with this name or folder, if there is one."""
     path = Path(what)
     if path.is_dir() and (folder := followed(path)).parent.name in (NETWORKS, CHECKPOINTS):
         return RunPaths(folder.parent.parent, folder.name)
@@ -149,7 +149,7 @@ def find_run(what: str, output_dir: Path) -> RunPaths | None:
 
 
 def newest_run(output_dir: Path, name: str) -> RunPaths | None:
-    """The last of `name`, `name-2`, `name-3`, ... of which anything is there."""
+    """The last run in the unbroken series `name`, `name-2`, `name-3`, ..."""
     taken = list(takewhile(RunPaths.exists, _numbered(output_dir, name)))
     return taken[-1] if taken else None
 
@@ -161,7 +161,7 @@ def _numbered(output_dir: Path, name: str) -> Iterator[RunPaths]:
 
 
 def _claim(run: RunPaths, held: ExitStack) -> bool:
-    """Lock a name and make the folder of its networks; False if it is taken, or another process is about to take it."""
+    """Lock a name and make the folder of its networks; False if the name is taken, or another process is about to take it."""
     if run.exists():
         return False
     with ExitStack() as lock:
@@ -177,7 +177,7 @@ def _claim(run: RunPaths, held: ExitStack) -> bool:
 
 
 def _check_side_by_side(output_dir: Path) -> None:
-    """Refuse links that part a run's two folders: from one of them the other is found."""
+    """Refuse links that separate a run's two folders, since one is found from the other."""
     folders = [followed(output_dir / name) for name in (NETWORKS, CHECKPOINTS)]
     if folders != [folders[0].parent / name for name in (NETWORKS, CHECKPOINTS)]:
         raise OutputError(
@@ -192,6 +192,6 @@ def _by_epoch(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
 
 
 def templates() -> Path:
-    """The folder of the Jinja templates: inside an installed package, or at the top of a checkout."""
+    """The folder of the Jinja templates: inside the package if installed, at the top of a checkout otherwise."""
     inside = Path(__file__).parent / "templates"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "templates"

@@ -1,6 +1,6 @@
 "use strict";
-// Shows two of a run's network files side by side. The page has every line once, and for every file which line stands in which row.
-// Texts go into the page as text, never as HTML.
+// Shows two of a run's network files side by side. The page holds every distinct line once, and for every file which line is in which row.
+// Texts are inserted as text, never as HTML.
 for (const section of document.querySelectorAll(".files")) {
   const { files, texts, rows } = JSON.parse(section.querySelector("script").textContent);
   const find = (selector) => section.querySelector(selector);
@@ -8,7 +8,7 @@ for (const section of document.querySelectorAll(".files")) {
   for (const select of [left, right]) files.forEach((name, index) => select.add(new Option(name, index)));
   right.value = files.length - 1;
 
-  // The text with the words that the other side has otherwise marked, and its comment dimmed.
+  // Fills a cell with a line: numbers that differ from the other side are marked, and the comment is dimmed.
   function fill(cell, text, other) {
     const [own, theirs] = [text, other ?? ""].map((line) => line.split(/( {2}# .*)/));
     own.forEach((part, index) => {

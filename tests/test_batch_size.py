@@ -204,4 +204,4 @@ def test_command_line(images: Path, tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert "  batch 8 -> 40, learning rate x5 (estimated " in result.stdout
     result = invoke("train", "--dynamic-batch", "--max-batch-size", "16")
-    assert (result.exit_code, result.stderr) == (2, "error: max-batch-size 16 is under the batch size to start from, 32\n")
+    assert (result.exit_code, result.stderr) == (2, "error: max-batch-size 16 is below the initial batch size, 32\n")

@@ -152,7 +152,7 @@ def test_conditions_of_a_machine() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("nothing",), "nothing is no network file (.py), checkpoint (.pt) or run"),
+        (("nothing",), "nothing is not a network file (.py), checkpoint (.pt) or run"),
         (("nothing.py",), "nothing.py: no such network file"),
         (("nothing.pt",), "nothing.pt"),
         (("NET", "--rounds", "0"), "invalid value for '--rounds'"),
@@ -161,7 +161,7 @@ def test_conditions_of_a_machine() -> None:
         (("NET", "--amp", "half"), "amp"),
         (("NET", "--device", "abacus"), "device 'abacus' is not on this machine"),
         (("NET", "--amp", "float16", "--device", "cpu"), "--amp float16 needs a GPU"),
-        (("NET", "nothing"), "nothing is no network file"),
+        (("NET", "nothing"), "nothing is not a network file"),
         ((), "missing argument 'NET|CKPT|RUN'"),
     ],
 )

@@ -144,7 +144,7 @@ def test_reconfigure(folder: Path, run: RunPaths) -> None:
 
 
 def test_reconfigure_says_that_there_was_nothing_to_cut(folder: Path, run: RunPaths, tmp_path: Path) -> None:
-    words = "nothing to cut: a larger --threshold takes more channels for dead, which may cost accuracy\n"
+    words = "nothing to cut: a larger --threshold counts more channels as dead, which may cost accuracy\n"
     assert words not in printed("reconfigure", run.checkpoint(2), "--threshold", "1e9", "--output-dir", tmp_path)
     assert words in printed("reconfigure", RunPaths(tmp_path, "lenet-0.94-cut").checkpoint(2))
 
@@ -249,7 +249,7 @@ def test_inspect_as_csv(folder: Path, run: RunPaths) -> None:
     assert table(run.network(4), run.last) == []
     assert [row["epoch"] for row in table("lenet-0.94", "--output-dir", folder)] == ["1", "2", "3", "4"]
     result = invoke("inspect", run.last, "--csv", "--json")
-    assert (result.exit_code, result.stderr) == (2, "error: --json and --csv are two forms of the same: give one of them\n")
+    assert (result.exit_code, result.stderr) == (2, "error: --json and --csv are two formats of the same output: give only one of them\n")
 
 
 def test_inspect_needs_no_metrics_and_ignores_other_files(folder: Path, tmp_path: Path, run: RunPaths) -> None:
@@ -264,7 +264,7 @@ def test_inspect_needs_no_metrics_and_ignores_other_files(folder: Path, tmp_path
 def test_flatten(tmp_path: Path) -> None:
     target = tmp_path / "nets" / "small.py"
     text = printed("flatten", "resnet20", "-o", target, "--input-shape", "1x8x8", "--num-classes", "4", "--seed", "3")
-    assert re.fullmatch(r".*/small\.py: 2\.53 M MACs an image of 1x8x8, 272 K parameters; weights in .*/small\.pt\n", text)
+    assert re.fullmatch(r".*/small\.py: 2\.53 M MACs per image of 1x8x8, 272 K parameters; weights in .*/small\.pt\n", text)
     torch.manual_seed(3)
     model = zoo.build("resnet20", input_shape=(1, 8, 8), num_classes=4).eval()
     flat = load_network(target).eval()
@@ -285,7 +285,7 @@ def test_flatten_own_network_with_arguments_and_weights(tmp_path: Path) -> None:
         "weights: 1 of the network's 2 tensors are in the file",
         " of another shape, newly initialised: 1.bias (saved as 9, here 3)",
     ]
-    assert text[2].startswith(f"{target}: 192 MACs an image of 1x8x8, 195 parameters; weights in {tmp_path}/flat.pt")
+    assert text[2].startswith(f"{target}: 192 MACs per image of 1x8x8, 195 parameters; weights in {tmp_path}/flat.pt")
     assert torch.equal(torch.load(tmp_path / "flat.pt", weights_only=True)["layer_1.weight"], torch.full((3, 64), 0.5))
     assert source.exists()
     result = invoke(*command, "--force")
@@ -296,7 +296,7 @@ def test_flatten_says_what_the_file_does_not_keep_frozen(tmp_path: Path) -> None
     source = Path(__file__).parent / "networks_of_users" / "frozen.py"
     shape = ("--input-shape", "1,8,8", "--num-classes", "3")
     said = printed("flatten", f"{source}:HalfFrozen", "-o", tmp_path / "half.py", *shape).splitlines()
-    assert said[0] == "conv.bias is frozen, and not all of its layer: the file trains it; freeze whole layers, or make it a buffer"
+    assert said[0] == "conv.bias is frozen, but not all of its layer: the file will train it; freeze whole layers, or make it a buffer"
     assert len(said) - 1 == len(printed("flatten", f"{source}:Frozen", "-o", tmp_path / "whole.py", *shape).splitlines()) == 1
     trained = {name for name, parameter in load_network(tmp_path / "whole.py").named_parameters() if parameter.requires_grad}
     assert trained == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
@@ -307,7 +307,7 @@ def test_flatten_does_not_overwrite(tmp_path: Path) -> None:
     command = ("flatten", "lenet-300-100", "-o", target, "--input-shape", "1,8,8")
     target.with_suffix(".pt").write_text("mine")
     result = invoke(*command)
-    assert (result.exit_code, result.stderr) == (2, f"error: {tmp_path}/x.pt is there already: choose another name, or --force\n")
+    assert (result.exit_code, result.stderr) == (2, f"error: {tmp_path}/x.pt already exists: choose another name, or pass --force\n")
     assert not target.exists()
     printed(*command, "--force")
     assert target.exists()

@@ -368,7 +368,7 @@ def test_sigterm_reaches_the_workers_and_none_outlives_the_launcher(tmp_path: Pa
     process.terminate()
     output, errors = process.communicate()
     assert (process.returncode, errors) == (143, "")
-    assert output.count(f"stopped; go on with: prunetrain train --resume {paths.last}") == 1
+    assert output.count(f"stopped; resume with: prunetrain train --resume {paths.last}") == 1
     assert not Path(f"/proc/{worker}").exists()
     assert load_checkpoint(paths.last).progress.epoch >= 1
 

@@ -32,7 +32,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is n
 safetensors = pytest.importorskip("safetensors.torch", reason="the extra `export` is not installed")
 pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
 
-BITWISE = "loaded again by torch, its outputs are bit for bit the same"
+BITWISE = "reloaded by torch, the outputs are bit for bit the same"
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_a_network_file_knows_nothing_of_its_data(lenet: Path) -> None:
 
 
 def test_no_batch_norm_to_fold(lenet: Path) -> None:
-    assert "; no BatchNorm to fold; loaded again" in exported("export", lenet, "-o", "net.pt2", "--fold-bn")
+    assert "; no BatchNorm to fold; reloaded" in exported("export", lenet, "-o", "net.pt2", "--fold-bn")
 
 
 def test_network_file_with_weights_beside_it(lenet: Path) -> None:
@@ -258,7 +258,7 @@ def test_several_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_says_that_all_outputs_are_the_same(lenet: Path) -> None:
     state = torch.load("lenet.pt")
     torch.save(state | {"fc3.weight": torch.zeros_like(state["fc3.weight"])}, "lenet.pt")
-    assert exported("export", lenet, "-o", "net.safetensors").endswith("; but every image has the same outputs, which says little")
+    assert exported("export", lenet, "-o", "net.safetensors").endswith("; but all images have the same outputs, so the check says little")
 
 
 def test_sparse_weights_beside_their_network_file(lenet: Path, images: Tensor) -> None:
@@ -302,7 +302,7 @@ def refusal(*args: str | Path) -> str:
         (("none.pt", "-o", "net.pt2"), "none.pt: no such checkpoint"),
         (("lenet.pt", "-o", "net.pt2"), "lenet.pt: not a checkpoint of prunetrain"),
         ((".", "-o", "net.pt2"), ". is a folder; name a checkpoint in it, such as last.pt"),
-        (("lenet.py", "-o", "lenet.safetensors"), "lenet.py is there already: choose another name, or --force"),
+        (("lenet.py", "-o", "lenet.safetensors"), "lenet.py already exists: choose another name, or pass --force"),
         (("lenet.py", "-o", "lenet.safetensors", "--force"), "lenet.py is what is to be exported: choose another name"),
     ],
 )
@@ -312,7 +312,7 @@ def test_refuses(args: tuple[str, ...], message: str, lenet: Path) -> None:
 
 def test_writes_over_files_only_with_force(lenet: Path) -> None:
     Path("net.pt2").write_text("mine")
-    assert refusal("export", lenet, "-o", "net.pt2") == "net.pt2 is there already: choose another name, or --force"
+    assert refusal("export", lenet, "-o", "net.pt2") == "net.pt2 already exists: choose another name, or pass --force"
     exported("export", lenet, "-o", "net.pt2", "--force")
     assert torch.export.load("net.pt2")
 

@@ -44,10 +44,10 @@ def test_recipes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"data_dir": "my_images"}, r"^--data-dir means nothing to --dataset digits: did you mean --dataset folder or npz\?$"),
-        ({"image_size": 32}, r"^--image-size means nothing to --dataset digits: did you mean --dataset folder or fake\?$"),
-        ({"download": True}, r"^--download means nothing to --dataset digits"),
-        ({"target_macs": 0.5, "penalty_ratio": 0.0}, r"^--penalty-ratio 0 trains without pruning, and never comes to --target-macs"),
+        ({"data_dir": "my_images"}, r"^--data-dir has no effect with --dataset digits: did you mean --dataset folder or npz\?$"),
+        ({"image_size": 32}, r"^--image-size has no effect with --dataset digits: did you mean --dataset folder or fake\?$"),
+        ({"download": True}, r"^--download has no effect with --dataset digits"),
+        ({"target_macs": 0.5, "penalty_ratio": 0.0}, r"^--penalty-ratio 0 trains without pruning and never reaches --target-macs"),
         ({"method": "magnitude"}, r"^magnitude removes nothing at rate 0: say how much with --rate$"),
     ],
     ids=str,
@@ -66,7 +66,7 @@ def test_what_a_config_file_asks_for_is_asked_for_too(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     config = tmp_path / "configs" / "mine.toml"
     config.write_text('data-dir = "my_images"\n')
-    message = "--data-dir means nothing to --dataset digits: did you mean --dataset folder or npz?\n"
+    message = "--data-dir has no effect with --dataset digits: did you mean --dataset folder or npz?\n"
     result = invoke("train", "--config", config, "--output-dir", tmp_path / "runs")
     assert (result.exit_code, result.stderr) == (2, f"error: {message}")
     result = invoke("sweep", tmp_path / "configs")

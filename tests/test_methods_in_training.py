@@ -230,7 +230,7 @@ def test_soft_pruning_needs_filters() -> None:
     graph, model = residual_in_training()
     with pytest.raises(ConfigError, match="magnitude prunes weights"):
         SoftFilters(graph, parameters(model), method="magnitude", rate=0.5, options=Options())
-    with pytest.raises(ConfigError, match="rate must be from 0"):
+    with pytest.raises(ConfigError, match="rate must be at least 0"):
         SoftFilters(graph, parameters(model), method="fpgm", rate=1.0, options=Options())
 
 

@@ -77,7 +77,7 @@ def test_rounds_remove_the_same_share_of_what_remains() -> None:
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
 def test_rates_outside_are_refused(rate: float) -> None:
     graph, state = two_layers()
-    with pytest.raises(ConfigError, match="must be from 0 and under 1"):
+    with pytest.raises(ConfigError, match="must be at least 0 and below 1"):
         decide("magnitude", graph, state, rate)
 
 
@@ -321,7 +321,7 @@ def test_masks_of_another_network_are_refused() -> None:
     [
         ({"scope": "layers"}, "unknown scope 'layers': did you mean layer"),
         ({"structure": "filter"}, "unknown structure 'filter': did you mean filters"),
-        ({"layer_rates": {"fc1": 1.0}}, "the rate of fc1 must be from 0 and under 1"),
+        ({"layer_rates": {"fc1": 1.0}}, "the rate of fc1 must be at least 0 and below 1"),
         ({"norm_share": 2.0}, "norm-share must be from 0 to 1"),
         ({"granularity": 0}, "granularity must be 1 or more"),
     ],

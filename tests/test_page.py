@@ -157,7 +157,7 @@ def test_charts_without_anything_to_show_are_left_out(tmp_path: Path) -> None:
     (size,) = (chart for chart in CHARTS if chart.name == "params")
     assert size.kinds([history]) == ()
     masked = read_history(write_run(tmp_path, "y", sparsity=0.5, nonzero_params=7), "y")
-    assert [curve.label for curve in size.kinds([history, masked])] == ["parameters", "those that are not zero"]
+    assert [curve.label for curve in size.kinds([history, masked])] == ["parameters", "nonzero parameters"]
     assert not {"lambda", "exchange"} & shown
 
 
@@ -225,8 +225,9 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.M
 
     mine = tmp_path / "mine.html"
     mine.write_text("mine")
-    assert error("prund") == f"error: no run prund: name a run in {folder}, or one of its folders, or --output-dir where the run is\n"
-    assert error("dense", "-o", mine) == f"error: {mine} is there already and is no report: choose another name, or --force\n"
+    refused = f"error: no run prund: name a run in {folder} or one of its folders, or give --output-dir if the run is elsewhere\n"
+    assert error("prund") == refused
+    assert error("dense", "-o", mine) == f"error: {mine} already exists and is not a report: choose another name, or pass --force\n"
     assert error("dense", "-o", tmp_path) == f"error: {tmp_path} is a folder: name a file with -o\n"
     assert mine.read_text() == "mine"
     assert "run" in error()

@@ -184,7 +184,7 @@ def test_json_and_csv(run: RunPaths, here: Path, tmp_path: Path) -> None:
         assert float(row["probability"]) + float(row["probability_2"]) == pytest.approx(1, abs=1e-5)
     before = target.read_bytes()
     result = invoke("predict", "x", here / "val", "-o", target)
-    assert (result.exit_code, result.stderr) == (2, f"error: {target} is there already: choose another name, or --force\n")
+    assert (result.exit_code, result.stderr) == (2, f"error: {target} already exists: choose another name, or pass --force\n")
     assert target.read_bytes() == before
     printed("x", here / "val", "-o", target, "--force")
     assert target.read_text().splitlines()[0] == "image,class,probability"
@@ -236,7 +236,7 @@ def test_refusals(tmp_path: Path) -> None:
         (("x", tmp_path / "empty"), f"{tmp_path}/empty has no images in it (.jpg, "),
         (("nowhere.pt", image), "nowhere.pt: no such checkpoint"),
         (("x", image, "-o", "a.txt"), "a.txt: a file of predictions ends in .csv"),
-        (("x", image, "-o", "a.csv", "--json"), "-o writes CSV, and --json prints: give one of them"),
+        (("x", image, "-o", "a.csv", "--json"), "-o writes CSV, and --json prints: give only one of them"),
         (("x", image, "--device", "gpu"), "device 'gpu' is not on this machine: "),
     ):
         result = invoke("predict", *args)

@@ -236,7 +236,7 @@ def test_one_process_a_run(images: Path, stopped: RunPaths, reference: Outcome) 
     with held_by_another_process(lock) as holder:
         before = {path: path.read_bytes() for path in stopped.output_dir.rglob("*.*")}
         for action in (lambda: continue_run(stopped, config, {}, Recorder()), lambda: resume_run(stopped.last, {}, Recorder())):
-            with pytest.raises(BusyError, match=rf"^run x is in use by process {holder} on .*: wait for its end, or stop it first$"):
+            with pytest.raises(BusyError, match=rf"^run x is in use by process {holder} on .*: wait for it to end, or stop it first$"):
                 action()
         assert {path: path.read_bytes() for path in stopped.output_dir.rglob("*.*")} == before
         assert start_run(settings(images, stopped.output_dir, name="x", epochs=1), Recorder()).run.name == "x-2"

@@ -288,7 +288,7 @@ def test_progress_prints_plain_lines() -> None:
     file = "generated_nets/x/epoch_010.py"
     assert rest == [
         f"  cut 100 of 1,200 channels: 4 M -> 1 M MACs, top-1 -0.50 points -> {file}",
-        f"  cut 100 of 1,200 channels: 4 M -> 1 M MACs, top-1 -0.50 points, counts in multiples of 8, 2 layers gone -> {file}",
+        f"  cut 100 of 1,200 channels: 4 M -> 1 M MACs, top-1 -0.50 points, counts in multiples of 8, 2 layers removed -> {file}",
         "  every channel of conv1, fc1 was dead; the strongest stays",
         f"  nothing to cut yet -> {file}",
         f"  target reached, nothing to cut -> {file}",
@@ -302,11 +302,11 @@ def test_progress_prints_plain_lines() -> None:
     [
         (
             BatchChange((128, 192), (420e6, 410e6), 420e6, measured=False, steps_per_epoch=10),
-            "batch 128 -> 192, learning rate x1.5 (estimated 410 M of 420 M bytes a step)",
+            "batch 128 -> 192, learning rate x1.5 (estimated 410 M of 420 M bytes per step)",
         ),
         (
             BatchChange((128, 128), (2.5e9, 2.25e9), 2.5e9, measured=True, steps_per_epoch=10),
-            "batch stays at 128 (measured 2.25 G of 2.5 G bytes a step)",
+            "batch stays at 128 (measured 2.25 G of 2.5 G bytes per step)",
         ),
     ],
 )
@@ -379,7 +379,7 @@ def test_outcome(tmp_path: Path) -> None:
     assert text(output).splitlines()[2] == "target missed    1 epoch is too few"
     output = console()
     print_outcome(output, Outcome(run, history, run.network(2), stopped_by=signal.SIGTERM))
-    assert text(output) == f"stopped; go on with: prunetrain train --resume {run.last}\n"
+    assert text(output) == f"stopped; resume with: prunetrain train --resume {run.last}\n"
     output = console()
     print_outcome(output, Outcome(run, [], run.network(0)))
     assert text(output) == ""

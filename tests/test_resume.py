@@ -248,7 +248,7 @@ def test_real_processes(images: Path, tmp_path: Path) -> None:
     code, out, err = killed.run(signal.SIGINT, moment.uniform(0, 0.3))
     run = RunPaths((tmp_path / "parts").resolve(), "resnet20-npz")
     assert (code, err) == (130, "")
-    assert out.splitlines()[-1] == f"stopped; go on with: prunetrain train --resume {run.last}"
+    assert out.splitlines()[-1] == f"stopped; resume with: prunetrain train --resume {run.last}"
     trained = len(run.metrics.read_text().splitlines())
     code, out, err = killed.run(signal.SIGKILL, moment.uniform(0, 0.3), "--resume", "auto")
     assert (code, err) == (-signal.SIGKILL, "")

@@ -231,7 +231,7 @@ def test_a_signal_at_an_epochs_end(
     assert (progress.epoch, progress.step) == place
     assert (result.exit_code, result.stderr) == (143 if place < (4, 0) else 0, "")
     if place < (4, 0):
-        assert result.stdout.splitlines()[-1].startswith("stopped; go on with: prunetrain train --resume ")
+        assert result.stdout.splitlines()[-1].startswith("stopped; resume with: prunetrain train --resume ")
     timings.write_bytes((reference.run.checkpoints / "timings.json").read_bytes())  # so that both choose alike
     assert_same_run(resume_run(RunPaths(tmp_path, reference.run.name).last, {}, Recorder()).run, reference.run)
 
@@ -334,7 +334,7 @@ class Workers:
 def test_a_signal_to_all_processes(tmp_path: Path, number: signal.Signals) -> None:
     code, out, err = Workers(tmp_path).signal_all(number)
     assert (code, err) == (exit_code(number), "")
-    assert out.splitlines()[-1].startswith("stopped; go on with: ")
+    assert out.splitlines()[-1].startswith("stopped; resume with: ")
 
 
 def test_a_terminal_that_closes(images: Path, tmp_path: Path) -> None:

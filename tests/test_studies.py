@@ -94,7 +94,7 @@ def test_what_is_done_stays_done_and_a_grid_can_grow(study: Path, images: Path) 
 def test_other_settings_need_another_folder(study: Path, images: Path) -> None:
     result = invoke("study", study, *flags(images, lr=0.1), "--slice", "--retrain-epochs", "1")
     assert result.exit_code == 2
-    assert result.stderr == f"error: {study / 'cells'} holds results of other settings (lr): name another folder, or remove it\n"
+    assert result.stderr == f"error: {study / 'cells'} holds results with other settings (lr): name another folder, or remove this one\n"
 
 
 def test_a_study_of_which_nothing_was_run_binds_its_folder_to_nothing(images: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_study_of_which_nothing_was_run_binds_its_folder_to_nothing(images: Pa
         assert (result.exit_code, message in result.stderr) == (code, True)
     result = invoke("study", tmp_path, *flags(images, **small))
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "holds results of other settings (lr)" in invoke("study", tmp_path, *flags(images, **small, **{"lr": 0.1})).stderr
+    assert "holds results with other settings (lr)" in invoke("study", tmp_path, *flags(images, **small, **{"lr": 0.1})).stderr
 
 
 def test_in_several_processes_the_cells_are_as_in_one(study: Path, images: Path, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_who_stops_a_study_or_sweep_is_told_how_to_go_on(images: Path, tmp_path:
     def stop(*args: object) -> None:
         raise StopRequested(signal.SIGINT)
 
-    line = "stopped, and what is done stays: the same command goes on from here\n"
+    line = "stopped; what is done is kept: run the same command again to continue\n"
     monkeypatch.setattr(grid, "run_study", stop)
     monkeypatch.setattr(sweep, "run_sweep", stop)
     result = invoke("study", tmp_path / "a", *flags(images))
@@ -244,16 +244,16 @@ def test_a_stopped_study_goes_on(images: Path, tmp_path: Path, monkeypatch: pyte
         ({"methods": "group-lasso", "retrain_epochs": "3"}, "group-lasso prunes while it retrains: give 4 --retrain-epochs or more"),
         (
             {"methods": "group-lasso", "retrain": "lr-rewind"},
-            "group-lasso goes on training, and takes nothing back: leave out --retrain, or leave it out of --methods",
+            "group-lasso continues training and rewinds nothing: leave out --retrain, or leave it out of --methods",
         ),
         (
             {"methods": "admm"},
-            "admm acts before it prunes: give --during, the epochs that it is to have, or leave it out of --methods",
+            "admm acts before it prunes: give --during, the number of epochs in which it acts, or leave it out of --methods",
         ),
         ({"methods": "admm", "during": "0", "retrain_epochs": "2"}, "admm acts before it prunes: give --during"),
-        ({"rates": "0.5,1"}, "rate must be from 0 and under 1, the fraction to remove, not 1.0"),
-        ({"rates": "0.5;0.6"}, "--rates must be numbers with commas between them, not '0.5;0.6'"),
-        ({"seeds": "0,0"}, "--seeds must name at least one, and none twice, not 0,0"),
+        ({"rates": "0.5,1"}, "rate must be at least 0 and below 1, the fraction to remove, not 1.0"),
+        ({"rates": "0.5;0.6"}, "--rates must be numbers separated by commas, not '0.5;0.6'"),
+        ({"seeds": "0,0"}, "--seeds must list at least one value, and none twice, not 0,0"),
         ({"rate": "0.5"}, "unknown option '--rate': did you mean --rates"),
         ({"retrain": "rewind"}, "unknown retrain 'rewind'"),
     ],
@@ -373,7 +373,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     records.put("a", {"x": 1})
     assert (Records(tmp_path, {"lr": 0.1}).get("a"), records.get("b")) == ({"x": 1}, None)
     (tmp_path / "a.result.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"a\.result\.json cannot be read .*: remove it, and its part is done again"):
+    with pytest.raises(ConfigError, match=r"a\.result\.json cannot be read .*: remove it, and run again to redo this part"):
         records.get("a")
 
 
@@ -448,7 +448,7 @@ def test_a_config_that_changed_is_refused_and_an_interrupted_run_goes_on(configs
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(False, "is no folder: name one with .toml or .json configs in it"), (True, "has no .toml or .json config in it")],
+    [(False, "is not a folder: name one with .toml or .json configs in it"), (True, "has no .toml or .json config in it")],
 )
 def test_a_folder_without_configs(tmp_path: Path, make: bool, message: str) -> None:
     folder = tmp_path / "empty"

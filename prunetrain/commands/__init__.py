@@ -1,8 +1,8 @@
-"""The command line: one file a command, imported when that command runs.
+"""The command line: one file per command, imported when that command runs.
 
-In: arguments. Out: an exit code; 0, or 2 with one line on stderr for what a user can do wrong, or 1 where some of many things failed, with
-a line for each, or 128 and the number of the signal that asked to stop: 130 after Ctrl-C, 143 after SIGTERM. `prunetrain --help` imports
-click and nothing heavier.
+In: arguments. Out: an exit code. 0: success. 2: the user's mistake, with one line on stderr. 1: some of many things failed, with one line
+for each. 128 plus the number of a signal that asked to stop: 130 after Ctrl-C, 143 after SIGTERM. `prunetrain --help` imports click and
+nothing heavier.
 """
 
 import difflib
@@ -19,27 +19,27 @@ from prunetrain.errors import PruneTrainError, is_out_of_memory, unknown_name
 from prunetrain.foreign.refusal import printable
 from prunetrain.training.stopping import StopRequested, exit_code, stopping_on_signals
 
-_LONGEST_LINE = 2000  # characters of an error
+_LONGEST_LINE = 2000  # characters of an error message
 
 ARGUMENTS = "prunetrain.arguments"  # in `Context.meta`: the whole command line, without the program
 COMMANDS = {
     "train": "Train a network and make it smaller while it trains.",
     "reconfigure": "Cut the dead channels of a checkpoint once, offline.",
     "inspect": "Show a network's layers, what changed, or a run's history.",
-    "report": "Write runs as one HTML page with pictures.",
-    "prune": "Prune a checkpoint by another method, and retrain it.",
-    "study": "Compare methods at many rates on one network, with plots.",
-    "sweep": "Train by every config file in a folder.",
+    "report": "Write an HTML page with plots of one or more runs.",
+    "prune": "Prune a checkpoint with another method, and retrain it.",
+    "study": "Compare pruning methods at many rates on one network.",
+    "sweep": "Train once for every config file in a folder.",
     "flatten": "Write any network as one flat Python file.",
     "evaluate": "Measure a checkpoint's loss and accuracy.",
-    "predict": "Classify images by a trained network.",
-    "bench": "Time a network on this machine, or two in turn.",
+    "predict": "Classify images with a trained network.",
+    "bench": "Time a network on this machine, or compare two.",
     "export": "Write a trained network as ONNX, pt2, safetensors or csr.",
 }
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands' names and one-line helps, and imports `<package>.<name>.command` to run one."""
+    """A group that knows the names and one-line summaries of its commands, and imports `<package>.<name>.command` to run one."""
 
     def __init__(self, *args: Any, summaries: dict[str, str], package: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,7 +66,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:
-        given = tuple(args)  # click takes them out of the list
+        given = tuple(args)  # click empties the list
         with _one_line_errors():
             context = super().make_context(info_name, args, parent, **extra)
         context.meta[ARGUMENTS] = given
@@ -89,10 +89,10 @@ class OneLineError(click.ClickException):
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Turn what a user can do wrong into a `OneLineError`, and requests to stop into exit codes."""
+    """Turn users' mistakes into a `OneLineError`, and requests to stop into exit codes."""
     try:
         yield
-    except (OneLineError, BrokenPipeError):  # click ends quietly when what reads the output has gone
+    except (OneLineError, BrokenPipeError):  # click exits quietly when the reader of the output has gone
         raise
     except PruneTrainError as error:
         raise OneLineError(str(error)) from error
@@ -113,7 +113,7 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _usage_line(error: click.ClickException) -> str:
-    """Say on one line what click found wrong, with the nearest option and where to look."""
+    """Say in one line what click found wrong, with the nearest option and the --help to read."""
     text = error.format_message()
     ctx = error.ctx if isinstance(error, click.UsageError) else None
     if isinstance(error, click.NoSuchOption):
@@ -131,7 +131,7 @@ def _usage_line(error: click.ClickException) -> str:
 
 
 def _system_line(error: OSError) -> str:
-    """Say on one line what the system refused, and for which file."""
+    """Say in one line what the system refused, and for which file."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = "the disk is full; free some space and run again"

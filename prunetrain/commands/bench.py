@@ -1,4 +1,4 @@
-"""`prunetrain bench`: how long a network takes on this machine, layer by layer if asked, or how two compare."""
+"""`prunetrain bench`: how fast a network is on this machine, optionally layer by layer, or how two compare."""
 
 import json
 from dataclasses import asdict
@@ -17,26 +17,26 @@ from prunetrain.paths import find_run
 @click.command("bench")
 @click.argument("what", metavar="NET|CKPT|RUN")
 @click.argument("other", required=False, metavar="[OTHER]")
-@config_option("batch_size", help="Images a step.")
+@config_option("batch_size", help="Images per step.")
 @config_option("amp")
 @config_option("channels_last")
 @config_option("compile")
 @config_option("optimizer")
 @config_option("device")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: torch's own]")
-@click.option("--rounds", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How often everything has its turn.")
-@click.option("--layers", is_flag=True, help="Time every step of the forward pass as well, alone, forward and backward.")
+@click.option("--rounds", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How often to time each of them, in turn.")
+@click.option("--layers", is_flag=True, help="Also time each step of the forward pass on its own, forward and backward.")
 @click.option(
-    "--output-dir", default=".", show_default=True, help="Folder that holds generated_nets/ and checkpoints/, to find a run by its name."
+    "--output-dir", default=".", show_default=True, help="Folder that holds generated_nets/ and checkpoints/, to find runs by name."
 )
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of tables; units are in the names.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables; the keys name the units.")
 def command(
     what: str, other: str | None, *, threads: int | None, rounds: int, layers: bool, output_dir: str, as_json: bool, **params: Any
 ) -> None:
-    """Time training steps and inference of a network, with its peak memory and the group lasso's share of a step.
+    """Time training steps and inference of a network; show its peak memory and the group lasso's share of a step.
 
-    With OTHER, or with a RUN (its dense and its newest network), both take turns round after round and are compared: how much of the MACs
-    that the second saves it saves in time. Weights and images are random, and nothing is written.
+    With OTHER, or with a RUN (its dense and its newest network), compare two networks, timed in turn round after round: how much of the
+    MACs saved by the second is saved in time. Weights and images are random, and nothing is written.
     """
     paths = _networks(what, other, Path(output_dir))
     graphs = [read_graph(path) for path in paths]
@@ -80,7 +80,7 @@ def command(
 
 
 def _networks(what: str, other: str | None, output_dir: Path) -> list[Path]:
-    """The network files: of a run the dense and the newest, unless it is compared with another."""
+    """The network files to time: for a single run, the dense and the newest one."""
     run = find_run(what, output_dir)
     if run is not None and other is None:
         return list(dict.fromkeys([run.network(0), run.newest_network()]))

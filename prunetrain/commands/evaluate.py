@@ -20,7 +20,7 @@ _OWN = "as in the checkpoint"
 @config_option("dataset", default=_OWN)
 @config_option(
     "data_dir",
-    help="Folder of the data sets; for `folder` one with val/ in it, or with a folder a class; for `npz` the file.",
+    help="Folder of the data sets; for `folder`, one with val/ in it or with one folder per class; for `npz`, the file.",
     default=_OWN,
 )
 @config_option("val_split", help="Share of each class's training images to measure on; 0: the set's own validation images.", default=_OWN)
@@ -29,15 +29,15 @@ _OWN = "as in the checkpoint"
 @config_option("channels_last", default=_OWN)
 @config_option("device", default=_OWN)
 @config_option("workers", default=_OWN)
-@click.option("--per-class", is_flag=True, help="A line for each class as well: its images, and the share of them that is right.")
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of text, with the counts of each class and the confusion matrix.")
+@click.option("--per-class", is_flag=True, help="Also print each class's number of images and accuracy.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text, with each class's counts and the confusion matrix.")
 def command(checkpoint: Path, per_class: bool, as_json: bool, **params: Any) -> None:
     """Measure CHECKPOINT on the validation images of the data set it was trained on, or of another one.
 
-    CHECKPOINT is a .pt file; or the name of a run here, for its last.pt.
+    CHECKPOINT is a .pt file, or the name of a run in this folder, which stands for its last.pt.
 
-    Balanced accuracy is the mean of the classes' accuracies, so that a class of few images counts as much as one of many. Rows of the
-    confusion matrix are true classes, columns guessed ones.
+    Balanced accuracy is the mean of the classes' accuracies, so that a class with few images counts as much as one with many. Rows of the
+    confusion matrix are true classes, columns predicted ones.
     """
     from prunetrain.training.evaluation import evaluate_checkpoint
 
@@ -54,7 +54,7 @@ def command(checkpoint: Path, per_class: bool, as_json: bool, **params: Any) -> 
 
 
 def _described(result: "Measured") -> dict[str, Any]:
-    """Everything that was measured."""
+    """All measurements, as JSON writes them."""
     return {
         "loss": result.loss,
         "top1": result.top1,
@@ -67,7 +67,7 @@ def _described(result: "Measured") -> dict[str, Any]:
 
 
 def _summary(result: "Measured") -> str:
-    """One line, with top-5 where that says something, and how many classes have images where not all have."""
+    """One line, with top-5 where it is defined, and with the number of classes that have images unless all do."""
     parts = [f"loss {result.loss:.4f}", f"top-1 {result.top1:.2%}"]
     if result.top5 is not None:
         parts.append(f"top-5 {result.top5:.2%}")

@@ -13,23 +13,22 @@ if TYPE_CHECKING:
 
 @click.command("export")
 @click.argument("what", metavar="CKPT|NET|RUN", type=click.Path(path_type=Path), callback=last_of_run)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write, ending in the name of its format.")
-@click.option(
-    "--format", "form", default="", metavar="[onnx|pt2|safetensors|csr]", help="Format of the file.  [default: what its name ends in]"
-)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write; its ending names the format.")
+@click.option("--format", "form", default="", metavar="[onnx|pt2|safetensors|csr]", help="Format of the file.  [default: by its ending]")
 @click.option("--fold-bn", is_flag=True, help="Fold BatchNorm into the conv or linear layer before it.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), metavar="N", help="Take N images at a time (onnx, pt2).  [default: any number of them]"
+    "--batch-size", type=click.IntRange(min=1), metavar="N", help="Fix the batch size to N images (onnx, pt2).  [default: any number]"
 )
-@click.option("--force", is_flag=True, help="Write over files that are there.")
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
 def command(*, what: Path, output: Path, form: str, fold_bn: bool, batch_size: int | None, force: bool) -> None:
-    """Write a trained network for inference, load the file again and compare its outputs.
+    """Write a trained network for inference, reload the file and compare its outputs with torch's.
 
-    CKPT is a checkpoint; NET is a network file with its weights beside it, as .pt or .safetensors; RUN is the name of a run here, for its
-    last.pt. Formats: onnx; pt2, for torch.export.load; safetensors, with the network file beside it; csr, compressed sparse rows for
-    weights that are mostly zero, likewise.
+    CKPT is a checkpoint; NET is a network file with its weights beside it, as .pt or .safetensors; RUN is the name of a run in this folder,
+    which stands for its last.pt. Formats: onnx; pt2, for torch.export.load; safetensors, with the network file beside it; csr (compressed
+    sparse rows, for weights that are mostly zero), also with the network file.
 
-    From a checkpoint, onnx, pt2 and safetensors hold the class names and how images are scaled as well, as JSON under the key prunetrain.
+    When exported from a checkpoint, onnx, pt2 and safetensors files also hold the class names and the scaling of images, as JSON under the
+    key prunetrain.
     """
     from prunetrain.training.export import export_network
 
@@ -37,7 +36,7 @@ def command(*, what: Path, output: Path, form: str, fold_bn: bool, batch_size: i
 
 
 def summary(done: "Exported") -> str:
-    """One line: files, size, costs, what was folded, and what the check found."""
+    """One line: files, size, costs, what was folded, and the result of the check."""
     from prunetrain.report.tables import count
 
     parts = [
@@ -51,17 +50,17 @@ def summary(done: "Exported") -> str:
     if done.difference:
         parts.append(f"{done.engine} differs from torch by {done.difference:.1e} of the largest output {batches}")
     else:
-        parts.append(f"loaded again by {done.engine}, its outputs are bit for bit the same {batches}")
+        parts.append(f"reloaded by {done.engine}, the outputs are bit for bit the same {batches}")
     if done.sizes:
         others = (("dense", done.sizes.dense), ("dense and compressed", done.sizes.dense_zlib), ("csr and compressed", done.sizes.csr_zlib))
         parts.append(f"weights {_size(done.sizes.csr)}, " + ", ".join(f"{name} {_size(size)}" for name, size in others))
     if done.constant:
-        parts.append("but every image has the same outputs, which says little")
+        parts.append("but all images have the same outputs, so the check says little")
     return "; ".join(parts)
 
 
 def _size(size: int) -> str:
-    """Bytes for reading: 1.14 MB, 69 bytes."""
+    """A size in bytes for reading: 1.14 MB, 69 bytes."""
     from prunetrain.report.tables import count
 
     return f"{count(size)}B" if size >= 1000 else f"{size} bytes"

@@ -1,4 +1,4 @@
-"""`prunetrain flatten`: a network as one flat Python file, its weights beside it."""
+"""`prunetrain flatten`: a network as one flat Python file, with its weights beside it."""
 
 from pathlib import Path
 
@@ -13,14 +13,18 @@ from prunetrain.files import check_free, write_atomically, write_text
 @click.command("flatten")
 @click.argument("model")
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Network file to write; its weights go beside it as .pt."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Network file to write; its weights are written beside it as .pt.",
 )
 @click.option("--input-shape", default="3,224,224", show_default=True, metavar="C,H,W", help="Shape of one image.")
 @click.option("--num-classes", default=1000, show_default=True, type=click.IntRange(min=1), help="Number of classes.")
 @config_option("model_args")
 @config_option("weights")
 @click.option("--seed", default=0, show_default=True, help="Seed of the initialisation.")
-@click.option("--force", is_flag=True, help="Write over files that are there.")
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
 def command(
     *,
     model: str,
@@ -34,7 +38,7 @@ def command(
 ) -> None:
     """Write MODEL as one flat Python file that imports nothing but torch.
 
-    MODEL is a network of the zoo, torchvision:NAME, timm:NAME, or FILE.py:NAME for a class or function of your own file, whose code runs.
+    MODEL is a network of the zoo, torchvision:NAME, timm:NAME, or FILE.py:NAME for a class or function in your own file, which is executed.
     """
     shape = parse_shape(input_shape)
     if output.suffix != ".py":
@@ -56,19 +60,19 @@ def command(
     network = build_with_weights(model, known, input_shape=shape, num_classes=num_classes, model_args=arguments, seed=seed, say=click.echo)
     traced = stored(traced_and_checked(network, torch.zeros(2, *shape)))
     if (mixed := partly_frozen(network, traced)) is not None:
-        click.echo(f"{mixed} is frozen, and not all of its layer: the file trains it; freeze whole layers, or make it a buffer")
+        click.echo(f"{mixed} is frozen, but not all of its layer: the file will train it; freeze whole layers, or make it a buffer")
     write_atomically(saved, lambda file: torch.save(traced.state, file))
     write_text(output, render(traced.graph))
     cost = costs(traced.graph)
     image = "x".join(map(str, shape))
-    click.echo(f"{output}: {count(cost.macs)} MACs an image of {image}, {count(cost.params)} parameters; weights in {saved}")
+    click.echo(f"{output}: {count(cost.macs)} MACs per image of {image}, {count(cost.params)} parameters; weights in {saved}")
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
-    """`3,32,32` as (3, 32, 32).
+    """Read `3,32,32` as (3, 32, 32).
 
     Raises:
-        ConfigError: if it is not three whole numbers from 1.
+        ConfigError: if it is not three positive whole numbers.
     """
     sizes = text.replace("x", ",").split(",")
     if len(sizes) != 3 or not all(size.strip().isdecimal() and 0 < int(size) < 100_000 for size in sizes):

@@ -19,19 +19,19 @@ from prunetrain.report.history import read_history, read_metrics
 @click.argument("what", metavar="NET|CKPT|RUN")
 @click.argument("other", required=False, metavar="[OTHER]")
 @click.option(
-    "--output-dir", default=".", show_default=True, help="Folder that holds generated_nets/ and checkpoints/, to find a run by its name."
+    "--output-dir", default=".", show_default=True, help="Folder that holds generated_nets/ and checkpoints/, to find runs by name."
 )
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of tables.")
-@click.option("--csv", "as_csv", is_flag=True, help="CSV instead of tables: a row a layer; of a run, a row an epoch.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of tables: one row per layer; for a run, one row per epoch.")
 def command(what: str, other: str | None, output_dir: str, as_json: bool, as_csv: bool) -> None:
-    """Show a network file or checkpoint layer by layer, and what can be cut; with OTHER, what changed between the two; or a run's history.
+    """Show a network file or checkpoint layer by layer, and what can be cut; or a run's history; with OTHER, what differs between the two.
 
-    Of two runs, what they came to as well. NET is a network file, CKPT a checkpoint, RUN a run's name or one of its two folders.
+    For two runs, also compare their results. NET is a network file, CKPT a checkpoint, RUN a run's name or one of its two folders.
     """
     from prunetrain.report import describe, tables
 
     if as_json and as_csv:
-        raise ConfigError("--json and --csv are two forms of the same: give one of them")
+        raise ConfigError("--json and --csv are two formats of the same output: give only one of them")
     run = find_run(what, Path(output_dir))
     if other is not None:
         described = describe.change(_graph(what, Path(output_dir)), _graph(other, Path(output_dir)))
@@ -58,7 +58,7 @@ def command(what: str, other: str | None, output_dir: str, as_json: bool, as_csv
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    """Rows of the same keys as CSV with a line of names; nothing of no rows."""
+    """Rows with the same keys as CSV with a header; empty without rows."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     if rows:
@@ -68,7 +68,7 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 
 def network_of(path: Path) -> Path:
-    """The network file of a path that names one, or names a checkpoint.
+    """The network file that a path names, directly or by its checkpoint.
 
     Raises:
         ConfigError: if the path is neither.
@@ -81,7 +81,9 @@ def network_of(path: Path) -> Path:
         from prunetrain.training.checkpoints import load_checkpoint, read_network_of
 
         return read_network_of(path, load_checkpoint(path))[0]
-    raise ConfigError(f"{path} is no network file (.py), checkpoint (.pt) or run: name one of these, or --output-dir where the run is")
+    raise ConfigError(
+        f"{path} is not a network file (.py), checkpoint (.pt) or run: name one of these, or give --output-dir if the run is elsewhere"
+    )
 
 
 def _graph(what: str, output_dir: Path) -> LayerGraph:
@@ -90,6 +92,6 @@ def _graph(what: str, output_dir: Path) -> LayerGraph:
 
 
 def _dense_beside(path: Path) -> LayerGraph | None:
-    """The run's dense network, if the file lies in a run."""
+    """The run's dense network, if the file belongs to a run."""
     dense = path.parent / "epoch_000.py"
     return read_graph(dense) if dense.exists() else None

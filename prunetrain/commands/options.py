@@ -1,7 +1,7 @@
 """The flags of a training run, derived from the fields of `TrainConfig`.
 
-In: what click read from the command line. Out: the settings that were given, and the `TrainConfig` that they make together with recipe and
-config file: defaults < recipe < config file < flags.
+In: what click read from the command line. Out: the settings that were given, and the `TrainConfig` that results from them, the config file
+and the recipe: flags override the config file, which overrides the recipe, which overrides the defaults.
 """
 
 import dataclasses
@@ -27,38 +27,38 @@ def checkpoint_argument(function: _Function) -> _Function:
 
 
 def last_of_run(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """The newest checkpoint where an argument names a run here, or is one of its folders, as for `inspect`; any other path as it is."""
+    """The newest checkpoint of the run that an argument names, by its name or one of its folders; any other path unchanged."""
     run = None if value is None else find_run(str(value), Path())
     return run.newest_checkpoint() if run else value
 
 
 def config_options(function: _Function) -> _Function:
-    """Add `--recipe`, `--config` and a flag for every field of `TrainConfig`; those not given arrive as None."""
+    """Add `--recipe`, `--config` and a flag for every field of `TrainConfig`; flags that are not given arrive as None."""
     return config_options_but()(function)
 
 
 def config_options_but(*left_out: str) -> Callable[[_Function], _Function]:
-    """`config_options` without some fields."""
+    """Do what `config_options` does, without some fields."""
     return lambda function: _with_options(function, [name for name in _FIELDS if name not in left_out])
 
 
 def _with_options(function: _Function, names: Sequence[str]) -> _Function:
     for name in reversed(names):  # decorators apply from the last to the first
         function = config_option(name)(function)
-    function = click.option("--config", help="TOML or JSON file of settings; goes over the recipe, and flags go over it.")(function)
+    function = click.option("--config", help="TOML or JSON file of settings; overrides the recipe, and flags override it.")(function)
     named = ", ".join(recipes.names())
-    return click.option("--recipe", help=f"Settings over the defaults below: {named}, or a file.  [default: the data set's own, if any]")(
-        function
-    )
+    return click.option(
+        "--recipe", help=f"Recipe that overrides the defaults below: {named}, or a file.  [default: the data set's own, if any]"
+    )(function)
 
 
 def config_option(name: str, *, help: str | None = None, default: str | None = None) -> Callable[[_Function], _Function]:
-    """Make the flag of one field; not given, it arrives as None.
+    """Make the flag of one field; if it is not given, it arrives as None.
 
     Args:
-        name: of the field.
-        help: what the field means to a command to which it means less than in training.
-        default: what the help says of a command where not giving it means something else than in training.
+        name: the field.
+        help: the help text, for a command in which the field means less than in training.
+        default: the default to show, for a command in which it differs from training's.
     """
     item = _FIELDS[name]
     kind: type = type(item.default)
@@ -80,20 +80,20 @@ def config_option(name: str, *, help: str | None = None, default: str | None = N
 
 
 class Word(click.Choice[str]):
-    """Shows the allowed words in the help and lets any pass: `TrainConfig` refuses a wrong one with the same message as in a file."""
+    """Shows the allowed words in the help but accepts any: `TrainConfig` refuses a wrong one with the same message as for a file."""
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return value
 
 
 def _arguments(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The words of a repeated flag in one spelling; None if it was not given."""
+    """Normalise the words of a repeated flag to one spelling; None if it was not given."""
     flag = param.opts[0].lstrip("-")
     return argument_words(parse_arguments(words, flag), flag) or None
 
 
 def _whole_numbers(text: str) -> tuple[int, ...] | str:
-    """Read `91,136` as (91, 136); leave what is no such list to `TrainConfig`'s message."""
+    """Read `91,136` as (91, 136); leave anything else to `TrainConfig`, which refuses it."""
     try:
         return tuple(int(number) for number in text.split(",") if text)
     except ValueError:
@@ -101,10 +101,10 @@ def _whole_numbers(text: str) -> tuple[int, ...] | str:
 
 
 def _help(item: dataclasses.Field[Any], help: str | None, default: str | None) -> str:
-    """The setting's help or another one, with what the bare flag means and with the default as one would give it."""
+    """The help text, with what the bare flag means and the default as a user would write it."""
     text: str = help or item.metadata["help"]
     if item.metadata["bare"]:
-        text = f"{text.rstrip('.')}; alone it means {item.metadata['bare']}."
+        text = f"{text.rstrip('.')}; without a value, {item.metadata['bare']}."
     if default is not None:
         return f"{text}  [default: {default}]"
     if item.default in ("", ()):
@@ -114,14 +114,14 @@ def _help(item: dataclasses.Field[Any], help: str | None, default: str | None) -
 
 
 def given(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick the settings that were given as flags, by field name."""
+    """Return the settings that were given as flags, by field name."""
     return {name: params[name] for name in _FIELDS if params.get(name) is not None}
 
 
 def resolve(params: Mapping[str, Any]) -> TrainConfig:
-    """Merge defaults, recipe, config file and flags, later ones over earlier ones.
+    """Merge defaults, recipe, config file and flags, with later ones overriding earlier ones.
 
-    A config file may name its recipe (`recipe = "cifar10"`). Without any, a data set's own recipe is taken, if it has one.
+    A config file may name its recipe (`recipe = "cifar10"`). If no recipe is named, the data set's own is used, if it has one.
 
     Raises:
         ConfigError: for an unknown name, key or value in any of them.
@@ -134,7 +134,7 @@ def resolve(params: Mapping[str, Any]) -> TrainConfig:
 
 
 def asked(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge what a person asked for one by one: the settings of the config file, and of the flags.
+    """Merge the settings that the user gave individually: in the config file and as flags.
 
     Raises:
         ConfigError: for an unknown name, key or value in any of them.
@@ -143,7 +143,7 @@ def asked(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chosen(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge what a person asked for: the settings of a recipe that was named, of the config file, and of the flags.
+    """Merge the settings that the user asked for: by naming a recipe, in the config file and as flags.
 
     Raises:
         ConfigError: for an unknown name, key or value in any of them.
@@ -153,7 +153,7 @@ def chosen(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _recipe_and_file(params: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """The recipe that was named, if one was, and the settings of the config file."""
+    """The recipe that was named, if any, and the settings of the config file."""
     file: dict[str, Any] = {}
     recipe = params.get("recipe")
     if path := params.get("config"):

@@ -1,4 +1,4 @@
-"""What `study` and `sweep` say of their pieces: each that ends, and when they are stopped, how to go on."""
+"""What `study` and `sweep` print: the result of every part, and how to continue when they are stopped."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class Pieces:
-    """Prints a line a piece; `failed` has the names of those that failed."""
+    """Prints one line per part; `failed` lists the names of those that failed."""
 
     def __init__(self) -> None:
         self.failed: list[str] = []
 
     def report(self, done: "Done") -> None:
-        """Print what became of a piece."""
+        """Print the result of a part, or why it failed."""
         if done.failure is None:
             click.echo(f"{done.name}: top-1 {done.result['top1']:.2%}")
         else:
@@ -29,9 +29,9 @@ class Pieces:
 
 @contextmanager
 def saying_how_to_go_on() -> Iterator[None]:
-    """Inside, a request to stop is told together with the way to go on."""
+    """Inside, a request to stop also prints how to continue."""
     try:
         yield
     except StopRequested:
-        click.echo("stopped, and what is done stays: the same command goes on from here", err=True)
+        click.echo("stopped; what is done is kept: run the same command again to continue", err=True)
         raise

@@ -1,4 +1,4 @@
-"""`prunetrain predict`: what a trained network takes new images for."""
+"""`prunetrain predict`: classify new images with a trained network."""
 
 import csv
 import io
@@ -23,10 +23,12 @@ _OWN = "as in the checkpoint"
 @click.command("predict")
 @checkpoint_argument
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
-@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, metavar="K", help="Guesses an image.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="CSV file to write instead of a table.  [default: none]")
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=1, show_default=True, metavar="K", help="Number of most likely classes to show per image."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="CSV file to write instead of printing a table.  [default: none]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @config_option("batch_size", help="Images at a time.", default=_OWN)
 @config_option("amp", default=_OWN)
 @config_option("channels_last", default=_OWN)
@@ -45,15 +47,15 @@ def command(
     force: bool,
     **params: Any,
 ) -> None:
-    """Say what each IMAGE shows: its class, and the probability that the network of CHECKPOINT gives to that.
+    """Predict the class of each IMAGE, with the probability that the network of CHECKPOINT gives it.
 
-    CHECKPOINT is a .pt file; or the name of a run here, for its last.pt. IMAGE is a file, or a folder for all the images in it and in its
-    folders.
+    CHECKPOINT is a .pt file, or the name of a run in this folder, which stands for its last.pt. IMAGE is a file, or a folder, which stands
+    for all images in it and its subfolders.
 
-    Of a run on a folder, images are resized and cut as it was validated. Of runs on other data, whose images have one size, the middle of
-    an image is cut in that shape, as large as it can be, and resized; and made grey where theirs are: mnist and digits are white on black.
+    For a network trained on a folder, images are resized and cropped as in its validation. Other data sets have images of one size: there,
+    the largest centre crop of that shape is resized to it, and turned grey if the data set is grey (mnist and digits are white on black).
 
-    One that cannot be read is named at the end, the others are done; the exit code is 1 then.
+    Images that cannot be read are named at the end and make the exit code 1; all others are classified.
     """
     if output is not None:
         _check_output(output, as_json, force)
@@ -78,14 +80,14 @@ def command(
 
 def _check_output(path: Path, as_json: bool, force: bool) -> None:
     if as_json:
-        raise ConfigError("-o writes CSV, and --json prints: give one of them")
+        raise ConfigError("-o writes CSV, and --json prints: give only one of them")
     if path.suffix != ".csv":
         raise ConfigError(f"{path}: a file of predictions ends in .csv")
     check_free(path, force=force)
 
 
 def _columns(guesses: int) -> list[str]:
-    """`class` and `probability`, and for further guesses `class_2`, `probability_2` and so on."""
+    """The column names `class` and `probability`, and `class_2`, `probability_2` and so on for further guesses."""
     return [f"{name}{'' if number == 0 else f'_{number + 1}'}" for number in range(guesses) for name in ("class", "probability")]
 
 
@@ -105,7 +107,7 @@ def _described(prediction: "Prediction") -> dict[str, Any]:
 
 
 def _table(predictions: Sequence["Prediction"]) -> str:
-    """Aligned columns, however wide: a terminal or a file gets every name whole."""
+    """Aligned columns, as wide as needed, so that no name is cut short."""
     rows = [["image", *_columns(len(predictions[0].guesses))]]
     for prediction in predictions:
         guesses = [part for one in prediction.guesses for part in (printable(one.name), f"{one.probability:.2%}")]

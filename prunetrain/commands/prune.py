@@ -1,4 +1,4 @@
-"""`prunetrain prune`: the methods that people compare with, on a trained network."""
+"""`prunetrain prune`: other pruning methods, for comparison, on a trained network."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from prunetrain.method_settings import GROUP_LASSO, METHOD_SETTINGS
 from prunetrain.training.stopping import exit_code
 
 _OWN = "as in the checkpoint"
-_NONE = "none, give one"
+_NONE = "none; required"
 _LASSO = ("penalty_ratio", "target_macs", "target_by", "prune_interval", "round_to")
 _TRAINING = ("batch_size", "weight_decay", *_LASSO, "data_dir", "workers", "device", "seed", "checkpoint_minutes")
 
@@ -25,7 +25,7 @@ def _options(function: Any) -> Any:
 
 
 class _ResumeAlone(click.Command):
-    """Reads `--resume auto`, as train has it, as the `--resume` that it is: a flag without a value."""
+    """Reads train's spelling `--resume auto` as `--resume`, which is a flag without a value here."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         read: list[str] = []
@@ -41,19 +41,25 @@ class _ResumeAlone(click.Command):
 @checkpoint_argument
 @config_option("method", default=_NONE)
 @config_option("rate", default=_NONE)
-@click.option("--global", "everywhere", is_flag=True, help="Rank the weights of all layers together: --scope global.")
-@click.option("--threshold-std", type=float, metavar="Q", help="With magnitude: remove what is under Q standard deviations of its layer.")
+@click.option("--global", "everywhere", is_flag=True, help="Rank the weights of all layers together; short for --scope global.")
+@click.option("--threshold-std", type=float, metavar="Q", help="With magnitude: remove weights below Q standard deviations of their layer.")
 @click.option(
-    "--epochs", type=click.IntRange(min=0), metavar="N", help="Epochs of retraining after each pruning.  [default: 10, or the rest]"
+    "--epochs",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Epochs of retraining after each pruning.  [default: 10; when rewinding, the rest of the schedule]",
 )
 @click.option(
-    "--during", type=click.IntRange(min=0), metavar="N", help="Epochs with the method before it prunes.  [default: 0; admm: N of --epochs]"
+    "--during",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Epochs in which the method acts before it prunes.  [default: 0; admm: as --epochs]",
 )
-@config_option("lr", default="a tenth of the checkpoint's; its own if that is of fine-tuning or taken back")
+@config_option("lr", default="a tenth of the checkpoint's; the checkpoint's own if that was fine-tuned already, or when rewinding")
 @_options
 @click.option("--name", help="Name of the new run.  [default: the run of CHECKPOINT with the method]")
 @config_option("output_dir", default="where the run of CHECKPOINT is")
-@click.option("--resume", is_flag=True, help="Go on with the newest run of this name, or start it.")
+@click.option("--resume", is_flag=True, help="Resume the newest run of this name, or start it.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -67,24 +73,24 @@ def command(
     resume: bool,
     **params: Any,
 ) -> None:
-    """Prune CHECKPOINT by a method and retrain it, as a run of its own.
+    """Prune CHECKPOINT with a method and retrain it, as a new run.
 
-    CHECKPOINT is a .pt file; or the name of a run here, for its last.pt.
+    CHECKPOINT is a .pt file, or the name of a run in this folder, which stands for its last.pt.
 
     Methods for weights: magnitude, magnitude-std, random-weights, 2:4, admm. For units and filters: unit, filter-l1, filter-l2, fpgm,
-    random. And group-lasso, which goes on training and takes the network to --target-macs on the way.
+    random. Also group-lasso, which continues training and brings the network down to --target-macs meanwhile.
     """
     settings = given(params)
     if everywhere:
         settings["scope"] = "global"
     if threshold_std is not None:
         if settings.get("method") not in ("magnitude", "magnitude-std") or "rate" in settings:
-            raise ConfigError("--threshold-std takes the place of --rate with --method magnitude")
+            raise ConfigError("--threshold-std replaces --rate, and only with --method magnitude")
         settings |= {"method": "magnitude-std", "rate": threshold_std}
     if "method" not in settings:
-        raise ConfigError("say what to prune by: --method magnitude, for one")
+        raise ConfigError("no method to prune with: give one, such as --method magnitude")
     if settings["method"] != GROUP_LASSO and not settings.keys() & {"rate", "layer_rates"}:
-        raise ConfigError("say how much to remove: --rate 0.5, for one")
+        raise ConfigError("no rate to prune at: say how much to remove, such as --rate 0.5")
 
     from prunetrain.library.prune import prune
     from prunetrain.report.progress import TrainingProgress

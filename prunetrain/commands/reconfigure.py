@@ -16,14 +16,14 @@ _OWN = "as in the checkpoint"
 @config_option("threshold", default=_OWN)
 @config_option("criterion", default=_OWN)
 @config_option("residual", default=_OWN)
-@click.option("--round-to", default="1", show_default=True, help="Channel counts are kept to multiples of this.")
+@click.option("--round-to", default="1", show_default=True, help="Keep channel counts multiples of this.")
 @click.option("--name", help="Name of the new run.  [default: the run of CHECKPOINT with -cut]")
 @config_option("output_dir", default="where the run of CHECKPOINT is")
-@click.option("--timing", is_flag=True, help="Say how long each phase took.")
+@click.option("--timing", is_flag=True, help="Print how long each phase took.")
 def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> None:
-    """Cut the dead channels of CHECKPOINT; write the smaller network and checkpoint as a run of their own, ready for --resume.
+    """Cut the dead channels of CHECKPOINT, and write the smaller network and its checkpoint as a new run, ready for --resume.
 
-    CHECKPOINT is a .pt file; or the name of a run here, for its last.pt.
+    CHECKPOINT is a .pt file, or the name of a run in this folder, which stands for its last.pt.
     """
     if not (round_to.isdecimal() and int(round_to) >= 1):
         raise ConfigError(f"round-to must be a whole number from 1 here, not {round_to!r}")
@@ -37,9 +37,9 @@ def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> Non
     click.echo(f"MACs        {count(change.macs[0])} -> {count(change.macs[1])} ({share(change.macs[1], change.macs[0]):.1%})")
     click.echo(f"parameters  {count(change.params[0])} -> {count(change.params[1])} ({share(change.params[1], change.params[0]):.1%})")
     if change.channels[0] == change.channels[1] and change.macs[0] == change.macs[1]:
-        click.echo("nothing to cut: a larger --threshold takes more channels for dead, which may cost accuracy")
+        click.echo("nothing to cut: a larger --threshold counts more channels as dead, which may cost accuracy")
     if change.removed_layers:
-        click.echo(f"gone whole  {', '.join(change.removed_layers)}")
+        click.echo(f"removed     {', '.join(change.removed_layers)}")
     if change.rescued_spaces:
         click.echo(f"every channel of {listed(list(change.rescued_spaces))} was dead; the strongest stays")
     click.echo(f"network     {done.network}")

@@ -1,4 +1,4 @@
-"""`prunetrain report`: runs as one HTML page with pictures."""
+"""`prunetrain report`: one HTML page with plots of one or more runs."""
 
 from pathlib import Path
 
@@ -16,17 +16,17 @@ FORMATS = ("svg", "png")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("-o", "--output", default="report.html", show_default=True, type=click.Path(path_type=Path), help="Page to write.")
 @click.option(
-    "--figures", metavar="DIR", type=click.Path(path_type=Path), help="Folder for a file of each figure as well.  [default: none]"
+    "--figures", metavar="DIR", type=click.Path(path_type=Path), help="Also write each figure as a file, to this folder.  [default: none]"
 )
 @click.option("--format", "form", type=click.Choice(FORMATS), default="svg", show_default=True, help="Format of --figures.")
 @click.option(
-    "--output-dir", default=".", show_default=True, help="Folder that holds generated_nets/ and checkpoints/, to find runs by their names."
+    "--output-dir", default=".", show_default=True, help="Folder that holds generated_nets/ and checkpoints/, to find runs by name."
 )
-@click.option("--force", is_flag=True, help="Write the page over a file that is no report.")
+@click.option("--force", is_flag=True, help="Overwrite the output file even if it is not a report.")
 def command(*, runs: tuple[str, ...], output: Path, figures: Path | None, form: str, output_dir: str, force: bool) -> None:
-    """Write one HTML page of a RUN, or of several side by side: accuracy, costs, the channels of every layer, the network files.
+    """Write one HTML page about a RUN, or several side by side: accuracy, costs, the channels of every layer, the network files.
 
-    RUN is a run's name or one of its two folders. The page needs no network and no other file.
+    RUN is a run's name or one of its two folders. The page needs no internet access and no other file.
     """
     from prunetrain.report.figures import require_matplotlib
 
@@ -47,12 +47,12 @@ def command(*, runs: tuple[str, ...], output: Path, figures: Path | None, form: 
 def _find(what: str, output_dir: Path) -> RunPaths:
     run = find_run(what, output_dir)
     if run is None or not (run.network_files() or run.metrics.exists()):
-        raise ConfigError(f"no run {what}: name a run in {output_dir}, or one of its folders, or --output-dir where the run is")
+        raise ConfigError(f"no run {what}: name a run in {output_dir} or one of its folders, or give --output-dir if the run is elsewhere")
     return run
 
 
 def _check_output(path: Path, force: bool) -> None:
-    """Refuse to write over anything but an older report."""
+    """Refuse to overwrite anything but an older report."""
     from prunetrain.report.page import GENERATOR
 
     if force or not path.exists():
@@ -61,7 +61,7 @@ def _check_output(path: Path, force: bool) -> None:
         raise OutputError(f"{path} is a folder: name a file with -o")
     with path.open("rb") as file:
         if GENERATOR.encode() not in file.read(1000):
-            raise ConfigError(f"{path} is there already and is no report: choose another name, or --force")
+            raise ConfigError(f"{path} already exists and is not a report: choose another name, or pass --force")
 
 
 def _write_figures(folder: Path, form: str, runs: list[History]) -> list[Path]:

@@ -16,7 +16,7 @@ _Value = TypeVar("_Value", int, float)
 
 
 def _listed(values: Iterable[str | float]) -> str:
-    """Values with commas between them, as one gives them."""
+    """Values separated by commas, as a user would write them."""
     return ",".join(value if isinstance(value, str) else f"{value:g}" for value in values)
 
 
@@ -28,23 +28,27 @@ def _listed(values: Iterable[str | float]) -> str:
     default=_listed(defaults.RATES),
     show_default=True,
     metavar="R,...",
-    help="Shares to remove: of the weights or filters of a layer; by group-lasso, of the MACs.",
+    help="Shares to remove: of each layer's weights or filters; for group-lasso, of the MACs.",
 )
-@click.option("--seeds", default=_listed(defaults.SEEDS), show_default=True, metavar="N,...", help="Seeds; a network is trained for each.")
+@click.option(
+    "--seeds", default=_listed(defaults.SEEDS), show_default=True, metavar="N,...", help="Seeds; one network is trained for each."
+)
 @click.option(
     "--retrain-epochs",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Epochs after each pruning; those in which group-lasso prunes.  [default: 0; the rest where taken back]",
+    help="Epochs of retraining after each pruning; group-lasso prunes in these.  [default: 0; when rewinding, the rest of the schedule]",
 )
 @click.option("--retrain-lr", type=float, help="Learning rate of fine-tuning.  [default: a tenth of --lr]")
 @click.option(
     "--during",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Epochs with the method before it prunes, for admm and soft pruning.  [default: 0]",
+    help="Epochs in which admm and soft pruning act before they prune for good.  [default: 0]",
 )
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Cells at once, each a process.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Cells to run at once, each in its own process."
+)
 @click.option("--keep-runs", is_flag=True, help="Keep the cells' checkpoints and network files.")
 @click.option(
     "--plot", "plot_format", type=click.Choice(["svg", "png", "none"]), default="svg", show_default=True, help="Format of the plots."
@@ -67,11 +71,11 @@ def command(
     plot_format: str,
     **params: Any,
 ) -> None:
-    """Train a network for each seed; prune each by every method at every rate; retrain; write CSV, JSON, a table and plots to FOLDER.
+    """Train a network for each seed; prune it with every method at every rate; retrain; write CSV, JSON, a table and plots to FOLDER.
 
-    The flags of training are those of the networks, which are trained without pruning. What is done stays done: run the same command
-    again to go on, or with more methods, rates or seeds. Exit code 1 if a cell failed, or a method that cannot prune this network; the
-    others are run.
+    A cell is one method at one rate on the network of one seed. The training flags apply to the dense networks, which are trained without
+    pruning. Finished cells are kept: run the same command again to continue, or to add methods, rates or seeds. The exit code is 1 if a
+    cell fails or a method cannot prune this network; the others are still run.
     """
     from prunetrain.studies.grid import Study, run_study
     from prunetrain.studies.plot import check_plots
@@ -111,4 +115,4 @@ def _numbers(text: str, flag: str, kind: type[_Value]) -> list[_Value]:
     try:
         return [kind(word) for word in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--{flag} must be numbers with commas between them, not {text!r}") from None
+        raise ConfigError(f"--{flag} must be numbers separated by commas, not {text!r}") from None

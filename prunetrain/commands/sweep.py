@@ -1,4 +1,4 @@
-"""`prunetrain sweep`: every config file in a folder, one run each."""
+"""`prunetrain sweep`: one run for every config file in a folder."""
 
 from pathlib import Path
 
@@ -14,14 +14,16 @@ _ENDINGS = (".toml", ".json")
 
 @click.command("sweep")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the runs and the summary.  [default: DIR/runs]")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Runs at once, each a process.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the runs and the summary.  [default: DIR/runs]")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Runs at once, each in its own process."
+)
 @click.pass_context
 def command(ctx: click.Context, /, *, folder: Path, output: Path | None, jobs: int) -> None:
-    """Train by every TOML and JSON config in DIR, each under its file's name; write summary.csv, summary.json and summary.md.
+    """Train once for every TOML and JSON config in DIR, in a run named after the file; write summary.csv, summary.json and summary.md.
 
-    What is done stays done, and a run that was interrupted goes on: run the same command again. Exit code 1 if a config failed; the others
-    are run.
+    Finished runs are kept and interrupted ones resumed: run the same command again to continue. The exit code is 1 if a config fails; the
+    others are still run.
     """
     from prunetrain.files import write_text
     from prunetrain.studies.records import markdown, write_csv, write_json
@@ -34,7 +36,7 @@ def command(ctx: click.Context, /, *, folder: Path, output: Path | None, jobs: i
     for path in _config_files(folder):
         try:
             if path.stem in configs:
-                raise ConfigError("another file has this name before its ending")
+                raise ConfigError("another config has the same name with another ending")
             config = resolve({"config": str(path)})
             check_asked(asked({"config": str(path)}), config)
             configs[path.stem] = config
@@ -54,13 +56,13 @@ def command(ctx: click.Context, /, *, folder: Path, output: Path | None, jobs: i
 
 
 def _config_files(folder: Path) -> list[Path]:
-    """The configs of a folder, by name.
+    """The configs in a folder, sorted by name.
 
     Raises:
         ConfigError: if there are none.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder: name one with .toml or .json configs in it")
+        raise ConfigError(f"{folder} is not a folder: name one with .toml or .json configs in it")
     found = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS and path.is_file())
     if not found:
         raise ConfigError(f"{folder} has no .toml or .json config in it")

@@ -19,7 +19,7 @@ from prunetrain.training.stopping import exit_code
 @click.option(
     "--resume",
     metavar="auto|RUN|CKPT",
-    help="Go on from a checkpoint, or from the newest whole one of a run by its name or folder; auto: from this run's, or start it.",
+    help="Resume from a checkpoint, or from the newest intact one of a run, given by name or folder; auto: resume this run, or start it.",
 )
 @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Train on N GPUs of this machine, one worker each.  [default: one]")
 @click.option("--nproc", type=click.IntRange(min=1), metavar="N", help="Train with N workers on this machine.  [default: one process]")
@@ -27,12 +27,12 @@ from prunetrain.training.stopping import exit_code
     "--max-restarts",
     type=click.IntRange(min=0),
     metavar="N",
-    help="With --gpus or --nproc: how often all go on from the last checkpoint after a worker died.  [default: 3]",
+    help="With --gpus or --nproc: how often to restart all from the last checkpoint after a worker died.  [default: 3]",
 )
 @click.option(
-    "--tensorboard", is_flag=True, help="Write an event file for TensorBoard as well, into the tensorboard/ of the run's checkpoints."
+    "--tensorboard", is_flag=True, help="Also write an event file for TensorBoard, into tensorboard/ in the run's checkpoints folder."
 )
-@click.option("--list-models", is_flag=True, help="Name the networks of the zoo, and the ways to others, and exit.")
+@click.option("--list-models", is_flag=True, help="List the networks of the zoo and how to name others, and exit.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -46,9 +46,9 @@ def command(
     list_models: bool,
     **params: Any,
 ) -> None:
-    """Train a network; cut its dead channels every few epochs; write each smaller network as a Python file with a checkpoint beside it.
+    """Train a network, cut its dead channels every few epochs, and write each smaller network as a Python file with a checkpoint.
 
-    Without any flag: ResNet-20 on the digits that ship with prunetrain, about a minute on two CPU cores.
+    Without flags: ResNet-20 on the digits that ship with prunetrain, about a minute on two CPU cores.
     """
     if list_models:
         from prunetrain import models
@@ -78,17 +78,17 @@ def command(
 
 
 def _device(gpus: int | None) -> dict[str, str]:
-    """What `--gpus` says of the device."""
+    """The device setting that `--gpus` implies."""
     return {} if gpus is None else {"device": "cuda"}
 
 
 def _launch(ctx: click.Context, gpus: int | None, nproc: int | None, max_restarts: int | None, config: TrainConfig) -> int:
-    """Start the workers and wait for them; their exit code."""
+    """Start the workers, wait for them and return their exit code."""
     if gpus is not None and nproc is not None:
-        raise ConfigError("--gpus and --nproc both say how many workers there are: give one of them")
+        raise ConfigError("--gpus and --nproc both set the number of workers: give only one of them")
     workers = gpus or nproc
     if workers is None:
-        raise ConfigError("--max-restarts is for several workers: give --gpus or --nproc as well")
+        raise ConfigError("--max-restarts needs several workers: give --gpus or --nproc as well")
 
     from prunetrain.training.environment import check_devices
     from prunetrain.training.launching import launch
@@ -98,7 +98,7 @@ def _launch(ctx: click.Context, gpus: int | None, nproc: int | None, max_restart
 
 
 def _train(resume: str | None, params: dict[str, Any], workers: int | None, tensorboard: bool) -> Signals | None:
-    """Start a run or go on with one, alone or as one of several workers; the signal that stopped it before its end."""
+    """Start or resume a run, alone or as one of several workers; return the signal that stopped it early, if any."""
     config = resolve(params)
 
     from prunetrain.paths import find_run
@@ -139,7 +139,7 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None, tens
 
 
 def _present_run(resume: str | None, config: TrainConfig) -> RunPaths | None:
-    """The run whose newest checkpoint to go on from: with `--resume auto`, and that of the workers in whose place these were started."""
+    """The run to resume from its newest checkpoint: with `--resume auto`, or after a restart of the workers."""
     from prunetrain.training.joining import noted_run
     from prunetrain.training.run import run_name
 

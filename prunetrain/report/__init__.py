@@ -1,1 +1,1 @@
-"""What a person sees: tables of networks and runs, progress of training. rich lives here."""
+"""What the user sees: tables of networks and runs, progress of training, reports. The only package that uses rich."""

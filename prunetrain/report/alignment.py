@@ -1,7 +1,7 @@
-"""The network files of a run lined up, so that any two of them can be shown side by side. In: their texts. Out: `Versions`.
+"""Aligning the network files of a run, so that any two of them can be shown side by side. In: their texts. Out: `Versions`.
 
-All files are merged into one list of rows: a row holds the lines that say the same thing (the same layer, the same statement) in every
-file that has it. So a page stores each line once, and comparing two files is picking two columns.
+All files are merged into one list of rows: a row holds the lines for the same layer or statement in every file that has it. So a page
+stores each line once, and comparing two files means picking two columns.
 """
 
 import re
@@ -18,17 +18,17 @@ ABSENT = -1
 
 @dataclass(frozen=True)
 class Versions:
-    """`texts`: every different line, once. `rows[version][row]`: the index of a line in `texts`, or `ABSENT`."""
+    """`texts`: every distinct line, once. `rows[version][row]`: the index of a line in `texts`, or `ABSENT`."""
 
     texts: tuple[str, ...]
     rows: tuple[tuple[int, ...], ...]
 
 
 def line_up(sources: Sequence[str]) -> Versions:
-    """Line up the texts of files, the oldest first."""
+    """Align the texts of files, the oldest first."""
     indices: dict[str, int] = {}
     keys: list[str] = []  # of the rows
-    rows: list[list[int]] = []  # of the files so far, of one length all
+    rows: list[list[int]] = []  # of the files so far, all of the same length
     for source in sources:
         lines = source.splitlines()
         column, inserted = _place(keys, [_key(line) for line in lines])
@@ -43,7 +43,7 @@ def line_up(sources: Sequence[str]) -> Versions:
 
 
 def _place(keys: list[str], lines: list[str]) -> tuple[list[int], list[int]]:
-    """For every row, old or new, the place of its line in a file, or `ABSENT`; and which rows are new, in order."""
+    """For every row, old or new, the place of its line in a file, or `ABSENT`; and the numbers of the new rows, in order."""
     column: list[int] = []
     inserted: list[int] = []
     for row, place in _pairs(keys, lines):
@@ -54,7 +54,7 @@ def _place(keys: list[str], lines: list[str]) -> tuple[list[int], list[int]]:
 
 
 def _pairs(keys: list[str], lines: list[str]) -> Iterator[tuple[int, int]]:
-    """Rows and the places of their lines, in order; `ABSENT` stands for none."""
+    """Rows and the places of their lines, in order; `ABSENT` where there is none."""
     for tag, first, last, start, end in SequenceMatcher(None, keys, lines, autojunk=False).get_opcodes():
         if tag != "replace":
             yield from zip_longest(range(first, last), range(start, end), fillvalue=ABSENT)
@@ -70,10 +70,10 @@ def _pairs(keys: list[str], lines: list[str]) -> Iterator[tuple[int, int]]:
 
 
 def _subject(key: str) -> str:
-    """What a statement is about, however it goes on: the name that it gives a value to, or its first word."""
+    """What a statement is about: the name that it assigns, or what stands before its first comma."""
     return key.partition(" = ")[0] if " = " in key else key.partition(",")[0]
 
 
 def _key(line: str) -> str:
-    """What a line says, whatever its numbers are: two lines with one key are one layer or statement with other sizes."""
+    """A line without its comment and numbers: lines with the same key are the same layer or statement, of different sizes."""
     return _NUMBER.sub("#", _COMMENT.sub("", line))

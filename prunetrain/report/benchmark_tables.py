@@ -1,4 +1,4 @@
-"""Measurements as tables for the terminal: what `benchmarks` made of them."""
+"""Tables of measurements for the terminal. In: the dictionaries that `benchmarks` makes."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from rich.console import Console
 
 from prunetrain.report.tables import count, new_table
 
-_ROWS = (  # key of a network, key of a comparison, what a person reads
+_ROWS = (  # key of a network, key of a comparison, label
     ("train_step_seconds", "train_step_ratio", "training step"),
     ("inference_seconds", "inference_ratio", "inference, a batch"),
     ("inference_one_image_seconds", "inference_one_image_ratio", "inference, one image"),
@@ -15,7 +15,7 @@ _ROWS = (  # key of a network, key of a comparison, what a person reads
 
 
 def print_benchmark(console: Console, described: dict[str, Any]) -> None:
-    """What was measured of one or two networks: times with quartiles, memory, and how the two compare."""
+    """Print the measurements of one or two networks: times with quartiles, memory, and how the two compare."""
     machine, networks, compared = described["machine"], described["networks"], described.get("comparison")
     console.print(machine_line(machine), soft_wrap=True)
     console.print()
@@ -39,7 +39,7 @@ def print_benchmark(console: Console, described: dict[str, Any]) -> None:
 
 
 def machine_line(machine: dict[str, Any]) -> str:
-    """The conditions on one line."""
+    """The conditions of the measurement in one line."""
     precision = "float32" if machine["amp"] == "off" else machine["amp"]
     parts = [f"{machine['device']}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, {precision}"]
     parts += ["channels-last"] if machine["channels_last"] else []
@@ -50,7 +50,7 @@ def machine_line(machine: dict[str, Any]) -> str:
 
 
 def print_layers(console: Console, described: dict[str, Any]) -> None:
-    """A network's steps in the order of the forward pass, then added up by kind."""
+    """Print a network's steps in the order of the forward pass, then their sums by kind."""
     peaks = described["peaks"]
     console.print()
     best = f"{count(peaks['macs_per_second'])}MAC/s in a matrix product, {count(peaks['bytes_per_second'])}B/s in a copy"
@@ -72,7 +72,7 @@ def print_layers(console: Console, described: dict[str, Any]) -> None:
 
 
 def _short(network: str) -> str:
-    """A network file's name with the folder that it is in, which is its run."""
+    """A network file's name with that of its folder, which is its run's."""
     return "/".join(Path(network).parts[-2:])
 
 
@@ -81,7 +81,7 @@ def _shares(row: dict[str, Any]) -> list[str]:
 
 
 def _duration(seconds: float) -> str:
-    """A time for reading: 1.24 s, 37.5 ms, 8.1 µs."""
+    """A time in readable form: 1.24 s, 37.5 ms, 8.1 µs."""
     for size, unit in ((1.0, "s"), (1e-3, "ms")):
         if seconds >= 0.9995 * size:
             return f"{seconds / size:.3g} {unit}"

@@ -1,7 +1,7 @@
 """Measurements as plain values with their units in the names, ready for a table or for JSON.
 
-In: what `training/benchmarking/` measured. Out: dictionaries of literals. Where there are two networks, ratios are taken round by round
-and are of the second to the first.
+In: what `training/benchmarking/` measured. Out: dictionaries of literals. With two networks, ratios are those of the second to the first,
+taken round by round.
 """
 
 import platform
@@ -21,7 +21,7 @@ from prunetrain.training.benchmarking.rounds import Spread, ratios
 
 
 def machine(conditions: Conditions, rounds: int) -> dict[str, Any]:
-    """What the measurements belong to."""
+    """The machine and the conditions of the measurements."""
     return {
         "device": hardware(conditions.device),
         "threads": torch.get_num_threads(),
@@ -39,7 +39,7 @@ def machine(conditions: Conditions, rounds: int) -> dict[str, Any]:
 def network(name: str, graph: LayerGraph, measured: Measured) -> dict[str, Any]:
     """One network's costs, times and memory."""
     cost = costs(graph)
-    lasso = [alone / LASSO_INTERVAL for alone in measured.lasso_step]  # the seconds of a training step that it takes
+    lasso = [alone / LASSO_INTERVAL for alone in measured.lasso_step]  # seconds per training step
     lasso = [own / (own + step) for own, step in zip(lasso, measured.train_step, strict=True)]
     return {
         "network": name,
@@ -54,7 +54,7 @@ def network(name: str, graph: LayerGraph, measured: Measured) -> dict[str, Any]:
 
 
 def comparison(graphs: Sequence[LayerGraph], measured: Sequence[Measured]) -> dict[str, Any]:
-    """The second network against the first; `..._saved` is None where the second has no fewer MACs."""
+    """The second network compared with the first; `time_saved_of_macs_saved` is None unless the second has fewer MACs."""
     first, second = measured
     before, after = map(costs, graphs)
     step = ratios(second.train_step, first.train_step)
@@ -75,7 +75,7 @@ def _saved(step: list[float], before: Costs, after: Costs) -> dict[str, float] |
 
 
 def layers(profiles: Sequence[StepProfile], peaks: Peaks) -> list[dict[str, Any]]:
-    """The steps of a network's forward pass, each timed alone, forward and backward."""
+    """The steps of a network's forward pass, each timed on its own, forward and backward."""
     whole = sum(Spread.of(profile.seconds).median for profile in profiles)
     rows = []
     for profile in profiles:
@@ -98,7 +98,7 @@ def layers(profiles: Sequence[StepProfile], peaks: Peaks) -> list[dict[str, Any]
 
 
 def kinds(rows: Sequence[dict[str, Any]], peaks: Peaks) -> list[dict[str, Any]]:
-    """The same added up by the kind of layer or function, the longest first."""
+    """The rows of `layers` summed by the kind of layer or function, the longest first."""
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         total = found.setdefault(
@@ -118,5 +118,5 @@ def kinds(rows: Sequence[dict[str, Any]], peaks: Peaks) -> list[dict[str, Any]]:
 
 
 def spread(sample: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
+    """The median and quartiles of a sample."""
     return vars(Spread.of(sample))

@@ -1,4 +1,4 @@
-"""Which curves a report has. In: a run's metrics. Out: `Chart`s: names, titles, units, how to read each value; no drawing."""
+"""The charts of a report: names, titles, units and where their values come from; no drawing. In: a run's metrics. Out: `Chart`s."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from prunetrain.report.history import History
 
 @dataclass(frozen=True)
 class Curve:
-    """What one line shows, a number an epoch; `dashed` tells a chart's second kind of line from its first."""
+    """What one line shows, one number per epoch; `dashed` distinguishes a chart's second kind of line from its first."""
 
     label: str
     read: Callable[[History], list[float]]
@@ -22,9 +22,9 @@ class Curve:
 class Chart:
     """One figure with a line of each kind for every run.
 
-    `unit` is the label of the vertical axis; `kind` how its numbers are written: "percent", "number" (12 M) or "plain"; `against` what the
-    horizontal axis counts, one of `AXES`; `zero`: the vertical axis starts at 0; `log`: it is logarithmic; `prunings`: the epochs after
-    which a method pruned are marked.
+    `unit` is the label of the vertical axis, and `kind` how its numbers are written: "percent", "number" (12 M) or "plain". `against` is
+    what the horizontal axis counts, one of `AXES`. With `zero` the vertical axis starts at 0, with `log` it is logarithmic, and with
+    `prunings` the epochs after which a method pruned are marked.
     """
 
     name: str
@@ -38,16 +38,16 @@ class Chart:
     prunings: bool = False
 
     def shown_for(self, runs: Sequence[History]) -> bool:
-        """Whether any run has something to show here: a number that is not zero."""
+        """Whether any run has a value to show here that is not zero."""
         return any(value and not math.isnan(value) for run in runs for curve in self.curves for value in curve.read(run))
 
     def kinds(self, runs: Sequence[History]) -> tuple[Curve, ...]:
-        """The kinds of lines that it has for these runs; none if there is but one, which needs no name."""
+        """The kinds of lines in the chart of these runs; empty if there is only one, which needs no name."""
         kinds = tuple(curve for curve in self.curves if any(not math.isnan(value) for run in runs for value in curve.read(run)))
         return kinds if len(kinds) > 1 else ()
 
     def marked(self, run: History) -> list[float]:
-        """Where on the horizontal axis a method pruned."""
+        """The places on the horizontal axis where a method pruned."""
         if not self.prunings:
             return []
         places = horizontal(self, run)
@@ -59,14 +59,14 @@ def _field(name: str) -> Callable[[History], list[float]]:
 
 
 def _dense_train_macs(run: History) -> list[float]:
-    """Training MACs that the dense network would have taken so far; nothing where none were removed."""
+    """Training MACs that the dense network would have taken so far; NaN if none were removed."""
     if run.dense is None or not run.train_macs_removed > 0:
         return [math.nan] * len(run.metrics)
     return [TRAIN_TO_FORWARD * run.dense.macs * images for images in run.values("train_images_total")]
 
 
 def _not_zero(run: History) -> list[float]:
-    """Parameters that are not zero; nothing where no method made zeros that stay."""
+    """Nonzero parameters; NaN if no method masks weights."""
     masked = not all(map(math.isnan, run.values("sparsity")))
     return run.values("nonzero_params") if masked else [math.nan] * len(run.metrics)
 
@@ -76,10 +76,10 @@ def _one(field: str) -> tuple[Curve, ...]:
 
 
 PRUNED = "a method pruned"
-"""What an upright line in a chart says."""
+"""The meaning of a vertical line in a chart."""
 
 AXES = {"epoch": "epoch", "train_macs_total": "MACs of training so far", "seconds": "seconds of training so far"}
-"""What a horizontal axis may count, and its label."""
+"""What a horizontal axis may count, with its label."""
 
 CHARTS = (
     Chart(
@@ -101,7 +101,7 @@ CHARTS = (
         "params",
         "Size",
         "parameters",
-        (Curve("parameters", _field("params")), Curve("those that are not zero", _not_zero, dashed=True)),
+        (Curve("parameters", _field("params")), Curve("nonzero parameters", _not_zero, dashed=True)),
         kind="number",
         zero=True,
     ),
@@ -131,21 +131,21 @@ CHARTS = (
         against="seconds",
         prunings=True,
     ),
-    Chart("sparsity", "Weights at zero", "share of those with a mask", _one("sparsity"), kind="percent", zero=True),
-    Chart("admm", "ADMM: how far weights are from sparse", "|W - Z| / |W|", _one("admm_relative"), zero=True),
+    Chart("sparsity", "Weights at zero", "share of the masked weights", _one("sparsity"), kind="percent", zero=True),
+    Chart("admm", "ADMM: distance of the weights from sparse ones", "|W - Z| / |W|", _one("admm_relative"), zero=True),
     Chart("lasso", "Group lasso", "lambda · R (nats)", _one("lasso"), zero=True),
     Chart("lambda", "Strength of the lasso", "lambda", _one("lasso_strength"), zero=True),
     Chart("learning-rate", "Learning rate", "learning rate", _one("lr"), log=True),
-    Chart("batch-size", "Batch", "images a step", _one("batch_size"), zero=True),
+    Chart("batch-size", "Batch size", "images per step", _one("batch_size"), zero=True),
     Chart("epoch-seconds", "Time of an epoch", "seconds, training alone", _one("epoch_seconds"), zero=True),
-    Chart("images-per-second", "Throughput", "images a second", _one("images_per_second"), kind="number", zero=True),
+    Chart("images-per-second", "Throughput", "images per second", _one("images_per_second"), kind="number", zero=True),
     Chart("memory", "Peak memory", "bytes", _one("peak_memory_bytes"), kind="number", zero=True),
-    Chart("exchange", "Gradients exchanged", "bytes a step and worker", _one("gradient_bytes"), kind="number", zero=True),
+    Chart("exchange", "Gradients exchanged", "bytes per step and worker", _one("gradient_bytes"), kind="number", zero=True),
 )
 
 
 def horizontal(chart: Chart, run: History) -> list[float]:
-    """Where a chart's values stand on its horizontal axis."""
+    """The horizontal positions of a chart's values."""
     if chart.against == "seconds":
         return list(accumulate(run.values("epoch_seconds")))
     return run.values(chart.against)

@@ -1,18 +1,18 @@
-"""The colours of a report, by what they mean. In: nothing. Out: `Ink`: for files plain colours, for a page placeholders that CSS replaces.
+"""The colours of a report, by meaning. In: nothing. Out: `Ink`: plain colours for files, placeholders that CSS replaces for a page.
 
-A page is read in light and in dark. matplotlib knows only fixed colours, so a figure for a page is drawn in placeholders (#01...), each
-of which `vector.py` replaces with a CSS expression of variables; templates/report.css.jinja sets these from `LIGHT` and `DARK`.
+A page is read in light and in dark mode. matplotlib knows only fixed colours, so a figure for a page is drawn in placeholders (#01...),
+each of which `vector.py` replaces with a CSS expression of variables; templates/report.css.jinja sets these from `LIGHT` and `DARK`.
 """
 
 from dataclasses import dataclass
 
 HEAT_STEPS = 50
-"""How many shares of kept channels have a colour of their own."""
+"""Number of steps in the colour scale for the share of kept channels."""
 
 
 @dataclass(frozen=True)
 class Ink:
-    """Colours as #rrggbb: paper, text, lines in the background, the runs in turn, and shares of channels from the least kept to all."""
+    """Colours as #rrggbb: paper, text, lines in the background, the runs in order, and shares of kept channels from the least to all."""
 
     paper: str
     text: str
@@ -21,11 +21,11 @@ class Ink:
     heat: tuple[str, ...]
 
     def of_run(self, index: int) -> str:
-        """The colour of a run; after the last the first comes again."""
+        """The colour of a run; they repeat after the last."""
         return self.series[index % len(self.series)]
 
     def of_share(self, kept: float) -> str:
-        """The colour of a layer that kept a share of its channels, over 0 and up to 1."""
+        """The colour of a layer that kept a share of its channels, in (0, 1]."""
         return self.heat[max(0, min(HEAT_STEPS, round(kept * HEAT_STEPS)))]
 
 
@@ -36,7 +36,7 @@ DARK_SERIES = ("#6cb2ff", "#ff9d5c", "#5fd38a", "#c99bff", "#ff8fbf", "#4fd1c5",
 
 
 def percent_of_heat(step: int) -> float:
-    """How much of the strongest colour a step of shares has; even the least is seen beside a layer that is gone."""
+    """The percentage of the strongest colour at a step of the scale; even the lowest differs visibly from a removed layer."""
     return 15 + 85 * step / HEAT_STEPS
 
 
@@ -63,4 +63,4 @@ CSS_OF = {
     **{colour: f"var(--run-{index})" for index, colour in enumerate(PAGE.series)},
     **{colour: f"color-mix(in srgb, var(--heat) {percent_of_heat(step):.1f}%, var(--paper))" for step, colour in enumerate(PAGE.heat)},
 }
-"""What stands for each placeholder in a page."""
+"""The CSS that replaces each placeholder in a page."""

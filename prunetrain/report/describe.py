@@ -15,10 +15,10 @@ from prunetrain.report.history import History
 
 
 def network(graph: LayerGraph, dense: LayerGraph | None = None) -> dict[str, Any]:
-    """Layers and totals of a network, and what of it can be cut.
+    """Describe the layers and totals of a network, and what can be cut.
 
-    `cuttable` has the MACs in channels that can be cut, and the fewest that can be left, as numbers and as shares; `frozen` the spaces of
-    layers that stay.
+    `cuttable` holds the MACs in channels that can be cut and the fewest MACs that can be left, as numbers and as shares; `frozen` holds the
+    channel spaces that cannot be cut.
 
     Args:
         graph: the network.
@@ -65,12 +65,12 @@ def network(graph: LayerGraph, dense: LayerGraph | None = None) -> dict[str, Any
 
 
 def totals(cost: Costs) -> dict[str, int]:
-    """The sums of a network: channels, MACs, parameters, and the activation elements of one image."""
+    """The sums over a network: channels, MACs, parameters, and the activation elements of one image."""
     return {"channels": cost.channels, "macs": cost.macs, "params": cost.params, "activation_elements": cost.activation_elements}
 
 
 def change(before: LayerGraph, after: LayerGraph) -> dict[str, Any]:
-    """What differs between two networks: channels, MACs and parameters of every layer that changed, and of the whole."""
+    """Describe what differs between two networks: channels, MACs and parameters of every layer that changed, and of the whole."""
     old, new = _by_layer(before), _by_layer(after)
     rows = []
     for name in [*old, *(name for name in new if name not in old)]:
@@ -92,7 +92,7 @@ def change(before: LayerGraph, after: LayerGraph) -> dict[str, Any]:
 
 
 def end(run: History) -> dict[str, Any]:
-    """What a run came to; None for what its files do not tell."""
+    """Describe the results of a run; None for values that its files do not hold."""
     return {
         "run": run.label,
         "epochs": run.epochs,
@@ -104,10 +104,10 @@ def end(run: History) -> dict[str, Any]:
 
 
 def rows(described: dict[str, Any]) -> list[dict[str, Any]]:
-    """What one of these dictionaries has a table of, as rows of plain values with the same keys, ready for CSV.
+    """The table in one of these dictionaries, as rows of plain values with the same keys, ready for CSV.
 
-    A network: its layers. A change: the layers that differ, `..._before` and `..._after`. A run: its epochs, or its networks if it has no
-    metrics.
+    For a network: its layers. For a change: the layers that differ, with `..._before` and `..._after`. For a run: its epochs, or its
+    networks if it has no metrics.
     """
     if "run" in described:
         lines = described["metrics"] or described["networks"]
@@ -124,7 +124,7 @@ def rows(described: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _by_layer(graph: LayerGraph) -> dict[str, LayerCost]:
-    """The costs of each layer that makes channels, by its name; those of all its calls, where there are several."""
+    """The costs of each layer that makes channels, by name, summed over its calls if there are several."""
     found: dict[str, LayerCost] = {}
     for row in costs(graph).layers:
         if out_channels(row.layer) is not None:
@@ -138,7 +138,7 @@ def _of(row: LayerCost | None, what: str) -> int:
 
 
 def run(paths: RunPaths, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """A run's history: its metrics, and the network after every reconfiguration.
+    """Describe a run's history: its metrics, and the network after every reconfiguration.
 
     Raises:
         NetworkFileError: if one of its network files cannot be read.

@@ -1,9 +1,8 @@
 """The figures of a report. In: `History`s. Out: matplotlib figures, as SVG or PNG bytes.
 
 matplotlib draws them (the extra `plot`): it places ticks and labels better than a few hundred lines of our own would, and gives SVG and
-PNG from one drawing. What it lacks, colours that follow the reader's light or dark setting and the page's own font, `vector.py` adds
-afterwards. A wide figure that a phone would shrink until nothing can be read (the heat map) is drawn at two widths, and the page shows
-the one that fits.
+PNG from one drawing. `vector.py` then adds what it lacks: colours that follow the reader's light or dark setting, and the page's own font.
+The heat map, which a phone would shrink until it is illegible, is drawn at two widths, and the page shows the one that fits.
 """
 
 import math
@@ -26,26 +25,26 @@ if TYPE_CHECKING:
 
 WIDE, NARROW = 7.2, 3.7  # inches of a heat map
 CHART_SIZE = (3.7, 2.45)  # inches
-ROW = 0.19  # inches of a layer in a heat map
-LAST = 0.04  # of the epochs that a heat map shows at least of the last network
-DOTS = 5  # on the line of each of several runs, about
+ROW = 0.19  # height of a layer in a heat map, in inches
+LAST = 0.04  # least width of the last network in a heat map, as a share of the epochs
+DOTS = 5  # on the line of each of several runs, roughly
 DASH = 3.0  # length in line widths
 FONT_SIZE = 8.5
 DOTS_PER_INCH = 200  # of PNG files
 TIP = "tip: "
-"""Before an element's id: the rest is a text to show when one points at it."""
+"""Prefix of an element's id; the rest of the id is the text to show on hover."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a figure is drawn: its colours, and whether it stands alone (a title, a legend, letters as outlines) or in a page."""
+    """How a figure is drawn: its colours, and whether it is a file by itself (title, legend, letters as outlines) or part of a page."""
 
     ink: Ink = FILE
     alone: bool = True
 
 
 def require_matplotlib() -> None:
-    """Check that figures can be drawn.
+    """Check that matplotlib is installed.
 
     Raises:
         ConfigError: if matplotlib is not installed.
@@ -57,9 +56,9 @@ def require_matplotlib() -> None:
 
 
 def draw_chart(chart: Chart, runs: Sequence[History], style: Style, form: str) -> bytes:
-    """A chart of all runs, as a file of a form: "svg" or "png".
+    """Draw a chart of all runs, as a file in the format `form`: "svg" or "png".
 
-    Where the lines of several runs lie on each other, the dots on them, and the dashes of upright ones, show each run in turn.
+    Where lines of several runs overlap, their dots alternate between the runs, and so do the dashes of vertical lines.
     """
     marks = _legend(chart, runs, style) if style.alone else []
     width, height = CHART_SIZE
@@ -79,20 +78,20 @@ def draw_chart(chart: Chart, runs: Sequence[History], style: Style, form: str) -
 
 @dataclass(frozen=True)
 class Turn:
-    """A run among others in a chart: its colour, its place, and how many there are."""
+    """One of the runs in a chart: its colour, its index, and the number of runs."""
 
     colour: str
     index: int
     runs: int
 
     def dots(self, points: int) -> list[int]:
-        """The points of a line with a dot: at its end, and before it where no other run has one."""
+        """The points of a line that get a dot: the last, and earlier ones where no other run has one."""
         every = max(1, points // (DOTS * self.runs))
         return [*range(self.index * every, points - 1, self.runs * every), points - 1]
 
 
 def _draw_prunings(axes: "Axes", chart: Chart, runs: Sequence[History], style: Style) -> None:
-    """An upright line wherever a method pruned a run; of several in one place, each has dashes that leave room for the others'."""
+    """Draw a vertical line wherever a method pruned a run; several in one place have dashes that leave room for each other."""
     places: dict[float, list[str]] = {}
     for index, run in enumerate(runs):
         for place in chart.marked(run):
@@ -120,7 +119,7 @@ def _dashes(curve: Curve) -> Any:
 
 
 def _legend(chart: Chart, runs: Sequence[History], style: Style) -> list[Any]:
-    """A mark for each run, and one for each kind of line; of a single one none."""
+    """The legend's marks for runs and for kinds of line; a single run or kind gets none."""
     from matplotlib.lines import Line2D
 
     marks = [Line2D([], [], color=style.ink.of_run(index), linewidth=1.6, label=run.label) for index, run in enumerate(runs)]
@@ -130,7 +129,7 @@ def _legend(chart: Chart, runs: Sequence[History], style: Style) -> list[Any]:
 
 
 def _dress(axes: "Axes", chart: Chart, style: Style) -> None:
-    """Axes, their labels and numbers."""
+    """Set the axes' labels, limits and number formats."""
     from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
     axes.set_ylabel(chart.unit)
@@ -157,7 +156,7 @@ def _dress(axes: "Axes", chart: Chart, style: Style) -> None:
 
 
 def draw_channels(run: History, style: Style, form: str, width: float = WIDE) -> bytes:
-    """The channels of every layer over the epochs: a row a layer, a colour for the share that is kept.
+    """Draw the channels of every layer over the epochs: one row per layer, coloured by the share that is kept.
 
     Args:
         run: has at least one network file.
@@ -193,9 +192,9 @@ def draw_channels(run: History, style: Style, form: str, width: float = WIDE) ->
 
 
 def edges_of(run: History) -> list[float]:
-    """The epochs from which and to which each network of a run is drawn: to the next one's, the last to the end of the run.
+    """The epochs between which each network of a run is drawn: up to the next one's, and for the last up to the end of the run.
 
-    One that came with that end, or shortly before it, gets a narrow stripe, so that it is seen.
+    A network written at or shortly before the end gets a narrow stripe, so that it is visible.
     """
     starts = [float(network.epoch) for network in run.networks]
     steps = [later - earlier for earlier, later in pairwise(starts)]
@@ -204,7 +203,7 @@ def edges_of(run: History) -> list[float]:
 
 
 def _label_ends(axes: "Axes", run: History) -> None:
-    """What became of each layer, at the right: `5 of 16`."""
+    """Write each layer's final channels at the right: `5 of 16`."""
     right = axes.secondary_yaxis("right")
     texts = [f"{layer.channels[-1]} of {layer.dense}" if layer.channels[-1] else f"gone, was {layer.dense}" for layer in run.layers]
     right.set_yticks(range(len(run.layers)), texts)
@@ -222,7 +221,7 @@ def _heat_legend(figure: "Figure", style: Style) -> None:
 
 
 def _open(axes: "Axes", style: Style) -> None:
-    """No frame at the top and at the right."""
+    """Remove the frame at the top and at the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(style.ink.faint)
     axes.tick_params(color=style.ink.faint)
@@ -251,7 +250,7 @@ def _figure(size: tuple[float, float], style: Style) -> Iterator["Figure"]:
 
 
 def _saved(figure: "Figure", name: str, form: str) -> bytes:
-    """A figure as a file: the same bytes for the same figure."""
+    """The content of a figure's file; equal figures give equal bytes."""
     from matplotlib import rc_context
 
     buffer = BytesIO()

@@ -1,4 +1,4 @@
-"""Runs as a report reads them. In: the network files, metrics.jsonl and settings of a run. Out: `History`, plain values. No torch."""
+"""Reading runs for a report. In: the network files, metrics.jsonl and settings of a run. Out: `History`, plain values. No torch."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from prunetrain.paths import RunPaths
 from prunetrain.report.run_settings import read_settings
 
 METRICS = ("epoch", "train_loss", "lasso", "train_top1", "val_top1", "lr", "macs", "epoch_seconds", "images_per_second")
-MOST_METRICS = 2**28  # bytes, of half a million epochs
+MOST_METRICS = 2**28  # bytes, enough for half a million epochs
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Network:
 
 @dataclass(frozen=True)
 class LayerHistory:
-    """Output channels of a layer in every network of a run; 0 where the network has no such layer. `dense` is the most it ever had."""
+    """Output channels of a layer in every network of a run; 0 in networks without the layer. `dense` is the most it ever had."""
 
     name: str
     channels: tuple[int, ...]
@@ -47,7 +47,7 @@ class LayerHistory:
 
 @dataclass(frozen=True)
 class History:
-    """A run: what it is called in a report, its networks by epoch, its lines of metrics by epoch. One of the two may be empty.
+    """A run: its label in a report, its networks by epoch and its metrics by epoch. One of the two may be empty.
 
     `settings` are those of its last checkpoint; empty if that cannot be read.
     """
@@ -58,7 +58,7 @@ class History:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def values(self, field: str) -> list[float]:
-        """A field of the metrics, a number an epoch; NaN where a line has no such number."""
+        """A field of the metrics, one number per epoch; NaN where a line lacks it."""
         return [number(line, field) for line in self.metrics]
 
     def last(self, field: str) -> float:
@@ -71,7 +71,7 @@ class History:
 
     @property
     def epochs(self) -> int:
-        """Epochs trained, as far as the files tell."""
+        """Number of epochs trained, according to the files."""
         trained = self.last("epoch")
         return max(self.networks[-1].epoch if self.networks else 0, 0 if math.isnan(trained) else int(trained))
 
@@ -81,9 +81,9 @@ class History:
 
     @property
     def prunings(self) -> tuple[int, ...]:
-        """The epochs after which a method pruned; none of the group lasso, which prunes as it trains.
+        """The epochs after which a method pruned; none for the group lasso, which prunes as it trains.
 
-        Before `prune_at` a run has the network of the checkpoint that it began with, if its method acts in training first.
+        If a method acts in training first, a network from before `prune_at` is that of the checkpoint that the run began with.
         """
         if self.settings.get("method", GROUP_LASSO) == GROUP_LASSO:
             return ()
@@ -92,30 +92,30 @@ class History:
 
     @property
     def measured(self) -> bool:
-        """Whether the last line of metrics is of the last network: one that a method pruned at the end was trained in no epoch."""
+        """Whether the last line of metrics belongs to the last network; if a method pruned it at the end, no epoch measured it."""
         return bool(self.metrics) and not (self.prunings and self.prunings[-1] >= self.epochs)
 
     @property
     def top1(self) -> float:
-        """Validation accuracy of the last network; NaN if no epoch tells."""
+        """Validation accuracy of the last network; NaN if no epoch measured it."""
         return self.last("val_top1") if self.measured else math.nan
 
     @property
     def nonzero(self) -> float:
-        """Parameters of the last network that are not zero; NaN if no epoch tells."""
+        """Nonzero parameters of the last network; NaN if no epoch counted them."""
         found = self.last("nonzero_params") if self.measured else math.nan
-        return min(found, self.networks[-1].costs.params) if self.networks else found  # a cut after the last epoch took more
+        return min(found, self.networks[-1].costs.params) if self.networks else found  # a cut after the last epoch removed more
 
     @property
     def train_macs_removed(self) -> float:
-        """The share of training MACs that the dense network would have needed over the same images, and that were not spent; or NaN."""
+        """The share saved of the training MACs that the dense network would have spent on the same images; NaN if unknown."""
         if self.dense is None:
             return math.nan
         return 1 - _share(self.last("train_macs_total"), TRAIN_TO_FORWARD * self.dense.macs * self.last("train_images_total"))
 
     @cached_property
     def layers(self) -> tuple[LayerHistory, ...]:
-        """Every layer that any of the networks has, in forward order, lined up by name."""
+        """All layers of all networks, in forward order, matched by name."""
         names: list[str] = []
         for network in self.networks:
             place = 0
@@ -133,29 +133,29 @@ def read_history(run: RunPaths, label: str) -> History:
 
     Raises:
         NetworkFileError: if one of its network files cannot be read.
-        ConfigError: if a line of its metrics is none.
+        ConfigError: if its metrics contain a line that is not one of metrics.
     """
     networks = tuple(_read_network(epoch, path) for epoch, path in run.network_files().items())
     return History(label, networks, tuple(read_metrics(run)), read_settings(run))
 
 
 def labels(runs: Sequence[RunPaths]) -> list[str]:
-    """What to call the runs beside each other: their names, and the folders as well where two have one name."""
+    """The runs' names, with their folders where two have the same name."""
     names = [run.name for run in runs]
     return [run.name if names.count(run.name) == 1 else printable(f"{run.output_dir}/{run.name}") for run in runs]
 
 
 def number(line: dict[str, Any], field: str) -> float:
-    """A number of a line of metrics; NaN if it has none, or one that is not finite."""
+    """A number from a line of metrics; NaN if it is missing or not finite."""
     value = line.get(field)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 def read_metrics(run: RunPaths) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none if there is no such file.
+    """Read the lines of a run's metrics.jsonl; none if there is no such file.
 
     Raises:
-        ConfigError: for a line that is no table in JSON with such numbers.
+        ConfigError: for a line that is not a JSON object with the expected numbers.
     """
     if not run.metrics.exists():
         return []
@@ -187,7 +187,7 @@ def _share(part: float, whole: float) -> float:
 
 
 def _is_metrics(values: object) -> bool:
-    """Whether a line has all that the tables show, and nothing but plain values."""
+    """Whether a line has all fields that the tables show, and only plain values."""
     if not isinstance(values, dict) or not all(isinstance(value, float | str | None) or _is_count(value) for value in values.values()):
         return False
     return all(isinstance(values.get(name), float) or _is_count(values.get(name)) for name in METRICS)

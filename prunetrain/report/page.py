@@ -1,7 +1,7 @@
-"""The report of runs as one HTML page. In: `History`s. Out: text that needs nothing else: no network, no other file, no torch.
+"""The report of runs as one HTML page. In: `History`s. Out: a page that needs no internet access and no other file. No torch.
 
-Jinja escapes everything that comes from files (names, paths, source); only the drawings, which `vector.py` made, go in as they are. A
-policy in the page forbids it to load anything.
+Jinja escapes everything that comes from files (names, paths, source); only the drawings made by `vector.py` are inserted as they are. A
+content security policy forbids the page to load anything.
 """
 
 import math
@@ -25,12 +25,12 @@ from prunetrain.report.vector import for_page
 
 TEMPLATE = "report.html.jinja"
 GENERATOR = '<meta name="generator" content="prunetrain report'
-"""Stands near the start of every page, so that a report may be written over an older one, and over nothing else."""
+"""A tag near the start of every page, by which a report is recognised that may be overwritten."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart in a page: its words, and the SVG."""
+    """A chart in a page: its title, its legend, and the SVG."""
 
     title: str
     kinds: tuple[tuple[str, str], ...]  # label, and its class: solid, dashed or upright
@@ -39,7 +39,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Part:
-    """What a page says of one run: its colour, its rows of figures and settings, its heat map at two widths, its files lined up."""
+    """One run in a page: its colour, its rows of figures and settings, its heat map at two widths, its aligned files."""
 
     colour: int
     run: History
@@ -51,7 +51,7 @@ class Part:
 
 
 def render_page(runs: Sequence[History]) -> str:
-    """The page of one run or of several side by side; a pure function of them."""
+    """Render the page of one run or several side by side; a pure function of them."""
     names = differing([run.settings for run in runs])
     return _template().render(
         title=", ".join(run.label for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else ""),
@@ -89,7 +89,7 @@ def _drawing(chart: Chart, runs: Sequence[History]) -> Drawing:
 
 
 def _summary(run: History) -> dict[str, str]:
-    """The figures of a run's row, for reading; a dash for what its files do not tell."""
+    """The figures of a run's row in readable form; a dash for what its files do not hold."""
     last = run.networks[-1].costs if run.networks else None
     seconds = [value for value in run.values("epoch_seconds") if not math.isnan(value)]
     return {
@@ -106,7 +106,7 @@ def _summary(run: History) -> dict[str, str]:
 
 
 def _of_dense(run: History) -> str:
-    """The share of the dense network's parameters that are there and not zero, in brackets; nothing without network files."""
+    """The nonzero share of the dense network's parameters, in parentheses; empty without network files."""
     return f" ({run.nonzero / run.dense.params:.1%})" if run.dense else ""
 
 

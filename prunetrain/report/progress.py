@@ -1,7 +1,6 @@
-"""Progress of a training run. In: the events of `training.events`. Out: one plain line an epoch, and on a terminal a live view below them.
+"""Progress of a training run. In: the events of `training.events`. Out: one plain line per epoch, and on a terminal a live view below.
 
-The live view is a bar with the time that is left, and the profile of the network: a column a layer, as high as the share of channels
-that it kept.
+The live view is a bar with the time left, and the profile of the network: one column per layer, as high as the share of channels kept.
 """
 
 import time
@@ -26,7 +25,7 @@ _NOTHING_CUT = {
 
 
 class TrainingProgress(Observer):
-    """Writes to the terminal.
+    """Writes the progress of a run to the terminal.
 
     Args:
         console: where to write.
@@ -43,7 +42,7 @@ class TrainingProgress(Observer):
         self._dense: dict[str, int] = {}
 
     def started(self, event: Start) -> None:
-        """Print what is trained on, and the column heads if there is to be a line under them; show the bar on a terminal."""
+        """Print the data set, and the column heads if epochs are left to train; on a terminal, show the bar."""
         self._total_epochs, self._steps, self._first_epoch = event.total_epochs, max(1, event.steps_per_epoch), event.epoch
         self._dense_macs = event.dense_macs
         for line in event.data:
@@ -89,13 +88,13 @@ class TrainingProgress(Observer):
         text = f"  {_NOTHING_CUT[event.uncut]}"
         drop = (event.val_top1[1] - event.val_top1[0]) * 100
         if event.nonzero is not None:
-            text = f"  pruned: {' -> '.join(map(count, event.nonzero))} parameters are not zero, top-1 {drop:+.2f} points"
+            text = f"  pruned: {' -> '.join(map(count, event.nonzero))} nonzero parameters, top-1 {drop:+.2f} points"
         if after < before:
             macs = " -> ".join(map(count, change.macs))
             text = f"  cut {before - after:,} of {before:,} channels: {macs} MACs, top-1 {drop:+.2f} points"
         text += _multiples(change.granularity)
         if change.removed_layers:
-            text += f", {len(change.removed_layers)} layers gone"
+            text += f", {len(change.removed_layers)} layers removed"
         self._console.print(f"{text} -> {event.network}", style="cyan", highlight=False, soft_wrap=True)
         if change.rescued_spaces:
             names = listed(list(change.rescued_spaces))
@@ -116,13 +115,13 @@ class TrainingProgress(Observer):
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar:
             self._bar.stop()
 
 
 class _View(Progress):
-    """The bar, and under it the profile of the network."""
+    """The bar, with the profile of the network below it."""
 
     profile = ""
 
@@ -137,18 +136,18 @@ def _channels(network: Path) -> dict[str, int]:
 
 
 def batch_line(change: BatchChange) -> str:
-    """What became of the batch, for reading: "batch 128 -> 192, learning rate x1.5 (estimated 410 M of 420 M bytes a step)"."""
+    """The change of the batch in one line: "batch 128 -> 192, learning rate x1.5 (estimated 410 M of 420 M bytes per step)"."""
     old, new = change.batch_size
     how = "measured" if change.measured else "estimated"
-    memory = f"({how} {count(change.memory[1])} of {count(change.budget)} bytes a step)"
+    memory = f"({how} {count(change.memory[1])} of {count(change.budget)} bytes per step)"
     return f"batch {old} -> {new}, learning rate x{new / old:.3g} {memory}" if new > old else f"batch stays at {old} {memory}"
 
 
 def _multiples(granularity: Granularity) -> str:
-    """What channel counts were rounded to, if they were."""
+    """What channel counts were rounded to, if at all."""
     chosen = {granularity} if isinstance(granularity, int) else set(granularity.values())
     if chosen == {KEEP_ALL}:
-        return ", no cut is faster here"
+        return ", no cut is faster on this machine"
     rounded = sorted(chosen - {1, KEEP_ALL})
     if not rounded:
         return ""

@@ -1,4 +1,4 @@
-"""The settings of runs, as a report shows them. In: the last checkpoints. Out: plain values by name, and what differs. No torch."""
+"""The settings of runs for a report. In: the last checkpoints. Out: plain values by name, and which of them differ. No torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -13,7 +13,7 @@ _FIRST: Final = ("method", "rate")
 
 
 def read_settings(run: RunPaths) -> dict[str, Any]:
-    """The settings in a run's last checkpoint; empty if there is none, or none that can be read."""
+    """The settings in a run's last checkpoint; empty if it is missing or cannot be read."""
     try:
         with open_regular(run.last) as file:
             content = read_values(file)
@@ -32,14 +32,14 @@ def _is_plain(value: object) -> bool:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings that are not the same in all runs of which they are known: method and rate first, the others as in `TrainConfig`."""
+    """The settings that differ between the runs whose settings are known: method and rate first, the others in `TrainConfig`'s order."""
     known = [of_run for of_run in settings if of_run]
     names = [*_FIRST, *(name for name in TrainConfig.__dataclass_fields__ if name not in (*_FIRST, *OF_NO_RESULT))]
     return [name for name in names if len({written(of_run.get(name)) for of_run in known}) > 1]
 
 
 def written(value: Any) -> str:
-    """A setting's value for reading, as a flag or config file has it; nothing where there is none."""
+    """A setting's value as a flag or config file would spell it; empty if there is none."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Tables for the terminal: what `describe` found, aligned, with bars; colour only where a terminal shows it."""
+"""Tables for the terminal, with bars, in colour where the terminal supports it. In: the dictionaries that `describe` makes."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from rich.text import Text
 from prunetrain.foreign.refusal import printable
 
 BAR_WIDTH = 10
-UNKNOWN = "\N{EN DASH}"  # what a run's files do not tell
-MOST_NAMES = 3  # of spaces in a line
+UNKNOWN = "\N{EN DASH}"  # for values that a run's files do not hold
+MOST_NAMES = 3  # in a line
 
 
 def print_network(console: Console, described: dict[str, Any]) -> None:
-    """A network's layers and totals, and what of it can be cut."""
+    """Print a network's layers and totals, and what can be cut."""
     shape = "x".join(map(str, described["input_shape"]))
     table = new_table(f"{described['network']}, input {shape}", "layer", "output", "channels", "", "MACs", "params")
     for row in described["layers"]:
@@ -34,7 +34,7 @@ def print_network(console: Console, described: dict[str, Any]) -> None:
 
 
 def _print_what_stays(console: Console, cuttable: dict[str, Any], frozen: list[dict[str, Any]]) -> None:
-    """The share of the MACs that can be cut, how many are left at the least, and by reason the spaces that stay."""
+    """Print the share of the MACs that can be cut, the least that can be left, and the channel spaces that stay, by reason."""
     least = f", down to {100 * cuttable['least_share']:.3g}% of the MACs" if cuttable["share"] else ""
     stays = "; these stay:" if frozen else ""
     console.print(f"{cuttable['share']:.1%} of the MACs are in channels that can be cut{least}{stays}", soft_wrap=True)
@@ -48,13 +48,13 @@ def _print_what_stays(console: Console, cuttable: dict[str, Any], frozen: list[d
 
 
 def listed(names: list[str]) -> str:
-    """The first names in a row: a, b, c and 9 more."""
+    """List the first few names: a, b, c and 9 more."""
     more = len(names) - MOST_NAMES
     return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def print_change(console: Console, described: dict[str, Any]) -> None:
-    """What differs between two networks; of two runs, also what they came to."""
+    """Print what differs between two networks; for two runs, also their results."""
     if described["layers"]:
         _print_layers(console, described)
     else:
@@ -65,14 +65,14 @@ def print_change(console: Console, described: dict[str, Any]) -> None:
 
 
 def _print_ends(console: Console, runs: list[dict[str, Any]]) -> None:
-    """What two runs came to, a line each; a dash for what their files do not tell."""
+    """Print the results of two runs, one line per figure; a dash for what their files do not hold."""
     for label, key, form in (("top-1", "val_top1", "{:.2%}".format), ("MACs", "macs", count), ("not zero", "nonzero_params", count)):
         before, after = (UNKNOWN if run[key] is None else form(run[key]) for run in runs)
         console.print(f"{label:8}  {before} -> {after}", highlight=False)
 
 
 def _print_layers(console: Console, described: dict[str, Any]) -> None:
-    """The layers that differ, and the sums."""
+    """Print the layers that differ, and the sums."""
     table = new_table("", "layer", "channels", "", "MACs saved", "params saved")
     for row in described["layers"]:
         (old, new), macs, params = row["channels"], row["macs"], row["params"]
@@ -86,7 +86,7 @@ def _print_layers(console: Console, described: dict[str, Any]) -> None:
 
 
 def print_run(console: Console, described: dict[str, Any]) -> None:
-    """A run's history: its networks, then its epochs."""
+    """Print a run's history: its networks, then its epochs."""
     networks = described["networks"]
     table = new_table(f"run {described['run']}", "file", "channels", "", "MACs", "", "params", "")
     for row in networks:
@@ -120,7 +120,7 @@ def print_run(console: Console, described: dict[str, Any]) -> None:
 
 
 def print_classes(console: Console, classes: list[dict[str, Any]]) -> None:
-    """The classes of a network: how many images there are of each, and how many of them are right."""
+    """Print the classes of a network, with each one's number of images, correct predictions and accuracy."""
     table = new_table("", "class", "images", "right", "accuracy")
     for one in classes:
         accuracy = "" if one["accuracy"] is None else f"{one['accuracy']:.2%}"
@@ -129,38 +129,38 @@ def print_classes(console: Console, classes: list[dict[str, Any]]) -> None:
 
 
 def share(part: float, whole: float) -> float:
-    """Part over whole; of nothing, everything is there."""
+    """Part over whole; 1 if whole is zero."""
     return part / whole if whole else 1.0
 
 
 def bar(part: float, whole: float) -> str:
-    """A bar as long as part is of whole; a part that is there at all is seen."""
+    """A bar whose filled length is part over whole; any part above zero is visible."""
     filled = max(round(BAR_WIDTH * part / whole), part > 0) if whole else 0
     return "█" * filled + "░" * (BAR_WIDTH - filled)
 
 
 def profile(shares: list[float]) -> str:
-    """A column for each share, from none to a whole one: " ▁▄█". Only a whole one is full, and only none is empty."""
+    """A column for each share, from 0 to 1: " ▁▄█". Only 1 is full, and only 0 is empty."""
     return "".join(" ▁▂▃▄▅▆▇█"[min(8, max(int(8 * kept), kept > 0))] for kept in shares)
 
 
 def _coloured(part: float, whole: float) -> Text:
-    """A bar whose filled part stands out where there is colour; less than a quarter in another."""
+    """A bar with its filled part highlighted; in a warning colour below a quarter."""
     text = Text(bar(part, whole), style="dim")
     text.highlight_regex("█+", "yellow not dim" if part < whole / 4 else "cyan not dim")
     return text
 
 
 def count(number: float) -> str:
-    """A large number for reading: 41.2 M, 272 K, 950."""
+    """A large number in readable form: 41.2 M, 272 K, 950."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if abs(number) >= 0.9995 * size:  # which three digits make a whole one
+        if abs(number) >= 0.9995 * size:  # three digits round to one of this unit
             return f"{number / size:.3g} {unit}"
     return f"{number:.0f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds for reading: 42s, 3m10s, 2h05m."""
+    """Seconds in readable form: 42s, 3m10s, 2h05m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -170,7 +170,7 @@ def duration(seconds: float) -> str:
 
 
 def new_table(title: str, *columns: str) -> Table:
-    """A table without lines; columns of words are flush left, those of numbers flush right."""
+    """A table without lines; columns of words are left-aligned, those of numbers right-aligned."""
     table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
     words = {"layer", "output", "file", "of a network", "class", "image"}
     for column in columns:

@@ -1,8 +1,7 @@
 """A training run in TensorBoard (the extra `tensorboard`). In: the events of `training.events`. Out: an event file in the run's folder.
 
-Every number of a line of metrics is a scalar by epoch. The channels of the network's layers are scalars as well, and one histogram: its
-buckets are the layers in forward order, 0 to n, and a bucket's height is the layer's channels, so that TensorBoard shows the network's
-profile shrink.
+Every number in a line of metrics becomes a scalar by epoch. The channels of the layers become scalars as well, and one histogram, which
+shows the network's profile shrink: its buckets are the layers in forward order, and a bucket's height is the layer's channels.
 """
 
 from typing import TYPE_CHECKING
@@ -28,15 +27,15 @@ TAGS = {
     "params": "cost/parameters",
     "channels": "cost/channels",
     "train_macs_total": "cost/training MACs",
-    "epoch_seconds": "time/seconds an epoch",
-    "images_per_second": "time/images a second",
+    "epoch_seconds": "time/seconds per epoch",
+    "images_per_second": "time/images per second",
     "peak_memory_bytes": "memory/peak bytes",
 }
-"""Where a field of the metrics stands; others stand under `training/`."""
+"""The tag of a field of the metrics; other fields get one under `training/`."""
 
 
 def require_tensorboard() -> None:
-    """Check that event files can be written.
+    """Check that tensorboard is installed.
 
     Raises:
         ConfigError: if tensorboard is not installed.
@@ -48,7 +47,7 @@ def require_tensorboard() -> None:
 
 
 class TensorBoard(Observer):
-    """An `Observer` that writes to `RunPaths.tensorboard`. What an interrupted run wrote after the epoch that it goes on from is hidden."""
+    """An `Observer` that writes to `RunPaths.tensorboard`. When a run is resumed, what it wrote beyond that epoch before is hidden."""
 
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None
@@ -70,7 +69,7 @@ class TensorBoard(Observer):
         self._writer.flush()
 
     def reconfigured(self, event: Reconfiguration) -> None:
-        """Write the channels that are left."""
+        """Write the remaining channels."""
         self._add_channels(event.network, event.epoch)
 
     def close(self) -> None:

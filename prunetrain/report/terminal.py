@@ -1,4 +1,4 @@
-"""The console, and what a finished run says at its end."""
+"""The console, and the summary at the end of a run."""
 
 import errno
 import sys
@@ -15,7 +15,7 @@ from prunetrain.report.tables import count, share
 if TYPE_CHECKING:
     from prunetrain.training.run import Outcome
 
-_PLAIN_WIDTH = 160  # columns when nobody's terminal sets them, so that files and pipes get whole tables
+_PLAIN_WIDTH = 160  # columns where no terminal sets them, so that tables in files and pipes are not cut
 
 
 def console() -> Console:
@@ -27,7 +27,7 @@ def console() -> Console:
 
 
 class _Terminal:
-    """A terminal that may close while a run goes on: from then on, what is printed there goes nowhere."""
+    """A terminal that may close during a run; what is printed from then on is discarded."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -55,14 +55,14 @@ def _may_be_closed() -> Iterator[None]:
 
 
 def print_outcome(output: Console, outcome: "Outcome") -> None:
-    """What a run achieved and where its files are; for a stopped one, how to go on."""
+    """Print what a run achieved and where its files are; for a stopped run, how to resume it."""
     run, history = outcome.run, outcome.history
 
     def say(text: str) -> None:
         output.print(text, highlight=False, soft_wrap=True)
 
     if not outcome.finished:
-        say(f"stopped; go on with: prunetrain train --resume {run.last}")
+        say(f"stopped; resume with: prunetrain train --resume {run.last}")
         return
     if not history:
         return

@@ -1,7 +1,7 @@
-"""An SVG of matplotlib's made ready to stand inside a page. In: its bytes, in placeholder colours (`colours.PAGE`). Out: an <svg> element.
+"""Preparing matplotlib's SVGs for a page. In: a file's bytes, in placeholder colours (`colours.PAGE`). Out: an <svg> element.
 
-Colours become CSS variables, so that one drawing is right in light and in dark; texts take the page's font; the drawing takes the width
-that the page gives it. Ids get the figure's name in front, so that no two figures share one; those that nothing refers to go.
+Colours become CSS variables, so that one drawing suits light and dark mode; texts take the page's font, and the drawing takes the width
+that the page gives it. Ids are prefixed with the figure's name, so that no two figures share one; unused ids are removed.
 """
 
 import re
@@ -22,8 +22,8 @@ def for_page(drawing: bytes, name: str, label: str) -> str:
 
     Args:
         drawing: an SVG file.
-        name: of the figure, unlike all others in the page.
-        label: what a screen reader says instead.
+        name: of the figure, unique in the page.
+        label: what a screen reader says.
     """
     ElementTree.register_namespace("", _SVG)
     root = ElementTree.fromstring(drawing)

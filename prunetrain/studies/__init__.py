@@ -1,1 +1,1 @@
-"""Many runs at once: grids of methods and rates, folders of configurations; their tables and plots."""
+"""Many runs at once: grids of methods and rates, folders of config files; their tables and plots."""

@@ -1,4 +1,4 @@
-"""The grid of a study where nothing else is said. Importing this imports no torch."""
+"""The default grid of a study. Importing this imports no torch."""
 
 from typing import Final
 
@@ -7,4 +7,4 @@ RATES: Final = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 SEEDS: Final = (0, 1, 2)
 
 OF_OTHER_RUNS: Final = ("penalty_ratio", "target_macs", "dynamic_batch", "max_batch_size")
-"""Settings that a study sets itself, or that mean nothing in it: fields of `TrainConfig`."""
+"""Fields of `TrainConfig` that a study sets itself, or that have no effect in it."""

@@ -1,6 +1,6 @@
-"""Which methods cannot prune a study's network, found out before that is trained.
+"""Finding methods that cannot prune a study's network, before it is trained.
 
-In: the settings of the network, and of the prunings. Out: the methods that would fail in every cell, and why.
+In: the settings of the network and of the prunings. Out: the methods that would fail in every cell, and why.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,14 +25,14 @@ _OPTIONS = ("scope", "structure", "streams", "norm_share")
 
 
 def unfit(run: RunPaths, config: TrainConfig, methods: Sequence[str], rate: float, pruning: Mapping[str, Any]) -> dict[str, str]:
-    """The methods that cannot prune a network, and why not, each on one line.
+    """Find the methods that cannot prune a network; returns the reason for each, in one line.
 
     Args:
-        run: of the network, if it is there.
-        config: the settings that train it.
+        run: the run that trains the network; it need not exist yet.
+        config: the settings of that run.
         methods: names.
         rate: to prune at.
-        pruning: settings of `prune`.
+        pruning: settings for `prune`.
 
     Raises:
         PruneTrainError: if the network cannot be made.
@@ -53,7 +53,7 @@ def unfit(run: RunPaths, config: TrainConfig, methods: Sequence[str], rate: floa
 
 
 def _network(run: RunPaths, config: TrainConfig) -> tuple[LayerGraph, Mapping[str, Tensor]]:
-    """The network with weights: of the run, or random ones."""
+    """The network with its trained weights, or with random ones if the run does not exist yet."""
     if run.last.exists():
         trained = read_trained(run.last)
         return trained.graph, trained.state

@@ -1,8 +1,8 @@
 """A study: methods x rates x seeds on one network and data set.
 
-In: the settings of training and of pruning, and the grid. Out: for every cell what the pruned network achieves, and what the dense network
-of every seed does. Every cell prunes the network of its seed and retrains it. Each is a run of its own in the study's folder; the cells'
-runs go when their result is known.
+In: the settings of training and of pruning, and the grid. Out: the results of every cell, and of the dense network of every seed. A cell
+prunes the network of its seed and retrains it. Each is a run of its own in the study's folder; a cell's run is deleted when its result is
+known.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from prunetrain.studies.tasks import Done, Report, Task, run_tasks
 from prunetrain.training.run import Outcome
 
 _OF_NO_CELL: Final = (*OF_NO_RESULT, "data_dir", "device", "seed")
-_LEAST_EPOCHS: Final = 4  # of the group lasso: two until the target is reached, and as many to recover
+_LEAST_EPOCHS: Final = 4  # of the group lasso: two to reach the target, two to recover
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,21 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A grid.
+    """The grid of a study, with its settings.
 
     Args:
         folder: where it writes.
-        training: settings of the networks that are pruned; seed, name and folder are the study's.
-        methods: names; those with a rate that can be chosen, and group-lasso, whose rate is the share of the MACs to remove.
+        training: settings of the networks to prune; seed, name and folder are set by the study.
+        methods: names of methods with a free rate, and group-lasso, whose rate is the share of the MACs to remove.
         rates: shares to remove, in [0, 1).
         seeds: of the trained networks.
-        pruning: settings of `prune` that all cells share, such as `scope`, `retrain` or `lr`; a method is told those that it has.
-        epochs: of retraining, in which group-lasso prunes; None as in `prune`.
-        during: epochs with the method before it prunes, for those that act in training; None as in `prune`.
-        keep_runs: leave the cells' checkpoints and network files where they are.
+        pruning: settings for `prune` that all cells share, such as `scope`, `retrain` or `lr`; a method gets those that apply to it.
+        epochs: of retraining, in which group-lasso prunes; None means `prune`'s default.
+        during: epochs in which a method that acts in training does so before it prunes; None means `prune`'s default.
+        keep_runs: keep the cells' checkpoints and network files.
 
     Raises:
-        ConfigError: for a grid without cells, and methods and rates that cannot be.
+        ConfigError: for a grid without cells, and for impossible methods and rates.
     """
 
     folder: Path
@@ -85,23 +85,27 @@ class Study:
                 raise ConfigError(f"{name} has no rate to choose: leave it out of --methods")
         settings_from(self.pruning)
         if self.training.method != GROUP_LASSO:
-            raise ConfigError(f"a study prunes dense networks, and its config trains with method {self.training.method}: leave that out")
+            raise ConfigError(
+                f"a study prunes dense networks, and its config sets method {self.training.method} for training: leave that out"
+            )
         for rate in self.rates:
             check_share("rate", rate)
         for what in ("methods", "rates", "seeds"):
             values = getattr(self, what)
             if not values or len(set(values)) < len(values):
-                raise ConfigError(f"--{what} must name at least one, and none twice, not {','.join(map(str, values)) or 'nothing'}")
+                raise ConfigError(f"--{what} must list at least one value, and none twice, not {','.join(map(str, values)) or 'nothing'}")
         self._check_epochs()
 
     def _check_epochs(self) -> None:
-        """Refuse methods that act in training where they get no epochs to act in."""
+        """Refuse methods that act in training if they get no epochs for it."""
         if ADMM in self.methods and 0 in (self.during, self.epochs if self.during is None else None):
-            raise ConfigError("admm acts before it prunes: give --during, the epochs that it is to have, or leave it out of --methods")
+            raise ConfigError(
+                "admm acts before it prunes: give --during, the number of epochs in which it acts, or leave it out of --methods"
+            )
         if GROUP_LASSO not in self.methods:
             return
         if self.pruning.get("retrain", "finetune") != "finetune":
-            raise ConfigError("group-lasso goes on training, and takes nothing back: leave out --retrain, or leave it out of --methods")
+            raise ConfigError("group-lasso continues training and rewinds nothing: leave out --retrain, or leave it out of --methods")
         if self.epochs is not None and self.epochs * self._rounds < _LEAST_EPOCHS:
             raise ConfigError(
                 f"group-lasso prunes while it retrains: give {_LEAST_EPOCHS} --retrain-epochs or more, or leave it out of --methods"
@@ -129,9 +133,9 @@ class Study:
         return replace(self.training, **dense, seed=seed, name=name, output_dir=str(self.folder), save_epochs=epochs)
 
     def pruning_of(self, cell: Cell) -> dict[str, Any]:
-        """What `prune` is told of a cell, beside the checkpoint and where to write.
+        """The arguments of `prune` for a cell, apart from the checkpoint and where to write.
 
-        Group-lasso trains on for as many epochs as the others do in all their rounds; at rate 0 without a lasso.
+        Group-lasso continues training for as many epochs as the others do in all their rounds; at rate 0 without a lasso.
         """
         if cell.method == GROUP_LASSO:
             own = {name: value for name, value in self.pruning.items() if name not in METHOD_SETTINGS}
@@ -143,24 +147,24 @@ class Study:
         return {**_fitting(self.pruning, cell.method), "rate": cell.rate, "epochs": self.epochs, "during": during}
 
     def settings(self) -> dict[str, Any]:
-        """What decides the results, apart from the grid, which may grow."""
+        """The settings that decide the results, without the grid, which may grow."""
         training = {key: value for key, value in self.training.to_dict().items() if key not in (*_OF_NO_CELL, *OF_OTHER_RUNS)}
         return {**training, "pruning": dict(self.pruning), "retrain_epochs": self.epochs, "during": self.during}
 
 
 def run_study(study: Study, jobs: int, report: Report) -> list[Record]:
-    """Run what of a study is not done yet; returns the records of all that is: the dense networks, then the cells in the order of the grid.
+    """Run the missing parts of a study; returns all records: the dense networks, then the cells in the order of the grid.
 
-    A method that cannot prune the network has failed before anything is trained, and its cells are left out.
+    A method that cannot prune the network is reported as failed before anything is trained, and its cells are left out.
 
     Args:
         study: the grid.
         jobs: processes at once.
-        report: is told of every piece that ends.
+        report: called with the result of every part.
 
     Raises:
         PruneTrainError: if the folder holds another study, or the network cannot be made.
-        StopRequested: if a signal came; what is done stays.
+        StopRequested: if a signal came; what is done is kept.
     """
     records = Records(study.folder / "cells", study.settings())
     failed = _failed(study, records)
@@ -188,7 +192,7 @@ def _waiting(study: Study, records: Records, seed: int) -> list[Cell]:
 
 
 def _failed(study: Study, records: Records) -> dict[str, str]:
-    """The methods with cells to run that cannot prune the network, and why not."""
+    """The methods with cells left to run that cannot prune the network, and why not."""
     waiting = {cell.method for seed in study.seeds for cell in _waiting(study, records, seed)}
     seed = study.seeds[0]
     asked = [method for method in study.methods if method in waiting]
@@ -196,7 +200,7 @@ def _failed(study: Study, records: Records) -> dict[str, str]:
 
 
 def _tasks(study: Study, records: Records, failed: Mapping[str, str]) -> list[Task]:
-    """A dense network for each seed that has something to do, and the cells that prune it; nothing if no method can prune."""
+    """For each seed with work left, a task for its dense network, followed by its cells; empty if no method can prune."""
     if set(failed) == set(study.methods):
         return []
     tasks = []
@@ -210,7 +214,7 @@ def _tasks(study: Study, records: Records, failed: Mapping[str, str]) -> list[Ta
 
 
 def _train_dense(study: Study, seed: int) -> Record:
-    """Train the network of a seed, or go on, or find it done."""
+    """Train the network of a seed, or what is left of its training."""
     outcome = train_to_the_end(study.training_of(seed))
     seconds = sum(line["epoch_seconds"] for line in outcome.history)
     return _record(Cell(DENSE, 0.0, seed), study.dense(seed), outcome, seconds)
@@ -246,7 +250,7 @@ def _record(cell: Cell, dense: RunPaths, outcome: Outcome, seconds: float) -> Re
 
 
 def _fitting(pruning: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """The settings without `slice` for methods that remove single weights, so that a grid can compare them with those that cut."""
+    """The settings, without `slice` for methods that remove single weights, so that a grid can compare these with methods that cut."""
     structured = pruning.get("structure", "weights") != "weights" and method in STRUCTURED
     return {key: value for key, value in pruning.items() if key != "slice" or structured or _decides_channels(method)}
 

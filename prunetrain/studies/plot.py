@@ -1,6 +1,6 @@
 """Plots of a study: accuracy against sparsity, and against MACs. Needs matplotlib, the extra `plot`.
 
-In: the points of a study. Out: files; equal points give equal bytes.
+In: the points of a study. Out: image files; equal points give equal bytes.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,14 +18,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INSTALL: Final = "pip install 'prunetrain[plot]'"
-_COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")  # Okabe and Ito's, for all eyes
+_COLOURS: Final = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#7f7f7f",
+    "#000000",
+)  # Okabe and Ito's, safe for colour blindness
 _MARKERS: Final = "osD^vP*X"
 _LEFT_TICKS: Final = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
-_LETTERS: Final = 100  # of a note on a line
+_LETTERS: Final = 100  # on a line of a note
 
 
 def check_plots() -> None:
-    """Check that plots can be made.
+    """Check that matplotlib is installed.
 
     Raises:
         ConfigError: if matplotlib is not installed.
@@ -34,11 +43,11 @@ def check_plots() -> None:
 
 
 def plot_sparsity(path: Path, found: Sequence[Point], title: str) -> None:
-    """Top-1 against the share of parameters that are not zero, on a logarithmic axis; the dense networks as a dotted line.
+    """Plot top-1 against the share of nonzero parameters, on a logarithmic axis; the dense networks are a dotted line.
 
     Args:
-        path: an .svg or .png.
-        found: the points of all methods; a method has its colour by its place among these.
+        path: an .svg or .png file.
+        found: the points of all methods, in the order in which methods get colours.
         title: of the plot.
 
     Raises:
@@ -49,13 +58,13 @@ def plot_sparsity(path: Path, found: Sequence[Point], title: str) -> None:
 
 
 def plot_macs(path: Path, found: Sequence[Point], title: str) -> None:
-    """Top-1 against the share of multiply-accumulates that are left, on a logarithmic axis; see `plot_sparsity`.
+    """Plot top-1 against the share of multiply-accumulates left, on a logarithmic axis; see `plot_sparsity`.
 
-    Methods that leave all of them, since they set weights to zero, stand in a note under the plot.
+    Methods that only set weights to zero, and so leave all of them, are named in a note below the plot.
     """
     smaller = methods_that_cut(found)
     stay = [method for method in methods_of(found) if method not in smaller]
-    note = f"Not in this plot: {', '.join(stay)}. Weights at zero leave all multiply-accumulates." if stay else ""
+    note = f"Not in this plot: {', '.join(stay)}. Setting weights to zero removes no multiply-accumulates." if stay else ""
     _plot(path, found, title, _View("multiply-accumulates removed", lambda point: point.macs, smaller, note))
 
 
@@ -67,7 +76,7 @@ def methods_that_cut(found: Sequence[Point]) -> list[str]:
 
 @dataclass(frozen=True)
 class _View:
-    """A plot's horizontal axis: its label, and the share that is left; the methods that are shown, and a note under the plot."""
+    """A plot's horizontal axis (its label, and the share left), the methods to show, and a note below the plot."""
 
     label: str
     share: Callable[[Point], float]
@@ -105,7 +114,7 @@ def _plot(path: Path, found: Sequence[Point], title: str, view: _View) -> None:
 
 
 def _draw(axes: "Axes", line: Sequence[Point], places: Sequence[float], number: int) -> None:
-    """A method's means, and the range of the seeds around them."""
+    """Draw a method's means, and the range over the seeds around them."""
     colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
     axes.fill_between(places, [point.low for point in line], [point.high for point in line], color=colour, alpha=0.18, linewidth=0)
     means = [point.top1 for point in line]
@@ -113,7 +122,7 @@ def _draw(axes: "Axes", line: Sequence[Point], places: Sequence[float], number: 
 
 
 def _dress(axes: "Axes", smallest: float) -> None:
-    """Axes and their ticks; from left to right less and less is left."""
+    """Set the axes and their ticks; from left to right, less and less is left."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
     axes.set_xscale("log")

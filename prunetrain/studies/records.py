@@ -1,6 +1,6 @@
-"""What is known of finished pieces of a study: a small JSON file each, so that an interrupted study goes on where it was.
+"""Records of the finished parts of a study: a small JSON file each, so that an interrupted study resumes where it was.
 
-In: plain values. Out: files that are whole or not there, and tables of them as CSV, JSON and Markdown.
+In: plain values. Out: files, each complete or absent, and tables of the records as CSV, JSON and Markdown.
 """
 
 import csv
@@ -15,15 +15,15 @@ from prunetrain.files import write_text
 
 Record: TypeAlias = dict[str, Any]
 DENSE: Final = "dense"
-"""The method of a record of a dense network, which all others are compared with."""
+"""The `method` in the record of a dense network, with which all others are compared."""
 
 
 class Records:
     """The records in a folder, by name.
 
     Args:
-        folder: where they are; made with the first file in it.
-        settings: what decides all results. A folder of other settings is refused.
+        folder: where they are; created with the first file in it.
+        settings: those that decide the results. A folder with results of other settings is refused.
 
     Raises:
         ConfigError: if the folder holds results of other settings.
@@ -37,14 +37,14 @@ class Records:
             differ = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
             if differ:
                 names = ", ".join(key.replace("_", "-") for key in differ[:3])
-                raise ConfigError(f"{folder} holds results of other settings ({names}): name another folder, or remove it")
+                raise ConfigError(f"{folder} holds results with other settings ({names}): name another folder, or remove this one")
 
     @property
     def _settings_file(self) -> Path:
         return self._folder / "settings.json"
 
     def begin(self) -> None:
-        """Write the settings, which the folder is bound to from now on: to be called before anything is run by them.
+        """Write the settings, which bind the folder from now on. Call this before running anything with them.
 
         Raises:
             OutputError: if they cannot be written.
@@ -53,12 +53,12 @@ class Records:
             write_text(self._settings_file, json.dumps(self._settings, indent=1) + "\n")
 
     def get(self, name: str) -> Record | None:
-        """A record, if it is there."""
+        """The record with this name, if there is one."""
         path = self._path(name)
         return _read(path) if path.exists() else None
 
     def put(self, name: str, record: Record) -> None:
-        """Write a record, whole or not at all.
+        """Write a record atomically.
 
         Raises:
             OutputError: if it cannot be written.
@@ -73,14 +73,14 @@ def _read(path: Path) -> Record:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({type(error).__name__}): remove it, and its part is done again") from None
+        raise ConfigError(f"{path} cannot be read ({type(error).__name__}): remove it, and run again to redo this part") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} is no record: remove it, and its part is done again")
+        raise ConfigError(f"{path} is not a record: remove it, and run again to redo this part")
     return value
 
 
 def write_csv(path: Path, records: Sequence[Record]) -> None:
-    """Write records, all with the keys of the first, as a table.
+    """Write records that all have the keys of the first as a CSV table.
 
     Raises:
         OutputError: if it cannot be written.
@@ -93,7 +93,7 @@ def write_csv(path: Path, records: Sequence[Record]) -> None:
 
 
 def write_json(path: Path, records: Sequence[Record]) -> None:
-    """Write records as a list; see `write_csv`."""
+    """Write records as a JSON list; see `write_csv`."""
     write_text(path, json.dumps(list(records), indent=1) + "\n")
 
 
@@ -102,7 +102,7 @@ def markdown(records: Sequence[Record], columns: Mapping[str, str]) -> str:
 
     Args:
         records: the rows.
-        columns: by key, the heading, and behind a bar how numbers are written: "top-1|.2%".
+        columns: for each key the heading, and after a bar the number format: "top-1|.2%".
     """
     headings = {key: heading.partition("|")[::2] for key, heading in columns.items()}
     lines = ["| " + " | ".join(heading for heading, _ in headings.values()) + " |", "| " + " | ".join("---" for _ in headings) + " |"]

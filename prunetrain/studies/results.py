@@ -1,6 +1,6 @@
-"""The files of a study: every cell as CSV and JSON, a table of means as Markdown, and plots.
+"""The output files of a study: every cell as CSV and JSON, a table of means as Markdown, and plots.
 
-In: the records of its cells and dense networks. Out: files beside each other.
+In: the records of its cells and dense networks. Out: files in one folder.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ def write_study(folder: Path, records: Sequence[Record], title: str, form: str |
     """Write study.csv, study.json and study.md; and study.svg, with study-macs.svg if some network became smaller.
 
     Args:
-        folder: where to.
-        records: of the dense networks and the cells, at least one. Of dense networks alone there is no plot.
+        folder: where to write.
+        records: of the dense networks and the cells, at least one. Dense networks alone give no plot.
         title: of the plots.
-        form: of the plots, "svg" or "png"; None for none.
+        form: format of the plots, "svg" or "png"; None for no plots.
 
     Raises:
         ConfigError: if plots are wanted and matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""The runs that studies and sweeps are made of, to their ends: begun, gone on with, or found done."""
+"""Running the runs of studies and sweeps to their ends: starting or resuming them."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from prunetrain.training.stopping import StopRequested
 
 
 def train_to_the_end(config: TrainConfig) -> Outcome:
-    """Train a run that has a name, or what is left of it.
+    """Train a named run, or what is left of it.
 
     Raises:
-        PruneTrainError: for what does not work.
+        PruneTrainError: if the run fails.
         StopRequested: if a signal came.
     """
     run = RunPaths(Path(config.output_dir), config.name)
@@ -22,7 +22,7 @@ def train_to_the_end(config: TrainConfig) -> Outcome:
 
 
 def finished(outcome: Outcome) -> Outcome:
-    """The outcome of a run.
+    """Return the outcome of a run that was trained to its end.
 
     Raises:
         StopRequested: if a signal stopped the run before its end.

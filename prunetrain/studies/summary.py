@@ -1,6 +1,6 @@
-"""What a study found, for people: means and spread over the seeds, as Markdown.
+"""Summary of a study: means and ranges over the seeds, as Markdown.
 
-In: the records of its cells and dense networks. Out: one line a rate, and one of the dense networks.
+In: the records of its cells and dense networks. Out: a table with one row per rate, and one for the dense networks.
 """
 
 from collections.abc import Sequence
@@ -10,15 +10,13 @@ from typing import Final
 
 from prunetrain.studies.records import DENSE, Record
 
-LEGEND: Final = (
-    "Top-1: mean (lowest to highest of the seeds). Left: parameters that are not zero, and MACs, as shares of the dense network's."
-)
-"""What the numbers in a table's cells are."""
+LEGEND: Final = "Top-1: mean (lowest to highest over the seeds). Left: nonzero parameters, and MACs, as shares of the dense network's."
+"""Explanation of the numbers in a table's cells."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A method at a rate: means over seeds; `low` and `high` are the extremes of top-1. Shares are fractions of the dense network's."""
+    """A method at a rate: means over seeds, and the extremes of top-1. `params` and `macs` are fractions of the dense network's."""
 
     method: str
     rate: float
@@ -31,7 +29,7 @@ class Point:
 
     @property
     def is_dense(self) -> bool:
-        """Whether it is the dense networks, which no method has pruned."""
+        """Whether this is the point of the dense networks, which no method has pruned."""
         return self.method == DENSE
 
 
@@ -59,7 +57,7 @@ def _point(method: str, rate: float, cells: Sequence[Record]) -> Point:
 
 
 def table(found: Sequence[Point]) -> str:
-    """A Markdown table: a row a rate, a column a method; `LEGEND` says what is in a cell. The dense networks are a row above all others."""
+    """A Markdown table with a row per rate and a column per method, the dense networks in the first row; `LEGEND` explains the cells."""
     methods, seeds = methods_of(found), max((point.seeds for point in found), default=0)
     cells = {(point.method, point.rate): point for point in found}
     lines = [f"| rate | {' | '.join(methods or [DENSE])} |", "| ---: |" + " --- |" * max(1, len(methods))]
@@ -75,7 +73,7 @@ def _cell(point: Point | None, seeds: int) -> str:
 
 
 def _top1(point: Point, seeds: int) -> str:
-    """The mean with its range; where cells have failed, also of how many of the seeds these are."""
+    """The mean with its range; if cells have failed, also the number of seeds that it covers."""
     notes = [f"{point.low:.2%} to {point.high:.2%}"] if point.seeds > 1 else []
     notes += [f"{point.seeds} of {seeds} seeds"] if point.seeds < seeds else []
     return f"{point.top1:.2%}" + (f" ({', '.join(notes)})" if notes else "")

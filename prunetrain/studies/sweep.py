@@ -1,7 +1,7 @@
-"""A sweep: one training run for every config of a folder, and one table of what they came to.
+"""A sweep: one training run for every config in a folder, and one table of their results.
 
-In: settings by name. Out: runs in one folder, and a record of each that finished. A run that is there goes on; one that fails does not stop
-the others.
+In: settings by name. Out: runs in one folder, and a record of each that finished. A run that exists is resumed; one that fails does not
+stop the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,16 +31,16 @@ COLUMNS: Final = {
 
 
 def run_sweep(folder: Path, configs: Mapping[str, TrainConfig], jobs: int, report: Report) -> Sequence[Record]:
-    """Train what is not done yet; returns the records of all that are, by name.
+    """Train the runs that are not done yet; returns the records of all finished ones, sorted by name.
 
     Args:
         folder: for the runs and records.
-        configs: settings by the names that their runs are to have; name and folder in them do not count.
+        configs: settings by the names of their runs; the name and output folder in them are ignored.
         jobs: processes at once.
-        report: is told of every run that ends.
+        report: called with the result of every run.
 
     Raises:
-        StopRequested: if a signal came; what is done stays.
+        StopRequested: if a signal came; what is done is kept.
     """
     records = Records(folder / "results", {})
     configs = {name: replace(config, name=name, output_dir=str(folder)) for name, config in configs.items()}

@@ -1,6 +1,6 @@
-"""Tasks one after the other or in several processes; one that fails does not stop the others.
+"""Running tasks one after the other or in several processes; one that fails does not stop the others.
 
-In: tasks, each a function to call, with those that need its result to be there. Out: what each returned, or one line that says why not.
+In: tasks, each a function to call and the tasks that depend on it. Out: what each returned, or one line that says why it failed.
 """
 
 import multiprocessing
@@ -18,7 +18,7 @@ from prunetrain.training.cores import cores
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work: a function without arguments that another process can be given, and the tasks that follow it if it succeeds."""
+    """A picklable function without arguments, and the tasks that follow if it succeeds."""
 
     name: str
     call: Callable[[], Any]
@@ -27,7 +27,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a task: its result, or why there is none, on one line."""
+    """The result of a task, or one line that says why it failed."""
 
     name: str
     result: Any = None
@@ -41,12 +41,12 @@ def run_tasks(tasks: Iterable[Task], jobs: int, report: Report) -> None:
     """Run tasks, and those that follow them.
 
     Args:
-        tasks: to begin with.
-        jobs: how many at once; with more than one each is a process of its own, and the processor's cores are shared out.
-        report: is told of each in this process, in the order in which they end.
+        tasks: those to begin with.
+        jobs: how many at once; if more than one, they run in processes of their own that share the cores evenly.
+        report: called in this process with each task's result, in the order in which tasks end.
 
     Raises:
-        StopRequested: if a signal came; the processes are asked to stop as well.
+        StopRequested: if a signal came; the processes are told to stop as well.
     """
     if jobs == 1:
         waiting = list(tasks)
@@ -60,7 +60,7 @@ def run_tasks(tasks: Iterable[Task], jobs: int, report: Report) -> None:
             _run_in(pool, tasks, report)
         except BaseException:
             for process in multiprocessing.active_children():
-                process.terminate()  # a run in training saves where it is
+                process.terminate()  # a run in training saves its state
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
@@ -87,11 +87,11 @@ def _run_in(pool: ProcessPoolExecutor, tasks: Iterable[Task], report: Report) ->
                 submit(following)
 
 
-_BROKEN = "a process ended without a word, perhaps for want of memory: run again with fewer --jobs"
+_BROKEN = "a process died without a message, perhaps out of memory: run again with fewer --jobs"
 
 
 def _followed(task: Task, done: Done, report: Report) -> list[Task]:
-    """Report a task; those that follow it can run if it succeeded, and have failed as well if not."""
+    """Report a task's result; return the tasks that can run now. If it failed, those that follow fail as well."""
     report(done)
     if done.failure is None:
         return list(task.then)
@@ -108,7 +108,7 @@ def _attempted(name: str, call: Callable[[], Any]) -> Done:
 
 
 def _line(error: BaseException) -> str:
-    """Why a task failed; of an error that is not the user's, also where it was raised."""
+    """Why a task failed, in one line; if the error is not the user's, also where it was raised."""
     if isinstance(error, BrokenProcessPool):
         return _BROKEN
     text = (str(error).splitlines() or [""])[0]

@@ -1,4 +1,4 @@
-"""Recipes and config files: a data set's settings, the paper's published settings, a person's own.
+"""Recipes and config files: settings for a data set, those published in the paper, or the user's own.
 
 In: the name of a packaged recipe (the TOML files beside this module), or the path of a TOML or JSON file. Out: a plain dictionary, for
 `build_config`, which checks its keys and values.
@@ -24,12 +24,12 @@ def names() -> list[str]:
 
 
 def default_recipe(dataset: str) -> str | None:
-    """The recipe that a data set gets when none is asked for: the one that bears its name."""
+    """The recipe for a data set when none is asked for: the one with its name, if any."""
     return dataset if dataset in names() else None
 
 
 def load_recipe(name_or_path: str) -> dict[str, Any]:
-    """Load a packaged recipe by name, or one's own by path.
+    """Load a packaged recipe by name, or the user's own by path.
 
     Raises:
         ConfigError: if there is no such recipe (with the nearest names), or the file cannot be used.
@@ -42,7 +42,7 @@ def load_recipe(name_or_path: str) -> dict[str, Any]:
 
 
 def load_config_file(path: str | Path) -> dict[str, Any]:
-    """Load settings from a TOML or JSON file, told apart by suffix.
+    """Load settings from a TOML or JSON file, by its suffix.
 
     Raises:
         ConfigError: if the file is missing, is neither TOML nor JSON, is damaged (with the line), or holds no table of settings.
