@@ -90,9 +90,12 @@ TRAIN = ("train", "--dataset", "npz", "--data-dir", "images.npz", "--model", "le
         ((*TRAIN, "--device", "cpu", "--amp", "float16"), "--amp float16 needs a GPU: use --amp bfloat16 on a CPU"),
         ((*TRAIN, "--output-dir", "images.npz"), "cannot write images.npz/checkpoints/.lenet-300-100-npz.lock: not a directory"),
         ((*TRAIN, "--data-dir", "none.npz"), "none.npz"),
-        (("train", "--dataset", "mnist"), "mnist is not under data: pass --download, or --data-dir DIR where it is"),
+        (("train", "--dataset", "mnist"), "mnist is not under data: pass --download, or give its folder with --data-dir"),
         (("train", "--dataset", "cifar10", "--data-dir", "/nowhere"), "cifar10 is not under /nowhere: pass --download, "),
-        (("train", "--dataset", "folder", "--data-dir", "nowhere"), "nowhere is not a folder: name the one that holds train/ and val/"),
+        (
+            ("train", "--dataset", "folder", "--data-dir", "nowhere"),
+            "nowhere is not a folder: give --data-dir the folder that holds train/ and val/",
+        ),
         (("train", "--resume", "nowhere.pt"), "nowhere.pt: no such checkpoint"),
         (("train", "--resume", "checkpoints"), "checkpoints is not a run's: it belongs to network files in "),
         (("train", "--config", "none.toml"), "none.toml: no such file or directory"),
@@ -230,7 +233,7 @@ def test_image_folder_without_classes(folder: Path) -> None:
     assert refusal(*train).startswith("images/train has no class folders: put the images of each class into a folder of their own, ")
     for half in ("train", "val"):
         (folder / "images" / half / "cat").mkdir()
-    assert refusal(*train) == "images/train has the class cat only: training needs two classes or more"
+    assert refusal(*train) == "images/train has only the class cat: training needs two classes or more"
     for name in ("cat", "dog"):
         (folder / "images" / "train" / name).mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(folder / "images" / "train" / name / "1.png")

@@ -199,7 +199,7 @@ def test_networks_without_logits_are_refused(tmp_path: Path, output: Callable[[S
     write_text(tmp_path / "toy.py", render(net.graph(output(net, net.conv("conv1", net.x, 4, kernel_size=1)))))
     result = invoke("bench", tmp_path / "toy.py", *FAST)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"error: {tmp_path / 'toy.py'} returns {shape}: a training step needs logits, N images by classes\n"
+    assert result.stderr == f"error: {tmp_path / 'toy.py'} returns {shape}: a training step needs logits of shape N x classes\n"
 
 
 def test_batches_beyond_the_memory_are_refused(tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_cifar_files_are_read(name: str, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
 def test_an_absent_data_set_is_named(name: str, tmp_path: Path) -> None:
     message = error(dataset=name, data_dir=str(tmp_path))
-    assert message == f"{name} is not under {tmp_path}: pass --download, or --data-dir DIR where it is"
+    assert message == f"{name} is not under {tmp_path}: pass --download, or give its folder with --data-dir"
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
@@ -351,17 +351,17 @@ WRONG_ARRAYS = {
     "flat": (changed("x_train", np.zeros((40, 90), U8)), "x_train has the shape (40, 90): give it the shape (N, H, W) or (N, H, W, C)"),
     "volumes": (changed("x_test", np.zeros((10, 6, 5, 3, 1), U8)), "x_test has the shape (10, 6, 5, 3, 1)"),
     "many channels": (changed("x_train", np.zeros((40, 6, 5, 17), U8)), "x_train has the shape (40, 6, 5, 17)"),
-    "channels first": (changed("x_train", np.zeros((40, 3, 8, 8), U8)), "x_train has its channels first, its shape is (40, 3, 8, 8)"),
+    "channels first": (changed("x_train", np.zeros((40, 3, 8, 8), U8)), "x_train has its channels first, in the shape (40, 3, 8, 8)"),
     "no images": (changed("x_train", np.zeros((0, 6, 5, 3), U8)), "x_train holds no pixels, its shape is (0, 6, 5, 3)"),
     "no test images": (changed("x_test", np.zeros((0, 6, 5, 3), U8)), "x_test holds no pixels"),
     "no pixels": (changed("x_train", np.zeros((40, 0, 5, 3), U8)), "x_train holds no pixels"),
-    "few labels": (changed("y_train", np.zeros(39, int)), "y_train has 39 labels for 40 images: give one label an image"),
+    "few labels": (changed("y_train", np.zeros(39, int)), "y_train has 39 labels for 40 images: give one label per image"),
     "float labels": (changed("y_train", np.zeros(40)), "y_train is float64: store labels as whole numbers from 0"),
     "yes and no": (changed("y_test", np.zeros(10, bool)), "y_test is bool: store labels as whole numbers"),
     "column": (changed("y_train", np.zeros((40, 1), int)), "y_train has the shape (40, 1): give it the shape (N,)"),
     "negative": (changed("y_train", np.arange(40) % 4 - 1), "y_train holds the label -1: number the classes from 0"),
     "negative test": (changed("y_test", np.full(10, -2)), "y_test holds the label -2"),
-    "one class": (changed("y_train", np.zeros(40, int)), "y_train holds the label 0 only: training needs two classes or more"),
+    "one class": (changed("y_train", np.zeros(40, int)), "y_train holds only the label 0: training needs two classes or more"),
     "gap": (
         changed("y_train", np.arange(40) % 2 * 10**12),
         "y_train goes up to 1000000000000 but never holds 1: number its classes 0 to 1",
@@ -385,8 +385,8 @@ def test_npz_errors_say_what_is_wrong(case: str, tmp_path: Path) -> None:
 
 def test_unreadable_npz_files(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    assert error(dataset="npz", data_dir=str(path)) == f"{path} does not exist: name an .npz file with --data-dir"
-    assert error(dataset="npz", data_dir=str(tmp_path)) == f"{tmp_path} is a folder: name the .npz file with --data-dir"
+    assert error(dataset="npz", data_dir=str(path)) == f"{path} does not exist: give --data-dir an .npz file"
+    assert error(dataset="npz", data_dir=str(tmp_path)) == f"{tmp_path} is a folder: give --data-dir the .npz file in it"
     path.write_bytes(b"")
     assert error(dataset="npz", data_dir=str(path)).startswith(
         f"{path} cannot be read as .npz (it is not a zip file): write it with numpy.savez("

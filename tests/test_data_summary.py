@@ -27,7 +27,7 @@ def test_of_classes_of_many_sizes_and_one_that_is_not_validated(tmp_path: Path) 
                 Image.fromarray(np.full((9, 9, 3), 10 * number, dtype=np.uint8)).save(tmp_path / part / name / f"{number}.png")
     assert lines(TrainConfig(dataset="folder", data_dir=str(tmp_path), image_size=8, batch_size=4, workers=0)) == (
         f"folder {tmp_path}: 11 training and 3 validation images of 3x8x8, 3 classes of 1 to 7 training images",
-        "no validation images of b: top-1 says nothing of these",
+        "no validation images of b: top-1 says nothing about them",
     )
 
 

@@ -120,7 +120,9 @@ def test_what_does_not_fit_is_not_cached(photos: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(decoded, "available_memory", lambda: 4000)
     assert keep(files(photos), tmp_path, "train", workers=0, say=lines.append) is None
     (line,) = lines
-    assert line.startswith("not cached: the 8 images of ") and line.endswith(" take 3.4 kB or more decoded, and 3 kB of memory may be used")
+    assert line.startswith("not cached: the 8 images of ") and line.endswith(
+        " take 3.4 kB or more decoded, and only 3 kB of memory may be used"
+    )
     assert list(tmp_path.iterdir()) == []
     plain = batches(photos)
     for (x, _), (other, _) in zip(plain, batches(photos, cache=str(tmp_path)), strict=True):
@@ -172,7 +174,7 @@ def test_errors(workers: int, photos: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(OutputError, match=r"bad\.jpg"):
         keep(files(photos), bad, "train", workers=0, say=print)
-    with pytest.raises(ConfigError, match="--cache is for --dataset folder: digits is in memory as it is"):
+    with pytest.raises(ConfigError, match="--cache is for --dataset folder: digits is in memory already"):
         load_data(TrainConfig(cache="x"), CPU)
 
 

@@ -122,9 +122,17 @@ def test_16_bits_become_8(name: str, mode: str, dtype: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("levels", "mode", "reason"),
     [
-        (np.full((9, 9), 0.5, np.float32), "F", "its pixels are floating-point numbers of no known range; save it with 8 or 16 bits"),
-        (np.full((9, 9), 70_000, np.int32), "I", "its grey levels go from 70000 to 70000, and those of 16 bits from 0 to 65535; save it "),
-        (np.full((9, 9), -1, np.int32), "I", "its grey levels go from -1 to -1, and those of 16 bits from 0 to 65535; save it with 8 "),
+        (np.full((9, 9), 0.5, np.float32), "F", "its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits"),
+        (
+            np.full((9, 9), 70_000, np.int32),
+            "I",
+            "its grey levels range from 70000 to 70000, outside the 16-bit range of 0 to 65535; save it ",
+        ),
+        (
+            np.full((9, 9), -1, np.int32),
+            "I",
+            "its grey levels range from -1 to -1, outside the 16-bit range of 0 to 65535; save it with 8 ",
+        ),
     ],
     ids=["float", "large", "negative"],
 )

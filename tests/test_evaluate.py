@@ -170,7 +170,7 @@ def test_names_decide_and_not_their_order(images: Path) -> None:
 def test_unknown_classes_are_named(images: Path) -> None:
     for name in ("zebra", "emu"):
         (images / "val" / name).mkdir()
-    advice = "name them as in training (cat, dog), or take them out"
+    advice = "name them as in training (cat, dog), or remove them"
     unknown = "checkpoints/x/last.pt does not know: emu, zebra"
     assert refusal("--data-dir", images) == f"images/val has class folders that {unknown}; {advice}"
     assert refusal("--data-dir", images / "val") == f"images/val has class folders that {unknown}; {advice}"
@@ -178,9 +178,9 @@ def test_unknown_classes_are_named(images: Path) -> None:
 
 def test_folders_that_have_nothing_to_measure_on(images: Path) -> None:
     shutil.rmtree(images / "val")
-    assert refusal("--data-dir", images) == "images has train/ and no val/: name images/train to measure on the images in there"
+    assert refusal("--data-dir", images) == "images has train/ but no val/: give --data-dir images/train to evaluate on the images in it"
     assert found("--data-dir", images / "train")["images"] == 12
-    assert refusal("--data-dir", "no") == "no is not a folder: name one that holds val/CLASS or CLASS folders with --data-dir"
+    assert refusal("--data-dir", "no") == "no is not a folder: give --data-dir one that holds val/CLASS or CLASS folders"
     assert refusal("--data-dir", images / "train" / "cat" / "deeper").startswith("images/train/cat/deeper has no class folders: put ")
     (Path("empty") / "cat").mkdir(parents=True)
     assert refusal("--data-dir", "empty").startswith("empty has no images in its class folders: add some (.jpg, ")

@@ -157,8 +157,7 @@ def test_small_images_move_as_those_in_memory_do(images: Path) -> None:
 
 def test_folder_errors(images: Path, tmp_path: Path) -> None:
     assert (
-        error(**folder_settings(tmp_path / "no"))
-        == f"{tmp_path}/no is not a folder: name the one that holds train/ and val/ with --data-dir"
+        error(**folder_settings(tmp_path / "no")) == f"{tmp_path}/no is not a folder: give --data-dir the folder that holds train/ and val/"
     )
     assert f"{tmp_path} has no folder train: put images into {tmp_path}/train/CLASS" in error(**folder_settings(tmp_path))
     (images / "val" / "emu").mkdir()
@@ -178,7 +177,7 @@ def test_folder_without_val_or_classes(tmp_path: Path) -> None:
     (tmp_path / "train" / "cat").mkdir()
     assert error(**folder_settings(tmp_path)).startswith(f"{tmp_path}/val has no class folders")
     (tmp_path / "val" / "cat").mkdir()
-    assert error(**folder_settings(tmp_path)) == f"{tmp_path}/train has the class cat only: training needs two classes or more"
+    assert error(**folder_settings(tmp_path)) == f"{tmp_path}/train has only the class cat: training needs two classes or more"
 
 
 @FORKS

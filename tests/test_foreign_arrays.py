@@ -132,7 +132,7 @@ def test_a_compressed_file_is_measured_before_it_is_read(tmp_path: Path, monkeyp
     images, labels = np.zeros((6000, 64, 64), np.uint8), np.zeros(6000, np.int64)
     np.savez_compressed(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images[:1], y_test=labels[:1])
     assert (tmp_path / "a.npz").stat().st_size < 40_000
-    with pytest.raises(DataError, match=r"a\.npz: its arrays need 73\.8 MB of memory, and 1 MB are free: store fewer images$"):
+    with pytest.raises(DataError, match=r"a\.npz: its arrays need 73\.8 MB of memory, and only 1 MB is free: store fewer images$"):
         read(tmp_path / "a.npz")
 
 

@@ -85,17 +85,17 @@ def test_no_validation_images_are_needed(tmp_path: Path) -> None:
     arrays = {name: array for name, array in good_arrays(6, 6, 3).items() if name.endswith("train")}
     path = write_npz(tmp_path / "a.npz", arrays)
     assert "lacks x_test, y_test: write it with " in (message := error(dataset="npz", data_dir=path))
-    assert message.endswith(" or hold some of x_train out with --val-split 0.2")
+    assert message.endswith(" or hold out some of x_train with --val-split 0.2")
     config = TrainConfig(dataset="npz", data_dir=path, val_split=0.2, batch_size=8)
     assert summary(config, load_data(config, CPU)) == (f"npz {path}: 32 training and 8 held-out validation images of 3x6x6, 4 classes",)
     images = write_images(tmp_path / "images")
     shutil.rmtree(images / "val")
-    assert error(**folder_settings(images)).endswith("or hold some of the images out for validation with --val-split 0.2")
+    assert error(**folder_settings(images)).endswith("or hold out some of the images for validation with --val-split 0.2")
 
 
 def test_a_single_image_a_class_leaves_none_to_hold_out(tmp_path: Path) -> None:
     """Such a run used to end behind its first epoch, in a division by no images."""
-    refused = "no class has two training images, so that --val-split can hold none out: add images, or leave it out"
+    refused = "no class has two training images, so --val-split cannot hold any out: add images, or leave it out"
     arrays = {"x_train": np.zeros((2, 8, 8), np.uint8), "y_train": np.arange(2)}
     assert error(dataset="npz", data_dir=write_npz(tmp_path / "a.npz", arrays), val_split=0.5, batch_size=2) == refused
     images = folder_settings(write_images(tmp_path / "images", train=1), batch_size=2, val_split=0.5)
@@ -116,7 +116,7 @@ def test_class_folders_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for root in (Path(), images / "train", Path("../train")):
         assert [str(Path(path).resolve().relative_to(images / "train")) for path in scan(root, 0.4).val.paths] == wanted
     shutil.rmtree("dog")
-    assert error(**folder_settings(images), val_split=0.4) == f"{images}/train has the class cat only: training needs two classes or more"
+    assert error(**folder_settings(images), val_split=0.4) == f"{images}/train has only the class cat: training needs two classes or more"
 
 
 def measured(*args: str | Path) -> dict[str, Any]:
@@ -152,10 +152,10 @@ def test_a_larger_share_has_images_that_were_trained_on(tmp_path: Path, monkeypa
     run = run_on_cats_and_dogs(tmp_path, val_split=0.4)
     refused = invoke("evaluate", "x", "--val-split", "0.5")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
-    assert "x/last.pt was trained with --val-split 0.4, and of a larger one it has seen images" in refused.stderr
+    assert "x/last.pt was trained with --val-split 0.4 and has seen images of a larger one" in refused.stderr
     assert measured("--val-split", "0.1")["images"] == 2
     given = {"method": "magnitude", "rate": 0.5}
-    with pytest.raises(ConfigError, match=r"last\.pt was trained with --val-split 0\.4, and of a larger one it has seen images"):
+    with pytest.raises(ConfigError, match=r"last\.pt was trained with --val-split 0\.4 and has seen images of a larger one"):
         pruning_config(run.last, given | {"val_split": 0.5})
     for share in (0.0, 0.3, 0.4):
         assert pruning_config(run.last, given | {"val_split": share}).val_split == share

@@ -148,7 +148,7 @@ def test_images_of_two_channels_are_no_files(tmp_path: Path) -> None:
     data = write_npz(tmp_path / "a.npz", {"x_train": pixels, "y_train": labels, "x_test": pixels, "y_test": labels})
     run = start_run(settings(Path(data), tmp_path, epochs=1, batch_size=4, name="x"), Recorder()).run
     Image.new("RGB", (6, 6)).save(tmp_path / "a.png")
-    with pytest.raises(ConfigError, match=r"takes images of 2 channels, and image files have 1 or 3: use it from Python, on arrays"):
+    with pytest.raises(ConfigError, match=r"takes images of 2 channels, but image files have 1 or 3: use it from Python, on arrays"):
         prunetrain.predict(run.last, tmp_path / "a.png")
 
 
@@ -232,7 +232,7 @@ def test_refusals(tmp_path: Path) -> None:
     image = "images/val/cat/0.png"
     for args, line in (
         (("x",), "missing argument 'IMAGE...'. Try prunetrain predict --help"),
-        (("x", image, "nowhere.png"), "nowhere.png is no file or folder: name images, or folders with images in them"),
+        (("x", image, "nowhere.png"), "nowhere.png is not a file or folder: name images, or folders with images in them"),
         (("x", tmp_path / "empty"), f"{tmp_path}/empty has no images in it (.jpg, "),
         (("nowhere.pt", image), "nowhere.pt: no such checkpoint"),
         (("x", image, "-o", "a.txt"), "a.txt: a file of predictions ends in .csv"),

@@ -24,7 +24,7 @@ from prunetrain.paths import find_run
 @config_option("optimizer")
 @config_option("device")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: torch's own]")
-@click.option("--rounds", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How often to time each of them, in turn.")
+@click.option("--rounds", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How often to time each network, in turn.")
 @click.option("--layers", is_flag=True, help="Also time each step of the forward pass on its own, forward and backward.")
 @click.option(
     "--output-dir", default=".", show_default=True, help="Folder that holds generated_nets/ and checkpoints/, to find runs by name."
@@ -35,8 +35,8 @@ def command(
 ) -> None:
     """Time training steps and inference of a network; show its peak memory and the group lasso's share of a step.
 
-    With OTHER, or with a RUN (its dense and its newest network), compare two networks, timed in turn round after round: how much of the
-    MACs saved by the second is saved in time. Weights and images are random, and nothing is written.
+    With OTHER, or with a RUN (its dense and its newest network), compare two networks, timed in turn round after round: what share of the
+    MACs that the second saves it also saves in time. Weights and images are random, and nothing is written.
     """
     paths = _networks(what, other, Path(output_dir))
     graphs = [read_graph(path) for path in paths]

@@ -57,7 +57,7 @@ class _ResumeAlone(click.Command):
 )
 @config_option("lr", default="a tenth of the checkpoint's; the checkpoint's own if that was fine-tuned already, or when rewinding")
 @_options
-@click.option("--name", help="Name of the new run.  [default: the run of CHECKPOINT with the method]")
+@click.option("--name", help="Name of the new run.  [default: that of CHECKPOINT's run plus the method]")
 @config_option("output_dir", default="where the run of CHECKPOINT is")
 @click.option("--resume", is_flag=True, help="Resume the newest run of this name, or start it.")
 @click.pass_context

@@ -17,7 +17,7 @@ _OWN = "as in the checkpoint"
 @config_option("criterion", default=_OWN)
 @config_option("residual", default=_OWN)
 @click.option("--round-to", default="1", show_default=True, help="Keep channel counts multiples of this.")
-@click.option("--name", help="Name of the new run.  [default: the run of CHECKPOINT with -cut]")
+@click.option("--name", help="Name of the new run.  [default: that of CHECKPOINT's run plus -cut]")
 @config_option("output_dir", default="where the run of CHECKPOINT is")
 @click.option("--timing", is_flag=True, help="Print how long each phase took.")
 def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> None:

@@ -27,7 +27,7 @@ from prunetrain.training.stopping import exit_code
     "--max-restarts",
     type=click.IntRange(min=0),
     metavar="N",
-    help="With --gpus or --nproc: how often to restart all from the last checkpoint after a worker died.  [default: 3]",
+    help="With --gpus or --nproc: how often to restart all workers from the last checkpoint after one died.  [default: 3]",
 )
 @click.option(
     "--tensorboard", is_flag=True, help="Also write an event file for TensorBoard, into tensorboard/ in the run's checkpoints folder."

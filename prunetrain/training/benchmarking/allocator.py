@@ -1,8 +1,8 @@
-"""The C library's allocator as a run on a CPU has it after its first epoch, for processes that only measure.
+"""Setting the C library's allocator to what it is in a CPU run after the first epoch, for processes that only measure.
 
-In: the process. Out: what is freed is kept for what is allocated next. torch allocates tensors on a CPU with the C library, and glibc's
-gives large blocks back to the system when they are freed, which clears every page anew when it is next touched. In a run that mostly stops
-by itself, as long-lived blocks come to lie behind those that go; in a process of nothing but steps, they would be slower than in a run.
+In: the process. Out: freed memory is kept for the next allocations. torch allocates CPU tensors with the C library. glibc returns large
+blocks to the system when they are freed, and the system clears every page anew when it is next touched. In a run this mostly stops by
+itself, once long-lived blocks lie behind those that are freed; in a process that only takes steps, these would be slower than in a run.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ _LARGEST_BLOCK = 2**30  # bytes
 
 
 def keep_freed_memory() -> None:
-    """Keep what is freed, for the rest of this process; nothing happens where the allocator is not glibc's."""
+    """Keep freed memory for the rest of this process; has no effect if the allocator is not glibc's."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is not None and hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(_TRIM_THRESHOLD, _LARGEST_INT)

@@ -21,7 +21,7 @@ from prunetrain.training.precision import autocast
 
 @dataclass(frozen=True)
 class Conditions:
-    """How a network runs; `amp` is a word of the settings, `optimizer` too."""
+    """How a network runs; `amp` and `optimizer` are values of those settings."""
 
     device: torch.device
     batch_size: int
@@ -36,34 +36,34 @@ class Conditions:
         return cls(device, config.batch_size, config.amp, config.channels_last, config.compile, config.optimizer)
 
     def with_batch(self, batch_size: int) -> "Conditions":
-        """The same with another batch size."""
+        """The same conditions with another batch size."""
         return replace(self, batch_size=batch_size)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The precision of a forward pass."""
+        """The autocast context of a forward pass."""
         return autocast(self.device, self.amp)
 
     def build(self, graph: LayerGraph) -> nn.Module:
-        """A network with random weights, on the device; torch's generators stay as they are."""
+        """Build a network with random weights, on the device, without touching torch's generators."""
         with unchanged_generators(self.device), torch.device(self.device):
             model = instantiate(render(graph), "<benchmark>")
         return self.as_in_training(model)
 
     def as_in_training(self, module: nn.Module) -> nn.Module:
-        """A network or a layer, on the device, with what a run does to it before it trains."""
+        """Prepare a network or layer on the device as a run does before it trains."""
         if self.channels_last:
             _to_channels_last_(module)
         speed_up_batch_norm_(module, self.device, compiled=self.compile)
         return module
 
     def images(self, shape: tuple[int, ...]) -> Tensor:
-        """A batch of random images; torch's generators stay as they are."""
+        """Make a batch of random images, without touching torch's generators."""
         images = torch.randn(self.batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last and images.dim() == 4 else images
 
     @contextmanager
     def enough_memory(self) -> Iterator[None]:
-        """Inside, what does not fit into memory is a `ConfigError`."""
+        """Inside, running out of memory raises a `ConfigError`."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -74,14 +74,14 @@ class Conditions:
     def clock(self) -> float:
         """Seconds, for differences.
 
-        Where one CPU thread computes, the CPU time of this process, to which nothing is added while the machine does something else;
-        elsewhere the time that passes.
+        If one CPU thread does all the work, this is the CPU time of this process, which does not run while the machine does something
+        else; otherwise it is wall-clock time.
         """
         return time.process_time() if self.one_thread() else time.perf_counter()
 
     @property
     def asynchronous(self) -> bool:
-        """Whether the device works on while Python goes on, so that its own clock tells what something took."""
+        """Whether the device works asynchronously to Python, so that times must be taken by its own clock."""
         return self.device.type == "cuda"
 
     def one_thread(self) -> bool:
@@ -89,12 +89,12 @@ class Conditions:
         return self.device.type == "cpu" and torch.get_num_threads() == 1
 
     def wait(self) -> None:
-        """Return when the device has done everything that it was given."""
+        """Wait until the device has finished all work given to it."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def seconds(self, action: Callable[[], object]) -> float:
-        """What the device takes for an action, by `clock`; what it was given before is done by then."""
+        """Time an action on the device by `clock`, after waiting for all earlier work."""
         self.wait()
         start = self.clock()
         action()
@@ -103,7 +103,7 @@ class Conditions:
 
 
 def _to_channels_last_(model: nn.Module) -> None:
-    """What `Module.to` does, which refuses tensors without memory that were initialised in place."""
+    """Do what `Module.to` does; that refuses tensors without memory that were initialised in place."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     for tensor in tensors:
         if tensor.dim() == 4:
@@ -112,7 +112,7 @@ def _to_channels_last_(model: nn.Module) -> None:
 
 @contextmanager
 def unchanged_generators(device: torch.device) -> Iterator[None]:
-    """Inside, random numbers come from a fixed seed; afterwards torch's generators go on as if nothing had been drawn."""
+    """Inside, random numbers come from a fixed seed; afterwards torch's generators continue as if nothing had been drawn."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield
@@ -120,7 +120,7 @@ def unchanged_generators(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def threads(number: int | None) -> Iterator[None]:
-    """Inside, torch computes with so many CPU threads; None leaves them as they are."""
+    """Inside, torch computes with this number of CPU threads; None leaves it unchanged."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:

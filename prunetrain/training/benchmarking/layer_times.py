@@ -1,4 +1,4 @@
-"""What single layers take, forward and backward, at the sizes in question: each is timed once."""
+"""Timing single layers, forward and backward, at given sizes; each layer and size is timed once."""
 
 from collections.abc import Callable
 
@@ -13,12 +13,12 @@ from prunetrain.training.benchmarking.conditions import Conditions, unchanged_ge
 from prunetrain.training.precision import compute_type
 
 _TRIES = 3
-_AT_A_TIME = 10  # on a GPU, which would wait for each alone
-_MOST_ELEMENTS = 2**20  # of an activation that stands for all others
+_AT_A_TIME = 10  # passes per wait on a GPU
+_MOST_ELEMENTS = 2**20  # of the activation that is timed for all others
 
 
 class LayerTimer:
-    """Seconds of layers on this machine, for a batch; the fastest of some tries, as whatever else the machine does only adds to it."""
+    """Times layers on this machine for a batch, by the fastest of some tries, since other load can only slow a try down."""
 
     def __init__(self, conditions: Conditions) -> None:
         self._conditions = conditions
@@ -26,12 +26,12 @@ class LayerTimer:
         self._per_element: float | None = None
 
     def __call__(self, layer: Layer | None, shape: Shape) -> float:
-        """Seconds of a layer on an input of a shape (that of one image, batch dimension included); None is an activation function."""
+        """Seconds of a layer on an input of a shape, given for one image with a batch dimension; None is an activation function."""
         shape = (shape[0] * self._conditions.batch_size, *shape[1:])
         if layer is None:
             return self._activation(shape)
         if layer.signature.call != PLAIN_CALL:
-            return 0.0  # attention: no cut changes it
+            return 0.0  # attention, which no cut changes
         key = ((layer.kind, layer.arguments), shape)
         if key not in self._known:
             with unchanged_generators(self._conditions.device):
@@ -40,7 +40,7 @@ class LayerTimer:
         return self._known[key]
 
     def _activation(self, shape: Shape) -> float:
-        """Activation functions, additions and pooling take time in proportion to their elements; one ReLU stands for them."""
+        """Seconds of an activation function, addition or pooling, all estimated as proportional to their elements from one ReLU."""
         elements = torch.Size(shape).numel()
         if self._per_element is None:
             sample = min(elements, _MOST_ELEMENTS)
@@ -48,7 +48,7 @@ class LayerTimer:
         return self._per_element * elements
 
     def _fastest(self, function: Callable[[Tensor], Tensor], shape: Shape) -> float:
-        """Seconds of forward and backward on an input of this shape, in the fastest try; one before them does not count."""
+        """Seconds of forward and backward on an input of this shape, in the fastest try after one for warm-up."""
         conditions = self._conditions
         images = torch.ones(shape, device=conditions.device, dtype=compute_type(conditions.amp))
         if conditions.channels_last and images.dim() == 4:

@@ -1,4 +1,4 @@
-"""What `prunetrain bench` measures of one network, or of several that take turns."""
+"""The measurements of `prunetrain bench`, for one network or several that take turns."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +13,10 @@ from prunetrain.training.kernels import fastest_kernels
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of one network, round by round, and bytes.
+    """The measurements of one network: seconds, round by round, and bytes.
 
     `train_step`: forward, backward and optimizer, without the lasso, whose proximal step is `lasso_step`. `inference`: a forward pass
-    of a batch, `inference_one` of one image. `peak_memory`: of training.
+    of a batch; `inference_one`: of one image. `peak_memory`: of training.
     """
 
     peak_memory: int
@@ -27,12 +27,12 @@ class Measured:
 
 
 def measure(graphs: Sequence[LayerGraph], conditions: Conditions, *, rounds: int) -> list[Measured]:
-    """Measure networks; everything of all of them takes turns.
+    """Measure networks, with all measurements of all networks taking turns.
 
     Args:
         graphs: the networks.
         conditions: how they run.
-        rounds: how often everything has its turn, after two rounds that do not count.
+        rounds: how often each measurement is taken, after two warm-up rounds.
     """
     eager = replace(conditions, compile=False)  # what a compiled network allocates cannot be seen from outside
     with fastest_kernels(conditions.device):
@@ -52,7 +52,7 @@ def measure(graphs: Sequence[LayerGraph], conditions: Conditions, *, rounds: int
 
 
 def _as_in_training(step: TrainingStep, conditions: Conditions) -> Callable[[], None]:
-    """A step with the kernels that a run takes."""
+    """The step, with the kernels that a run chooses."""
 
     def action() -> None:
         with fastest_kernels(conditions.device):

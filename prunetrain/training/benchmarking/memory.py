@@ -1,6 +1,6 @@
-"""Peak memory of what torch computes: on a GPU by its allocator, on a CPU by the storages of all tensors that operations make.
+"""Peak memory of torch computations: on a GPU by its allocator, on a CPU by the storages of all tensors that operations return.
 
-What an operation uses inside itself (a convolution's rearranged operands) counts on a GPU only.
+What an operation uses internally (a convolution's rearranged operands) is counted on a GPU only.
 """
 
 import weakref
@@ -14,14 +14,14 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_memory(prepare: Callable[[], Callable[[], object]], device: torch.device) -> int:
-    """The most bytes that are in use at once while something is prepared, and then done twice.
+    """The most bytes in use at once while an action is prepared and then done twice.
 
     For a training step these are weights, gradients, optimizer state (made in the first step) and activations. On a GPU only the second
-    time counts, which has all of these: in the first one cuDNN may try kernels, whose memory it needs for that once.
+    time counts, which has all of these: in the first, cuDNN may try kernels, which need memory only then.
 
     Args:
-        prepare: makes what is to be done, such as a training step with its network.
-        device: where.
+        prepare: returns the action, such as a training step with its network.
+        device: where it runs.
     """
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -41,9 +41,9 @@ def peak_memory(prepare: Callable[[], Callable[[], object]], device: torch.devic
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While entered, counts the bytes of all memory that operations return, until it is freed; tensors that share memory count once.
+    """While entered, counts the bytes of all live memory that operations returned; tensors that share memory count once.
 
-    `peak` is the most at any time.
+    `peak` is the highest count so far.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """What torch calls in place of every operation, those of the backward pass among them."""
+        """Run an operation and count its results; torch calls this for every operation, including the backward pass."""
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):

@@ -1,6 +1,6 @@
-"""What this machine can do at best: multiply-accumulates and bytes a second, measured by a large matrix product and a large copy.
+"""The peak performance of this machine: multiply-accumulates and bytes per second, measured by a large matrix product and a large copy.
 
-The two lines of a roofline (Williams, Waterman and Patterson 2009, doi 10.1145/1498765.1498785).
+These are the two lines of a roofline (Williams, Waterman and Patterson 2009, doi 10.1145/1498765.1498785).
 """
 
 from collections.abc import Callable, Iterator
@@ -19,18 +19,18 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class Peaks:
-    """Multiply-accumulates a second in the precision of the run, and bytes read or written a second."""
+    """Multiply-accumulates per second in the precision of the run, and bytes read or written per second."""
 
     macs_per_second: float
     bytes_per_second: float
 
     def least_seconds(self, macs: float, moved: float) -> float:
-        """What so many multiply-accumulates and so many bytes take at least, if both go on at once."""
+        """The least time for this many multiply-accumulates and bytes, if computing and copying overlap fully."""
         return max(macs / self.macs_per_second, moved / self.bytes_per_second)
 
 
 def measure_peaks(conditions: Conditions) -> Peaks:
-    """The best of a few tries each."""
+    """Measure both peaks, each as the best of a few tries."""
     kind = conditions.device.type
     side = _SIDES[kind]
     left, right = (torch.rand(side, side, device=conditions.device, dtype=compute_type(conditions.amp)) for _ in range(2))
@@ -44,7 +44,7 @@ def measure_peaks(conditions: Conditions) -> Peaks:
 
 @contextmanager
 def as_precise_as_convolutions(device: torch.device) -> Iterator[None]:
-    """Inside, matrix products in float32 take the precision of convolutions: TF32 on a GPU that has it, unless torch was told otherwise."""
+    """Inside, float32 matrix products use the precision of convolutions: TF32 on a GPU that has it, unless torch was set otherwise."""
     if device.type != "cuda":
         yield
         return
@@ -58,5 +58,5 @@ def as_precise_as_convolutions(device: torch.device) -> Iterator[None]:
 
 
 def _fastest(action: Callable[[], object], conditions: Conditions) -> float:
-    """Seconds of the fastest of some tries, after one that does not count."""
+    """Seconds of the fastest of some tries, after one for warm-up."""
     return min([conditions.seconds(action) for _ in range(_TRIES + 1)][1:])

@@ -1,10 +1,10 @@
-"""A network's forward pass taken apart: every step timed alone, forward and backward, on the images that really reach it.
+"""Profiling a network's forward pass: every step is timed on its own, forward and backward, on the activations that actually reach it.
 
-On a CPU each is done once a round. On a GPU, where starting one and waiting for it takes longer than many of them, it is done some times
-more in a row, between two events of the GPU's own clock.
+On a CPU each step runs once per round. On a GPU, where launching a step and waiting for it takes longer than many steps themselves, it is
+then repeated several times in a row, between two events of the GPU's own clock.
 
 In: graphs. Out: for each step its MACs, the bytes it must move, and seconds. Steps are named after the layer that they call, or, for
-functions, after the function and the layer before it, so that steps of a network and of its cut form can be told to be the same.
+functions, after the function and the layer before it, so that the steps of a network and of its cut form can be matched.
 """
 
 from collections import Counter
@@ -29,11 +29,11 @@ _IN_A_ROW = 10  # on a GPU
 class StepProfile:
     """One step of a forward pass, in training, for a whole batch.
 
-    `kind` is the layer's class or the function; `macs` and `moved` (bytes) are of forward and backward together; `forward` and
-    `backward` have the seconds of every round.
+    `kind` is the layer's class or the function; `macs` and `moved` (bytes) are for forward and backward together; `forward` and
+    `backward` hold the seconds of every round.
 
-    Of the bytes, forward reads the inputs and weights and writes the output; backward reads the output's gradient and what autograd kept
-    for it, and writes the gradients of inputs and weights. Each counts once; a view moves nothing, nor does a gradient that is passed on.
+    The forward pass reads inputs and weights and writes the output. The backward pass reads the output's gradient and what autograd saved
+    for it, and writes the gradients of inputs and weights. Each counts once; a view moves nothing, nor does a gradient passed on unchanged.
     """
 
     name: str
@@ -46,12 +46,12 @@ class StepProfile:
 
     @property
     def seconds(self) -> list[float]:
-        """Forward and backward, round by round."""
+        """Seconds of forward plus backward, round by round."""
         return [there + back for there, back in zip(self.forward, self.backward, strict=True)]
 
 
 def profile_steps(graphs: list[LayerGraph], conditions: Conditions, *, rounds: int) -> list[list[StepProfile]]:
-    """Time all steps of some networks, which take turns round after round; a round before these does not count."""
+    """Time all steps of some networks, which take turns round after round, following one round of warm-up."""
     walks = [_Walk(graph, conditions) for graph in graphs]
     passes: list[list[list[StepProfile]]] = [[list(walk.run()) for walk in walks] for _ in range(rounds + 1)]
     return [[_joined(step) for step in zip(*(done[number] for done in passes[1:]), strict=True)] for number in range(len(graphs))]
@@ -104,7 +104,7 @@ class _Walk:
     def _time(self, number: int, step: Step, values: dict[Value, Tensor]) -> tuple[StepProfile, Tensor]:
         """A step's profile, and its result (N, ...)."""
         inputs = {value: values[value].detach() for value in step.inputs()}
-        for value, tensor in inputs.items():  # nobody needs the gradient of the images
+        for value, tensor in inputs.items():  # the images need no gradient
             tensor.requires_grad_(value != Value(0) and tensor.is_floating_point())
         tensors = [*inputs.values(), *self._weights(step)]
         learning = [tensor for tensor in tensors if tensor.requires_grad]
@@ -127,7 +127,7 @@ class _Walk:
         return profile, result
 
     def _forward(self, code: CodeType, scope: dict[str, Any]) -> tuple[float, Tensor, list[Tensor]]:
-        """Seconds of a step, its output, and what autograd keeps of it for the way back."""
+        """Seconds of a step's forward pass, its output, and the tensors that autograd saves for backward."""
         saved: list[Tensor] = []
         made: list[Tensor] = []
 
@@ -144,7 +144,7 @@ class _Walk:
         return _seconds_in_a_row(again) if self._conditions.asynchronous else seconds, made[0], saved
 
     def _backward(self, output: Tensor, learning: list[Tensor]) -> tuple[float, list[Tensor]]:
-        """Seconds of a step's way back, and the gradients that it makes; one that is passed on as it comes is not made."""
+        """Seconds of a step's backward pass, and the gradients that it makes, without those that it passes on unchanged."""
         several = self._conditions.asynchronous
         gradient = torch.ones_like(output)
         made: list[Tensor] = []
@@ -164,7 +164,7 @@ class _Walk:
 
 
 def _seconds_in_a_row(action: Callable[[], object]) -> float:
-    """The GPU's seconds of what it has done before, the mean of some times in a row."""
+    """Seconds by the GPU's clock of an action that has run before: the mean of several times in a row."""
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     first.record()
     for _ in range(_IN_A_ROW):
@@ -179,10 +179,10 @@ def _name(value: Value) -> str:
 
 
 def _size(tensors: Iterable[Tensor]) -> int:
-    """Bytes of some tensors together."""
+    """Total bytes of some tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _shares(tensor: Tensor, others: Iterable[Tensor]) -> bool:
-    """Whether a tensor lies in the memory of another, so that nothing was moved to make it."""
+    """Whether a tensor shares the memory of another, so that nothing was moved to make it."""
     return any(tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in others)

@@ -1,4 +1,4 @@
-"""Timing several actions in turn, round after round, so that whatever else the machine does slows all of them alike."""
+"""Timing several actions in turn, round after round, so that other load on the machine slows all of them alike."""
 
 import math
 import statistics
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-_SHORTEST = 0.02  # seconds; what takes less is done several times a round
+_SHORTEST = 0.02  # seconds; shorter actions are repeated within a round
 _MOST_REPEATS = 50
 
 
@@ -28,7 +28,7 @@ class Spread:
 
 
 def ratios(sample: Sequence[float], base: Sequence[float]) -> list[float]:
-    """Round by round, what one action took of what another took."""
+    """Ratios of one action's times to another's, round by round."""
     return [seconds / of for seconds, of in zip(sample, base, strict=True)]
 
 
@@ -40,14 +40,14 @@ def time_in_turn(
     clock: Callable[[], float] = time.perf_counter,
     warmup: int = 2,
 ) -> list[list[float]]:
-    """Seconds of every action in every round.
+    """Measure the seconds of every action in every round.
 
     Args:
         actions: what to time; short ones are repeated within a round, and the mean of the repetitions counts.
-        rounds: how many times each has its turn.
-        wait: returns when the device has done what it was given.
+        rounds: how many times each action has its turn.
+        wait: returns when the device has finished its work.
         clock: seconds, for differences.
-        warmup: rounds before these that do not count.
+        warmup: rounds before these that are not counted.
 
     Returns:
         For every action a list of `rounds` numbers.

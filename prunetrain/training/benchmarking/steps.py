@@ -1,6 +1,6 @@
-"""What is timed: a training step, inference, and the group lasso's part of a step, of a network with random weights on random images.
+"""The actions that are timed: a training step, inference, and the group lasso's step, of a network with random weights on random images.
 
-The times do not depend on the numbers, so neither weights nor data are needed. The learning rate is so small that nothing runs away.
+Times do not depend on the numbers, so neither trained weights nor data are needed. The learning rate is small enough that nothing diverges.
 """
 
 from collections.abc import Callable
@@ -23,22 +23,22 @@ _LR = 1e-6
 
 
 def check_logits(graph: LayerGraph, name: str) -> None:
-    """Refuse a network whose first output is no row of logits an image, of which there is no loss to train with.
+    """Refuse a network whose first output is not one row of logits per image, for which there is no loss to train with.
 
     Args:
         graph: the network.
-        name: how the message calls it.
+        name: its name in the message.
 
     Raises:
-        ConfigError: then.
+        ConfigError: for such a network.
     """
     shape = infer_shapes(graph)[graph.output.index][1:]
     if len(shape) != 1:
-        raise ConfigError(f"{name} returns {'x'.join(('N', *map(str, shape)))}: a training step needs logits, N images by classes")
+        raise ConfigError(f"{name} returns {'x'.join(('N', *map(str, shape)))}: a training step needs logits of shape N x classes")
 
 
 class TrainingStep:
-    """Forward, backward and the fused optimizer, as the training loop does them, without the lasso."""
+    """Forward, backward and the fused optimizer's step, as in the training loop, without the lasso."""
 
     def __init__(self, graph: LayerGraph, conditions: Conditions) -> None:
         config = TrainConfig(optimizer=conditions.optimizer, lr=_LR)
@@ -78,7 +78,7 @@ class Inference:
 
 
 class LassoStep:
-    """A proximal step of the group lasso (coupled) of a model, which it shrinks by next to nothing; training takes one every few steps."""
+    """A proximal step of the (coupled) group lasso, with almost no shrinkage; training takes one every few steps."""
 
     def __init__(self, graph: LayerGraph, model: nn.Module) -> None:
         self._lasso = GroupLasso(graph, find_spaces(graph), dict(model.named_parameters()), groups=TrainConfig.lasso_groups)

@@ -1,6 +1,6 @@
-"""Data sets: what `--dataset` can name.
+"""The data sets that `--dataset` can name.
 
-In: a `TrainConfig` and a device. Out: a `DataSource`, which gives normalised batches on that device.
+In: a `TrainConfig` and a device. Out: a `DataSource`, which yields normalised batches on that device.
 """
 
 from collections.abc import Callable
@@ -26,16 +26,16 @@ DATASETS: tuple[str, ...] = tuple(_LOADERS)
 
 
 def load_data(config: TrainConfig, device: torch.device, say: Say = silent) -> DataSource:
-    """The data set that `config` names; `say` is told what a person should know of it.
+    """Load the data set that `config` names; `say` is called with lines that the user should see.
 
     Raises:
-        ConfigError: when there is no data set of this name, or none that could be cached.
+        ConfigError: when there is no data set of this name, or it cannot be cached.
         DataError: when it is absent, damaged or unusable, or smaller than one batch; the message says what to do.
     """
     if config.dataset not in _LOADERS:
         raise ConfigError(unknown_name("dataset", config.dataset, DATASETS))
     if config.cache and config.dataset != "folder":
-        raise ConfigError(f"--cache is for --dataset folder: {config.dataset} is in memory as it is")
+        raise ConfigError(f"--cache is for --dataset folder: {config.dataset} is in memory already")
     source = folder.load(config, device, say) if config.dataset == "folder" else _LOADERS[config.dataset](config, device)
     if config.batch_size > source.num_train:
         raise DataError(

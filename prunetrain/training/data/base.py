@@ -1,4 +1,4 @@
-"""What a data set gives to the training loop, and what all data sets share: order, normalisation, wording of errors.
+"""The interface between data sets and the training loop, and what all data sets share: order, normalisation, wording of errors.
 
 In: uint8 images. Out: batches of float32 images (N, C, H, W), normalised, and int64 labels (N,), both on the run's device.
 """
@@ -13,22 +13,22 @@ from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
 Say = Callable[[str], object]
-"""What is told a line for people."""
+"""A function that shows one line to the user."""
 
 
 def silent(line: str) -> None:
-    """Told anything, says nothing."""
+    """Ignore the line."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """The part of every batch that one of several processes takes: neighbours, in the order of the ranks; by default all of it."""
+    """The part of every batch that one of several processes takes: consecutive images, in rank order; by default all of it."""
 
     rank: int = 0
     count: int = 1
 
     def of(self, first: int, last: int) -> slice:
-        """The part of the positions from `first` up to, without, `last`; as even as can be, and maybe empty."""
+        """The part of the positions from `first` up to but excluding `last`; parts are as even as possible and may be empty."""
         size = last - first
         return slice(first + size * self.rank // self.count, first + size * (self.rank + 1) // self.count)
 
@@ -39,9 +39,9 @@ WHOLE = Share()
 class DataSource(Protocol):
     """A data set ready for training.
 
-    The batches of an epoch are a function of (seed, epoch, batch size) alone, the same on every device. No method touches torch's global
-    random state, so a run that resumes in the middle of an epoch needs the number of batches done and nothing else. Of several processes
-    each takes its share of the same batches.
+    The batches of an epoch depend on (seed, epoch, batch size) alone, and are the same on every device. No method touches torch's global
+    random state, so a run that resumes in the middle of an epoch needs only the number of batches done. Several processes take shares of
+    the same batches.
     """
 
     input_shape: tuple[int, int, int]  # C, H, W
@@ -49,24 +49,24 @@ class DataSource(Protocol):
     class_names: tuple[str, ...]
     num_train: int
     num_val: int
-    statistics: "Statistics"  # that pixels are normalised by
+    statistics: "Statistics"  # by which pixels are normalised
     train_counts: tuple[int, ...]  # images of each class
     val_counts: tuple[int, ...]
 
     def train_batches(self, epoch: int, batch_size: int, *, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
-        """Shuffled, augmented batches from number `start` on; the last, incomplete one is dropped. Skipped batches cost nothing."""
+        """Yield shuffled, augmented batches from number `start` on; the last, incomplete one is dropped. Skipped batches cost nothing."""
         ...
 
     def val_batches(self, batch_size: int, *, share: Share = WHOLE) -> Iterator[Batch]:
-        """Every validation image once, in order; the last batch may be smaller, and a share of it that is empty is left out."""
+        """Yield every validation image once, in order; the last batch may be smaller, and an empty share of it is left out."""
         ...
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Number of batches that `train_batches` gives from start 0."""
+        """Number of batches that `train_batches` yields from start 0."""
         ...
 
     def normalize_by(self, statistics: "Statistics") -> None:
-        """From now on go by other statistics than the set's own: those of the images that a network was trained on."""
+        """Normalise by these statistics from now on, those of a network's training images, instead of the set's own."""
         ...
 
 
@@ -87,7 +87,7 @@ class Statistics:
 
     @classmethod
     def of(cls, images: Tensor) -> "Statistics":
-        """Exact statistics of uint8 images (N, C, H, W): the sums are whole numbers, so no order of adding changes them."""
+        """Compute exact statistics of uint8 images (N, C, H, W): the sums are integers, so the order of addition does not matter."""
         total = torch.zeros(images.shape[1], dtype=torch.int64)
         squares = torch.zeros_like(total)
         for chunk in torch.split(images, 1024):
@@ -97,16 +97,16 @@ class Statistics:
         pixels = images.numel() // images.shape[1]
         mean = total.double() / pixels
         std = (squares.double() / pixels - mean.square()).clamp(min=0).sqrt()
-        std[std == 0] = 255  # a channel of one single level stays finite
+        std[std == 0] = 255  # keeps a channel with a single level finite
         return cls(tuple((mean / 255).tolist()), tuple((std / 255).tolist()))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Sequence[float]]) -> "Statistics":
-        """What `to_dict` gave."""
+        """Restore what `to_dict` gave."""
         return cls(tuple(values["mean"]), tuple(values["std"]))
 
     def to_dict(self) -> dict[str, list[float]]:
-        """As a checkpoint holds them."""
+        """The statistics as a checkpoint stores them."""
         return {"mean": list(self.mean), "std": list(self.std)}
 
 
@@ -118,7 +118,7 @@ class Normalizer:
         mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (statistics.mean, statistics.std))
         self._scale = (1 / (255 * std)).to(device, torch.float32)
         self._shift = (-mean / std).to(device, torch.float32)
-        self._row = (self._scale.flatten()[:0], self._shift.flatten()[:0])  # both, repeated along the last width
+        self._row = (self._scale.flatten()[:0], self._shift.flatten()[:0])  # both, repeated along rows of the latest width
 
     def __call__(self, images: Tensor) -> Tensor:
         """(level / 255 - mean) / std, on the images' device and in their memory format."""
@@ -126,30 +126,30 @@ class Normalizer:
             return images.to(torch.float32).mul_(self._scale).add_(self._shift)
         pixels = images.permute(0, 2, 3, 1)
         scale, shift = self._along(images.shape[3])
-        rows = pixels.flatten(2).to(torch.float32)  # (N, H, W * C): few numbers a channel would be slow to broadcast
+        rows = pixels.flatten(2).to(torch.float32)  # (N, H, W * C): broadcasting over so few channels would be slow
         return rows.mul_(scale).add_(shift).view(pixels.shape).permute(0, 3, 1, 2)
 
     def _along(self, width: int) -> tuple[Tensor, Tensor]:
-        """Scale and shift of a row of pixels, each (width * C,)."""
+        """Scale and shift for a row of pixels, each (width * C,)."""
         if len(self._row[0]) != width * self._scale.numel():
             self._row = (self._scale.flatten().repeat(width), self._shift.flatten().repeat(width))
         return self._row
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """The generator, on the CPU, of all that is random about one epoch; seed and epoch are hashed so that neighbours share nothing."""
+    """The CPU generator for everything random in one epoch; seed and epoch are hashed, so that neighbouring ones are unrelated."""
     state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 
 def one_line(error: BaseException) -> str:
-    """What a library's exception says, without line breaks and cut to a readable length."""
+    """The message of a library's exception, without line breaks and cut to a readable length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
 
 
 def as_text(name: str) -> str:
-    """A file's name without bytes that are no UTF-8, which are escaped."""
+    """A file's name with bytes that are not UTF-8 escaped."""
     return name.encode(errors="backslashreplace").decode()
 
 

@@ -1,10 +1,10 @@
-"""Images decoded once and kept (`--cache DIR`): raw pixels in a file that all processes map into memory.
+"""Cache of decoded images (`--cache DIR`): raw pixels in a file that all processes map into memory.
 
-In: paths and how they are decoded. Out: the same images, bit for bit, without decoding. The system keeps a mapped file in memory once for
-all processes of a machine, those that train and those that decode, and frees the memory when it needs it; a later run finds the file again.
+In: paths, and how to decode them. Out: the same images, bit for bit, without decoding. The system holds a mapped file in memory once for
+all training and decoding processes of a machine, and frees the memory when it needs it. A later run finds the file again.
 
-Everything that is not random is done before an image is kept: validation images and small ones (`folder.py`) as the squares that they
-become, others as they were decoded. The folder's name is a digest of the files' names, sizes and times, so changed files are decoded anew.
+Everything that is not random is done before an image is stored: validation images and small ones (`folder.py`) are stored as the squares
+that they become, others as decoded. The folder's name is a digest of the files' names, sizes and times, so changed files are decoded anew.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ from prunetrain.training.data.workers import in_workers
 
 _SIZES, _PIXELS = "sizes.npy", "pixels.bin"
 _AT_A_TIME = 16  # images that a worker decodes before it hands them over
-_VERSION = 2  # of the format, and of what decoding does
-_SHARE = 0.75  # of the free memory that kept images may take
-_LOOK_AGAIN = 0.5  # seconds, while another process decodes the same images
+_VERSION = 2  # of the format and of the decoding
+_SHARE = 0.75  # of the free memory that cached images may take
+_LOOK_AGAIN = 0.5  # seconds between looks while another process decodes the same images
 
 _Part = tuple[Tensor, Tensor]  # sizes, int32 (n, 2), and pixels, uint8 (bytes,)
 
@@ -51,24 +51,24 @@ class DecodedImages:
         """Open a folder that `keep` has written.
 
         Raises:
-            OSError, ValueError: if it is not whole.
+            OSError, ValueError: if it is incomplete.
         """
         self._folder = folder
         self.sizes: npt.NDArray[np.int32] = np.load(folder / _SIZES, allow_pickle=False)
         self._ends = 3 * np.cumsum(self.sizes.prod(axis=1, dtype=np.int64))
         self._pixels: npt.NDArray[np.uint8] | None = None
         if (folder / _PIXELS).stat().st_size != self._ends[-1]:
-            raise ValueError("another number of pixels than its sizes say")
+            raise ValueError("the number of pixels does not match the sizes")
 
     @property
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """All pixels one after the other, (bytes,); mapped when a process first asks."""
+        """All pixels one after the other, (bytes,); mapped on first use in a process."""
         if self._pixels is None:
             self._pixels = np.memmap(self._folder / _PIXELS, dtype=np.uint8, mode="r")
         return self._pixels
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the mapping, which would be sent pixel for pixel to a process that is not forked."""
+        """The state without the mapping, which would be pickled pixel by pixel for a process that is not forked."""
         return self.__dict__ | {"_pixels": None}
 
     def __getitem__(self, number: int) -> Image.Image:
@@ -78,26 +78,26 @@ class DecodedImages:
         return Image.fromarray(np.asarray(self.pixels[end - 3 * width * height : end]).reshape(height, width, 3))
 
     def squares(self, numbers: Sequence[int]) -> npt.NDArray[np.uint8]:
-        """Images that are all of one size, (N, H, W, 3)."""
+        """Some images of a set that all have the same size, (N, H, W, 3)."""
         width, height = self.sizes[0].tolist()
         return np.asarray(self.pixels).reshape(-1, height, width, 3)[numbers]
 
 
 def keep(files: ImageFiles, cache: Path, split: str, *, workers: int, say: Say) -> DecodedImages | None:
-    """The images of some files out of the cache, where they are put first if they are not there.
+    """Return the images of some files from the cache, decoding them into it first if needed.
 
     Args:
         files: the images, at least one.
         cache: folder of the cache.
-        split: what to call them: "train" or "val".
+        split: their name, "train" or "val".
         workers: processes that decode.
-        say: is told what was written, or why nothing was.
+        say: called with a line on what was written, or why nothing was.
 
     Returns:
-        None where they do not fit into the memory that is free, or into the disk.
+        None if they do not fit into free memory or on the disk.
 
     Raises:
-        DataError: for images that cannot be read; it names all of them, or the first ten.
+        DataError: for images that cannot be read; the message names the first ten.
         OutputError: if the cache cannot be written.
     """
     folder = cache / f"{split}-{_digest(files)}"
@@ -119,7 +119,7 @@ def _opened(folder: Path) -> DecodedImages | None:
 
 
 def _digest(files: ImageFiles) -> str:
-    """Changes with the files and with what decoding makes of them."""
+    """A digest that changes with the files and the way they are decoded."""
     digest = hashlib.sha256(f"{_VERSION} {files.decoding}".encode())
     for path in files.paths:
         digest.update(f"\0{os.path.abspath(path)}".encode(errors="surrogateescape"))
@@ -132,24 +132,24 @@ def _digest(files: ImageFiles) -> str:
 def _fits(size: int, what: str, say: Say) -> bool:
     if size <= (limit := int(_SHARE * available_memory())):
         return True
-    say(f"not cached: {what} take {readable(size)} or more decoded, and {readable(limit)} of memory may be used")
+    say(f"not cached: {what} take {readable(size)} or more decoded, and only {readable(limit)} of memory may be used")
     return False
 
 
 def _write(files: ImageFiles, folder: Path, workers: int, say: Say) -> bool:
-    """Decode everything into a folder, which appears when it is whole; False if there is no room."""
+    """Decode everything into a folder, which appears only when complete; return False if there is no room."""
     what = f"the {len(files.paths):,} images of {folder}"
     total = 0
     for number, path in enumerate(files.paths):
         total += _bytes(files.decoding, path)
-        if number % 1000 == 0 and not _fits(total, what, say):  # of a million files the first few say enough
+        if number % 1000 == 0 and not _fits(total, what, say):  # with a million files, the first ones tell
             return False
     if not _fits(total, what, say):
         return False
     if total > (free := shutil.disk_usage(folder.parent).free):
-        say(f"not cached: {what} take {readable(total)} decoded, and the disk has {readable(free)} free")
+        say(f"not cached: {what} take {readable(total)} decoded, and the disk has only {readable(free)} free")
         return False
-    partial = folder.with_suffix(".partial")  # from a process that was killed, if it is there
+    partial = folder.with_suffix(".partial")  # may be left over from a process that was killed
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -165,13 +165,13 @@ def _write(files: ImageFiles, folder: Path, workers: int, say: Say) -> bool:
 
 
 def _bytes(decoding: Decoding, path: str) -> int:
-    """Of an image's pixels; 0 for one that is unreadable, which decoding reports together with those whose header is whole."""
+    """The bytes of an image's pixels; 0 if its header is unreadable, which decoding reports together with other damage."""
     size = decoding.size(path)
     return 0 if isinstance(size, Unreadable) else 3 * size[0] * size[1]
 
 
 def _decode_into(folder: Path, files: ImageFiles, workers: int) -> None:
-    """Workers decode, this process writes; for the sake of one message all are decoded, whatever comes out."""
+    """Let workers decode and this process write; all images are decoded even after a failure, so that one message names all failures."""
     sizes: list[Tensor] = []
     unreadable: list[Unreadable] = []
     with (folder / _PIXELS).open("wb") as file:
@@ -189,7 +189,7 @@ def _decode_into(folder: Path, files: ImageFiles, workers: int) -> None:
 
 
 def _parts(files: ImageFiles, workers: int) -> Iterator[_Part | list[Unreadable]]:
-    """All images, some at a time, in order; in the place of some the unreadable ones among them."""
+    """Yield all images in order, some at a time; where some of these are unreadable, yield those instead."""
     count = len(files.paths)
     spans = (range(first, min(first + _AT_A_TIME, count)) for first in range(0, count, _AT_A_TIME))
     yield from in_workers(_Decoded(files), spans, _joined, workers=workers)
@@ -204,7 +204,7 @@ class _Decoded(Dataset[Image.Image | Unreadable]):
 
 
 def _joined(images: list[Image.Image | Unreadable]) -> _Part | list[Unreadable]:
-    """The sizes of some images, and their pixels one after the other; or those that are unreadable."""
+    """The sizes of some images and their pixels one after the other; or the unreadable ones, if there are any."""
     if unreadable := [image for image in images if isinstance(image, Unreadable)]:
         return unreadable
     pixels = [torch.from_numpy(np.array(image)) for image in images]

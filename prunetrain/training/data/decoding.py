@@ -1,13 +1,13 @@
-"""One image file as pixels, and the window of it that a network sees.
+"""Decoding an image file, and cutting the window of it that a network sees.
 
-In: a path. Out: an RGB image, or why there is none. What is random about an image comes after this, in `random_window`.
+In: a path. Out: an RGB image, or the reason why there is none. Random cropping comes afterwards, in `random_window`.
 
-Images are turned upright as their EXIF says. Grey levels of 16 bits become 8, with 65535 as 255; floating-point pixels are refused: no
-file says which of them is white.
+Images are turned upright according to their EXIF. Grey levels of 16 bits become 8 bits, with 65535 as 255. Floating-point pixels are
+refused, because no file says which of their levels is white.
 
-A JPEG with far more pixels than are wanted is decoded at a half, a quarter or an eighth of its size, which is several times faster: libjpeg
-leaves out the high frequencies that the resize that follows would average away. The shorter side stays at least twice what is wanted, so
-images up to four times the wanted size are decoded in full.
+A JPEG with far more pixels than wanted is decoded at a half, a quarter or an eighth of its size, which is several times faster: libjpeg
+skips the high frequencies that resizing would average away. The shorter side stays at least twice as long as wanted, so images up to four
+times the wanted size are decoded in full.
 """
 
 import math
@@ -23,24 +23,24 @@ from prunetrain.errors import DataError
 from prunetrain.training.data.base import one_line, some
 from prunetrain.training.data.orientation import Box, turn_of
 
-_MARGIN = 2  # times what is wanted that the shorter side has at least after decoding
-_SHOWN = 10  # of unreadable files
+_MARGIN = 2  # least length of the shorter side after decoding, as a multiple of the wanted one
+_SHOWN = 10  # unreadable files that a message names
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Why an image could not be read. Returned, not raised: an exception would arrive from a worker with its traceback as message."""
+    """Why an image could not be read. Returned, not raised: an exception from a worker would arrive with its traceback as message."""
 
     path: str
     reason: str  # one line
 
     def error(self, advice: str = "") -> DataError:
-        """What the parent raises; `advice` is what else there is to do."""
+        """The error for the parent process to raise; `advice` is appended to it."""
         return DataError(f"{self.path} cannot be read as an image ({self.reason}): replace or remove it{advice}")
 
 
 def error_of_all(images: Sequence[Unreadable]) -> DataError:
-    """What the parent raises for one or more: the first ten by name."""
+    """The error for the parent process to raise for one or more images; it names the first ten."""
     if len(images) == 1:
         return images[0].error()
     return DataError(
@@ -53,15 +53,15 @@ class Decoding:
     """How files become images.
 
     Attributes:
-        side: of the square that a network sees, pixels.
-        resized_side: what the shorter side becomes before the centre of that size is cut; None leaves the image whole, for a random window.
+        side: of the square that a network sees, in pixels.
+        resized_side: of the image's shorter side before the centre is cut; None leaves the image whole, for a random window.
     """
 
     side: int
     resized_side: int | None
 
     def decode(self, path: str) -> Image.Image | Unreadable:
-        """The image in a file."""
+        """Decode the image in a file."""
         try:
             with Image.open(path) as file:
                 extent = self._reduce(file)
@@ -76,7 +76,7 @@ class Decoding:
         return image if self.resized_side is None else centre(image, self.side, self.resized_side, box)
 
     def size(self, path: str) -> tuple[int, int] | Unreadable:
-        """Width and height of what `decode` gives before it is turned upright, from the file's header alone."""
+        """Width and height of the result of `decode` before it is turned upright, from the file's header alone."""
         if self.resized_side is not None:
             return self.side, self.side
         try:
@@ -87,30 +87,30 @@ class Decoding:
             return _unreadable(path, error)
 
     def _reduce(self, file: Image.Image) -> tuple[float, float]:
-        """Ask the decoder for fewer pixels, which only that of JPEGs can give; what width and height come to, the last pixel in parts."""
+        """Ask the decoder for fewer pixels, which only JPEG's can give; return the width and height, with fractions of the last pixel."""
         wanted = _MARGIN * (self.resized_side or self.side)
         reduced = file.draft(None, (wanted, wanted))
         return file.size if reduced is None else reduced[1][2:]
 
 
 def _rgb(file: Image.Image) -> Image.Image:
-    """The pixels of an open file, 8 bits each.
+    """The pixels of an open file as RGB with 8 bits.
 
     Raises:
-        ValueError: if there is no saying which of its levels is white.
+        ValueError: if it is unknown which of its levels is white.
     """
     if file.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of no known range; save it with 8 or 16 bits")
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
     if file.mode == "I" or file.mode.startswith("I;16"):
         return _from_16_bits(np.asarray(file)).convert("RGB")
     return file.convert("RGB")
 
 
 def _from_16_bits(levels: npt.NDArray[Any]) -> Image.Image:
-    """A grey image of the nearest of 256 levels; Pillow's own conversion makes white of all that is over 255."""
+    """A grey image rounded to 256 levels; Pillow's own conversion turns everything above 255 white."""
     low, high = int(levels.min()), int(levels.max())
     if low < 0 or high > 65535:
-        raise ValueError(f"its grey levels go from {low} to {high}, and those of 16 bits from 0 to 65535; save it with 8 or 16 bits")
+        raise ValueError(f"its grey levels range from {low} to {high}, outside the 16-bit range of 0 to 65535; save it with 8 or 16 bits")
     return Image.fromarray(((levels.astype(np.int32) + 128) // 257).astype(np.uint8))
 
 
@@ -119,10 +119,10 @@ def _unreadable(path: str, error: Exception) -> Unreadable:
 
 
 class ImageFiles:
-    """Images by number, each decoded when it is asked for."""
+    """Images by number, each decoded on access."""
 
     def __init__(self, paths: Sequence[str], decoding: Decoding) -> None:
-        """Remember where they are; no file is opened."""
+        """Store the paths; no file is opened."""
         self.paths = paths
         self.decoding = decoding
 
@@ -132,13 +132,13 @@ class ImageFiles:
 
 
 def centre(image: Image.Image, side: int, resized_side: int, box: Box | None = None) -> Image.Image:
-    """Resize the shorter side to `resized_side`, then cut the middle `side` x `side`; pixel for pixel as torchvision does.
+    """Resize the shorter side to `resized_side`, then cut the central `side` x `side`, pixel for pixel as torchvision does.
 
     Args:
         image: RGB.
         side: of the result.
         resized_side: at least `side`.
-        box: what counts of the image, where an outer column and row were rounded up from a part of a pixel.
+        box: the valid part of the image, if its outer column and row were rounded up from a fraction of a pixel.
     """
     box = box or (0.0, 0.0, *image.size)
     extent = (box[2] - box[0], box[3] - box[1])
@@ -151,7 +151,7 @@ def centre(image: Image.Image, side: int, resized_side: int, box: Box | None = N
 
 
 def random_window(image: Image.Image, side: int, random: np.random.Generator) -> Image.Image:
-    """A random part of the image, resized to `side` x `side` and mirrored half of the time; torchvision's RandomResizedCrop and flip."""
+    """A random part of the image, resized to `side` x `side` and mirrored half of the time, as torchvision's RandomResizedCrop and flip."""
     left, top, width, height = _draw_window(*image.size, random)
     image = image.crop((left, top, left + width, top + height)).resize((side, side), Image.Resampling.BILINEAR)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else image

@@ -1,7 +1,7 @@
 """Random images for benchmarks: nothing to download, nothing to learn.
 
-In: an image size. Out: an `InMemory` source of 3 x size x size noise: 1,024 images for training, fewer when they would take over 256 MiB
-(from 296 pixels on), and a quarter of that for validation; 10 classes up to 64 pixels as in CIFAR, 1,000 above as in ImageNet.
+In: an image size. Out: an `InMemory` source of 3 x size x size noise. There are 1,024 training images, or fewer if these would take over
+256 MiB (from 296 pixels on), and a quarter as many for validation; 10 classes up to 64 pixels as in CIFAR, 1,000 above as in ImageNet.
 """
 
 import torch
@@ -13,12 +13,12 @@ from prunetrain.training.data.holding_out import hold_out
 from prunetrain.training.data.memory import InMemory
 
 MAX_TRAIN, MIN_TRAIN, MAX_BYTES = 1024, 64, 2**28
-SMALL_SIDE = 64  # pixels; up to here images are treated as CIFAR's are
-UNIFORM = Statistics(mean=(0.5,) * 3, std=(0.2898,) * 3)  # of the levels 0..255, all equally likely
+SMALL_SIDE = 64  # pixels; images up to this side are treated like CIFAR's
+UNIFORM = Statistics(mean=(0.5,) * 3, std=(0.2898,) * 3)  # of uniformly distributed levels 0..255
 
 
 def load(config: TrainConfig, device: torch.device) -> InMemory:
-    """Noise from a generator seeded with `seed`."""
+    """Make the noise, from a generator seeded with `seed`."""
     side = config.image_size
     generator = torch.Generator().manual_seed(config.seed)
     num_train = max(MIN_TRAIN, min(MAX_TRAIN, MAX_BYTES // (3 * side * side)))

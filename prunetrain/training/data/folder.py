@@ -1,13 +1,12 @@
-"""Folders of images in ImageNet's layout, decoded by worker processes, or once and for all (`decoded.py`).
+"""Folders of images in ImageNet's layout, decoded by worker processes, or once and cached (`decoded.py`).
 
-In: files. Out: a `DataSource`. Workers give batches of square uint8 images, channels last, in shared memory; on the device, to which they
-are copied from pinned memory where it is a GPU, they are normalised a batch at a time. With `--grey` the three channels become one when all
-else is done.
+In: files. Out: a `DataSource`. Workers make batches of square uint8 images, channels last, in shared memory. They are copied to the device
+(to a GPU from pinned memory) and normalised there, a batch at a time. `--grey` turns three channels into one after all other decoding.
 
-Large images (over 64 pixels) are cropped as in Szegedy et al. 2014 (arXiv 1409.4842, section 6): a window of 8% to 100% of the area, side
-ratio 3/4 to 4/3, resized to `image_size`, mirrored half of the time; for validation the shorter side is resized to image_size * 256 / 224
-and the centre is taken. Small images are resized to `image_size` and then moved and mirrored on the device, as those in memory are.
-Each image's randomness depends on (seed, epoch, position in the epoch), so neither the number of workers nor a restart changes it.
+Large images (over 64 pixels) are cropped as in Szegedy et al. 2014 (arXiv 1409.4842, section 6): a window of 8% to 100% of the area, with
+an aspect ratio of 3/4 to 4/3, is resized to `image_size` and mirrored half of the time. For validation the shorter side is resized to
+image_size * 256 / 224 and the centre is cut. Small images are resized to `image_size` and then moved and mirrored on the device, like those
+in memory. An image's randomness depends on (seed, epoch, position in the epoch), so the number of workers and restarts do not change it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,15 +29,15 @@ from prunetrain.training.data.folder_scan import FolderIndex, Samples, scan, sca
 from prunetrain.training.data.workers import decoders, in_workers
 
 IMAGENET = Statistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-GREY = Statistics(mean=(0.459,), std=(0.226,))  # of these the mean by the weights of `as_grey`
-SMALL_SIDE = 64  # pixels; up to here images are treated as CIFAR's are
+GREY = Statistics(mean=(0.459,), std=(0.226,))  # the mean is that of IMAGENET by the weights of `as_grey`
+SMALL_SIDE = 64  # pixels; images up to this side are treated like CIFAR's
 _FIND_ALL = "; prunetrain train --cache FOLDER finds such files before it trains"
 
-Key = tuple[int, int]  # position in the epoch, number of the image
+Key = tuple[int, int]  # position in the epoch, index of the image
 
 
 def centred_at(side: int) -> Decoding:
-    """How files become images of `side` x `side` where nothing is random."""
+    """How files become images of `side` x `side` without randomness."""
     return Decoding(side, side if side <= SMALL_SIDE else side * 256 // 224)
 
 
@@ -46,7 +45,7 @@ class FolderSource:
     """A `DataSource` over files."""
 
     def __init__(self, config: TrainConfig, index: FolderIndex, device: torch.device, say: Say) -> None:
-        """Take the files of an index. None is opened yet, unless they are to be cached, of which `say` is told."""
+        """Take the files of an index. None is opened yet, unless they are cached first, which `say` reports."""
         side = config.image_size
         self.input_shape = (1 if config.grey else 3, side, side)
         self.class_names = index.class_names
@@ -73,7 +72,7 @@ class FolderSource:
         self.normalize_by(GREY if config.grey else IMAGENET)
 
     def train_batches(self, epoch: int, batch_size: int, *, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
-        """Shuffled, augmented batches from number `start` on; images of skipped batches are not opened."""
+        """Yield shuffled, augmented batches from number `start` on; images of skipped batches are not opened."""
         generator = epoch_generator(self._seed, epoch)
         order = torch.randperm(self.num_train, generator=generator).tolist()
         moves = self._augmentation.draw(self.num_train, generator).to(self._device) if self._augmentation else None
@@ -84,14 +83,14 @@ class FolderSource:
             yield self._normalize(images if moves is None else moves[span].apply(images)), labels
 
     def val_batches(self, batch_size: int, *, share: Share = WHOLE) -> Iterator[Batch]:
-        """Every validation image once, in order."""
+        """Yield every validation image once, in order."""
         spans = (share.of(first, min(first + batch_size, self.num_val)) for first in range(0, self.num_val, batch_size))
         keys = ([(i, i) for i in range(span.start, span.stop)] for span in spans if span.start < span.stop)
         for images, labels in self._load(self._val, keys, None):
             yield self._normalize(images), labels
 
     def normalize_by(self, statistics: Statistics) -> None:
-        """From now on go by these statistics."""
+        """Normalise by these statistics from now on."""
         self.statistics = statistics
         self._normalize = Normalizer(statistics, self._device)
 
@@ -100,7 +99,7 @@ class FolderSource:
         return self.num_train // batch_size
 
     def _load(self, half: "_Half", keys: Iterable[list[Key]], window_seed: tuple[int, int] | None) -> Iterator[Batch]:
-        """Batches on the device, uint8 (N, C, side, side) in the memory format of the settings."""
+        """Yield batches on the device, uint8 (N, C, side, side) in the configured memory format."""
         if isinstance(half.images, DecodedImages) and window_seed is None:
             batches = self._pinned(_gathered(half.images, half.labels, keys, grey=self._grey))
         else:
@@ -111,11 +110,11 @@ class FolderSource:
             yield moved if self._channels_last else moved.contiguous(), labels.to(self._device, non_blocking=True)
 
     def _pinned(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """In memory that a GPU copies from while this process goes on."""
+        """Put batches into pinned memory if the device is a GPU, which then copies them while this process continues."""
         return ((images.pin_memory(), labels.pin_memory()) for images, labels in batches) if self._device.type == "cuda" else batches
 
     def _decoded(self, views: "Views", keys: Iterable[list[Key]]) -> Iterator[Batch]:
-        """Batches from the workers, uint8 (N, side, side, C)."""
+        """Yield batches from the workers, uint8 (N, side, side, C)."""
         for batch in in_workers(views, keys, _collate, workers=self._workers, pinned=self._device.type == "cuda"):
             if isinstance(batch, Unreadable):
                 raise batch.error("" if self._cached else _FIND_ALL)
@@ -131,19 +130,19 @@ class _Half:
 
     @classmethod
     def of(cls, samples: Samples, decoding: Decoding, split: str, *, cache: str, workers: int, say: Say) -> "_Half":
-        """Out of the cache, where there is to be one and it has room; out of the files otherwise."""
+        """Read from the cache, if one is asked for and has room; from the files otherwise."""
         files = ImageFiles(samples.paths, decoding)
         kept = keep(files, Path(cache), split, workers=workers, say=say) if cache else None
         return cls(kept or files, samples.labels)
 
 
 def as_grey(image: Image.Image) -> np.ndarray[Any, Any]:
-    """An RGB image in one channel, uint8 (H, W, 1): 0.299 R + 0.587 G + 0.114 B, as ITU-R 601 has it and Pillow computes it."""
+    """Convert an RGB image to one channel, uint8 (H, W, 1): 0.299 R + 0.587 G + 0.114 B, as in ITU-R 601 and Pillow."""
     return np.array(image.convert("L"))[..., None]
 
 
 def _gathered(images: DecodedImages, labels: Sequence[int], keys: Iterable[list[Key]], *, grey: bool) -> Iterator[Batch]:
-    """Batches of what is decoded and has its size: a copy of memory, for which no worker is needed."""
+    """Yield batches of images that are cached at their final size: mere copies of memory, for which no worker is needed."""
     for batch in keys:
         numbers = [number for _, number in batch]
         squares = images.squares(numbers)
@@ -154,7 +153,7 @@ def _gathered(images: DecodedImages, labels: Sequence[int], keys: Iterable[list[
 
 
 class Views(Dataset[tuple[Tensor, int] | Unreadable]):
-    """Images as the network sees them: uint8 (side, side, C). A random window of each where there is a seed."""
+    """Images as the network sees them, uint8 (side, side, C); random windows if there is a seed."""
 
     def __init__(
         self,
@@ -165,7 +164,7 @@ class Views(Dataset[tuple[Tensor, int] | Unreadable]):
         *,
         grey: bool = False,
     ) -> None:
-        """Seed is (seed, epoch)."""
+        """Store the arguments; `window_seed` is (seed, epoch)."""
         self._images = images
         self._labels = labels
         self._side = side
@@ -173,7 +172,7 @@ class Views(Dataset[tuple[Tensor, int] | Unreadable]):
         self._grey = grey
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int] | Unreadable:
-        """Image and label, or why there is none."""
+        """The image and its label, or why it cannot be read."""
         position, number = key
         image = self._images[number]
         if isinstance(image, Unreadable):
@@ -184,7 +183,7 @@ class Views(Dataset[tuple[Tensor, int] | Unreadable]):
 
 
 def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> Batch | Unreadable:
-    """A batch, in memory that the parent shares where a worker makes it; or the first image that is unreadable."""
+    """Stack a batch, in shared memory if made by a worker; or return the first unreadable image."""
     images, labels = [], []
     for item in items:
         if isinstance(item, Unreadable):
@@ -195,10 +194,10 @@ def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> Batch | Unreadable
 
 
 def load(config: TrainConfig, device: torch.device, say: Say = silent) -> FolderSource:
-    """The folder that `data_dir` names; `say` is told what becomes of its cache."""
+    """Load the folder that `data_dir` names; `say` is called with lines about its cache."""
     return FolderSource(config, scan(Path(config.data_dir), config.val_split), device, say)
 
 
 def load_known(config: TrainConfig, classes: Sequence[str], what: Path, device: torch.device) -> FolderSource:
-    """The folder that `data_dir` names, to measure a network of these classes on; errors call it `what`."""
+    """Load the folder that `data_dir` names, to evaluate a network with these classes; errors call the network `what`."""
     return FolderSource(config, scan_known(Path(config.data_dir), classes, what), device, silent)

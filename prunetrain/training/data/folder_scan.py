@@ -1,9 +1,9 @@
-"""Finds the images of a folder in ImageNet's layout: train/<class>/**/*.jpg and val/<class>/**/*.jpg.
+"""Finding the images of a folder in ImageNet's layout: train/<class>/**/*.jpg and val/<class>/**/*.jpg.
 
-Where some are held out for validation, and for a network whose classes are known, one of the two or <class>/** is enough.
+If images are held out for validation, or the network's classes are known, one of the two or <class>/** is enough.
 
 In: a folder. Out: class names and, for each split, paths and labels, sorted, so that every machine numbers them alike. No image is opened.
-Names that begin with a dot are passed over.
+Names that begin with a dot are skipped.
 """
 
 import os
@@ -26,14 +26,14 @@ class Samples:
     labels: tuple[int, ...]
 
     def those(self, numbers: Iterable[int]) -> "Samples":
-        """Some of them."""
+        """The samples with these numbers."""
         chosen = list(numbers)
         return Samples(tuple(self.paths[i] for i in chosen), tuple(self.labels[i] for i in chosen))
 
 
 @dataclass(frozen=True)
 class FolderIndex:
-    """What a folder holds."""
+    """The classes and images of a folder."""
 
     class_names: tuple[str, ...]
     train: Samples
@@ -45,20 +45,20 @@ def scan(root: Path, val_split: float = 0.0) -> FolderIndex:
 
     Args:
         root: the folder.
-        val_split: share of the images in train/, or else of all of them, to hold out for validation; 0: there is a val/.
+        val_split: share of the images to hold out for validation, of those in train/ if it exists, else of all; 0: use val/.
 
     Raises:
-        DataError: when the layout is another one, or a class has no images.
+        DataError: when the layout is different, or a class has no images.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder: name the one that holds train/ and val/ with --data-dir")
+        raise DataError(f"{root} is not a folder: give --data-dir the folder that holds train/ and val/")
     if val_split:
         return _divided(root / "train" if (root / "train").is_dir() else root, val_split)
     for split in ("train", "val"):
         if not (root / split).is_dir():
             raise DataError(
                 f"{root} has no folder {split}: put images into {root}/train/CLASS and {root}/val/CLASS, pass another --data-dir, "
-                "or hold some of the images out for validation with --val-split 0.2"
+                "or hold out some of the images for validation with --val-split 0.2"
             )
     classes, val_classes = _class_folders(root / "train"), _class_folders(root / "val")
     numbers = _numbered(root / "train", classes)
@@ -69,7 +69,7 @@ def scan(root: Path, val_split: float = 0.0) -> FolderIndex:
 
 
 def _divided(folder: Path, val_split: float) -> FolderIndex:
-    """The images of a folder of classes, some of them held out."""
+    """The images of a folder of class folders, some of them held out."""
     classes = _class_folders(folder)
     every = _samples(folder, classes, _numbered(folder, classes))
     beyond = len(str(folder / "_")) - 1
@@ -79,21 +79,21 @@ def _divided(folder: Path, val_split: float) -> FolderIndex:
 
 
 def scan_known(root: Path, classes: Sequence[str], what: Path) -> FolderIndex:
-    """List the images to measure a network on, in root/val/CLASS or in root/CLASS; a class without a folder has none.
+    """List the images to evaluate a network on, in root/val/CLASS or root/CLASS; a class without a folder has none.
 
     Args:
         root: the folder.
-        classes: of the network, in the order of its outputs.
-        what: how messages call the network.
+        classes: the network's classes, in the order of its outputs.
+        what: the network's name in messages.
 
     Returns:
-        The same images as either half: nothing is trained on them.
+        An index with the same images as training and validation half, since nothing is trained on them.
 
     Raises:
-        DataError: when there are none, or a class folder is none of the network's.
+        DataError: when there are no images, or a folder is not one of the network's classes.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder: name one that holds val/CLASS or CLASS folders with --data-dir")
+        raise DataError(f"{root} is not a folder: give --data-dir one that holds val/CLASS or CLASS folders")
     val = root / "val"
     folder = val if val.is_dir() and ("val" not in classes or (val / "val").is_dir()) else root
     numbers = {name: label for label, name in enumerate(classes)}
@@ -101,10 +101,10 @@ def scan_known(root: Path, classes: Sequence[str], what: Path) -> FolderIndex:
     unknown = [name for name in found if as_text(name) not in numbers]
     if unknown:
         if folder == root and "train" in unknown:
-            raise DataError(f"{root} has train/ and no val/: name {root / 'train'} to measure on the images in there")
+            raise DataError(f"{root} has train/ but no val/: give --data-dir {root / 'train'} to evaluate on the images in it")
         raise DataError(
             f"{folder} has class folders that {what} does not know: {some(unknown)}; name them as in training ({some(classes)}), "
-            "or take them out"
+            "or remove them"
         )
     paths = {name: images_in(folder / name) for name in found}
     if not any(paths.values()):
@@ -115,9 +115,9 @@ def scan_known(root: Path, classes: Sequence[str], what: Path) -> FolderIndex:
 
 
 def _numbered(folder: Path, classes: Sequence[str]) -> dict[str, int]:
-    """The number of each class of training."""
+    """The label of each training class."""
     if len(classes) == 1:
-        raise DataError(f"{folder} has the class {classes[0]} only: training needs two classes or more")
+        raise DataError(f"{folder} has only the class {classes[0]}: training needs two classes or more")
     return {name: label for label, name in enumerate(classes)}
 
 
@@ -144,16 +144,16 @@ def _samples(split: Path, classes: tuple[str, ...], numbers: dict[str, int]) -> 
 
 
 def find_images(named: Sequence[Path]) -> list[str]:
-    """The image files that are meant by files and folders, in their order; those of a folder, and of the folders in it, sorted.
+    """List the given image files and the images in the given folders and their subfolders, in the given order, sorted in each folder.
 
     Raises:
-        DataError: for a name that is neither, and for folders without images.
+        DataError: for a path that is neither a file nor a folder, and for folders without images.
     """
     found = []
     for path in named:
         images = images_in(path) if path.is_dir() else [str(path)] if path.is_file() else None
         if images is None:
-            raise DataError(f"{path} is no file or folder: name images, or folders with images in them")
+            raise DataError(f"{path} is not a file or folder: name images, or folders with images in them")
         if not images:
             raise DataError(f"{path} has no images in it ({', '.join(EXTENSIONS)}): name another folder")
         found += images
@@ -161,7 +161,7 @@ def find_images(named: Sequence[Path]) -> list[str]:
 
 
 def images_in(folder: Path) -> list[str]:
-    """All image files of a folder and of the folders in it, sorted."""
+    """All image files in a folder and its subfolders, sorted."""
     found = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -1,7 +1,7 @@
-"""`--val-split`: a share of the training images to validate on, for sets that have no validation images, or whose own are to stay unseen.
+"""`--val-split`: holding out training images to validate on, for sets without validation images, or whose own should stay unseen.
 
-In: names and labels of images. Out: which of them are held out. Of each class the same share is, chosen by a hash of the names: the same
-images whatever the seed and the machine, and nearly the same when images come or go.
+In: names and labels of images. Out: the images held out. The share is the same for every class, and images are chosen by a hash of their
+names: the same ones for every seed and machine, and nearly the same when images are added or removed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,15 +17,15 @@ from prunetrain.training.data.base import Split
 
 
 def held_out(names: Iterable[str], labels: Sequence[int], share: float) -> list[int]:
-    """Which images are held out.
+    """Choose the images to hold out.
 
     Args:
-        names: of the images, each another one.
+        names: of the images, all distinct.
         labels: their classes.
-        share: of each class, in (0, 1); at least one image is held out, and one at least is not, but where there is only one.
+        share: of each class, in (0, 1). Of two images or more, at least one is held out and one is kept; a single image is kept.
 
     Returns:
-        Their numbers, ascending.
+        The indices of the images held out, ascending.
 
     Raises:
         DataError: if no class has two images, so that nothing can be held out.
@@ -36,12 +36,12 @@ def held_out(names: Iterable[str], labels: Sequence[int], share: float) -> list[
         numbers = [number for _, _, number in members]
         held += numbers[: min(len(numbers) - 1, max(1, int(share * len(numbers) + 0.5)))]
     if not held:
-        raise DataError("no class has two training images, so that --val-split can hold none out: add images, or leave it out")
+        raise DataError("no class has two training images, so --val-split cannot hold any out: add images, or leave it out")
     return sorted(held)
 
 
 def hold_out(split: Split, share: float) -> tuple[Split, Split]:
-    """The images to train on, and those held out of them; see `held_out`. Names are the numbers of the images."""
+    """Divide images into those to train on and those held out; see `held_out`. Their names are their indices."""
     held = torch.zeros(len(split.labels), dtype=torch.bool)
     held[held_out(map(str, range(len(held))), split.labels.tolist(), share)] = True
     kept, out = (Split(split.images[chosen], split.labels[chosen]) for chosen in (~held, held))
@@ -49,17 +49,17 @@ def hold_out(split: Split, share: float) -> tuple[Split, Split]:
 
 
 def check_unseen(path: Path, share: float, given: Mapping[str, Any]) -> None:
-    """Refuse to validate a network on images that it was trained on: a larger share holds out what a smaller one does, and some of these.
+    """Refuse to validate a network on images that it was trained on: a larger share holds out further images beside those of a smaller one.
 
     Args:
         path: its checkpoint.
-        share: what was held out of its training.
-        given: settings that are to differ; what data of another place it was trained on, nobody can say.
+        share: the share held out in its training.
+        given: the settings that will differ. Data from elsewhere are accepted: it is unknown which of them the network was trained on.
 
     Raises:
         ConfigError: for a larger share.
     """
     if given.get("val_split", 0.0) > share and not given.keys() & {"dataset", "data_dir"}:
         raise ConfigError(
-            f"{path} was trained with --val-split {share:g}, and of a larger one it has seen images: leave it out, or give a smaller one"
+            f"{path} was trained with --val-split {share:g} and has seen images of a larger one: leave it out, or give a smaller one"
         )

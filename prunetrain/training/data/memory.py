@@ -1,4 +1,4 @@
-"""Data sets that live in memory as uint8, on the GPU where there is one.
+"""Data sets that are held in memory as uint8, on the GPU if the run uses one.
 
 In: two splits, their statistics and augmentation. Out: a `DataSource` whose batches cost a few tensor operations each.
 """
@@ -26,7 +26,7 @@ class InMemory:
         device: torch.device,
         channels_last: bool,
     ) -> None:
-        """Move both splits to `device`, in the memory format that batches are to have; `augmentation` None leaves images as they are."""
+        """Move both splits to `device`, in the memory format of the batches; `augmentation` None leaves images unchanged."""
         channels, height, width = train.images.shape[1:]
         self.input_shape = (channels, height, width)
         self.class_names = tuple(class_names)
@@ -46,7 +46,7 @@ class InMemory:
         self.normalize_by(statistics)
 
     def train_batches(self, epoch: int, batch_size: int, *, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
-        """Shuffled, augmented batches from number `start` on. Order and moves of the whole epoch are drawn first, images gathered later."""
+        """Yield shuffled, augmented batches from number `start` on. Order and moves are drawn for the whole epoch at its start."""
         generator = epoch_generator(self._seed, epoch)
         order = torch.randperm(self.num_train, generator=generator).to(self._device)
         moves = self._augmentation.draw(self.num_train, generator).to(self._device)
@@ -56,14 +56,14 @@ class InMemory:
             yield self._normalize(moves[span].cut(self._train.images, chosen)), self._train.labels[chosen]
 
     def val_batches(self, batch_size: int, *, share: Share = WHOLE) -> Iterator[Batch]:
-        """Every validation image once, in order."""
+        """Yield every validation image once, in order."""
         for first in range(0, self.num_val, batch_size):
             span = share.of(first, min(first + batch_size, self.num_val))
             if span.start < span.stop:
                 yield self._normalize(self._val.images[span]), self._val.labels[span]
 
     def normalize_by(self, statistics: Statistics) -> None:
-        """From now on go by these statistics."""
+        """Normalise by these statistics from now on."""
         self.statistics = statistics
         self._normalize = Normalizer(statistics, self._device)
 

@@ -1,10 +1,9 @@
-"""Images that belong to no data set, as a trained network takes them.
+"""Preparing images from outside any data set for a trained network.
 
 In: files, and the settings that the network was trained with. Out: normalised batches on a device, and the files that cannot be read.
 
-For a network that was trained on a folder, images are prepared as that folder's were in validation. Arrays, digits and CIFAR have images of
-one size; for a network that was trained on these, the largest part of an image that has their shape is cut from its middle and resized, and
-is made grey where they are.
+For a network trained on a folder, images are prepared as that folder's were for validation. Arrays, digits and CIFAR have images of one
+size; for a network trained on these, the largest centre crop of that shape is resized to it, and turned grey if the data set is grey.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,23 +24,23 @@ from prunetrain.training.data.folder import as_grey, centred_at
 from prunetrain.training.data.workers import in_workers
 
 Numbered = tuple[list[int], Tensor | None, list[tuple[int, Unreadable]]]
-"""Numbers of images; these, (N, C, H, W), where there are any; and the numbers of others, with why they are missing."""
+"""Indices of images; these images, (N, C, H, W), or None without any; and the indices of unreadable ones, with the reasons."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to an image file.
+    """How an image file becomes a network's input.
 
     Attributes:
-        shape: of what comes out: C, which is 1 or 3, H and W.
-        centred: how a folder's images were resized and cut; None where there was no folder.
+        shape: of the result: C, which is 1 or 3, H and W.
+        centred: how a folder's images were resized and cropped; None if the network was not trained on a folder.
     """
 
     shape: tuple[int, int, int]
     centred: Decoding | None
 
     def prepare(self, path: str) -> Tensor | Unreadable:
-        """The image in a file, uint8 (H, W, C)."""
+        """Read the image in a file, uint8 (H, W, C)."""
         channels, height, width = self.shape
         decoding = self.centred or Decoding(max(height, width), None)
         image = decoding.decode(path)
@@ -53,19 +52,19 @@ class Preparation:
 
 
 def preparation_of(config: TrainConfig, shape: Sequence[int], what: Path) -> Preparation:
-    """How images are prepared for a network.
+    """Choose how images are prepared for a network.
 
     Args:
         config: the settings that it was trained with.
         shape: of its input.
-        what: how errors call it.
+        what: its name in error messages.
 
     Raises:
-        ConfigError: for networks of images that are neither grey nor RGB.
+        ConfigError: for a network whose images are neither grey nor RGB.
     """
     channels, height, width = shape
     if channels not in (1, 3):
-        raise ConfigError(f"{what} takes images of {channels} channels, and image files have 1 or 3: use it from Python, on arrays")
+        raise ConfigError(f"{what} takes images of {channels} channels, but image files have 1 or 3: use it from Python, on arrays")
     return Preparation((channels, height, width), centred_at(height) if config.dataset == "folder" else None)
 
 
@@ -73,14 +72,14 @@ class NewImages:
     """Batches of image files."""
 
     def __init__(self, paths: Sequence[str], preparation: Preparation, statistics: Statistics, device: torch.device) -> None:
-        """Remember where they are; no file is opened."""
+        """Store the paths; no file is opened."""
         self.paths = paths
         self._preparation = preparation
         self._normalize = Normalizer(statistics, device)
         self.device = device
 
     def batches(self, batch_size: int, *, workers: int, channels_last: bool) -> Iterator[Numbered]:
-        """All images in order, float32 and on the device; no more workers are started than there are batches."""
+        """Yield all images in order, float32 and on the device, with at most one worker per batch."""
         spans = [range(first, min(first + batch_size, len(self.paths))) for first in range(0, len(self.paths), batch_size)]
         images = _Prepared(self.paths, self._preparation)
         workers = min(workers, len(spans)) if len(spans) > 1 else 0
@@ -102,7 +101,7 @@ class _Prepared(Dataset[tuple[int, Tensor | Unreadable]]):
 
 
 def _collate(items: list[tuple[int, Tensor | Unreadable]]) -> Numbered:
-    """A batch of those that could be read, uint8 (N, H, W, C), and the others."""
+    """Stack the images that could be read into a batch, uint8 (N, H, W, C), and list the others."""
     images = [(number, image) for number, image in items if isinstance(image, Tensor)]
     unreadable = [(number, image) for number, image in items if isinstance(image, Unreadable)]
     return [number for number, _ in images], torch.stack([image for _, image in images]) if images else None, unreadable

@@ -1,9 +1,9 @@
-"""Data sets in one .npz file, someone's own or the bundled digits.
+"""Data sets in one .npz file: the user's own, or the bundled digits.
 
-In: arrays x_train, y_train, x_test, y_test; x uint8 of shape (N, H, W) or (N, H, W, C) with 1 to 16 channels last, y whole numbers
-0..K-1 of shape (N,). Out: an `InMemory` source. Nothing in the file is unpickled. With `--val-split` the first two will do.
+In: arrays x_train, y_train, x_test, y_test; x uint8 of shape (N, H, W) or (N, H, W, C) with 1 to 16 channels last, y integers
+0..K-1 of shape (N,). With `--val-split` the first two are enough. Out: an `InMemory` source. Nothing in the file is unpickled.
 
-Images move by up to an eighth of their side; those of three channels are taken for photographs and mirrored too.
+Augmentation moves images by up to an eighth of their side; those with three channels are taken for photographs and mirrored too.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ from prunetrain.training.data.memory import InMemory
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 MAX_CHANNELS = 16
 _HOW = f"numpy.savez(path, {', '.join(f'{name}=...' for name in ARRAYS)})"
-_COPIES = 3  # of an array in memory at a time: as it is read, with its channels first, and for statistics and labels in 64 bits
+_COPIES = 3  # of an array in memory at once: as read, with channels first, and in 64 bits for statistics and labels
 DIGITS = Path(__file__).with_name("digits.npz")
 DIGITS_STATISTICS = Statistics(mean=(0.3049,), std=(0.3757,))
 
 
 def load(config: TrainConfig, device: torch.device) -> InMemory:
-    """The file that `data_dir` names."""
+    """Load the file that `data_dir` names."""
     train, val = read(Path(config.data_dir), val_split=config.val_split)
     channels, height, width = train.images.shape[1:]
     natural = Augmentation.natural(height, width)
@@ -50,7 +50,7 @@ def load(config: TrainConfig, device: torch.device) -> InMemory:
 
 
 def load_digits(config: TrainConfig, device: torch.device) -> InMemory:
-    """1,797 real 8x8 images that ship with the package; digits.LICENSE.md names their source."""
+    """Load the 1,797 real 8x8 images that ship with the package; digits.LICENSE.md names their source."""
     train, val = read(DIGITS, val_split=config.val_split)
     return InMemory(
         train,
@@ -65,20 +65,20 @@ def load_digits(config: TrainConfig, device: torch.device) -> InMemory:
 
 
 def read(path: Path, *, val_split: float = 0.0) -> tuple[Split, Split]:
-    """Training and validation images of a file. Shapes, types and sizes are checked before an array is read.
+    """Read the training and validation images of a file. Shapes, types and sizes are checked before any array is read.
 
     Args:
         path: the file.
         val_split: share of the training images to hold out for validation; 0: the file's own.
 
     Raises:
-        DataError: when the file is absent, is no .npz file, is too large for this machine's memory, or its arrays are not what this
+        DataError: when the file is absent, is not an .npz file, is too large for this machine's memory, or its arrays are not as this
             module's docstring says.
     """
     if path.is_dir():
-        raise DataError(f"{path} is a folder: name the .npz file with --data-dir")
+        raise DataError(f"{path} is a folder: give --data-dir the .npz file in it")
     if not path.exists():
-        raise DataError(f"{path} does not exist: name an .npz file with --data-dir")
+        raise DataError(f"{path} does not exist: give --data-dir an .npz file")
     try:
         with open_regular(path) as file:
             arrays = _read_arrays(path, ArrayFile(file), ("train",) if val_split else ("train", "test"))
@@ -96,17 +96,17 @@ def _read_arrays(path: Path, file: ArrayFile, splits: Sequence[str]) -> dict[str
     headers = file.headers(wanted)
     missing = [name for name in wanted if name not in headers]
     if missing:
-        holding = " or hold some of x_train out with --val-split 0.2" if missing == ["x_test", "y_test"] else ""
+        holding = " or hold out some of x_train with --val-split 0.2" if missing == ["x_test", "y_test"] else ""
         raise DataError(f"{path} lacks {', '.join(missing)}: write it with {_HOW}{holding}")
     for split in splits:
         _check_images(path, f"x_{split}", headers[f"x_{split}"])
         _check_labels(path, f"y_{split}", headers[f"y_{split}"], images=headers[f"x_{split}"].shape[0])
     shapes = [headers[f"x_{split}"].shape[1:] for split in splits]
     if len(set(shapes)) > 1:
-        raise DataError(f"{path}: images of x_train are {shapes[0]}, of x_test {shapes[1]}: give both one shape")
+        raise DataError(f"{path}: images of x_train are {shapes[0]}, of x_test {shapes[1]}: give both the same shape")
     needed = sum(_COPIES * header.nbytes for header in headers.values())
     if needed > (available := available_memory()):
-        raise DataError(f"{path}: its arrays need {readable(needed)} of memory, and {readable(available)} are free: store fewer images")
+        raise DataError(f"{path}: its arrays need {readable(needed)} of memory, and only {readable(available)} is free: store fewer images")
     return {name: file.read(name) for name in wanted}
 
 
@@ -119,20 +119,20 @@ def _check_images(path: Path, name: str, x: ArrayHeader) -> None:
     if x.nbytes == 0:
         raise DataError(f"{path}: {name} holds no pixels, its shape is {x.shape}: {layout}")
     if len(x.shape) == 4 and x.shape[1] in (1, 3) and x.shape[2] == x.shape[3] != x.shape[1]:
-        raise DataError(f"{path}: {name} has its channels first, its shape is {x.shape}: {layout}")
+        raise DataError(f"{path}: {name} has its channels first, in the shape {x.shape}: {layout}")
 
 
 def _check_labels(path: Path, name: str, y: ArrayHeader, *, images: int) -> None:
     if not np.issubdtype(y.dtype, np.integer):
         raise DataError(f"{path}: {name} is {_named(y)}: store labels as whole numbers from 0")
     if len(y.shape) != 1:
-        raise DataError(f"{path}: {name} has the shape {y.shape}: give it the shape (N,), one label an image")
+        raise DataError(f"{path}: {name} has the shape {y.shape}: give it the shape (N,), one label per image")
     if y.shape[0] != images:
-        raise DataError(f"{path}: {name} has {y.shape[0]:,} labels for {images:,} images: give one label an image")
+        raise DataError(f"{path}: {name} has {y.shape[0]:,} labels for {images:,} images: give one label per image")
 
 
 def _named(header: ArrayHeader) -> str:
-    """The type of an array; one of many fields is long."""
+    """The type of an array, cut to a readable length: a type with many fields is long."""
     text = str(header.dtype)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -143,7 +143,7 @@ def _check_values(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
             raise DataError(f"{path}: {name} holds the label {arrays[name].min()}: number the classes from 0")
     classes = np.unique(arrays["y_train"])
     if len(classes) == 1:
-        raise DataError(f"{path}: y_train holds the label {classes[0]} only: training needs two classes or more")
+        raise DataError(f"{path}: y_train holds only the label {classes[0]}: training needs two classes or more")
     if classes[-1] != len(classes) - 1:
         unused = int(np.flatnonzero(classes != np.arange(len(classes)))[0])
         raise DataError(f"{path}: y_train goes up to {classes[-1]} but never holds {unused}: number its classes 0 to {len(classes) - 1}")

@@ -1,6 +1,6 @@
-"""How a camera was held: images are turned upright by EXIF's Orientation, as Pillow's `ImageOps.exif_transpose` does.
+"""Turning images upright by EXIF's Orientation, as Pillow's `ImageOps.exif_transpose` does.
 
-In: an open image file. Out: how to turn it, or None. torchvision leaves images as they lie in their files.
+In: an open image file. Out: how to turn it, or None. torchvision does not turn images.
 """
 
 import warnings
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 _TAG = 274
-_NOTES = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for it
+_NOTES = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for the orientation
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
@@ -20,9 +20,9 @@ class Turn:
 
     Attributes:
         method: Pillow's.
-        swapped: whether width becomes height.
-        from_right: whether x counts from the other end afterwards.
-        from_bottom: whether y does.
+        swapped: whether width and height are swapped.
+        from_right: whether x counts from the right afterwards.
+        from_bottom: whether y counts from the bottom afterwards.
     """
 
     method: Image.Transpose
@@ -31,11 +31,11 @@ class Turn:
     from_bottom: bool
 
     def box(self, size: tuple[int, int], extent: tuple[float, float]) -> Box:
-        """Where what counts of an image lies when it is turned: left, top, right, bottom.
+        """The position of an image's valid part after turning it: left, top, right, bottom.
 
         Args:
-            size: width and height before.
-            extent: width and height of what counts, from the left and the top, before.
+            size: width and height before turning.
+            extent: width and height of the valid part before turning, from the left and the top.
         """
         (width, height), (wide, high) = (size[::-1], extent[::-1]) if self.swapped else (size, extent)
         left, top = width - wide if self.from_right else 0.0, height - high if self.from_bottom else 0.0
@@ -51,14 +51,14 @@ _TURNS = {
     7: Turn(Image.Transpose.TRANSVERSE, True, True, True),
     8: Turn(Image.Transpose.ROTATE_90, True, False, True),
 }
-"""By EXIF's Orientation; 1 is upright."""
+"""Turns by EXIF's Orientation; 1 is upright."""
 
 
 def turn_of(file: Image.Image) -> Turn | None:
-    """What is to be done with the pixels of a file that was read; None where it notes nothing, or nothing that can be read."""
+    """How to turn the pixels of a file that was read; None if it holds no readable orientation."""
     if not _NOTES & file.info.keys():
         return None
-    with warnings.catch_warnings():  # of damaged notes, which are common; the pixels are whole
+    with warnings.catch_warnings():  # about damaged EXIF, which is common and does not affect the pixels
         warnings.simplefilter("ignore")
         try:
             return _TURNS.get(file.getexif().get(_TAG, 1))

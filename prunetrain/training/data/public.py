@@ -1,6 +1,6 @@
 """MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, read through torchvision.
 
-In: torchvision's files under `data_dir`, fetched first with `download`. Out: an `InMemory` source. torchvision is imported on first use.
+In: torchvision's files under `data_dir`, downloaded first with `download`. Out: an `InMemory` source. torchvision is imported on first use.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from prunetrain.training.data.memory import InMemory
 
 @dataclass(frozen=True)
 class PublicSet:
-    """Where torchvision keeps a data set, and what is known about its images. Statistics are of the training images."""
+    """Where torchvision keeps a data set, with the statistics of its training images and how to augment them."""
 
     torchvision_class: str
     folder: str
@@ -48,7 +48,7 @@ PUBLIC_SETS = {
 
 
 def load(config: TrainConfig, device: torch.device) -> InMemory:
-    """The data set that `config` names."""
+    """Load the data set that `config` names."""
     from torchvision import datasets
 
     public = PUBLIC_SETS[config.dataset]
@@ -58,7 +58,7 @@ def load(config: TrainConfig, device: torch.device) -> InMemory:
     if config.download:
         _download(torchvision_class, config.dataset, root, folder)
     elif not folder.is_dir():
-        raise DataError(f"{config.dataset} is not under {root}: pass --download, or --data-dir DIR where it is")
+        raise DataError(f"{config.dataset} is not under {root}: pass --download, or give its folder with --data-dir")
     try:
         train, test = (torchvision_class(root, train=is_train) for is_train in (True, False))
         splits = hold_out(_split(train), config.val_split) if config.val_split else (_split(train), _split(test))
@@ -66,7 +66,7 @@ def load(config: TrainConfig, device: torch.device) -> InMemory:
         raise DataError(f"{folder} is incomplete or damaged ({one_line(error)}): delete it and pass --download") from error
     return InMemory(
         *splits,
-        class_names=[name.split(" - ")[0] for name in train.classes],  # MNIST's are "7 - seven"
+        class_names=[name.split(" - ")[0] for name in train.classes],  # MNIST's are like "7 - seven"
         statistics=public.statistics,
         augmentation=public.augmentation if config.augment else None,
         seed=config.seed,
@@ -80,7 +80,7 @@ def _download(torchvision_class: Any, name: str, root: Path, folder: Path) -> No
         torchvision_class(root, download=True)
     except Exception as error:  # whatever the network, the disk and torchvision's reader raise
         raise DataError(
-            f"{name} cannot be downloaded to {root} ({one_line(error)}): check the connection, delete {folder} if it is there, try again"
+            f"{name} cannot be downloaded to {root} ({one_line(error)}): check the connection, delete {folder} if it exists, and try again"
         ) from error
 
 

@@ -1,6 +1,6 @@
-"""What a run trains on, in lines for people: how many images of which size, in how many classes, and what is wrong with their numbers.
+"""Summary of a run's data set: how many images of which size, in how many classes, and what is unusual about their numbers.
 
-In: a data set. Out: one line, and another where classes cannot be validated.
+In: a data set. Out: one line, and a second if some classes have no validation images.
 """
 
 from typing import Final
@@ -9,12 +9,12 @@ from prunetrain.config import TrainConfig
 from prunetrain.foreign.refusal import printable
 from prunetrain.training.data.base import DataSource, as_text, some
 
-_IN_FILES: Final = ("folder", "npz")  # data sets of a person's own, which have no better name than where they are
-_UNEVEN: Final = 2  # largest class over smallest, from which on it is worth a word
+_IN_FILES: Final = ("folder", "npz")  # the user's own data sets, which are named by their path
+_UNEVEN: Final = 2  # ratio of the largest class to the smallest from which class sizes are mentioned
 
 
 def summary(config: TrainConfig, data: DataSource) -> tuple[str, ...]:
-    """The lines.
+    """Return the lines to show.
 
     Args:
         config: names the data set.
@@ -28,4 +28,4 @@ def summary(config: TrainConfig, data: DataSource) -> tuple[str, ...]:
     if most >= _UNEVEN * max(1, fewest):
         line += f" of {fewest:,} to {most:,} training images"
     missing = [printable(as_text(name)) for name, count in zip(data.class_names, data.val_counts, strict=True) if not count]
-    return (line, f"no validation images of {some(missing)}: top-1 says nothing of these") if missing else (line,)
+    return (line, f"no validation images of {some(missing)}: top-1 says nothing about them") if missing else (line,)

@@ -1,7 +1,7 @@
-"""Signals in the processes that decode images: what asks to stop is the parent's to decide, which finishes its step and then ends them.
+"""Signals in the processes that decode images: requests to stop are left to the parent, which finishes its step and then ends the workers.
 
-Terminals and clusters send a request to stop to every process of a job. A worker that died of it would fail the step that the parent is
-about to finish, and print a traceback.
+Terminals and clusters send a request to stop to every process of a job. A worker that died of it would print a traceback and fail the step
+that the parent is finishing.
 """
 
 import os
@@ -15,7 +15,7 @@ from prunetrain.training.stopping import SIGNALS
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Around the start of workers: requests to stop wait, here until the end, and in a worker until it has said what becomes of them."""
+    """Block requests to stop while workers start: here until the context ends, in a worker until it has set up its own handling."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -24,7 +24,7 @@ def held_back() -> Iterator[None]:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """Ignore requests to stop, except a SIGTERM from the parent: so it ends a worker that is still there at its own end.
+    """Ignore requests to stop, except a SIGTERM from the parent, which ends workers that way when it exits.
 
     For `DataLoader(worker_init_fn=...)`, with `held_back` around the loader's start.
     """

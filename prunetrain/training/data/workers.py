@@ -1,4 +1,4 @@
-"""Processes that decode images. In: a data set, and the numbers of the images of each batch. Out: the batches, in order, as they come."""
+"""Processes that decode images. In: a data set, and the indices of the images of each batch. Out: the batches, in order."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,17 +10,17 @@ from torch.utils.data import DataLoader, Dataset
 from prunetrain.training.cores import cores
 from prunetrain.training.data.worker_signals import held_back, leave_signals_to_parent
 
-_BESIDE_A_CPU = 2  # which trains on the same cores
+_BESIDE_A_CPU = 2  # workers when training on a CPU, on the same cores
 _BESIDE_A_GPU = range(2, 13)
-_AHEAD = 4  # batches that each worker has ready for a GPU, which waits for none; torch's default is 2
+_AHEAD = 4  # batches that each worker prefetches for a GPU, so that it need not wait; torch's default is 2
 
 
 def decoders(asked: int, device: torch.device) -> int:
-    """How many processes decode images for one that trains.
+    """The number of image-decoding processes for each training process.
 
     Args:
         asked: `--workers`; -1 to decide here.
-        device: where it trains. For a GPU each process of this machine takes its share of the cores, less the one that it needs itself.
+        device: where it trains. For a GPU, each training process takes its share of this machine's cores, less one for itself.
     """
     if asked >= 0:
         return asked
@@ -33,14 +33,14 @@ def decoders(asked: int, device: torch.device) -> int:
 def in_workers(
     images: Dataset[Any], batches: Iterable[Sequence[Any]], collate: Callable[[list[Any]], Any], *, workers: int, pinned: bool = False
 ) -> Iterator[Any]:
-    """Every batch as `collate` makes it of its images.
+    """Yield every batch, collated from its images.
 
     Args:
-        images: by what `batches` have; picklable.
-        batches: what to take together.
+        images: the images, indexed by the keys in `batches`; picklable.
+        batches: the keys of each batch.
         collate: makes a batch, in the worker.
-        workers: how many processes; with none this one does it.
-        pinned: whether batches are to lie in memory that a GPU copies from.
+        workers: how many processes; with 0, this one does the work.
+        pinned: whether to put batches into pinned memory, for copies to a GPU.
     """
     loader = DataLoader(
         images,
@@ -50,7 +50,7 @@ def in_workers(
         collate_fn=collate,
         worker_init_fn=leave_signals_to_parent,
         pin_memory=pinned,
-        generator=torch.Generator(),  # the loader would draw from torch's global state otherwise
+        generator=torch.Generator(),  # otherwise the loader would draw from torch's global state
     )
     with held_back():
         made = iter(loader)
