@@ -1,10 +1,10 @@
-"""BatchNorm2d, forward and backward, by its channels: torch's own on a CPU, channels last, beside the one over rows that runs use.
+"""BatchNorm2d, forward and backward, by number of channels: torch's on a CPU, channels last, against the one over rows that runs use.
 
     python benchmarks/batch_norm.py --threads 2 --batch-size 128 --pixels 32 --type bfloat16 --rounds 15
 
 Out: a Markdown table. All counts take turns, round after round; each figure is the median of the rounds' ratios with its quartiles. The
-second column is torch's BatchNorm of so many channels over its own of 16, the third the one over rows over torch's of as many channels, and
-the last whether a run takes it (`prunetrain/training/narrow_batch_norm.py`). One thread is timed by its CPU time.
+second column is the time of torch's BatchNorm relative to its own with 16 channels, the third that of the one over rows relative to torch's
+with as many channels, the last whether a run uses it (`prunetrain/training/narrow_batch_norm.py`). A single thread is timed by CPU time.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.rounds import Spread, ratios, time_in_turn
 from prunetrain.training.narrow_batch_norm import faster_over_rows, over_rows
 
-CHANNELS = "16,4,8,12,20,24,28,32,40,48,56,60,64"  # the first is what the others' times are over
+CHANNELS = "16,4,8,12,20,24,28,32,40,48,56,60,64"  # the others' times are relative to the first
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 class _Case:
-    """A BatchNorm of so many channels, and a batch of images for it."""
+    """A BatchNorm with a number of channels, and a batch of images for it."""
 
     def __init__(self, channels: int, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
         count, height, width = shape
@@ -58,16 +58,16 @@ class _Case:
         self._images.requires_grad_()
 
     def own(self) -> None:
-        """Forward and backward as torch does them."""
+        """Run forward and backward in torch's way."""
         module = self._module
         self._back(F.batch_norm(self._images, None, None, module.weight, module.bias, training=True))
 
     def rows(self) -> None:
-        """Forward and backward over rows."""
+        """Run forward and backward over rows."""
         self._back(over_rows(self._images, self._module.weight, self._module.bias, self._module.eps)[0])
 
     def used(self) -> bool:
-        """Whether a run takes the way over rows."""
+        """Whether a run uses the BatchNorm over rows."""
         return faster_over_rows(self._images, self._module.weight)
 
     def _back(self, output: Tensor) -> None:

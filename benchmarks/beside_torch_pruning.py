@@ -1,16 +1,16 @@
-"""prunetrain beside Torch-Pruning: seconds to analyse a network and to cut 30% of its channels, and networks that are hard to analyse.
+"""prunetrain against Torch-Pruning: seconds to analyse a network and to cut 30% of its channels, and networks that are hard to analyse.
 
     python benchmarks/beside_torch_pruning.py runs/coverage
 
-Needs `pip install torch-pruning`. In: a folder for the results. Out: `torch_pruning.json` in it, which `coverage.py --table` reads; what is
-there is not measured again. Both get copies of one network (1000 classes), one image 3x224x224, the class scores left alone, one thread,
-and take turns.
+Needs `pip install torch-pruning`. In: a folder for the results. Out: `torch_pruning.json` in it, which `coverage.py --table` reads; what it
+holds already is not measured again. Both tools take turns on copies of the same network (1000 classes), with one 3x224x224 image, the class
+scores left alone, and one thread.
 
 * analyse: `DependencyGraph().build_dependency` | `trace_with_state` and `find_spaces`
 * cut: `step` of a `BasePruner` with `MagnitudeImportance`, 30% of every group | `propose_cut`, `plan`, `apply` with zeros in the 30% of
-  every space that are weakest by the norm of all its weights. Of this, `slice`: the groups' `prune()` | `apply`
+  every space that are weakest by the norm of all their weights. The part of this called `slice`: the groups' `prune()` | `apply`
 
-Torch-Pruning changes the network in place. prunetrain finds what is dead and where constants go, and makes a new graph and new weights.
+Torch-Pruning changes the network in place. prunetrain finds dead channels and propagates constants, and makes a new graph and new weights.
 """
 
 import argparse
@@ -51,14 +51,14 @@ TIMED = ("resnet50", "densenet201", "efficientnet_b0", "vgg16_bn")
 HARD = (("shufflenet_v2_x1_0", False), ("googlenet", True), ("inception_v3", True), ("vit_b_16", False), ("swin_t", False))  # in train mode
 RATIO = 0.3
 REPEATS = 5
-LIMIT = 60  # seconds for a hard one
+LIMIT = 60  # seconds for a hard network
 _CLASSES = 1000
 _THRESHOLD = 1e-12
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Seconds of a tool, and what is left of the network: MACs (prunetrain's count of both) and parameters."""
+    """Seconds of a tool, and the remaining MACs (counted by prunetrain for both) and parameters."""
 
     analyse: float
     cut: float
@@ -97,7 +97,7 @@ def _write(path: Path, found: dict[str, Any], newest: dict[str, Any]) -> None:
 
 
 def compare(name: str) -> dict[str, Any]:
-    """Both tools in turn, `REPEATS` times: median, least and most seconds of each phase, and what is left."""
+    """Run both tools in turn, `REPEATS` times; return median, least and most seconds of each phase, and what is left of the network."""
     model = build(name)
     dense = costs(trace(model, _image(name)))
     runs: dict[str, list[Outcome]] = {"torch_pruning": [], "prunetrain": []}
@@ -118,12 +118,12 @@ def build(name: str) -> nn.Module:
 
 
 def torch_pruning(model: nn.Module, image: Tensor) -> Outcome:
-    """Torch-Pruning with its default settings on a network, which is changed. It looks at networks in eval mode."""
+    """Run Torch-Pruning with its default settings on a network, which it changes; it analyses networks in eval mode."""
     return _torch_pruning(model, image, heads={})
 
 
 def torch_pruning_with_help(model: nn.Module, image: Tensor) -> Outcome:
-    """The same, told of attention's heads; and what torchvision's ViT remembers of its width is set right by hand."""
+    """Do the same with the number of attention heads given, and correct by hand the width that torchvision's ViT stores."""
     heads: dict[nn.Module, int] = {module: module.num_heads for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
     return _torch_pruning(model, image, heads)
 
@@ -158,7 +158,7 @@ def _torch_pruning(model: nn.Module, image: Tensor, heads: dict[nn.Module, int])
 
 
 def prunetrain(model: nn.Module, image: Tensor) -> Outcome:
-    """Prunetrain on a network."""
+    """Run prunetrain on a network."""
     start = time.perf_counter()
     traced = trace_with_state(model, image)
     spaces = find_spaces(traced.graph)
@@ -180,7 +180,7 @@ def prunetrain(model: nn.Module, image: Tensor) -> Outcome:
 
 
 def _weakest(graph: LayerGraph, state: Mapping[str, Tensor], spaces: ChannelSpaces) -> Bools:
-    """The share `RATIO` of every space that may be cut, weakest first."""
+    """Choose the weakest share `RATIO` of the channels of every space that may be cut."""
     strength = propose_cut(graph, state, threshold=_THRESHOLD, criterion="either").candidates.strength
     gone = np.zeros(spaces.num_channels, dtype=bool)
     for space in spaces.spaces:
@@ -202,19 +202,19 @@ def _summary(outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def on_a_hard_one(tool: Callable[[nn.Module, Tensor], Outcome], name: str, training: bool) -> dict[str, Any]:
-    """A tool on a hard network: what is left, or what went wrong."""
+    """Run a tool on a hard network; return what is left of it, or what went wrong."""
     model, image = build(name), _image(name)
     dense = costs(trace(model, image))
-    batch = torch.cat([image, image]) if training else image  # BatchNorm needs more than one number a channel
+    batch = torch.cat([image, image]) if training else image  # BatchNorm needs more than one value per channel
     try:
         outcome = tool(model.train(training), batch)
-    except Exception as error:  # whatever it is, it is a result
+    except Exception as error:  # any failure is a result
         return {"why": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]}
     return asdict(outcome) | {"macs_left": outcome.macs / dense.macs, "params_left": outcome.params / dense.params}
 
 
 def _in_a_process(work: Callable[[], dict[str, Any]], limit: float | None) -> dict[str, Any]:
-    """What some work returns in a fork of this process, so that it can be stopped and leaves nothing behind."""
+    """Return the result of some work done in a fork of this process, so that it can be stopped and leaves nothing behind."""
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe(duplex=False)
     process = fork.Process(target=_send, args=(work, sender))

@@ -1,13 +1,13 @@
-"""Dense and pruned trainings side by side on a small CIFAR-10, with a schedule short enough for a CPU.
+"""Dense and pruned training side by side on a small CIFAR-10, with a schedule short enough for a CPU.
 
     python benchmarks/small_cifar10.py cifar10.npz cifar10-small.npz
     python benchmarks/small_cifar10.py cifar10.npz cifar10-10k.npz --pixels 32
     python benchmarks/cifar10.py runs/cifar10 cifar10-small.npz
     python benchmarks/cifar10.py runs/cifar10 cifar10-10k.npz --networks vgg16 --seeds 0
 
-In: a folder for the runs, an .npz of images. Out: a Markdown table, a row for each network and way to prune. A run's time is the CPU time
-of its one thread from start to exit, over the dense run's of the same seed, where neither was interrupted. Runs are kept in the folder,
-so that an interrupted grid goes on where it was. What a step takes then: `prunetrain bench` of the first and last network of a run.
+In: a folder for the runs, an .npz of images. Out: a Markdown table, one row per network and way to prune. A run's time is the CPU time of
+its single thread from start to exit, relative to the dense run of the same seed, if neither was interrupted. Runs are kept in the folder,
+so that an interrupted grid resumes where it was. For the time of a step, run `prunetrain bench` on the first and last network of a run.
 """
 
 import argparse

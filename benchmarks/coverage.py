@@ -1,11 +1,11 @@
-"""Which networks of torchvision and timm can be flattened and cut, and whether they compute the same: every claim is run.
+"""Which networks of torchvision and timm can be flattened and cut, and whether they compute the same: every claim is tested by running it.
 
     python benchmarks/coverage.py runs/coverage                  # torchvision
     python benchmarks/coverage.py runs/coverage --timm           # timm
     python benchmarks/coverage.py runs/coverage --table docs/coverage.md
 
-In: a folder for the results. Out: `torchvision.jsonl` and `timm.jsonl` in it, a line a network; what is there is not measured again.
-Each network has a process of its own, so that one that crashes or runs too long is a line like any other.
+In: a folder for the results. Out: `torchvision.jsonl` and `timm.jsonl` in it, one line per network; existing ones are not measured again.
+Each network gets its own process, so that one that crashes or runs too long is recorded like any other.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="folder for the results")
     parser.add_argument("--timm", action="store_true", help="networks of timm instead of torchvision's")
-    parser.add_argument("--only", default="", help="names, comma-separated; measured even if they are there")
+    parser.add_argument("--only", default="", help="names, comma-separated; measured even if there are results")
     parser.add_argument("--limit", type=float, default=900, help="seconds a network may take")
     parser.add_argument("--table", type=Path, help="write this file from the results and measure nothing")
     arguments = parser.parse_args()
@@ -48,14 +48,14 @@ def main() -> None:
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """Results by spec; the last line of a network counts."""
+    """Read the results by spec; the last line of a network counts."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return {line["spec"]: line for line in map(json.loads, lines)}
 
 
 def _all(cases: list[Case], path: Path, limit: float, *, again: bool) -> None:
     done = read(path)
-    warnings.simplefilter("ignore")  # what networks say of themselves
+    warnings.simplefilter("ignore")  # warnings from the networks
     trace(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 4, 4))  # imports what the first trace imports
     for number, case in enumerate(cases, start=1):
         if case.spec in done and not again:

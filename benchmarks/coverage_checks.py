@@ -1,4 +1,4 @@
-"""Whether a generated network computes bit for bit what the model computes that it was traced from: in eval mode, and in a training step.
+"""Checking that a generated network computes bit for bit what the model it was traced from does, in eval mode and in a training step.
 
 Both share their weights when they go in, as `Traced.state` gives them; `share_weights` puts them in.
 """
@@ -12,7 +12,7 @@ from prunetrain.graph.tracing.journal import outputs_of
 
 
 def share_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a generated network the traced weights; parameters in the model's own memory, buffers as copies, because training changes them.
+    """Give a generated network the traced weights: parameters share the model's memory; buffers are copies, because training changes them.
 
     Raises:
         RuntimeError: if `state` is not exactly the network's state dict.
@@ -24,7 +24,7 @@ def share_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Small random numbers in place of zeros and ones, so that no branch of the model is silent: new networks scale some by 0 or 1e-6."""
+    """Replace zeros and ones by small random numbers, so that no branch of the model is silent: new networks scale some by 0 or 1e-6."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -45,7 +45,7 @@ def batch_of(shape: Sequence[int], seed: int = 1) -> Tensor:
 
 
 def identical_in_eval(model: nn.Module, network: nn.Module, shapes: Sequence[Sequence[int]]) -> bool:
-    """Whether both give the same bits in eval mode, and numbers that are no constants, for random images of these shapes (N, C, H, W)."""
+    """Whether both give the same bits in eval mode, and not just constants, for random images of these shapes (N, C, H, W)."""
     model.eval()
     network.eval()
     with torch.inference_mode():
@@ -58,12 +58,12 @@ def identical_in_eval(model: nn.Module, network: nn.Module, shapes: Sequence[Seq
 
 
 def identical_in_training(model: nn.Module, network: nn.Module, names: Mapping[str, str], shape: Sequence[int], seed: int = 2) -> list[str]:
-    """What differs after one training step of each, from the same state of the random numbers; nothing is what is hoped for.
+    """List what differs after one training step of each, from the same state of the random generators; ideally nothing.
 
     Args:
         model: the model as it was traced, weights as in `network`; its running statistics change.
         network: the generated network.
-        names: the model's parameters and buffers and what the network calls them.
+        names: the network's names for the model's parameters and buffers.
         shape: (N, C, H, W) of the random images.
         seed: of the random numbers that dropout draws.
 

@@ -1,6 +1,6 @@
-"""One network through everything: flattened, run beside the original, cut, run again, timed.
+"""Measuring one network: it is flattened, compared with the original, cut, compared again, and timed.
 
-In: a `Case`. Out: plain values, ready for JSON. What goes wrong is part of the result: `failed` names the stage, `why` the reason.
+In: a `Case`. Out: plain values, ready for JSON. Failures are part of the result: `failed` names the stage, `why` the reason.
 """
 
 import ast
@@ -35,7 +35,7 @@ _THRESHOLD = 1e-12  # masked weights are zeros
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """All that is known of a network, as far as it gets."""
+    """Measure a network as far as it gets."""
     torch.set_num_threads(1)
     found: dict[str, Any] = {"spec": case.spec, "side": case.side, "timed_side": case.timed_side, "second_side": case.second_side}
     stage = "build"
@@ -59,9 +59,9 @@ def measure(case: Case) -> dict[str, Any]:
         graph, spaces = traced.graph, find_spaces(traced.graph)
         gone = a_third(spaces)
         masked = mask_channels(graph, _exact(traced.state), spaces, gone)
-        del model, traced  # of large networks two copies are enough
+        del model, traced  # two copies of a large network are enough
         found |= {"asked": int(gone.sum())} | _cut_and_compared(graph, masked, batch_of((2, 3, case.side, case.side)).double())
-    except Exception as error:  # whatever it is, it is a result
+    except Exception as error:  # any failure is a result
         lines = str(error).strip().splitlines() or [""]
         found |= {"failed": stage, "why": f"{type(error).__name__}: {lines[0]}", "refused": type(error).__name__ == "TraceError"}
     return found
@@ -85,7 +85,7 @@ def imports(source: str) -> list[str]:
 
 
 def a_third(spaces: ChannelSpaces) -> Bools:
-    """A random third of the channels that are not frozen; at least one stays in every space and in every result."""
+    """Choose a random third of the channels that are not frozen; at least one stays in every space and in every result."""
     gone: Bools = (np.random.default_rng(0).random(spaces.num_channels) < 1 / 3) & ~spaces.frozen_channels()
     for channels in (*(space.channels for space in spaces.spaces), *map(np.unique, {id(grid): grid for grid in spaces.values}.values())):
         if gone[channels].all():
@@ -94,7 +94,7 @@ def a_third(spaces: ChannelSpaces) -> Bools:
 
 
 def seconds(work: Callable[[], T]) -> tuple[T, float]:
-    """What some work returns, and its seconds: the median of `REPEATS` times."""
+    """Return the result of some work, and its seconds: the median of `REPEATS` times."""
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -152,7 +152,7 @@ def _exact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _cut_and_compared(graph: LayerGraph, masked: Mapping[str, Tensor], images: Tensor) -> dict[str, Any]:
-    """The cut network against the one with zeros in its channels, float64: the largest difference, relative to the largest output."""
+    """The largest difference between the cut network and the one with zeroed channels, in float64, relative to the largest output."""
     expected = _outputs(graph, None, masked, images)
     cut = select_and_slice(graph, masked)
     found = _outputs(cut.graph, graph, cut.state, images)

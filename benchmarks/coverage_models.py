@@ -1,4 +1,4 @@
-"""Which networks the coverage benchmark looks at, and with which images.
+"""The networks of the coverage benchmark, and their image sizes.
 
 Widths and depths are always those of the constructor. Images are small where a network takes any size: no channel depends on it.
 """
@@ -14,7 +14,7 @@ _LARGEST = ("convnext_large", "regnet_y_128gf", "vit_h_14", "vit_l_16", "vit_l_3
 
 @dataclass(frozen=True)
 class Case:
-    """A network and the sides of its square images, pixels: to run, to run once more, to trace for the times and MACs."""
+    """A network and the sides of its square images in pixels: to run it, to run it at another size, to trace it for times and MACs."""
 
     spec: str
     side: int
@@ -24,14 +24,14 @@ class Case:
 
 
 def torchvision_cases() -> list[Case]:
-    """All of torchvision's classification networks; those that need most memory last."""
+    """All of torchvision's classification networks, those that need most memory last."""
     from prunetrain.models.torchvision_models import names
 
     return [_torchvision_case(name) for name in sorted(names(), key=lambda name: name in _LARGEST)]
 
 
 def timm_cases() -> list[Case]:
-    """Networks of timm at the image size that timm gives them."""
+    """Networks of timm at timm's image sizes."""
     import timm
 
     configs = {name: timm.get_pretrained_cfg(name) for name in TIMM_NAMES}
@@ -50,11 +50,11 @@ def _torchvision_case(name: str) -> Case:
     side, second, timed = 64, 96, 224
     if name.startswith("vit_"):
         side = 56 if name.endswith("14") else 64
-        timed = side  # a number for each patch is declared in the network: one build, one size
+        timed = side  # the network declares a number per patch, so a build has one size
     elif name.startswith(("maxvit", "swin")):
         side, second = 224, 256
     elif name.startswith("inception"):
-        side, second, timed = 299, 331, 299  # its auxiliary head takes no smaller ones
+        side, second, timed = 299, 331, 299  # its auxiliary head takes no smaller images
     arguments = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}  # slow, and weights are random anyway
     return Case(f"{TORCHVISION}:{name}", side, second, timed, arguments)
 

@@ -1,4 +1,4 @@
-"""docs/coverage.md out of the results of `coverage.py` and `beside_torch_pruning.py`. In: their folder. Out: the page."""
+"""Writes docs/coverage.md from the results of `coverage.py` and `beside_torch_pruning.py`. In: their folder. Out: the page."""
 
 import json
 import platform
@@ -97,7 +97,7 @@ def _tally(rows: list[dict[str, Any]], total: int) -> str:
 
 
 def _works(row: dict[str, Any]) -> bool:
-    """Whether a network passes all: file, both modes, another size unless it is refused, and the cut."""
+    """Whether a network passes everything: file, both modes, another size unless it is refused, and the cut."""
     return (
         "failed" not in row
         and row["parses_back"]
@@ -175,12 +175,12 @@ def _what_differs(row: dict[str, Any]) -> str:
 
 
 def _without_paths(why: str) -> str:
-    """Messages name the line of the model's source; where that is installed is nobody's concern."""
+    """Remove the installation path from the source line that a message names."""
     return " ".join(word.rpartition("site-packages/")[2] for word in why.split())
 
 
 def _reasons(rows: list[dict[str, Any]]) -> str:
-    """Why convs must keep outputs: by reason, how many convs of which networks."""
+    """The reasons why convs must keep outputs, with the number of convs and the networks for each."""
     convs: Counter[str] = Counter()
     networks: dict[str, list[str]] = {}
     for row in rows:

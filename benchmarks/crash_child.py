@@ -1,7 +1,7 @@
-"""The process that `crash_test.py` kills: the command line, which also writes into a shared page what it is doing.
+"""The process that `crash_test.py` kills: the command line, which also records its current phase in a shared page.
 
-In: arguments of the command line, a file to show the phase in, a file for what it prints. Out: an exit code. Nothing but the page and
-the names of functions differs from `prunetrain`: each function below is called as it is, between two writes of one byte.
+In: arguments of the command line, a file to show the phase in, a file for the output. Out: an exit code. Nothing but the page and the
+names of functions differs from `prunetrain`: each function below is called unchanged, between two writes of one byte.
 """
 
 import mmap
@@ -29,7 +29,7 @@ class Phase(IntEnum):
 
     @property
     def words(self) -> str:
-        """The phase for reading."""
+        """The phase in readable form."""
         return _WORDS[self]
 
 
@@ -57,7 +57,7 @@ class Page:
 
     @property
     def phase(self) -> Phase:
-        """The present phase."""
+        """The current phase."""
         return Phase(self._byte[0])
 
     @phase.setter
@@ -84,7 +84,7 @@ def train(arguments: list[str], page_file: Path, output: Path) -> None:
 
 
 def _show_writes(page: Page) -> None:
-    """Show the writing of files in every module that has imported the functions, or will."""
+    """Show the phase of file writes in every module that has imported the functions, or will."""
     files = import_module("prunetrain.files")
     written = files.write_atomically
     _show(page, files, "write_atomically", lambda path, *_: _phase_of(path), None)
@@ -99,7 +99,7 @@ def _phase_of(path: Path) -> Phase:
 
 
 def _show(page: Page, module: Any, name: str, phase_of: Callable[..., Phase], after: Phase | None) -> None:
-    """Wrap a function of a module. What follows it is `after`, or what was before; after a network file it is BETWEEN."""
+    """Wrap a function of a module to show its phase. The phase after it is `after`, or the earlier one; after a network file, BETWEEN."""
     function = getattr(module, name)
 
     def call(*args: Any, **named: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Whether two runs are the same, bit by bit, apart from timings and from where they lie."""
+"""Comparing two runs bit by bit, apart from timings and their folders."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ UNREPEATABLE = ("epoch_seconds", "images_per_second", "peak_memory_bytes")
 
 
 def differences(run: RunPaths, reference: RunPaths) -> list[str]:
-    """What of a run is not as in another: names of files, network files, parts of checkpoints, lines of metrics."""
+    """List where one run differs from another: names of files, network files, parts of checkpoints, lines of metrics."""
     found = []
     for folder in ("networks", "checkpoints"):
         names = [sorted(path.name for path in getattr(one, folder).iterdir()) for one in (run, reference)]

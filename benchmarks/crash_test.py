@@ -1,10 +1,10 @@
-"""Crash test: kill -9 a training again and again, resume it each time, and compare where it ends with a run that was left alone.
+"""Crash test: kill -9 a training run again and again, resume it each time, and compare its result with that of an undisturbed run.
 
     python benchmarks/crash_test.py --kills 100 --seed 0
 
-Half of the kills come after a random time. The other half wait until the process is in a phase chosen at random (writing a checkpoint,
-writing a network file, between the two, ...) and come a random moment, up to 5 ms, later. Every process is the command line, started
-anew with `--resume auto`. Prints where the kills hit, and exits with 1 if any run ended in other bits than the one that was left alone.
+Half of the kills come after a random time. The other half wait until the process is in a randomly chosen phase (writing a checkpoint,
+writing a network file, between the two, ...) and come up to 5 ms later. Every process is the command line, started anew with
+`--resume auto`. Prints where the kills hit, and exits with 1 if the result of any run differs by a bit from that of the undisturbed one.
 """
 
 import argparse
@@ -23,19 +23,19 @@ from crash_comparison import differences
 
 from prunetrain.paths import RunPaths
 
-# A small network, six cuts that each find something to cut, and a checkpoint about every 0.1 seconds.
+# A small network, six cuts that all remove something, and a checkpoint about every 0.1 seconds.
 FLAGS = (
     "--model resnet20 --dataset digits --epochs 6 --milestones 4 --penalty-ratio 0.94 --target-macs 0 --round-to 1 "
     "--checkpoint-minutes 0.002 --device cpu --name x"
 ).split()
 AIMED = (Phase.CHECKPOINT, Phase.NETWORK_FILE, Phase.BETWEEN, Phase.RECONFIGURATION, Phase.VALIDATION, Phase.METRICS)
-LATER = 0.005  # seconds, at most, from the beginning of a phase to the kill that is aimed at it
+LATER = 0.005  # most seconds from the beginning of a phase to the kill aimed at it
 POLL = 0.0001  # seconds
 
 
 @dataclass
 class Report:
-    """What happened so far: kills by phase, starts by how they ended, lines about skipped files, and what differed in which run."""
+    """The events so far: kills by phase, starts by how they ended, lines about skipped files, and differences by run."""
 
     kills: Counter[Phase] = field(default_factory=Counter)
     runs: int = 0
@@ -61,8 +61,8 @@ class CrashTest:
     Args:
         folder: for everything.
         flags: of the runs.
-        context: how processes start; `forkserver` loads torch once.
-        seed: of the moments.
+        context: how processes start; `forkserver` loads torch only once.
+        seed: of the moments of the kills.
     """
 
     def __init__(self, folder: Path, flags: list[str], context: BaseContext, seed: int) -> None:
@@ -87,11 +87,11 @@ class CrashTest:
         return time.monotonic() - start
 
     def kill(self, kills: int, seconds: float) -> None:
-        """Start runs, kill and resume them until there were so many kills, and bring the last one to its end.
+        """Start runs, kill and resume them until `kills` is reached, and let the last one finish.
 
         Args:
-            kills: how many.
-            seconds: that a run takes; no kill waits longer.
+            kills: number of kills.
+            seconds: duration of a run; no kill waits longer.
         """
         while self.report.kills.total() < kills:
             self.report.runs += 1
@@ -104,7 +104,7 @@ class CrashTest:
             self.report.skipped += [line for line in text.splitlines() if line.startswith("skipped")]
 
     def _finish_or_die(self, name: str, seconds: float | None) -> bool:
-        """Start or resume a run and kill it, unless it ends before; with None it is left alone. Whether it has ended."""
+        """Start or resume a run and kill it, unless it ends before; with None, let it run. Return whether it has ended."""
         process = self._start(name)
         self.report.starts += 1
         if seconds is not None:
@@ -152,7 +152,7 @@ class CrashTest:
 
 
 def main() -> int:
-    """Run the test as the command line says."""
+    """Run the test with the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -163,7 +163,7 @@ def main() -> int:
         start = time.monotonic()
         test.kill(arguments.kills, seconds)
         print(test.report.table())
-        print(f"{time.monotonic() - start:.0f} s; a run that is left alone takes {seconds:.1f} s")
+        print(f"{time.monotonic() - start:.0f} s; an undisturbed run takes {seconds:.1f} s")
     return 1 if test.report.failures else 0
 
 

@@ -1,9 +1,9 @@
-"""What the cuts of a run take, beside the epochs between them: ResNet-20 to half of its MACs, a chance to cut after every epoch.
+"""How long the cuts of a run take, compared with its epochs: ResNet-20 to half of its MACs, with a chance to cut after every epoch.
 
     python benchmarks/cuts_in_a_run.py cifar10-small.npz
 
-In: an .npz of images. Out: a Markdown table, a row a cut, of wall seconds: the phases, the cut as their sum without `time`, which is what
-`--round-to auto` times out of its own share of the run, and the training of the epoch before. `validate` compares logits.
+In: an .npz of images. Out: a Markdown table of wall-clock seconds, one row per cut: the phases; the cut, which is their sum without `time`
+(the timing by `--round-to auto`, which has its own share of the run); and the epoch of training before it. `validate` compares logits.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""What the data pipeline costs: crops and flips in a step, and folders of images beside torchvision's reference pipeline.
+"""The cost of the data pipeline: crops and flips in a step, and folders of images compared with torchvision's reference pipeline.
 
     python benchmarks/data_pipeline.py step
     python benchmarks/data_pipeline.py folder --workers 0,1,2 --rounds 7
 
-Out: a Markdown table. `step`: gathering, cropping, mirroring and normalising a batch that lives in memory, as a share of a training step of
-ResNet-20 on 3x32x32 images, batch 128; on a CPU in processor time of one thread, so that other processes are not measured. `folder`: images
-a second of an epoch over JPEGs written for this, beside torchvision's ImageFolder, RandomResizedCrop, RandomHorizontalFlip, ToTensor,
-Normalize and DataLoader with as many workers, and with the same batches already decoded (`--cache`). All take turns, an epoch each. Figures
-are medians over rounds, with quartiles.
+Out: a Markdown table. `step`: gathering, cropping, mirroring and normalising a batch from memory, as a share of a training step of
+ResNet-20 on 3x32x32 images, batch 128; on a CPU in CPU time of one thread, so that other processes are not measured. `folder`: images per
+second of an epoch over JPEGs written for this, compared with torchvision's ImageFolder, RandomResizedCrop, RandomHorizontalFlip, ToTensor,
+Normalize and DataLoader with as many workers, and with the same batches already decoded (`--cache`). All take turns, one epoch each.
+Figures are medians over rounds, with quartiles.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--workers", default="0,1,2")
     parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--scale", type=int, default=1, help="times 400x300, the size of the images in pixels")
+    parser.add_argument("--scale", type=int, default=1, help="factor on the size of the images, 400x300 pixels")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -110,7 +110,7 @@ def _folders(folder: Path, workers: list[int], device: torch.device, rounds: int
 
 
 class _Reference:
-    """Epochs of torchvision's reference pipeline for ImageNet, batches copied to the device."""
+    """Epochs of torchvision's reference pipeline for ImageNet, with batches copied to the device."""
 
     def __init__(self, folder: Path, workers: int, device: torch.device) -> None:
         transform = transforms.Compose(
@@ -137,7 +137,7 @@ class _Reference:
 
 
 def write_photos(root: Path, count: int, scale: int) -> None:
-    """Random smooth JPEGs of about 400x300 pixels, times `scale`, in four classes: so many for training, a tenth for validation."""
+    """Random smooth JPEGs of about 400x300 pixels, times `scale`, in four classes: `count` for training, a tenth as many for validation."""
     random = np.random.default_rng(0)
     for split, images in (("train", count), ("val", max(4, count // 10))):
         for number in range(images):

@@ -1,10 +1,10 @@
-"""A pruned network where it is used: its latency against the dense one's, in torch, torch.compile and ONNX Runtime.
+"""A pruned network in deployment: its latency relative to the dense one's, in torch, torch.compile and ONNX Runtime.
 
     python benchmarks/deployment.py generated_nets/RUN/epoch_000.py generated_nets/RUN/epoch_010.py
 
-In: two network files of a run, whose checkpoints lie where `prunetrain train` wrote them. Both are exported with BatchNorm folded, as a
-network file with safetensors and as ONNX, and loaded again by a process that has torch, safetensors and ONNX Runtime, but not prunetrain.
-Out: a Markdown table of the pruned network's time over the dense one's; in every round all engines and both networks have their turn.
+In: two network files of a run, with their checkpoints where `prunetrain train` wrote them. Both are exported with BatchNorm folded, as a
+network file with safetensors and as ONNX, and reloaded by a process that has torch, safetensors and ONNX Runtime, but not prunetrain.
+Out: a Markdown table of the pruned network's time relative to the dense one's; all engines and both networks take turns in every round.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _SHORTEST = 0.02  # seconds of a turn
 
 
 def main() -> None:
-    """Export, or measure in a process of its own."""
+    """Export, or measure in a separate process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dense", type=Path)
     parser.add_argument("pruned", type=Path)
@@ -74,7 +74,7 @@ def measure(folder: Path, rounds: int, threads: int) -> None:
 
 
 def load(network: Path, weights: Path) -> nn.Module:
-    """A network out of its two files, as anyone may load it."""
+    """Load a network from its two files, without prunetrain."""
     spec = importlib.util.spec_from_file_location(network.stem, network)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -93,7 +93,7 @@ def session(path: Path, threads: int) -> Any:
 
 
 def run_torch(network: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], None]:
-    """One forward pass."""
+    """Run one forward pass in torch."""
 
     @torch.inference_mode()
     def run() -> None:
@@ -103,13 +103,13 @@ def run_torch(network: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[
 
 
 def run_onnx(session: Any, images: Tensor) -> Callable[[], None]:
-    """The same by ONNX Runtime."""
+    """Run one forward pass in ONNX Runtime."""
     inputs = {session.get_inputs()[0].name: images.numpy()}
     return lambda: session.run(None, inputs)
 
 
 def time_in_turn(pairs: dict[str, dict[str, Callable[[], None]]], rounds: int) -> dict[str, list[float]]:
-    """For every engine, the pruned network's seconds over the dense one's, round by round."""
+    """For every engine, the ratios of the pruned network's seconds to the dense one's, round by round."""
     repeats = {}
     for engine, pair in pairs.items():
         for action in pair.values():

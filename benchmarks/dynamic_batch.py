@@ -1,12 +1,12 @@
-"""`--dynamic-batch`: memory of a training step after every cut, images a second that the larger batch gains, accuracy that it costs.
+"""`--dynamic-batch`: memory of a training step after every cut, gain in images per second by the larger batch, and its cost in accuracy.
 
     python benchmarks/dynamic_batch.py runs/dynamic --seeds 0,1,2 -- --recipe digits --round-to 1
 
 Out: two Markdown tables. The first follows the run with `--dynamic-batch` of the first seed, network by network. "Needed" is what the
-decision was based on: estimated on a CPU, measured on a GPU. "Peak" is what a fresh process really took for training steps of that network
-and batch: on a CPU the growth of its resident memory's high-water mark (Linux only), on a GPU its allocator's peak. Images a second are of
-the same network with the old and the new batch in turns, median over rounds. The second compares runs with and without the flag.
-Runs are kept in the folder, so that what was interrupted goes on where it was.
+decision was based on: estimated on a CPU, measured on a GPU. "Peak" is what a fresh process actually took for training steps of that
+network and batch: on a CPU the growth of its resident memory's high-water mark (Linux only), on a GPU its allocator's peak. Images per
+second are measured on the same network with the old and the new batch in turn, median over rounds. The second table compares runs with and
+without the flag. Runs are kept in the folder, so that an interrupted benchmark resumes where it was.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
     seeds = arguments.seeds.split(",")
     results: dict[str, list[Result]] = {variant: [] for variant in VARIANTS}
     for seed in seeds:
-        for variant, flag in VARIANTS.items():  # both of a seed before the next seed, so that a busy machine slows both
+        for variant, flag in VARIANTS.items():  # both variants of a seed before the next seed, so that other load slows both alike
             name = f"{variant}-s{seed}"
             results[variant].append(train(arguments.folder, name, [*flags.split(), "--seed", seed, flag], arguments.threads))
             print(results[variant][-1], flush=True)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def print_networks(run: RunPaths, threads: int, rounds: int) -> None:
-    """A line for every network of a run with `--dynamic-batch`."""
+    """One line for every network of a run with `--dynamic-batch`."""
     print("| network | MACs | batch | needed, MiB | peak, MiB | peak / needed | images/s, old batch | new batch |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     dense, before = costs(read_graph(run.network(0))).macs, 0
@@ -87,7 +87,7 @@ def print_networks(run: RunPaths, threads: int, rounds: int) -> None:
 
 
 def print_comparison(folder: Path, results: dict[str, list[Result]]) -> None:
-    """A line for each variant: means over seeds, with lowest and highest; CPU time against the fixed batch of the same seed."""
+    """One line per variant: means over seeds, with lowest and highest; CPU time relative to the fixed batch of the same seed."""
     print("| batch | top-1 | MACs removed | last batch | CPU time of the run |\n| --- | --- | --- | --- | --- |")
     for variant, found in results.items():
         tops = [result.top1 for result in found]
@@ -115,19 +115,19 @@ def load_run(run: RunPaths, epoch: int) -> TrainState:
 
 
 def in_new_process(measure: Callable[..., _Answer], *arguments: object) -> _Answer:
-    """What a function returns in a process of its own, in which nothing was allocated before."""
+    """Return the result of a function called in a fresh process, in which nothing was allocated before."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, *arguments).result()
 
 
 def peak_memory(run: RunPaths, epoch: int, batch: int, threads: int) -> float:
-    """Bytes that three training steps add to this process."""
+    """Bytes by which three training steps increase this process."""
     torch.set_num_threads(threads)
     state = load_run(run, epoch)
     if state.device.type == "cuda":
         return step_memory(state, state.graph, batch)
-    training_step(state, 2)()  # what the libraries take once
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    training_step(state, 2)()  # memory that the libraries take once
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = resident_memory("VmRSS")
     step = training_step(state, batch)
     for _ in range(3):
@@ -136,18 +136,18 @@ def peak_memory(run: RunPaths, epoch: int, batch: int, threads: int) -> float:
 
 
 def training_step(state: TrainState, batch: int) -> TrainingStep:
-    """A step of a run's network on so many images."""
+    """A training step of a run's network with a batch size."""
     return TrainingStep(state.graph, Conditions.of(state.config, state.device).with_batch(batch))
 
 
 def resident_memory(which: str) -> float:
-    """Bytes of this process: VmRSS now, VmHWM at most."""
+    """Bytes of this process: VmRSS is the current value, VmHWM the peak."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
     return int(line.split()[1]) * 1024
 
 
 def throughput(run: RunPaths, epoch: int, batches: list[int], rounds: int, threads: int) -> list[float]:
-    """Images a second of training steps, for each batch."""
+    """Images per second of training steps, for each batch size."""
     torch.set_num_threads(threads)
     state = load_run(run, epoch)
     trials = [training_step(state, batch) for batch in batches]

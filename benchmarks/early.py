@@ -1,11 +1,11 @@
-"""What moves the cuts to where they save training? Options times seeds, each a whole run of `prunetrain train`.
+"""Which options make cuts early, where they save the most training? Options times seeds, each a whole run of `prunetrain train`.
 
     python benchmarks/small_cifar10.py cifar10.npz cifar10-small.npz
     python benchmarks/early.py runs/early cifar10-small.npz --csv early.csv
     python benchmarks/early_plot.py early.csv docs/images/early.svg
 
-In: a folder for the runs, an .npz of images. Out: a Markdown table, and a CSV with a line a run. Runs are kept in the folder, so that an
-interrupted grid goes on where it was.
+In: a folder for the runs, an .npz of images. Out: a Markdown table, and a CSV with one line per run. Runs are kept in the folder, so that
+an interrupted grid resumes where it was.
 """
 
 import argparse
@@ -24,7 +24,7 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Option:
-    """A way to prune: what it is called in names of runs and in tables, and its flags."""
+    """A way to prune: its name in run names and in tables, and its flags."""
 
     name: str
     label: str
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def write_csv(path: Path, results: dict[Option, list[Result]]) -> None:
-    """A line a run: option, name of the run, top-1 and what is left, as fractions."""
+    """Write one line per run: option, name of the run, top-1 and what is left, as fractions."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["option", "run", "top1", "macs_left", "params_left", "train_macs_left"])

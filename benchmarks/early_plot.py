@@ -1,4 +1,4 @@
-"""Training MACs removed against top-1, a mark a run and a cross an option's mean. Needs matplotlib (the extra `plot`).
+"""Plot of top-1 against training MACs removed: a mark per run, a cross per option's mean. Needs matplotlib (the extra `plot`).
 
     python benchmarks/early_plot.py early.csv docs/images/early.svg
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     arguments = parser.parse_args()
-    matplotlib.rcParams["svg.hashsalt"] = "early"  # so that the same figures give the same file
+    matplotlib.rcParams["svg.hashsalt"] = "early"  # so that equal results give equal files
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     with arguments.source.open(newline="") as file:
         for line in csv.DictReader(file):
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def draw(points: dict[str, list[tuple[float, float]]]) -> Figure:
-    """The figure; points are (training MACs removed, top-1) in percent, by option."""
+    """Draw the figure; points are (training MACs removed, top-1) in percent, by option."""
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.add_subplot()
     for number, (option, found) in enumerate(points.items()):

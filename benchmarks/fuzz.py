@@ -1,11 +1,11 @@
-"""Whether strangers' files can do more than be refused: thousands of spoilt ones, each given to a real command.
+"""Fuzzing: thousands of damaged or malicious files, each given to a real command, which must do no more than refuse it.
 
     python benchmarks/fuzz.py --count 5000 --seed 0                # prints a table; exits with 1 if anything is wrong
-    python benchmarks/fuzz.py --seed 0 --only checkpoint-pickle:17   # one case again, with all that it said
+    python benchmarks/fuzz.py --seed 0 --only checkpoint-pickle:17   # one case again, with its whole output
 
-Each case spoils one file of a small real run (checkpoint, network file, settings, data, weights, metrics) and runs a command on it. What
-may come of it: success, or exit code 2 with one line on stderr and nothing changed. Everything else is a violation: a traceback, a file
-that foreign code was to make, a program started, a write outside of the folder, half-written files, a minute of computing, memory run out.
+Each case damages one file of a small real run (checkpoint, network file, settings, data, weights, metrics) and runs a command on it. The
+command must succeed, or exit with code 2, one line on stderr and nothing changed. Everything else is a violation: a traceback, a file made
+by foreign code, a program started, a write outside the folder, half-written files, a minute of computing, exhausted memory.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from typing import Any
 
 from fuzz_kinds import KINDS
 
-_WAIT = 600  # seconds without a word from any worker, on a machine however busy: then their cases wait for something
+_WAIT = 600  # seconds without output from any worker, enough even for a busy machine: after that, their cases are stuck
 _WORKER = Path(__file__).with_name("fuzz_worker.py")
 
 
 @dataclass
 class Results:
-    """Counts by kind and outcome, and what went wrong."""
+    """Counts by kind and outcome, and the violations."""
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Results:
     lines: list[str] = field(default_factory=list)
 
     def add(self, result: dict[str, Any]) -> None:
-        """Take in the outcome of a case."""
+        """Record the outcome of a case."""
         case = result["case"]
         outcome = "violation" if result["problems"] else "refused" if result["refused"] else "success"
         self.outcomes[case.partition(":")[0], outcome] += 1
@@ -47,10 +47,10 @@ class Results:
 def main() -> int:
     """Run the cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=5000, help="cases, shared out evenly over the kinds")
-    parser.add_argument("--seed", default="0", help="what the damage is drawn from")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="some kinds only")
-    parser.add_argument("--only", help="one case, KIND:NUMBER")
+    parser.add_argument("--count", type=int, default=5000, help="cases, divided evenly among the kinds")
+    parser.add_argument("--seed", default="0", help="seed of the damage")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="run only these kinds")
+    parser.add_argument("--only", help="run only this case, KIND:NUMBER")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     arguments = parser.parse_args()
     kinds = arguments.kinds.split(",")
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def run(folder: Path, seed: str, cases: list[str], workers: int) -> Results:
-    """Run cases in worker processes; one that dies or falls silent is replaced, and its case counts as a violation."""
+    """Run cases in worker processes; a worker that dies or falls silent is replaced, and its case counts as a violation."""
     results = Results()
     waiting = [cases[number::workers] for number in range(workers)]
     selector = selectors.DefaultSelector()
@@ -83,7 +83,7 @@ def run(folder: Path, seed: str, cases: list[str], workers: int) -> Results:
 
 @dataclass
 class _Worker:
-    """A process, the folder that it works in, the cases that it has not finished, and whether it has begun with the first of them."""
+    """A process, its working folder, the cases that it has not finished, and whether it has begun the first of them."""
 
     process: "subprocess.Popen[bytes]"
     folder: Path
@@ -94,13 +94,15 @@ class _Worker:
 def _start(selector: selectors.BaseSelector, folder: Path, seed: str, cases: list[str]) -> None:
     if cases:
         command = [sys.executable, str(_WORKER), str(folder), seed, *cases[:500]]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0)  # or `select` would miss lines
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0
+        )  # otherwise `select` would miss lines
         assert process.stdout is not None
         selector.register(process.stdout, selectors.EVENT_READ, _Worker(process, folder, cases))
 
 
 def _read(selector: selectors.BaseSelector, key: selectors.SelectorKey, seed: str, results: Results, *, silent: bool) -> None:
-    """Take in a line of a worker; where it has ended or said nothing for long, go on with another."""
+    """Process a line from a worker; if the worker has ended or was silent for too long, replace it."""
     worker: _Worker = key.data
     stream = worker.process.stdout
     assert stream is not None
@@ -126,7 +128,7 @@ def _read(selector: selectors.BaseSelector, key: selectors.SelectorKey, seed: st
 
 
 def _tell(results: Results) -> None:
-    """Say now and then how far it is; on stderr, so that the table stays by itself."""
+    """Print progress now and then, on stderr, so that stdout holds only the table."""
     done = results.outcomes.total()
     if done % 250 == 0:
         print(f"{done:,} cases, {len(results.violations)} violations", file=sys.stderr, flush=True)

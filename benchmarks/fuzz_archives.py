@@ -1,4 +1,4 @@
-"""Damage to zip files: their directories, names, methods, and a part's content with a checksum that is right."""
+"""Damage to zip files: their directories, names and methods, and the content of a part, with a correct checksum."""
 
 import io
 import random
@@ -20,7 +20,7 @@ def unpacked(data: bytes) -> Parts:
 
 
 def packed(parts: Parts, method: int = zipfile.ZIP_STORED) -> bytes:
-    """An archive of parts, whose checksums are right."""
+    """An archive of parts, with correct checksums."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, content in parts:
@@ -29,12 +29,12 @@ def packed(parts: Parts, method: int = zipfile.ZIP_STORED) -> bytes:
 
 
 def with_part(data: bytes, suffix: str, change: Callable[[bytes], bytes]) -> bytes:
-    """The archive with the content of a part changed."""
+    """The archive with the content of one part changed."""
     return packed([(name, change(content) if name.endswith(suffix) else content) for name, content in unpacked(data)])
 
 
 def spoil_archive(rng: random.Random, data: bytes) -> bytes:
-    """One thing wrong with an archive."""
+    """Damage one thing in an archive."""
     return rng.choice((_directory, _directory, _end, _rename, _swap, _method, _add, _remove, _twice, _around))(rng, data)
 
 
@@ -85,7 +85,7 @@ def _remove(rng: random.Random, data: bytes) -> bytes:
 
 
 def _twice(rng: random.Random, data: bytes) -> bytes:
-    """A name twice in the directory, by a directory entry that gets the name of another of the same length."""
+    """Put a name into the directory twice, by giving an entry the name of another of the same length."""
     parts = unpacked(data)
     one, other = rng.choice(parts)[0].encode(), rng.choice(parts)[0].encode()
     return data.replace(one, other) if len(one) == len(other) else data + data

@@ -1,4 +1,4 @@
-"""Damage to files of arrays: headers of .npy members that declare what is not there, pickled objects, and headers of safetensors."""
+"""Damage to files of arrays: headers of .npy members that declare missing data, pickled objects, and headers of safetensors."""
 
 import io
 import json
@@ -41,7 +41,7 @@ class Harmful:
 
 
 def spoil_npz(rng: random.Random, data: bytes, canary: str) -> bytes:
-    """One thing wrong with an .npz file, compressed or not."""
+    """Damage one thing in an .npz file, compressed or not."""
     if rng.random() < 0.3:
         data = packed(unpacked(data), zipfile.ZIP_DEFLATED)
     choice = rng.random()
@@ -88,7 +88,7 @@ def _array(rng: random.Random, content: bytes, canary: str) -> bytes:
 
 
 def _npy(rng: random.Random, text: str) -> bytes:
-    """A header of numpy's format, version 1 mostly."""
+    """A header of numpy's format, mostly version 1."""
     version = rng.choice(((1, 0), (1, 0), (2, 0), (3, 0), (9, 9)))
     encoded = text.encode() + b"\n"
     length = rng.choice((len(encoded), len(encoded), len(encoded), 2**32 - 1, 0, 65_535))
@@ -97,7 +97,7 @@ def _npy(rng: random.Random, text: str) -> bytes:
 
 
 def spoil_safetensors(rng: random.Random, data: bytes) -> bytes:
-    """One thing wrong with a .safetensors file."""
+    """Damage one thing in a .safetensors file."""
     choice = rng.random()
     if choice < 0.4:
         return spoil(rng, data)

@@ -1,4 +1,4 @@
-"""Damage that needs no knowledge of a format, and values that programs often get wrong."""
+"""Damage that needs no knowledge of a format, and values that programs often mishandle."""
 
 import random
 import struct
@@ -22,7 +22,7 @@ FLOATS = (0.0, -1.0, 1e-300, 1e308, float("inf"), float("-inf"), float("nan"))
 
 
 def spoil(rng: random.Random, data: bytes) -> bytes:
-    """One to three accidents."""
+    """Apply one to three random accidents."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         data = _ACCIDENTS[rng.randrange(len(_ACCIDENTS))](rng, data) if data else rng.randbytes(8)
     return data

@@ -1,4 +1,4 @@
-"""Damage to the content of a checkpoint: a value somewhere in it becomes another, and torch.save writes the whole, as it should be."""
+"""Damage to the content of a checkpoint: some value in it is replaced, and torch.save writes the result properly."""
 
 import random
 from pathlib import Path
@@ -8,11 +8,11 @@ import torch
 from fuzz_bytes import FLOATS, NUMBERS, WORDS
 from torch import Tensor
 
-_NOT_CHANGED = ("compile",)  # would start a compiler, as its owner may well want
+_NOT_CHANGED = ("compile",)  # would start a compiler, which is legitimate
 
 
 def spoil_content(rng: random.Random, path: Path) -> None:
-    """Change one to three values of a file by torch.save."""
+    """Change one to three values in a file written by torch.save."""
     content = torch.load(path, weights_only=True)
     for _ in range(rng.choice((1, 1, 2, 3))):
         container, key = _somewhere(rng, content)
@@ -22,7 +22,7 @@ def spoil_content(rng: random.Random, path: Path) -> None:
 
 
 def _somewhere(rng: random.Random, content: Any) -> tuple[Any, Any]:
-    """A place: a container, and a key in it. Every level of the tree is as likely as the others."""
+    """Pick a random place at any depth of the tree: a container, and a key in it."""
     container, key = content, rng.choice(list(content))
     while isinstance(container[key], dict | list) and container[key] and rng.random() < 0.8:
         container = container[key]
@@ -62,12 +62,12 @@ def _value(rng: random.Random) -> Any:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether nothing was done to it yet that most operations refuse."""
+    """Whether a tensor has not been damaged yet in a way that most operations refuse."""
     return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_complex()
 
 
 def _tensor(rng: random.Random, tensor: Tensor) -> Tensor:
-    """A tensor in place of another: of another type, shape or layout, or with numbers that are none."""
+    """A replacement for a tensor: of another type, shape or layout, or with numbers that are not finite."""
     changes = (
         tensor.double,
         tensor.half,

@@ -1,4 +1,4 @@
-"""The kinds of cases of `fuzz.py`: each spoils one of the original files, in the current folder, and names commands that read it."""
+"""The kinds of cases in `fuzz.py`: each damages one of the original files, in the current folder, and names commands that read it."""
 
 import os
 import random
@@ -47,7 +47,7 @@ def _content(rng: random.Random, canary: str) -> list[Command]:
 
 
 def _network(rng: random.Random, canary: str) -> list[Command]:
-    """A forged network file: its checkpoint has the right fingerprint."""
+    """A forged network file, with the right fingerprint in its checkpoint."""
     path = Path(NETWORK)
     path.write_bytes(spoil_network(rng, path.read_text(encoding="utf-8"), canary))
     content = torch.load(LAST, weights_only=True)
@@ -143,7 +143,7 @@ def _spoil_bytes(rng: random.Random, data: bytes, canary: str) -> bytes:
 
 
 def spoil_archive_of(rng: random.Random, data: bytes, canary: str) -> bytes:
-    """`spoil_archive` with the arguments of the others."""
+    """`spoil_archive` with the signature of the others."""
     return spoil_archive(rng, data)
 
 
@@ -164,4 +164,4 @@ KINDS: dict[str, Callable[[random.Random, str], list[Command]]] = {
     "metrics": _metrics,
     "places": _places,
 }
-"""Each prepares the files with a random generator and the path that foreign code would make, and returns the commands to run."""
+"""Each prepares the files, given a random generator and the path that foreign code would create, and returns the commands to run."""

@@ -1,7 +1,7 @@
-"""The files that `fuzz.py` spoils: a tiny real run of two epochs, its data, weights of two kinds, settings of two kinds.
+"""The files that `fuzz.py` damages: a tiny real run of two epochs, its data, weights of two kinds, settings of two kinds.
 
-In: an empty folder. Out: all of this in it. The network that the run was started with is in a file of its own, which is replaced afterwards
-by one that leaves a trace when it is imported: nothing may do that again.
+In: an empty folder. Out: these files in it. The run's network comes from a file of its own, which is replaced afterwards by one that leaves
+a trace when it is imported: no command may import it.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ _TRAIN = (
 
 
 def build_originals(folder: Path, canary: Path, *, optimizer: str) -> None:
-    """Fill a folder, which has to be the current one.
+    """Write the files into a folder, which must be the current one.
 
     Args:
-        folder: where to.
-        canary: the file that foreign code would make.
+        folder: where to write.
+        canary: the file that foreign code would create.
         optimizer: "sgd" or "adamw".
     """
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Damage to the pickle inside a file by torch.save: foreign names, calls, numbers, words, and structures without end."""
+"""Damage to the pickle inside a file written by torch.save: foreign names, calls, numbers, words, and endless structures."""
 
 import pickletools
 import random
@@ -17,14 +17,14 @@ _FUNCTIONS = (
 
 
 def spoil_pickle(rng: random.Random, data: bytes, canary: str) -> bytes:
-    """One thing wrong with a pickle."""
+    """Damage one thing in a pickle."""
     return rng.choice((_name, _call, _call, _number, _number, _number, _word, _remove, _repeat, _deep, _laughs, _itself, _bytes))(
         rng, data, canary
     )
 
 
 def _spans(data: bytes, *names: str) -> list[tuple[int, int, str]]:
-    """From, to and opcode of the instructions of some kinds, of all without any."""
+    """Start, end and opcode of all instructions of the given kinds, or of all kinds if none is given."""
     found = [(position or 0, opcode.name) for opcode, _, position in pickletools.genops(data)]
     ends = [*(start for start, _ in found[1:]), len(data)]
     return [(start, end, name) for (start, name), end in zip(found, ends, strict=True) if not names or name in names]
@@ -55,7 +55,7 @@ def _name(rng: random.Random, data: bytes, canary: str) -> bytes:
 
 
 def _call(rng: random.Random, data: bytes, canary: str) -> bytes:
-    """Call something with what would leave a trace; what it returns is thrown away, kept, or put in the place of a value."""
+    """Insert a call that would leave a trace; its result is discarded, kept, or replaces a value."""
     arguments = rng.choice((f"touch {canary}", f"open({canary!r}, 'w')", canary))
     call = _global(rng) + rng.choice((b"(" + _unicode(arguments) + b"tR", _unicode(arguments) + b"\x85R", b")R", b")\x81", b"N\x85R"))
     if rng.random() < 0.5:

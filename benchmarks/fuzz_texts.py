@@ -62,7 +62,7 @@ _WORDS = (
 
 
 def spoil_network(rng: random.Random, source: str, canary: str) -> bytes:
-    """One to three things wrong with a network file."""
+    """Damage one to three things in a network file."""
     for _ in range(rng.choice((1, 1, 2, 3))):
         source = rng.choice((_token, _token, _token, _number, _number, _statement, _statement, _expression, _huge, _line))(
             rng, source, canary
@@ -77,7 +77,7 @@ def spoil_network(rng: random.Random, source: str, canary: str) -> bytes:
 
 
 def _tokens(source: str) -> list[tuple[int, int, str]]:
-    """From, to and text of every token."""
+    """Start, end and text of every token."""
     starts = [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -138,7 +138,7 @@ def _statement(rng: random.Random, source: str, canary: str) -> str:
 
 
 def _expression(rng: random.Random, source: str, canary: str) -> str:
-    """Put code where a number, a name or a string stands."""
+    """Replace a number, a name or a string by code."""
     code = _code(rng, canary)
     return _replace(rng, source, lambda: rng.choice((code, f"({code})", f"f'{{{code}}}'", f"*[{code}]", f"x if {code} else x")))
 
@@ -171,7 +171,7 @@ def _line(rng: random.Random, source: str, canary: str) -> str:
 
 
 def spoil_settings(rng: random.Random, text: str) -> bytes:
-    """One thing wrong with a file of settings."""
+    """Damage one thing in a file of settings."""
     choice = rng.random()
     if choice < 0.4:
         return spoil(rng, text.encode())
@@ -219,7 +219,7 @@ def spoil_settings(rng: random.Random, text: str) -> bytes:
 
 
 def spoil_metrics(rng: random.Random, data: bytes) -> bytes:
-    """One thing wrong with lines of metrics."""
+    """Damage one thing in lines of metrics."""
     if rng.random() < 0.4:
         return spoil(rng, data)
     lines: list[Any] = [json.loads(line) for line in data.splitlines()]

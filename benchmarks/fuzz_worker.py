@@ -1,4 +1,4 @@
-"""Runs cases of `fuzz.py`, one after the other. A process of its own, which limits its memory and watches itself.
+"""Runs cases of `fuzz.py` one after the other, in a separate process that limits its memory and monitors itself.
 
     python benchmarks/fuzz_worker.py FOLDER SEED KIND:NUMBER ...
 
@@ -17,16 +17,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-FREE = 2**30  # bytes that the tool is told are free
-MOST = 3 * 2**30  # bytes that it may take beyond what it has at the start
-LIMIT = 60  # seconds of processor time of a command
+FREE = 2**30  # bytes of free memory that prunetrain is told
+MOST = 3 * 2**30  # bytes that it may use beyond those at the start
+LIMIT = 60  # seconds of CPU time for a command
 UNSPOILT = "unspoilt"
 _STARTS = frozenset({"os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "subprocess.Popen", "socket.connect", "pty.spawn"})
 _WRITES = frozenset({"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "shutil.rmtree"})
 
 
 class Watch:
-    """Sees what a command does that it should not: starting programs, and writing outside of a folder."""
+    """Detects forbidden actions of a command: starting programs, and writing outside a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = os.path.realpath(folder)
@@ -65,7 +65,7 @@ def main() -> None:
             path.mkdir(parents=True)
             os.chdir(path)
             build_originals(path, work / "canary", optimizer=name)
-    for number in range(2):  # what is imported and set up at the first use counts for nothing
+    for number in range(2):  # imports and set-up at first use are not counted
         unspoilt = run_case(work, originals, seed, f"{UNSPOILT}:{number}", watch)
     if unspoilt["problems"] or unspoilt["refused"]:
         raise RuntimeError(f"unspoilt files do not work: {unspoilt}")
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _prepare(work: Path) -> None:
-    """Import everything that commands use, and tell the tool how much memory is free."""
+    """Import everything that commands use, and set the free memory that prunetrain sees."""
     sys.dont_write_bytecode = True
     work.mkdir(parents=True, exist_ok=True)
     import torch
@@ -100,7 +100,7 @@ def _limit_memory() -> None:
 
 
 def run_case(work: Path, originals: dict[str, Path], seed: str, case: str, watch: Watch) -> dict[str, Any]:
-    """One case: files spoilt, commands run, and everything checked."""
+    """Run one case: damage files, run the commands and check everything."""
     from fuzz_kinds import EVERY_COMMAND, KINDS
 
     rng = random.Random(f"{seed}/{case}")
@@ -127,7 +127,7 @@ def run_case(work: Path, originals: dict[str, Path], seed: str, case: str, watch
 
 
 def _run(command: list[str], work: Path, watch: Watch) -> tuple[object, str, str]:
-    """Exit code, output and errors, those of C++ included."""
+    """Run a command; return its exit code, output and errors, including those from C++."""
     import torch
 
     from prunetrain.commands import main as command_line
@@ -175,7 +175,7 @@ def _into(descriptor: int, path: Path) -> Any:
 
 
 def _contents(folder: Path) -> dict[str, object]:
-    """What is in a folder: the bytes of files, the targets of links, the sizes of huge files."""
+    """The content of a folder: the bytes of files, the targets of links, the sizes of huge files."""
     found: dict[str, object] = {}
     for path in folder.rglob("*"):
         if path.is_symlink():
@@ -188,7 +188,7 @@ def _contents(folder: Path) -> dict[str, object]:
 
 
 def problems_of(code: object, stdout: str, stderr: str, before: dict[str, object], after: dict[str, object]) -> list[str]:
-    """What a command did that it should not: by its exit code, what it said, and the folder before and after."""
+    """The violations by a command, according to its exit code, its output, and the folder before and after."""
     problems = []
     if code not in (0, 2):
         problems.append(f"exit code {code}: {stderr.strip()[-1500:]}")
@@ -208,7 +208,7 @@ def problems_of(code: object, stdout: str, stderr: str, before: dict[str, object
     if left:
         problems.append(f"left {left}")
     changed = sorted(path for path in after.keys() | before.keys() if after.get(path) != before.get(path))
-    if "training diverged" in stderr:  # a run that began, and what it left until then is whole
+    if "training diverged" in stderr:  # a run that began; its files so far must be complete
         changed = [path for path in changed if path in before]
     if code == 2 and changed:
         problems.append(f"failed, and changed {', '.join(changed)[:500]}")

@@ -1,11 +1,11 @@
-"""How the cost of a cut grows with the network: chains of 10 to 1,000 layers, and a layer of 256 to 16,384 channels.
+"""How the cost of a cut grows with the network: chains of 10 to 1,000 layers, and layers of 256 to 16,384 channels.
 
     python benchmarks/growth.py --repeats 5
 
-Out: Markdown tables of milliseconds a layer, and microseconds a channel, by phase: where work grows as the network does, the numbers of a
-column stay as they are. Half of the channels between layers are dead. `select` is finding what is dead, spaces and constants included;
-`slice` makes the smaller graph and weights; `load` builds the module without filling it with random numbers. Each figure is the
-median of the repeats; all sizes take turns.
+Out: Markdown tables of milliseconds per layer and microseconds per channel, by phase: if work grows linearly, the numbers in a column are
+constant. Half of the channels between layers are dead. `select` finds what is dead, including spaces and constants; `slice` makes the
+smaller graph and weights; `load` builds the module without filling it with random numbers. Each figure is the median of the repeats; all
+sizes take turns.
 """
 
 import argparse
@@ -40,14 +40,14 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{machine()}, 1 thread, CPU time; median of {arguments.repeats} repeats")
     for name, build in CHAINS.items():
-        print(f"\n{name}: milliseconds a layer\n")
+        print(f"\n{name}: milliseconds per layer\n")
         _print_table("layers", LAYERS, _measured(build, LAYERS, arguments.repeats), 1e3)
-    print("\none layer: microseconds a channel\n")
+    print("\none layer: microseconds per channel\n")
     _print_table("channels", CHANNELS, _measured(_wide, CHANNELS, arguments.repeats), 1e6)
 
 
 def _measured(build: Callable[[int], nn.Module], sizes: Sequence[int], repeats: int) -> list[dict[str, float]]:
-    """Seconds of CPU time by phase for networks of these sizes, median."""
+    """Median seconds of CPU time by phase, for networks of these sizes."""
     times: list[list[dict[str, float]]] = [[] for _ in sizes]
     models = [_half_dead(build(size)) for size in sizes]
     for repeat in range(repeats + 1):
@@ -129,7 +129,7 @@ class _Concatenation(nn.Module):
 
 
 class _Dense(nn.Module):
-    """Sixteen convs, each of which reads all before it, as in DenseNet; and one that makes the width what it was."""
+    """Sixteen convs that each read all earlier ones, as in DenseNet, and one that restores the width."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,10 +1,9 @@
-"""How long `prunetrain --help` takes, and which imports it goes to.
+"""How long `prunetrain --help` takes, and which imports take the time.
 
     python benchmarks/import_time.py --repeats 9
 
-Out: a Markdown table of processes that start one after another: an empty Python, and the help; CPU time, to which nothing is added while
-the machine does something else, and the time that passes. Then the modules that take longest by themselves (`python -X importtime`, the
-least of the repeats).
+Out: a Markdown table of processes started one after another, an empty Python and the help: CPU time, which other processes do not add to,
+and wall-clock time. Then the modules that take longest by themselves (`python -X importtime`, the least of the repeats).
 """
 
 import argparse
@@ -21,7 +20,7 @@ from prunetrain.training.benchmarking.rounds import Spread
 
 COMMANDS = {"python -c ''": ["-c", ""], "prunetrain --help": ["-m", "prunetrain", "--help"]}
 LISTED = 8  # modules
-_LINE = re.compile(r"import time: +(\d+) \| +\d+ \| +(\S+)")  # microseconds by itself, and with what it imports
+_LINE = re.compile(r"import time: +(\d+) \| +\d+ \| +(\S+)")  # microseconds by itself, and with its imports
 
 
 def main() -> None:
@@ -50,7 +49,7 @@ def _shown(seconds: tuple[float, ...]) -> str:
 
 
 def _times(command: list[str]) -> tuple[float, float]:
-    """CPU seconds of a process of Python, and seconds that passed."""
+    """CPU seconds and wall-clock seconds of a Python process."""
     before, start = _child_seconds(), time.perf_counter()
     subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
     return _child_seconds() - before, time.perf_counter() - start
@@ -62,7 +61,7 @@ def _child_seconds() -> float:
 
 
 def _by_module(repeats: int) -> dict[str, int]:
-    """Microseconds that every import of the help takes by itself; whatever else the machine does only adds to them."""
+    """Microseconds that every import of the help takes by itself: the least of the repeats, since other load only adds to them."""
     found: dict[str, list[int]] = defaultdict(list)
     for _ in range(repeats):
         command = [sys.executable, "-X", "importtime", *COMMANDS["prunetrain --help"]]

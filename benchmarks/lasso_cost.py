@@ -1,11 +1,11 @@
-"""What the group lasso adds to a training step on CIFAR-10 images (3x32x32), beside the naive autograd penalty.
+"""What the group lasso adds to a training step on CIFAR-10 images (3x32x32), compared with a naive autograd penalty.
 
     python benchmarks/lasso_cost.py --model resnet32 --batch-size 128 --rounds 15
 
-Out: a Markdown table. The variants take turns, round after round, so that a busy machine slows all alike; each figure is the median over
-rounds of (step with the penalty) / (step without) - 1, with its quartiles. `alone` times the penalty's own code, without a step around it;
-`in a run` is its share of all steps there, where the proximal step is taken in one of `--lasso-interval`. `fading` is that of the channels
-that go first, to 90% of the MACs. One thread is timed by its CPU time.
+Out: a Markdown table. The variants take turns, round after round, so that other load slows all alike. Each figure is the median over rounds
+of (step with the penalty) / (step without) - 1, with its quartiles. `alone` times the penalty's own code, without a step around it. `in a
+run` is its share of all steps of a run, in which only one of `--lasso-interval` takes the proximal step. `fading` is the fading of the
+first channels to go, down to 90% of the MACs. A single thread is timed by CPU time.
 """
 
 import argparse

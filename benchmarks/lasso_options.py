@@ -2,7 +2,7 @@
 
     python benchmarks/lasso_options.py runs/digits --seeds 0,1,2 --ratios 0.6,0.7,0.8 -- --recipe digits --round-to 1
 
-Out: a Markdown table. Runs are kept in the folder, so that an interrupted grid goes on where it was.
+Out: a Markdown table. Runs are kept in the folder, so that an interrupted grid resumes where it was.
 """
 
 import argparse

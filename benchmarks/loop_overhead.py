@@ -1,13 +1,13 @@
-"""The training loop beside a loop by hand of the same recipe: same network, batch, precision and optimizer, and nothing else.
+"""The training loop compared with a minimal hand-written one of the same recipe: same network, batch, precision and optimizer.
 
     python benchmarks/loop_overhead.py --rounds 3 --steps 24
 
-Out: a Markdown table. By hand: batches that lie ready in memory, normalised and in the right memory format; autocast, cross-entropy,
-backward, fused SGD. Ours: `train_one_epoch`, with shuffling, crops and flips, the schedule, metrics and an observer; and the same with
-the coupled lasso and its proximal step. All take turns, step by step, in one process; a figure is the median over eight steps each (one
-has the proximal step) of (by hand) / (ours), so the throughput of ours in that of the loop by hand, with quartiles. On a CPU the
-process's own processor time counts, with one thread, so that other processes are not measured. On a GPU the device is waited for after
-every step of either, so what both could have prepared meanwhile is not seen.
+Out: a Markdown table. By hand: batches ready in memory, normalised and in the right memory format; autocast, cross-entropy, backward,
+fused SGD. Ours: `train_one_epoch`, with shuffling, crops and flips, the schedule, metrics and an observer; and the same with the coupled
+lasso and its proximal step. All take turns, step by step, in one process. Each figure is the median of (by hand) / (ours) over eight steps
+each (one with the proximal step), with quartiles: our throughput relative to that of the hand-written loop. On a CPU the process's own CPU
+time counts, with one thread, so that other processes are not measured. On a GPU both loops wait for the device after every step, so work
+that either could have prepared in the meantime is not seen.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="resnet20,lenet5")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=8, help="an epoch, of which CIFAR-10 has 390: eight, or a multiple")
+    parser.add_argument("--steps", type=int, default=8, help="steps per epoch, a multiple of eight; CIFAR-10 has 390")
     parser.add_argument("--amp", default="bfloat16", choices=("off", "bfloat16", "float16"))
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
@@ -96,7 +96,7 @@ def _epoch(state: TrainState, data: DataSource, observer: Observer) -> None:
 
 
 class _Hand:
-    """Steps of the loop by hand."""
+    """The steps of the hand-written loop."""
 
     def __init__(self, state: TrainState, data: DataSource) -> None:
         self._config = state.config
@@ -109,7 +109,7 @@ class _Hand:
         ]
 
     def step(self, number: int) -> None:
-        """The step of a number, from 0, on its batch."""
+        """Run the step with a number, from 0, on its batch."""
         images, labels = self._batches[number % len(self._batches)]
         with autocast(self._device, self._config.amp):
             loss = F.cross_entropy(self._model(images), labels)
@@ -120,10 +120,10 @@ class _Hand:
 
 
 class _Turns(Observer):
-    """An observer that does a step by hand after every step that it is told of, and compares the two.
+    """An observer that runs a step by hand after every step of ours, and compares the two.
 
-    `shares`: what every so many steps by hand took of what ours took, from one end of a step to the next, data and metrics included. So
-    many as there are from one proximal step to the next.
+    `shares`: the ratio of the time by hand to ours, over every group of steps from one proximal step to the next. Ours includes data and
+    metrics.
     """
 
     def __init__(self, hand: _Hand, device: torch.device) -> None:

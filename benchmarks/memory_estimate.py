@@ -1,9 +1,9 @@
-"""The memory of a training step, as `--dynamic-batch` estimates it on a CPU, against what a process really takes (Linux).
+"""The memory of a training step as `--dynamic-batch` estimates it on a CPU, compared with what a process actually takes (Linux).
 
     python benchmarks/memory_estimate.py
 
-Out: a Markdown table. "Taken" is by how much the high-water mark of resident memory rises in a fresh process that trains three steps, after
-a step on two images has loaded what the libraries take once.
+Out: a Markdown table. "Taken" is the rise of the resident memory's high-water mark in a fresh process that trains three steps, after a step
+on two images during which the libraries took memory once.
 """
 
 import argparse
@@ -55,11 +55,11 @@ def conditions(amp: str, batch: int) -> Conditions:
 
 
 def measured(model: str, side: int, amp: str, batch: int) -> int:
-    """Bytes that three training steps add to this process."""
+    """Bytes by which three training steps increase this process."""
     torch.set_num_threads(1)
     graph = network(model, side)
     TrainingStep(graph, conditions(amp, 2))()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = resident_memory("VmRSS")
     step = TrainingStep(graph, conditions(amp, batch))
     for _ in range(3):
@@ -68,7 +68,7 @@ def measured(model: str, side: int, amp: str, batch: int) -> int:
 
 
 def resident_memory(which: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at most."""
+    """Bytes of this process: VmRSS is the current value, VmHWM the peak."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
     return int(line.split()[1]) * 1024
 

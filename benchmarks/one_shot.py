@@ -1,10 +1,10 @@
-"""Weights against units, pruned at once and not retrained: how far accuracy lasts. The check that a method's decisions are sound.
+"""Pruning weights against pruning units, in one shot without retraining: how far accuracy holds. A check that methods choose well.
 
     python benchmarks/one_shot.py runs/one-shot --seeds 0,1,2 -- --recipe mnist --model mlp --epochs 5 --penalty-ratio 0 --data-dir data
 
 Out: a Markdown table of top-1 by method and rate. Every seed is one run of `prunetrain train`; runs are kept in the folder, so that an
-interrupted study goes on where it was. The classifier keeps all its weights. What a method removes in channels is cut, and the smaller
-network is measured.
+interrupted study resumes where it was. The classifier keeps all its weights. Removed channels are cut out, and the smaller network is
+measured.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _pruned(graph: LayerGraph, state: dict[str, Tensor], method: str, rate: float, options: Options) -> nn.Module:
-    """The network after a method: with zeros, or smaller."""
+    """The network after pruning by a method: with zeros, or smaller."""
     decision = decide(method, graph, state, rate, options)
     if isinstance(decision, Masks):
         state = decision.applied(state)

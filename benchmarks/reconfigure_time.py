@@ -2,10 +2,10 @@
 
     python benchmarks/reconfigure_time.py --models torchvision:resnet50 torchvision:densenet201 --repeats 5
 
-Out: a Markdown table of seconds by phase, median and range. `select` is finding what is dead, spaces and
-constants; `slice` weights, buffers and momentum; `write` the network file and the checkpoint, synced to disk; `load` reading both back into
-a module. The last rows are CPU time, to which nothing is added while the machine does something else: of all of these, and of choosing
-what fades in a run on its way to half the MACs, which comes before an interval.
+Out: a Markdown table of seconds by phase, median and range. `select` finds what is dead, spaces and constants; `slice` cuts weights,
+buffers and momentum; `write` writes the network file and the checkpoint, synced to disk; `load` reads both back into a module. The last
+rows are CPU time, which other processes do not add to: of all these phases, and of choosing what fades in a run on its way to half the
+MACs, which is done before an interval.
 """
 
 import argparse
@@ -50,7 +50,7 @@ Seconds = dict[str, list[float]]
 
 
 def _measured(model: str, repeats: int) -> tuple[tuple[int, int], Seconds]:
-    """Channels before and after, and seconds by phase; a cut before these does not count."""
+    """Channels before and after, and seconds by phase, following one cut for warm-up."""
     seconds: Seconds = {}
     with tempfile.TemporaryDirectory() as folder:
         state = _stepped(Path(folder), model)
@@ -71,7 +71,7 @@ def _measured(model: str, repeats: int) -> tuple[tuple[int, int], Seconds]:
 
 @contextmanager
 def _cpu_time(times: list[float]) -> Iterator[None]:
-    """Adds the CPU seconds of this process inside to `times`."""
+    """Append the CPU seconds that this process spends inside to `times`."""
     start = time.process_time()
     yield
     times.append(time.process_time() - start)
@@ -96,13 +96,13 @@ def _stepped(folder: Path, model: str) -> TrainState:
 
 
 def _choose(state: TrainState) -> None:
-    """What a run does at the start of an interval (`training/course.py`)."""
+    """Do what a run does at the start of an interval (`training/course.py`)."""
     ranking = Ranking(state.graph, state.model.state_dict(), criterion=state.config.criterion)
     ranking.weakest(0.75 * state.costs.macs, ranking.coarsest_blocks(0.5 * state.costs.macs, state.dense))
 
 
 def _with_dead_channels(state: TrainState) -> Path:
-    """A checkpoint of the run, a third of its channels dead."""
+    """A checkpoint of the run with a third of its channels dead."""
     _kill_a_third(state)
     state.progress = replace(state.progress, epoch=1)
     save_checkpoint(state.run.last, state.checkpoint())

@@ -1,8 +1,9 @@
-"""The results of finished runs side by side, as a Markdown table: the first run is what wall time is compared with.
+"""The results of finished runs side by side, as a Markdown table; wall-clock time is relative to the first run.
 
     python benchmarks/results_table.py runs/vgg8 dense-s0 pruned-s0
 
-Out: a row a run. Wall time is that of training alone; it means something only for runs that had the machine alone, or shared it evenly.
+Out: one row per run. Wall-clock time is that of training alone; it is meaningful only for runs that had the machine to themselves or shared
+it evenly.
 """
 
 import argparse

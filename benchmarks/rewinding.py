@@ -1,10 +1,10 @@
-"""Rewinding against fine-tuning: the same network pruned by magnitude at the same rates, retrained in different ways for as many epochs.
+"""Rewinding against fine-tuning: the same network pruned by magnitude at the same rates, retrained in different ways for equally long.
 
     python benchmarks/rewinding.py runs/rewinding --epochs 10 --rewind-epoch 1 --rates 0.5,0.8,0.9,0.95 --seeds 0,1 -- \
         --model lenet5 --dataset npz --data-dir data/cifar10.npz
 
-Out: a study in a folder of its own for each way (`prunetrain study`), which share the dense networks; rewinding.md with a table and
-rewinding.svg with a plot. Run it again to go on where it was.
+Out: one study per way (`prunetrain study`), each in its own folder, all with the same dense networks; rewinding.md with a table and
+rewinding.svg with a plot. Run it again to resume where it was.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _share_dense(first: Path, folder: Path) -> None:
-    """Take over the trained networks of the first study, which all ways start from."""
+    """Copy the trained networks of the first study, from which all ways start."""
     if folder == first or folder.exists():
         return
     for kind in ("checkpoints", "generated_nets"):

@@ -1,6 +1,6 @@
-"""Runs as the benchmarks need them: start one through the command line, read what it achieved.
+"""Runs for the benchmarks: start one through the command line, and read its results.
 
-In: flags of `prunetrain train`. Out: a `Result`. A run that is finished is read, not repeated; one that was interrupted goes on.
+In: flags of `prunetrain train`. Out: a `Result`. A finished run is read, not repeated; an interrupted one is resumed.
 """
 
 import json
@@ -22,10 +22,10 @@ from prunetrain.paths import RunPaths
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run achieved.
+    """The results of a finished run.
 
-    Shares are fractions of the dense network's; `top1` is of the validation images; `seconds` of training alone; `last_batch` is images a
-    step of the last epoch.
+    Shares are fractions of the dense network's; `top1` is measured on the validation images; `seconds` are of training alone; `last_batch`
+    is the number of images per step in the last epoch.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Result:
 
 
 def train(output_dir: Path, name: str, flags: list[str], threads: int) -> Result:
-    """Run `prunetrain train` under a name to its end, or read it if it is there.
+    """Run `prunetrain train` under a name to its end, or read the run if it is finished.
 
     Args:
         output_dir: folder of all runs of a benchmark.
@@ -57,24 +57,24 @@ def train(output_dir: Path, name: str, flags: list[str], threads: int) -> Result
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         before = _child_seconds()
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-        seconds = float("nan") if continued else _child_seconds() - before  # what a part of it took says nothing
+        seconds = float("nan") if continued else _child_seconds() - before  # the time of only a part is meaningless
         (output_dir / f"{name}.done").write_text(f"{seconds:.1f}")
     return read_result(run)
 
 
 def cpu_seconds(output_dir: Path, name: str) -> float:
-    """CPU time of a run that `train` has made, from start to exit; NaN if it was interrupted. A busy machine hardly changes it."""
+    """CPU time of a run made by `train`, from start to exit; NaN if it was interrupted. Other load barely affects it."""
     return float((output_dir / f"{name}.done").read_text())
 
 
 def _child_seconds() -> float:
-    """CPU time of all processes that this one started and that have ended."""
+    """CPU time of all ended child processes."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def read_result(run: RunPaths) -> Result:
-    """The result of a run that is on disk."""
+    """Read the result of a run from disk."""
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     dense, final = costs(read_graph(run.network(0))), costs(read_graph(run.newest_network()))
     last = lines[-1]
@@ -92,18 +92,18 @@ def read_result(run: RunPaths) -> Result:
 
 
 def top1_spread(results: list[Result]) -> str:
-    """Mean top-1 of runs that differ in their seed, and the lowest to the highest."""
+    """Mean top-1 of runs that differ only in their seed, with the lowest and highest."""
     values = [result.top1 for result in results]
     return f"{statistics.mean(values):.2%} ({min(values):.2%} to {max(values):.2%})"
 
 
 def removed(results: list[Result], what: str) -> str:
-    """What is missing to the dense network, on average; `what` names one of the shares that are left."""
+    """The mean share removed, compared with the dense network; `what` names one of the shares left."""
     return f"{1 - statistics.mean(getattr(result, what) for result in results):.1%}"
 
 
 def machine() -> str:
-    """The hardware and versions that a figure belongs to, one line."""
+    """The hardware and versions on which a figure was measured, in one line."""
     if torch.cuda.is_available():
         hardware = torch.cuda.get_device_name()
     else:

@@ -2,9 +2,8 @@
 
     python benchmarks/slicing_memory.py --models torchvision:vgg16
 
-A third of the filters of every layer but the last is dead. Out: a Markdown table in MB: the weights, the largest layer, how far the
-resident memory of the process rose (by the kernel) while it selected and while it sliced, and the weights that came out, which are part of
-that.
+A third of the filters in every layer but the last is dead. Out: a Markdown table in MB: the weights, the largest layer, the rise of the
+process's resident memory (according to the kernel) while selecting and while slicing, and the new weights, which are part of that.
 """
 
 import argparse
@@ -57,7 +56,7 @@ def _peaks(graph: LayerGraph, state: dict[str, Tensor]) -> list[int]:
 
 
 def _start_peak() -> int:
-    """Give back what is free, begin to look for the highest anew; the bytes that are resident now."""
+    """Return free memory to the system, reset the high-water mark, and return the resident bytes."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")

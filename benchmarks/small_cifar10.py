@@ -1,9 +1,9 @@
-"""A small CIFAR-10: the first images of every class, at half the sides or as they are; what `early.py` and `cifar10.py` train on.
+"""Makes the small CIFAR-10 that `early.py` and `cifar10.py` train on: the first images of every class, at half or full size.
 
     python benchmarks/small_cifar10.py cifar10.npz cifar10-small.npz --train 1000 --test 500 --pixels 16
 
-In: an .npz of x_train (50000, 32, 32, 3) uint8, y_train, x_test, y_test. Out: the same with `--train` and `--test` images a class, as they
-are (`--pixels 32`) or of 16x16 pixels, each the rounded mean of 2x2.
+In: an .npz of x_train (50000, 32, 32, 3) uint8, y_train, x_test, y_test. Out: the same with `--train` and `--test` images per class,
+unchanged (`--pixels 32`) or of 16x16 pixels, each the rounded mean of 2x2.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A wide, shallow residual network for benchmarks that train many times on a CPU."""
+"""A wide, shallow residual network for benchmarks with many training runs on a CPU."""
 
 from torch import nn
 

@@ -1,10 +1,10 @@
-"""What weight sparsity is worth without cutting: seconds of sparse layers against dense ones, and bytes of sparse files, at each sparsity.
+"""What weight sparsity gains without cutting: times of sparse layers relative to dense ones, and sizes of sparse files, at each sparsity.
 
     python benchmarks/sparse_speed.py --threads 1
 
 Out: Markdown tables. Weights are random, pruned by magnitude layer by layer, in float32. Dense and sparse take turns, round after round;
-each figure is the median over rounds of (sparse seconds) / (dense seconds), with quartiles: under 1 the sparse form is faster. Convs are
-sparse by way of `F.unfold`.
+each figure is the median over rounds of (sparse seconds) / (dense seconds), with quartiles: below 1 the sparse form is faster. Convs are
+made sparse through `F.unfold`.
 """
 
 import argparse

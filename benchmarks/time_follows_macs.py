@@ -1,13 +1,13 @@
-"""How much of the MACs that a cut saves it saves in time: training steps of dense and really pruned networks, in turn.
+"""What share of the MACs saved by a cut is also saved in time: training steps of dense networks and actually pruned ones, in turn.
 
     prunetrain train --model resnet18-cifar ... --threshold 0 --penalty-ratio 0.97 --prune-interval 1   # zeros are made and stay
     python benchmarks/time_follows_macs.py checkpoints/resnet18-cifar-npz/epoch_003.pt --batch-size 32 --round-to 1,8,16,auto
     python benchmarks/time_follows_macs.py checkpoints/vgg16/last.pt --fade-to 0.5 --batch-size 64 --round-to 8,16,32,auto
     python benchmarks/time_follows_macs.py vgg8 torchvision:mobilenet_v2 --fade-to 0.5 --batch-size 64 --image-size 32 --round-to auto
 
-In: checkpoints of runs that made dead channels and did not cut them; with `--fade-to`, of dense runs, or networks as `--model` names them,
-with the weights that they start with, whose weakest channels go, in blocks of `--round-to`, as those that a run fades. Out: a Markdown
-table. Each is cut with every `--round-to`; dense and cut networks take turns, round after round, and each figure is a median over rounds,
+In: checkpoints of runs that have dead channels and did not cut them. With `--fade-to`: checkpoints of dense runs, or untrained networks as
+`--model` names them, whose weakest channels are removed in blocks of `--round-to`, like those that a run fades. Out: a Markdown table.
+Each network is cut with every `--round-to`; dense and cut networks take turns, round after round, and each figure is a median over rounds,
 with quartiles.
 """
 
@@ -43,11 +43,11 @@ CRITERION = TrainConfig.criterion
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="+", help="checkpoints, or names as `--model` takes them")
+    parser.add_argument("networks", nargs="+", help="checkpoints, or networks as in `--model`")
     parser.add_argument("--round-to", default="1,8,16,auto")
-    parser.add_argument("--fade-to", type=float, help="share of the MACs that is left when the weakest channels have gone")
+    parser.add_argument("--fade-to", type=float, help="share of the MACs to leave when removing the weakest channels")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--image-size", type=int, help="side of the images, where it is to be another than in training")
+    parser.add_argument("--image-size", type=int, help="side of the images, if different from training")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bfloat16", action="store_true", help="bfloat16 autocast instead of float32")
@@ -81,7 +81,7 @@ def _new(spec: str, image_size: int | None) -> tuple[LayerGraph, dict[str, Tenso
 
 
 def _stored(path: Path, image_size: int | None) -> tuple[LayerGraph, dict[str, Tensor]]:
-    """A checkpoint's network and its weights."""
+    """The network of a checkpoint and its weights."""
     pair = read_pair(path)
     graph = pair.graph
     if image_size:
@@ -90,7 +90,7 @@ def _stored(path: Path, image_size: int | None) -> tuple[LayerGraph, dict[str, T
 
 
 def _faded(graph: LayerGraph, weights: dict[str, Tensor], word: str, macs: float) -> LayerGraph:
-    """What is left when the weakest channels have gone, as few as lead to so many MACs."""
+    """The network after removing the weakest channels, as few as needed to reach a share of the MACs."""
     ranking = Ranking(graph, weights, criterion=CRITERION)
     going = ranking.weakest(macs, ranking.coarsest_blocks(macs, graph) if word == "auto" else int(word))
     faded = {name: tensor.clone() for name, tensor in weights.items()}

@@ -1,4 +1,4 @@
-"""The section of docs/coverage.md that `beside_torch_pruning.py` measured. In: its results. Out: Markdown."""
+"""The section of docs/coverage.md with the measurements of `beside_torch_pruning.py`. In: its results. Out: Markdown."""
 
 from typing import Any
 

@@ -1,11 +1,11 @@
-"""Several workers on one machine: what they exchange, and what the death of one changes.
+"""Several workers on one machine: what they exchange, and whether the death of one changes the result.
 
     python benchmarks/workers.py runs/workers
 
-Out: two Markdown tables. The first has a run with 1, 2 and 4 workers, which share each batch of the same size. (How far they agree is a
-matter of float64, `tests/test_distribution.py`: in float32 the rounding of a sum grows with every step.) The second kills workers with
-SIGKILL, each at a random moment, while 4 train, and compares the lines of metrics at the end, timings and memory apart, with those of the
-run that was left alone.
+Out: two Markdown tables. The first is about runs with 1, 2 and 4 workers, which share batches of the same size. (Their agreement is tested
+in float64 by `tests/test_distribution.py`: in float32, differences in rounding grow with every step.) The second is about a run with 4
+workers that are killed with SIGKILL at random moments; its final metrics are compared with those of an undisturbed run, except for timings
+and memory.
 """
 
 import argparse
@@ -52,20 +52,20 @@ def main() -> None:
 
 
 def start(folder: Path, name: str, workers: int, *flags: str) -> subprocess.Popen[bytes]:
-    """A training with so many workers."""
+    """Train with a number of workers."""
     command = [sys.executable, "-m", "prunetrain", "train", *FLAGS, "--output-dir", str(folder), "--name", name, "--resume", "auto", *flags]
     several = ["--nproc", str(workers)] if workers > 1 else []
     return subprocess.Popen([*command, *several], stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def history(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The lines of metrics of a run, without what is measured by the clock."""
+    """The lines of metrics of a run, without timings and memory."""
     lines = [json.loads(line) for line in RunPaths(folder, name).metrics.read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
 
 
 def kill_workers(folder: Path, kills: int, undisturbed: list[dict[str, Any]], moments: random.Random) -> str:
-    """Kill one worker of four again and again in one run; a Markdown table."""
+    """Kill one of four workers again and again in one run; return a Markdown table."""
     launcher = start(folder, "killed", 4, "--max-restarts", str(kills), "--checkpoint-minutes", "0.1")
     done = 0
     while done < kills and launcher.poll() is None:
