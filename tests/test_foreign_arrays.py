@@ -90,7 +90,7 @@ def header(shape: str = "(2, 3, 4)", descr: str = "'<i8'", order: str = "False")
         (declaring(header("(2, 3, 5)")), "a should take 240 bytes, but 192 are stored"),
         (declaring(header(), bytes(193)), "a should take 192 bytes, but 193 are stored"),
         (declaring(header(), bytes(10**6)), "a should take 192 bytes, but 1,000,000 are stored"),
-        (declaring(header("(-2, -3, 4)")), "a should take 192 bytes, but 192 are stored"),
+        (declaring(header("(-2, -3, 4)")), "a declares the shape (-2, -3, 4), and no size may be negative"),
         (declaring(header(descr="'|V1000000000'")), "a should take 24,000,000,000 bytes, but 192 are stored"),
         (declaring(header(descr="'|O'")), "a holds Python objects, which are not read"),
         (declaring(header(descr="[('x', '|O'), ('y', '<i4')]")), "a holds Python objects, which are not read"),

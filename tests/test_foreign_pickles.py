@@ -205,7 +205,7 @@ BODIES: dict[str, tuple[bytes, str]] = {
     "a memo far out": (b"Nr\xff\xff\xff\x7f", DAMAGED),
     "a word without an end": (b"X\xff\xff\xff\x7fabc", DAMAGED),
     "another protocol": (b"0\x80\x04N", "its data.pkl has the instruction POP, which torch.save does not write"),
-    "a second start": (b"N\x80\x02", "its data.pkl is of protocol 2, and torch.save writes 2"),
+    "a second start": (b"N\x80\x02", "its data.pkl declares its protocol after its start, which torch.save does not do"),
     "deep lists": (b"]" * (MOST_DEPTH + 2) + b"a" * (MOST_DEPTH + 1), ENDLESS),
     "very deep tuples": (b")" + b"\x85" * 100_000, ENDLESS),
     "a list in itself": (b"]q\x01h\x01a", ENDLESS),

@@ -260,6 +260,17 @@ def test_hook_goes_with_the_pruner(end: str) -> None:
     assert not optimizer._optimizer_step_post_hooks
 
 
+@pytest.mark.parametrize("lasso_step", ["proximal", "subgradient"])
+def test_nothing_acts_after_close(lasso_step: str) -> None:
+    model, plain = network(), network()
+    optimizer, other = sgd(model), sgd(plain)
+    pruner = pruner_of(model, optimizer, lasso_step=lasso_step)
+    pruner.close()
+    train_(model, optimizer, 2, pruner=pruner)
+    train_(plain, other, 2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
 def test_second_pruner_on_one_optimizer_does_not_double_the_lasso() -> None:
     model, other = network(), network()
     optimizer, plain = sgd(model), sgd(other)

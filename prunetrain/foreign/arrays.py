@@ -85,7 +85,9 @@ class ArrayFile:
         header = ArrayHeader(shape, dtype)
         if dtype.hasobject:
             raise RefusedFileError(f"{name} holds Python objects, which are not read")
-        if min(shape, default=0) < 0 or header.nbytes != entry.file_size - start.tell():
+        if min(shape, default=0) < 0:
+            raise RefusedFileError(f"{name} declares the shape {shape}, and no size may be negative")
+        if header.nbytes != entry.file_size - start.tell():
             raise RefusedFileError(f"{name} should take {header.nbytes:,} bytes, but {entry.file_size - start.tell():,} are stored")
         return header
 

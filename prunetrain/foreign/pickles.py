@@ -135,7 +135,9 @@ def _memorize(machine: _Machine, argument: int) -> None:
 
 
 def _protocol(machine: _Machine, argument: int) -> None:
-    if argument != 2 or machine.stack:
+    if machine.stack:
+        raise RefusedFileError("its data.pkl declares its protocol after its start, which torch.save does not do")
+    if argument != 2:
         raise RefusedFileError(f"its data.pkl is of protocol {argument}, and torch.save writes 2")
 
 

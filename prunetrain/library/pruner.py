@@ -149,6 +149,7 @@ class PruneTrain:
         self._due = False  # whether a proximal step must follow the next optimizer step
         self._fade: Fade | None = None
         self._old: list[weakref.ref[nn.Parameter]] = []  # parameters from before the last cut that had no gradients then
+        self._closed = False
         self._hook = optimizer.register_step_post_hook(_after_step(weakref.ref(self)))
         weakref.finalize(self, self._hook.remove)
 
@@ -182,7 +183,7 @@ class PruneTrain:
         Raises:
             ConfigError: if the loop does not train the pruner's current model, or lambda cannot be set from the first loss.
         """
-        if self._settings.penalty_ratio == 0:
+        if self._settings.penalty_ratio == 0 or self._closed:
             return
         if all(parameter.grad is None for parameter in self._network.module.parameters()):
             raise ConfigError(_OLD_MODEL)
@@ -329,6 +330,7 @@ class PruneTrain:
 
     def close(self) -> None:
         """Remove the hook from the optimizer: the lasso and fading no longer act."""
+        self._closed = True
         self._hook.remove()
 
     def _average(self) -> Network | None:
