@@ -180,13 +180,13 @@ def test_foreign_files(run: RunPaths) -> None:
 )
 def test_another_format(run: RunPaths, number: object, shown: str) -> None:
     change(run, lambda content: content.update(format=number))
-    assert refusal(run) == f"checkpoints/x/last.pt: format {shown}, and this version reads 3; use the version that wrote it"
+    assert refusal(run) == f"checkpoints/x/last.pt: format {shown}, but this version reads 3: use the version that wrote it"
 
 
 @pytest.mark.parametrize("key", [item.name for item in fields(Checkpoint)])
 def test_missing_part(run: RunPaths, key: str) -> None:
     change(run, lambda content: content.pop(key))
-    assert refusal(run) == f"checkpoints/x/last.pt: damaged, without {key}"
+    assert refusal(run) == f"checkpoints/x/last.pt: damaged, it lacks {key}"
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_unreadable_part(run: RunPaths, edit: Callable[[dict[str, Any]], object]
 @pytest.mark.parametrize("name", ["../x.py", "../x/epoch_000.py", "/etc/passwd", "epoch_000.py/..", "last.pt", "", 3, None])
 def test_network_is_a_plain_file_name(run: RunPaths, name: object) -> None:
     change(run, lambda content: content.update(network=name))
-    assert refusal(run) == f"checkpoints/x/last.pt: names {name!r} as its network file; it should be like epoch_010.py"
+    assert refusal(run) == f"checkpoints/x/last.pt: names {name!r} as its network file; expected a name like epoch_010.py"
 
 
 def test_network_file_is_missing(run: RunPaths) -> None:

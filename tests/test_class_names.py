@@ -19,8 +19,8 @@ from prunetrain.training.offline import reconfigure_checkpoint
 
 CPU = torch.device("cpu")
 OTHER = (
-    " was trained with 'cat' as class 0, and the data has 'dog' there: "
-    "name its class folders as they were in training, or use the data of the training"
+    " was trained with 'cat' as class 0, but the data has 'dog' there: "
+    "name its class folders as they were in training, or use the training data"
 )
 
 
@@ -61,7 +61,7 @@ def test_classes_in_another_order_are_refused(run: RunPaths) -> None:
 
 def test_nothing_is_written_for_other_classes(run: RunPaths) -> None:
     rename("cat", "zcat")
-    with pytest.raises(ConfigError, match="trained with 'cat' as class 0, and the data has 'dog' there"):
+    with pytest.raises(ConfigError, match="trained with 'cat' as class 0, but the data has 'dog' there"):
         prune(run.last, method="magnitude", rate=0.5, epochs=1, data_dir="images", name="y")
     assert not RunPaths(run.output_dir, "y").exists()
 
@@ -74,7 +74,7 @@ def test_numbers_go_with_any_names(run: RunPaths) -> None:
     assert invoke("evaluate", run.last, "--dataset", "npz", "--data-dir", arrays).exit_code == 0
     numbered = load_data(settings(Path(arrays), Path(), batch_size=2), CPU)
     check_names(["cat", "dog"], numbered, run.last)
-    with pytest.raises(ConfigError, match="with '1' as class 0, and the data has '0' there"):
+    with pytest.raises(ConfigError, match="with '1' as class 0, but the data has '0' there"):
         check_names(["1", "0"], numbered, run.last)
 
 

@@ -208,7 +208,7 @@ def test_keep_can_change_and_removed_checkpoints_say_why(images: Path, tmp_path:
     assert list(run.checkpoint_files()) == [0, 2]
     resume_run(run.last, {"keep": 1}, Recorder())
     assert list(run.checkpoint_files()) == [4]
-    with pytest.raises(CheckpointError, match=r"epoch_002.pt: removed, as --keep says; only its network file .*epoch_002.py is left"):
+    with pytest.raises(CheckpointError, match=r"epoch_002.pt: removed because of --keep; only its network file .*epoch_002.py is left"):
         load_checkpoint(run.checkpoint(2))
     with pytest.raises(CheckpointError, match=r"epoch_003.pt: no such checkpoint$"):
         load_checkpoint(run.checkpoint(3))

@@ -1,6 +1,6 @@
-"""What acts in a run's training steps, by the settings and by how far the run has pruned; and what of it a checkpoint keeps.
+"""The method that acts in a run's training steps, chosen by the settings and the prunings done so far, and its state in a checkpoint.
 
-In: a run. Out: a `TrainingMethod` for the loop, and the state to go on from. Before a method prunes for good ADMM pulls at the weights,
+In: a run. Out: a `TrainingMethod` for the loop, and the state to resume from. Before a method prunes for good, ADMM pulls at the weights
 or filters are pruned softly; afterwards masks hold.
 """
 
@@ -29,10 +29,10 @@ _SIZE = "channels of "
 
 @dataclass
 class Acting:
-    """A run's method.
+    """A run's method and what it remembers.
 
-    `rounds` prunings are done; `settled` is the last epoch whose end the method has seen; `early` holds weights to go back to; `sizes` the
-    channels that layers had before the first of several cuts.
+    `rounds` prunings are done; `settled` is the last epoch at whose end the method has acted; `early` holds the weights to rewind to;
+    `sizes` the number of channels of each layer before the first of several cuts.
     """
 
     method: TrainingMethod = field(default_factory=TrainingMethod)
@@ -42,13 +42,13 @@ class Acting:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def settle_(self, epoch: int) -> None:
-        """Let the method act at the end of an epoch, once: the end of an epoch that was interrupted comes again."""
+        """Let the method act at the end of an epoch, but only once: an interrupted end of an epoch is repeated on resume."""
         if epoch > self.settled:
             self.method.after_epoch_(epoch)
             self.settled = epoch
 
     def state_dict(self) -> MethodState:
-        """All that `acting_in` needs to go on."""
+        """Return everything that `acting_in` needs to resume."""
         kept = self.method.state_dict()
         tensors = kept["tensors"] | ({EARLY: dict(self.early)} if self.early else {})
         own = {_ROUND: self.rounds, _SETTLED: self.settled, **{f"{_SIZE}{name}": size for name, size in self.sizes.items()}}
@@ -61,39 +61,39 @@ _NO_SIZES: Mapping[str, int] = {}
 def pruned_state(
     *, masks: Masks | None, early: Mapping[str, Tensor], rounds: int, epoch: int, sizes: Mapping[str, int] = _NO_SIZES
 ) -> MethodState:
-    """The state of a run that has just pruned: what `acting_in` is to go on from."""
+    """Return the method's state right after a pruning, for `acting_in` to resume from."""
     own = Acting(TrainingMethod(), rounds, epoch, early, sizes).state_dict()
     return {"tensors": own["tensors"] | ({KEEP: dict(masks.keep)} if masks else {}), "numbers": own["numbers"]}
 
 
 def rounds_done(state: MethodState) -> int:
-    """How often a run has pruned."""
+    """The number of prunings that a run has done."""
     return int(state["numbers"].get(_ROUND, 0))
 
 
 def first_sizes(state: MethodState) -> dict[str, int]:
-    """The channels that layers had before the first of several cuts."""
+    """The number of channels of each layer before the first of several cuts."""
     return {name.removeprefix(_SIZE): int(size) for name, size in state["numbers"].items() if name.startswith(_SIZE)}
 
 
 def early_weights(state: MethodState) -> Mapping[str, Tensor]:
-    """The weights that a run goes back to; empty if it does not."""
+    """The weights that a run rewinds to; empty if there are none."""
     return state["tensors"].get(EARLY, {})
 
 
 def amount_of(config: TrainConfig, rounds: int) -> float:
-    """How much a method removes at its next pruning: of several, a rate that grows from round to round.
+    """How much a method removes at its next pruning; with several rounds, the rate grows from round to round.
 
     Args:
-        config: `method`, `rate` and `rounds` count.
-        rounds: prunings that are done.
+        config: only `method`, `rate` and `rounds` matter.
+        rounds: number of prunings done.
     """
     grows = config.method == ADMM or (methods.entry(config.method).amount == "rate" and config.method != "2:4")
     return rates_of_rounds(config.rate, config.rounds)[rounds] if grows else config.rate
 
 
 def options_of(config: TrainConfig, rounds: int, earlier: Masks | None = None) -> Options:
-    """What the settings tell a method at its next pruning, after so many; rates of single layers grow as `amount_of` does."""
+    """The options of a method's next pruning, after `rounds` prunings; rates of single layers grow as in `amount_of`."""
     return Options(
         layer_rates={layer: rates_of_rounds(rate, config.rounds)[rounds] for layer, rate in config.rates.items()},
         scope=config.scope,
@@ -107,18 +107,18 @@ def options_of(config: TrainConfig, rounds: int, earlier: Masks | None = None) -
 
 
 def acting_in(config: TrainConfig, graph: LayerGraph, model: nn.Module, epoch: int, saved: MethodState) -> Acting:
-    """What acts in a run's training.
+    """Build what acts in a run's training.
 
     Args:
         config: the settings.
         graph: the network.
-        model: the network; changed in place, as training goes on.
-        epoch: how many are done.
-        saved: what a checkpoint kept; of a new run, nothing.
+        model: the network; training changes its weights in place.
+        epoch: number of epochs done.
+        saved: the method's state in a checkpoint; empty for a new run.
 
     Raises:
         ConfigError: for a method that does not work on this network.
-        KeyError, RuntimeError, TypeError, ValueError: if what was saved is not the method's.
+        KeyError, RuntimeError, TypeError, ValueError: if the saved state does not fit the method.
     """
     if config.method == GROUP_LASSO:
         return Acting(settled=epoch)
@@ -126,7 +126,7 @@ def acting_in(config: TrainConfig, graph: LayerGraph, model: nn.Module, epoch: i
     rounds = rounds_done(saved)
     method = HeldMasks(weights, Masks({})) if rounds else _before_pruning(config, graph, weights)
     device = next(iter(weights.values())).device
-    # Copies: right after a pruning the checkpoint has some tensors once, as the network's and as these, and training changes the network's.
+    # Copies: right after a pruning, some of the checkpoint's tensors are both these and the network's, which training changes.
     early = {name: tensor.to(device, copy=True) for name, tensor in early_weights(saved).items()}
     if epoch == config.rewind_epoch and rounds == 0 and not early and config.retrain in TAKES_WEIGHTS_BACK:
         early = copied(model)
@@ -143,7 +143,7 @@ def acting_in(config: TrainConfig, graph: LayerGraph, model: nn.Module, epoch: i
 
 
 def _before_pruning(config: TrainConfig, graph: LayerGraph, weights: Mapping[str, Tensor]) -> TrainingMethod:
-    """What acts until the first pruning, at that one's rate."""
+    """The method that acts until the first pruning, at that pruning's rate."""
     if config.prune_at == 0:
         return TrainingMethod()
     rate, options = amount_of(config, rounds=0), options_of(config, rounds=0)
@@ -156,5 +156,5 @@ def _before_pruning(config: TrainConfig, graph: LayerGraph, weights: Mapping[str
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:
-    """A network's state dict, which training does not change."""
+    """A copy of a network's state dict, which training does not change."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -1,7 +1,7 @@
 """BatchNorm over the images of all workers (`--sync-batch-norm`), so that they normalise as one process with the whole batch would.
 
-In: a network with `torch.nn`'s BatchNorm. Out: the same modules' parameters and buffers under the same names, synchronised. On GPUs that is
-torch's SyncBatchNorm, which has no CPU version; on a CPU the class below.
+In: a network with `torch.nn`'s BatchNorm. Out: the same network, synchronised, with the same parameters and buffers under the same names.
+On GPUs it uses torch's SyncBatchNorm, which has no CPU version; on a CPU, the class below.
 """
 
 import torch
@@ -12,7 +12,7 @@ from prunetrain.training.distribution import Ranks
 
 
 def synchronise(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The network with every BatchNorm synchronised; its tensors stay the same objects. Alone, the network as it is."""
+    """Return the network with every BatchNorm synchronised; its tensors stay the same objects. A single process gets it unchanged."""
     if ranks.world_size == 1:
         return model
     if next(model.parameters()).is_cuda:
@@ -37,7 +37,7 @@ class _Synchronised(_BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None: ...
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, ...) normalised; in eval mode, with running statistics, as BatchNorm does."""
+        """Normalise (N, C, ...); in eval mode with the running statistics, as BatchNorm does."""
         if not self.training and self.track_running_stats:
             return super().forward(input)
         dims = [0, *range(2, input.dim())]

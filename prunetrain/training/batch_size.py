@@ -1,7 +1,7 @@
 """`--dynamic-batch`: after a cut the batch grows into the memory that was freed (PruneTrain, arXiv 1901.09290, its dynamic mini-batches).
 
-In: the run, and the smaller network. Out: images a step from now on, over all workers, and the memory behind the decision. The learning
-rate follows from the batch: `lr_growth`.
+In: the run, and the smaller network. Out: images per step from now on, over all workers, and the memory behind the decision. The learning
+rate follows from the batch: `optimizers.build_scheduler`.
 """
 
 from bisect import bisect_right
@@ -15,20 +15,21 @@ from prunetrain.training.events import BatchChange
 from prunetrain.training.memory import available_memory, is_measured, step_memory
 from prunetrain.training.state import TrainState
 
-STEP = 32  # images a worker
-_DEFAULT_LIMIT = 4  # times the batch of the settings
-_LEAST_STEPS = 10  # an epoch: so that it drops less than a tenth of its images, and schedules keep their shape
+STEP = 32  # images per worker
+_DEFAULT_LIMIT = 4  # times the batch size in the settings
+_LEAST_STEPS = 10  # per epoch, so that it drops less than a tenth of its images and schedules keep their shape
 
 
 def choose_batch_size(state: TrainState, smaller: LayerGraph, data: DataSource) -> BatchChange:
-    """The batch to go on with after a cut.
+    """Choose the batch size after a cut.
 
-    The budget is what a training step of the dense network takes with the batch of the settings, and never more than the device has left.
+    The budget is the memory that a training step of the dense network takes with the settings' batch size, and at most what the device
+    has left.
 
     Args:
         state: the run before the cut.
         smaller: the network after it.
-        data: says how many images an epoch has.
+        data: the data set, for the number of images in an epoch.
     """
     config, workers = state.config, state.environment.ranks.world_size
 
@@ -54,19 +55,19 @@ def choose_batch_size(state: TrainState, smaller: LayerGraph, data: DataSource) 
 
 
 def upper_limit(config: TrainConfig, num_train: int) -> int:
-    """The most images a step: `--max-batch-size`, by default some times the batch of the settings; and an epoch keeps some steps."""
+    """The most images per step: `--max-batch-size`, by default a multiple of the settings' batch size, leaving an epoch enough steps."""
     return min(config.max_batch_size or _DEFAULT_LIMIT * config.batch_size, num_train // _LEAST_STEPS)
 
 
 def largest_batch(*, present: int, start: int, step: int, limit: int, fits: Callable[[int], bool]) -> int:
-    """The largest of start + step, start + 2 step, ... that is over the present batch, not over the limit, and fits; or the present one.
+    """The largest of start + step, start + 2 step, ... above the present batch, within the limit, that fits; otherwise the present one.
 
     Args:
-        present: images a step now.
-        start: images a step of the settings.
+        present: images per step now.
+        start: images per step in the settings.
         step: images by which the batch grows.
-        limit: the most images a step.
-        fits: whether there is memory for so many images; if there is not for some, there is not for more either.
+        limit: the most images per step.
+        fits: whether there is memory for a batch of this size; if one size does not fit, no larger one does.
     """
     sizes = range(start, limit + 1, step)
     larger = sizes[bisect_right(sizes, present) :]

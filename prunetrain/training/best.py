@@ -1,7 +1,7 @@
 """The best checkpoint of a run, `best.pt`, with `--keep-best`.
 
-In: a run, `last.pt` of its newest epoch. Out: a copy of it, if that epoch has the highest validation top-1 of the network as it is now.
-Epochs of a larger network, or of one with more weights, do not count: a cut or a pruning begins anew.
+In: a run, `last.pt` of its newest epoch. Out: a copy of it, if that epoch has the highest validation top-1 of the present network.
+Epochs of a larger network, or of one with more weights, do not count: a cut or a pruning starts the comparison again.
 """
 
 import shutil
@@ -16,19 +16,19 @@ from prunetrain.training.state import TrainState
 
 
 def best_epoch(state: TrainState) -> int | None:
-    """The epoch of the highest validation top-1 since the network is what it is now, the first of equal ones; None if there is none yet."""
+    """The epoch with the highest validation top-1 since the last cut or pruning, the first of equal ones; None if there is none yet."""
     lines = list(_of_this_network(state))
     return max(reversed(lines), key=lambda line: line["val_top1"])["epoch"] if lines else None
 
 
 def _of_this_network(state: TrainState) -> Iterator[Metrics]:
-    """The lines of metrics of the network as it is now, the newest first."""
+    """The present network's lines of metrics, newest first."""
     now = (state.costs.macs, state.acting.method.metrics().get("sparsity"))
     return takewhile(lambda line: (line["macs"], line.get("sparsity")) == now, reversed(state.progress.history))
 
 
 def keep_best(state: TrainState) -> None:
-    """Make best.pt what it is to be, on one process; `last.pt` at the end of the newest epoch is on the disk.
+    """Update best.pt, on one process only; `last.pt` must already be that of the newest epoch's end.
 
     Raises:
         OutputError: if it cannot be written.
@@ -42,7 +42,7 @@ def keep_best(state: TrainState) -> None:
 
 
 def restore_best(state: TrainState) -> None:
-    """The same where a run goes on, which may have ended before best.pt was written, or goes back to before it was.
+    """Correct best.pt when a run resumes: the run may have ended before it was written, or may resume from an earlier epoch.
 
     Raises:
         OutputError: if it cannot be written.

@@ -28,12 +28,12 @@ _MARK = "prunetrain checkpoint"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, as literals.
+    """A run's progress, as literals.
 
-    `epoch` epochs and `step` steps of the next one are done. `running` holds the sums over these steps; that of the losses is worker 0's in
-    `loss`, worker 1's in `loss_1` and so on. `lasso_strength` is lambda, None before the first batch. `fading` names the channels on their
-    way out, by their ids in the present network. `batch_size` is what `--dynamic-batch` has decided, None where that of the settings holds.
-    `history` has a line of metrics an epoch, `train_macs` and `train_images` count what was trained.
+    `epoch` epochs and `step` steps of the next one are done. `running` holds the sums over these steps; the sum of losses is worker 0's in
+    `loss`, worker 1's in `loss_1` and so on. `lasso_strength` is lambda, None before the first batch. `fading` lists the channels that are
+    being faded out, by their ids in the present network. `batch_size` is the choice of `--dynamic-batch`, None while the settings' batch
+    size holds. `history` has one line of metrics per epoch; `train_macs` and `train_images` are totals over the training so far.
     """
 
     epoch: int = 0
@@ -49,12 +49,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to go on, beside its network file.
+    """Everything a run needs to resume, apart from its network file.
 
-    `model` is a state dict; `optimizer` and `scaler` are theirs; `parameters` names the optimizer's parameters in order;
-    `rng` holds the generators' states, those of the workers after the first under `others`; `config` the run's settings; `method` what
-    the method that acts in training keeps (`training/acting.py`); `class_names` those of the data, in the order of the network's outputs;
-    `statistics` the `mean` and `std` of each channel that pixels in [0, 1] are normalised by.
+    `model`, `optimizer` and `scaler` are state dicts; `parameters` names the optimizer's parameters in order;
+    `rng` holds the generators' states, those of the workers after the first under `others`; `config` the run's settings; `method` the
+    state of the method that acts in training (`training/acting.py`); `class_names` the data's classes, in the order of the network's
+    outputs; `statistics` the `mean` and `std` of each channel by which pixels in [0, 1] are normalised.
     """
 
     network: str
@@ -86,7 +86,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        CheckpointError: if there is none, or it is damaged, or not prunetrain's.
+        CheckpointError: if it is missing or damaged, or not a checkpoint of prunetrain.
     """
     if not path.exists():
         raise _absent(path)
@@ -104,7 +104,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _checkpoint_beside(network: Path) -> str:
-    """What a message calls the checkpoint that belongs to a network file."""
+    """How a message names the checkpoint that belongs to a network file."""
     file = followed(network)
     checkpoint = file.parent.parent.parent / CHECKPOINTS / file.parent.name / file.with_suffix(".pt").name
     found = file.parent.parent.name == NETWORKS and checkpoint.exists()
@@ -114,8 +114,8 @@ def _checkpoint_beside(network: Path) -> str:
 def _absent(path: Path) -> CheckpointError:
     network = run_of_checkpoint(path).networks / path.with_suffix(".py").name
     if path.parent.is_dir() and NETWORK_NAME.fullmatch(network.name) and network.exists():
-        return CheckpointError(f"{path}: removed, as --keep says; only its network file {network} is left")
-    if run := find_run(str(path), Path()):  # commands have looked it up; from Python a name is a path
+        return CheckpointError(f"{path}: removed because of --keep; only its network file {network} is left")
+    if run := find_run(str(path), Path()):  # commands have looked up names already; from Python a name is a path
         return CheckpointError(f"{path} is a run: name a checkpoint of it, such as {run.last}")
     if not path.suffix:
         return CheckpointError(f"{path} is no file, and no run here: name a .pt file, or go to the folder that has the run's checkpoints/")
@@ -127,18 +127,18 @@ def _checked(path: Path, content: object) -> Checkpoint:
         raise CheckpointError(f"{path}: not a checkpoint of prunetrain")
     if type(content.get("format")) is not int or content["format"] != FORMAT:
         raise CheckpointError(
-            f"{path}: format {shown(content.get('format'))}, and this version reads {FORMAT}; use the version that wrote it"
+            f"{path}: format {shown(content.get('format'))}, but this version reads {FORMAT}: use the version that wrote it"
         )
     wanted = {item.name: item.type for item in fields(Checkpoint)}
     missing = sorted(wanted.keys() - content.keys())
     if missing:
-        raise CheckpointError(f"{path}: damaged, without {', '.join(missing)}")
+        raise CheckpointError(f"{path}: damaged, it lacks {', '.join(missing)}")
     progress = content["progress"]
     known = {item.name for item in fields(Progress)}
     if not isinstance(progress, dict) or set(progress) != known or not isinstance(content["model"], Mapping):
         raise CheckpointError(f"{path}: damaged, its progress or weights are not readable")
     if not isinstance(content["network"], str) or not NETWORK_NAME.fullmatch(content["network"]):
-        raise CheckpointError(f"{path}: names {shown(content['network'])} as its network file; it should be like epoch_010.py")
+        raise CheckpointError(f"{path}: names {shown(content['network'])} as its network file; expected a name like epoch_010.py")
     try:
         check_content(content, Progress)
     except RefusedFileError as refused:
@@ -150,7 +150,7 @@ def read_network_of(path: Path, checkpoint: Checkpoint) -> tuple[Path, str]:
     """The network file of a checkpoint: its path and text.
 
     Raises:
-        CheckpointError: if the run's folders are links to elsewhere, where a run would write.
+        CheckpointError: if the run's folders are links to other folders, where the run would then write.
         NetworkFileError: if it is missing, or not the file that the checkpoint was written with.
     """
     _check_links(path)
@@ -166,7 +166,7 @@ def read_network_of(path: Path, checkpoint: Checkpoint) -> tuple[Path, str]:
 
 
 def _check_links(path: Path) -> None:
-    """Refuse links that lead from one run into another place: a run is what lies in its own two folders.
+    """Refuse links that lead out of a run: all of it must lie in its own two folders.
 
     A link to a checkpoint from anywhere else is fine, and stands for that checkpoint.
     """
@@ -183,12 +183,12 @@ def _check_links(path: Path) -> None:
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """The states of torch's generators, on the CPU and, where that is one, on the GPU that this process uses."""
+    """The states of torch's generators: the CPU's and, if the device is a GPU, that GPU's."""
     return {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []}
 
 
 def restore_rng(state: Mapping[str, Any], device: torch.device) -> None:
-    """Put back what `rng_state` returned."""
+    """Restore what `rng_state` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and state["cuda"]:
         torch.cuda.set_rng_state(state["cuda"][0], device)

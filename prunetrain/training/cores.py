@@ -1,8 +1,8 @@
-"""The processor's cores, which several processes share out among them."""
+"""The CPU's cores, which several processes divide among them."""
 
 import os
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,11 +1,11 @@
-"""The course of a run's pruning: what lambda is in the next epoch, and how many MACs the next cut is to leave.
+"""The course of a run's pruning: lambda in the next epoch, and how many MACs the next cut should leave.
 
-In: a run between two epochs. Out: its progress with the next lambda and the channels to fade. They hang on the settings, the epochs done
-and the weights alone and are part of every checkpoint, so that a resumed run takes the same course.
+In: a run between two epochs. Out: its progress with the next lambda and the channels to fade. Both depend only on the settings, the epochs
+done and the weights, and are part of every checkpoint, so a resumed run takes the same course.
 
-Intervals are of `prune_interval` epochs and begin after epoch `prune_at`, before which nothing acts. Without a target, lambda stays what it
-was at the first batch. With one, the weakest channels are faded out interval by interval (`regularizers/fading.py`), and the lasso is
-released when that is done: then it would only hold back the weights that stay.
+Intervals last `prune_interval` epochs and begin after epoch `prune_at`; before that, nothing acts. Without a target, lambda keeps its value
+from the first batch. With one, the weakest channels are faded out interval by interval (`regularizers/fading.py`). Then lambda drops to
+zero, since the lasso would only hold back the weights that stay.
 """
 
 from dataclasses import replace
@@ -20,22 +20,22 @@ from prunetrain.training.events import Uncut
 from prunetrain.training.state import TrainState
 
 _OVERSHOOT = 0.05
-"""Of the dense network's MACs, how many less than the target blocks may leave."""
+"""How far below the target the removal of whole blocks may take the MACs, as a share of the dense network's."""
 
 
 def interval_start(config: TrainConfig, epoch: int) -> int:
-    """The last epoch, `epoch` at the latest, after which an interval begins."""
+    """The last epoch up to `epoch` after which an interval begins."""
     return epoch - (epoch - config.prune_at) % config.prune_interval
 
 
 def next_strength(config: TrainConfig, epoch: int, strength: float, macs_left: float) -> float:
-    """Lambda for the epoch that follows.
+    """Lambda for the next epoch.
 
     Args:
         config: the settings.
         epoch: number of epochs done, from 1.
         strength: lambda in the epoch just done.
-        macs_left: MACs of the network as it goes on, as a share of the dense network's.
+        macs_left: MACs of the present network, as a share of the dense network's.
     """
     if config.target_macs and (macs_left <= config.target_macs or epoch >= config.prune_at + course_epochs(config)):
         return 0.0
@@ -43,10 +43,10 @@ def next_strength(config: TrainConfig, epoch: int, strength: float, macs_left: f
 
 
 def next_macs(config: TrainConfig, epoch: int) -> float:
-    """The share of the dense network's MACs that the cut at the end of the interval is to leave.
+    """The share of the dense network's MACs that the cut at the end of the interval should leave.
 
-    It falls in a straight line from 1, after the first interval, to `target_macs`, at the end of the course. The first interval is for
-    the channels to become unequal.
+    It falls linearly from 1, after the first interval, to `target_macs`, at the end of the course. The first interval gives the channels
+    time to become unequal.
 
     Args:
         config: the settings, with a target.
@@ -57,7 +57,7 @@ def next_macs(config: TrainConfig, epoch: int) -> float:
 
 
 def most_macs(state: TrainState) -> float:
-    """The most MACs, for one image, that the cut after the last epoch may leave; infinite where nothing led to a target before it."""
+    """The most MACs per image that the cut after the epoch just done may leave; infinite if no target was being approached."""
     config, progress = state.config, state.progress
     if not config.target_macs or not progress.lasso_strength:
         return inf
@@ -65,12 +65,12 @@ def most_macs(state: TrainState) -> float:
 
 
 def course_epochs(config: TrainConfig) -> int:
-    """Epochs from `prune_at` until the target is reached: `target_by` of those left, in whole intervals, two at least."""
+    """Epochs from `prune_at` until the target is reached: the share `target_by` of the rest, in whole intervals, at least two."""
     return config.prune_interval * max(2, ceil(round(config.target_by * (config.epochs - config.prune_at), 6) / config.prune_interval))
 
 
 def too_short(config: TrainConfig) -> str | None:
-    """Why a run cannot reach its target, in a sentence; None if nothing keeps it from it."""
+    """A sentence on why the run has too few epochs to reach its target; None if it has enough."""
     if not (config.penalised and config.target_macs) or config.epochs == config.prune_at:
         return None
     if next_macs(config, interval_start(config, config.epochs - 1)) <= config.target_macs + 1e-9:
@@ -78,14 +78,14 @@ def too_short(config: TrainConfig) -> str | None:
     epochs = config.epochs - config.prune_at
     return (
         f"{epochs} {'epoch is' if epochs == 1 else 'epochs are'} too few for --target-macs {config.target_macs:g}: "
-        f"the first interval of {config.prune_interval} cuts nothing, and none is left that would reach it"
+        f"the first interval of {config.prune_interval} cuts nothing, and the run ends before a second one"
     )
 
 
 def out_of_reach(state: TrainState) -> str | None:
-    """Why not even the removal of all that can go would reach the target, in a sentence; None if it would.
+    """A sentence on why removing everything that can go would still miss the target; None if it would not.
 
-    For a network of the size of ResNet-50 the answer takes most of a second.
+    For a network the size of ResNet-50 this takes most of a second.
     """
     config, dense = state.config, costs(state.dense).macs
     if not (config.penalised and config.target_macs):
@@ -102,11 +102,11 @@ def out_of_reach(state: TrainState) -> str | None:
 
 
 def missed(state: TrainState) -> str | None:
-    """Why a run that is over has more MACs than its target, in a sentence; None if it has not."""
+    """A sentence on why a finished run has more MACs than its target; None if it has not."""
     config, left = state.config, state.costs.macs / costs(state.dense).macs
     if not (config.penalised and config.target_macs) or left <= config.target_macs:
         return None
-    return too_short(config) or out_of_reach(state) or f"{left:.1%} of the MACs are left, and --target-macs is {config.target_macs:g}"
+    return too_short(config) or out_of_reach(state) or f"{left:.1%} of the MACs are left, but --target-macs is {config.target_macs:g}"
 
 
 def uncut(state: TrainState) -> Uncut:
@@ -119,9 +119,9 @@ def uncut(state: TrainState) -> Uncut:
 
 
 def follow_course(state: TrainState) -> None:
-    """For an epoch that begins, set lambda, and at the start of an interval the channels to fade.
+    """Set lambda for an epoch that begins, and at the start of an interval the channels to fade.
 
-    The first batch sets the first lambda; but of a network that is as small as its target, there is none.
+    The first batch sets the first lambda, except for a network that is already as small as its target: there it is zero.
     """
     config, progress = state.config, state.progress
     dense = costs(state.dense).macs
@@ -137,7 +137,7 @@ def follow_course(state: TrainState) -> None:
 
 
 def _choose(state: TrainState, dense_macs: int) -> list[int]:
-    """The channels that fade in the interval; with `--round-to auto` in the coarsest blocks that leave a choice and meet the target."""
+    """Choose the channels to fade; with `--round-to auto`, in the coarsest blocks that leave a choice and meet the target."""
     config = state.config
     ranking = Ranking(state.graph, state.model.state_dict(), criterion=config.criterion)
     macs = next_macs(config, state.progress.epoch) * dense_macs
