@@ -181,7 +181,7 @@ def test_batches_of_one_that_have_no_variance_are_refused(tmp_path: Path) -> Non
     result = invoke("bench", tmp_path / "toy.py", "--batch-size", "1")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(
-        f"error: --batch-size 1 is too small for {tmp_path / 'toy.py'}, whose BatchNorm sees one value a channel"
+        f"error: --batch-size 1 is too small for {tmp_path / 'toy.py'}, whose BatchNorm sees one value per channel"
     )
     assert invoke("bench", tmp_path / "toy.py", *FAST).exit_code == 0
 

@@ -257,7 +257,7 @@ def test_workers_talk(tmp_path: Path) -> None:
         "patience": "done",
         "failing": "OutputError: the disk of worker 0 is full",
         "same": "nothing",
-        "different": "WorkerError: worker 1 has another file than worker 0: give all machines the same files, settings and version",
+        "different": "WorkerError: worker 1 does not have worker 0's file: give all machines the same files, settings and version",
         "agreed": [0, 0, 3, 1, 0],
         "uneven": (
             "ConfigError: a batch of 7 images cannot be shared evenly by 2 workers: use --batch-size 6 or 8, or another number of workers"

@@ -86,7 +86,7 @@ def test_a_gpu_that_cannot_be_used_is_told_with_the_drivers_reason(machine: Mach
     )
     assert [choose_device(TrainConfig(device="auto")) for _ in range(2)] == [torch.device("cpu")] * 2
     assert capfd.readouterr().err == (
-        "torch cannot use this machine's GPU, so the CPU computes (CUDA initialization: The NVIDIA driver on your system is too old)\n"
+        "torch cannot use this machine's GPU, so the CPU is used (CUDA initialization: The NVIDIA driver on your system is too old)\n"
     )
 
 

@@ -295,7 +295,7 @@ def refusal(*args: str | Path) -> str:
         (("lenet.py", "-o", "net"), "unknown format '': choose from csr, onnx, pt2, safetensors"),
         (
             ("lenet.py", "-o", "net.safetensors", "--batch-size", "2"),
-            "--batch-size is for onnx and pt2: a network file, as beside net.safetensors, takes any number of images",
+            "--batch-size is for onnx and pt2: the network file beside net.safetensors takes any number of images",
         ),
         (("lenet.onnx", "-o", "net.pt2"), "lenet.onnx is no checkpoint (.pt) or network file (.py): name one of these"),
         (("none.py", "-o", "net.pt2"), "none.py: no such network file"),
@@ -303,7 +303,7 @@ def refusal(*args: str | Path) -> str:
         (("lenet.pt", "-o", "net.pt2"), "lenet.pt: not a checkpoint of prunetrain"),
         ((".", "-o", "net.pt2"), ". is a folder; name a checkpoint in it, such as last.pt"),
         (("lenet.py", "-o", "lenet.safetensors"), "lenet.py already exists: choose another name, or pass --force"),
-        (("lenet.py", "-o", "lenet.safetensors", "--force"), "lenet.py is what is to be exported: choose another name"),
+        (("lenet.py", "-o", "lenet.safetensors", "--force"), "lenet.py is the file to export: choose another name for the output"),
     ],
 )
 def test_refuses(args: tuple[str, ...], message: str, lenet: Path) -> None:

@@ -399,7 +399,7 @@ def test_bad_pruning_is_one_line_and_leaves_nothing(trained: Outcome, tmp_path: 
 def test_a_network_is_cut_after_an_epoch_at_the_earliest(images: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="admm acts before it prunes: give --prune-at"):
         of(images, tmp_path, **MLP, method="admm", rate=0.5)
-    with pytest.raises(ConfigError, match="fpgm cuts, and a network is cut after an epoch of training at the earliest: give --prune-at 1"):
+    with pytest.raises(ConfigError, match="fpgm cuts the network, which must be trained for at least one epoch first: give --prune-at 1"):
         start_run(of(images, tmp_path, **CONVS, method="fpgm", rate=0.5), Recorder())
     untrained = start_run(of(images, tmp_path, **CONVS, epochs=1, name="base"), Recorder()).run.checkpoint(0)
     with pytest.raises(CheckpointError, match="was never trained"):

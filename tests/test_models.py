@@ -573,7 +573,7 @@ def test_own_network_of_another_number_of_classes_is_refused_before_anything_is_
     images, file = write_images(tmp_path / "images.npz"), write(tmp_path / "net.py", OWN)
     config = settings(images, tmp_path / "out", model=f"{file}:Net", model_args=("classes=5",))
     with pytest.raises(
-        ConfigError, match=r"net\.py:Net gives 5 numbers an image, and the data has 4 classes: it must return one logit a class"
+        ConfigError, match=r"net\.py:Net returns 5 numbers per image, but the data has 4 classes: it must return one logit per class"
     ):
         start_run(config, Recorder())
     assert not (tmp_path / "out").exists()

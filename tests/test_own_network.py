@@ -93,7 +93,7 @@ def test_what_is_frozen_and_what_is_fixed_stay_as_they_are(flags: tuple[str, ...
     ("network", "said"),
     [
         ("HalfFrozen", "conv.bias is frozen, and not all of its layer: freeze whole layers, or make it a buffer"),
-        ("all_frozen", "has no parameters that are trained: all of them are frozen"),
+        ("all_frozen", "has no parameters to train: all of them are frozen"),
     ],
 )
 def test_what_cannot_be_trained_as_it_says_is_refused(network: str, said: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How a run begins: its network built, or taken from a checkpoint, and its first pair of files written.
+"""How a run begins: its network is built, or taken from a checkpoint, and its first pair of files is written.
 
 In: settings, data. Out: the first network file and checkpoint on disk, and the `TrainState` that is read back from them.
 """
@@ -34,11 +34,11 @@ from prunetrain.training.pruning import start_of
 from prunetrain.training.state import TrainState, load_state
 
 Claim: TypeAlias = Callable[[RunPaths], RunPaths]
-"""Takes a run, or the next free name where it is taken, for files that go again if the run does not come to its start."""
+"""Claims a run's name, or the next free one if it is taken; the run's files are removed again if it fails to start."""
 
 
 class Creation(Protocol):
-    """Writes the first pair of files of a run, where `claim` says that there is room for one of its name; returns the checkpoint's path."""
+    """Writes the first pair of files of a run, under the name that `claim` returns for it; returns the checkpoint's path."""
 
     def __call__(
         self,
@@ -57,7 +57,7 @@ class Creation(Protocol):
 def create_network(
     config: TrainConfig, run: RunPaths, data: DataSource, environment: Environment, *, say: Callable[[str], object], claim: Claim
 ) -> Path:
-    """A `Creation` of a network with random weights, or those that the settings name, flattened."""
+    """Create a run of a flattened network with random weights, or the weights that the settings name; a `Creation`."""
     _check_method(config)
     known = pretrained(config.model, data.input_shape) if config.weights == PRETRAINED else None
     if known and len(known.statistics["mean"]) == data.input_shape[0]:
@@ -93,7 +93,7 @@ def create_network(
     pruned = start_of(config, traced.graph, first, traced.state)
     if pruned.graph != traced.graph:
         raise ConfigError(
-            f"{config.method} cuts, and a network is cut after an epoch of training at the earliest: give --prune-at 1 or more"
+            f"{config.method} cuts the network, which must be trained for at least one epoch first: give --prune-at 1 or more"
         )
     return write_pair(free, traced.graph, traced.graph, pruned.checkpoint)
 
@@ -109,20 +109,20 @@ def new_state(
     created: Callable[[], object] = lambda: None,
     held: ExitStack | None = None,
 ) -> TrainState:
-    """A run at its start: its first network file and checkpoint written, by rank 0; and read back, by all.
+    """Start a run: rank 0 writes its first network file and checkpoint, and all ranks read them back.
 
     Args:
-        config: the settings; the run's name goes into them.
-        run: where it is to be; if another run is there, the next free name is taken.
-        data: decides the network's input and output.
+        config: the settings; the run's name is added to them.
+        run: where to put it; if another run is there, the next free name is taken.
+        data: determines the network's input and output.
         environment: where to train.
-        say: is told what is worth a line, such as what was left out of a file of weights.
+        say: called with each line worth telling, such as what was left out of a file of weights.
         create: writes the first files.
-        created: called when the run is there to stay; whatever is raised before takes its files away again.
-        held: the run stays locked until this is left; by default it is when this returns.
+        created: called once the run is complete; if anything is raised before that, its files are removed.
+        held: keeps the run locked until it is closed; by default the lock ends when this returns.
 
     Raises:
-        ConfigError: for a network that cannot be built or does not fit the data, and weights that do not fit it.
+        ConfigError: for a network that cannot be built or does not fit the data, or weights that do not fit the network.
         OutputError: if the files cannot be written.
     """
     environment.images_each(config.batch_size)
@@ -138,33 +138,33 @@ def new_state(
 
 
 def _check_method(config: TrainConfig) -> None:
-    """Refuse a method that removes nothing, and a schedule that is not the one that every round of retraining takes back."""
+    """Refuse a method that removes nothing, and a number of epochs that does not match the rounds of retraining that rewind."""
     if config.method != GROUP_LASSO and not config.rate and not config.rates:
         raise ConfigError(f"{config.method} removes nothing at rate 0: say how much with --rate")
     if config.rewinds and config.prune_at != config.schedule_epochs:
         again = config.prune_at - config.rewind_epoch
         raise ConfigError(
-            f"{config.retrain} trains the {config.prune_at} epochs before --prune-at again from epoch {config.rewind_epoch} on, {again} in "
+            f"{config.retrain} repeats the {config.prune_at} epochs before --prune-at from epoch {config.rewind_epoch} on, {again} in "
             f"every round, which makes {config.prune_at + config.rounds * again} epochs, not {config.epochs}: change --epochs or --prune-at"
         )
 
 
 def _check_training(model: nn.Module, traced: Traced, config: TrainConfig) -> None:
-    """Refuse a network of which a run would train other parameters than its author says."""
+    """Refuse a network that is partly frozen in a way that a run cannot keep, or frozen as a whole."""
     mixed = partly_frozen(model, traced)
     if mixed is not None:
         raise ConfigError(f"{config.model}: {mixed} is frozen, and not all of its layer: freeze whole layers, or make it a buffer")
     if len(frozen(model, traced)) == len([name for name, _ in model.named_parameters() if name in traced.names]):
-        raise ConfigError(f"{config.model} has no parameters that are trained: all of them are frozen")
+        raise ConfigError(f"{config.model} has no parameters to train: all of them are frozen")
 
 
 def _check_outputs(graph: LayerGraph, config: TrainConfig, data: DataSource) -> None:
-    """Refuse a network that was not built for the data's number of classes, as a person's own file may be."""
+    """Refuse a network that was not built for the data's number of classes, as may happen with a user's own file."""
     shape = infer_shapes(graph)[graph.output.index][1:]
     if shape != (data.num_classes,):
         raise ConfigError(
-            f"{config.model} gives {'x'.join(map(str, shape))} numbers an image, and the data has {data.num_classes} classes: "
-            "it must return one logit a class, so let what makes it take num_classes"
+            f"{config.model} returns {'x'.join(map(str, shape))} numbers per image, but the data has {data.num_classes} classes: "
+            "it must return one logit per class, so let the class or function that builds it take num_classes"
         )
 
 
@@ -174,16 +174,16 @@ def _check_batch(graph: LayerGraph, config: TrainConfig, environment: Environmen
 
 
 def check_batch(graph: LayerGraph, images: int, name: str, *, workers: int = 1) -> None:
-    """Refuse batches of one image where BatchNorm would see one value a channel, which has no variance.
+    """Refuse batches of one image where BatchNorm would see one value per channel, which has no variance.
 
     Args:
         graph: the network.
-        images: a step, that each BatchNorm sees together.
-        name: how the message calls the network.
-        workers: among which a batch is shared.
+        images: images per step that each BatchNorm sees together.
+        name: how the message names the network.
+        workers: number of workers that share a batch.
 
     Raises:
-        ConfigError: if it would.
+        ConfigError: if a BatchNorm would.
     """
     shapes = infer_shapes(graph)
     kinds = {f"self.{layer.name}": layer.kind for layer in graph.layers}
@@ -191,4 +191,6 @@ def check_batch(graph: LayerGraph, images: int, name: str, *, workers: int = 1) 
         if images == 1 and "BatchNorm" in kinds.get(step.target, "") and prod(shapes[value.index][2:]) == 1:
             shared = f" of {workers} workers" if workers > 1 else ""
             advice = f"use {2 * workers} or more"
-            raise ConfigError(f"--batch-size {workers}{shared} is too small for {name}, whose BatchNorm sees one value a channel: {advice}")
+            raise ConfigError(
+                f"--batch-size {workers}{shared} is too small for {name}, whose BatchNorm sees one value per channel: {advice}"
+            )

@@ -1,7 +1,7 @@
-"""The processes that train one model together, or the only one: what they say to each other.
+"""Communication between the processes that train one model together, which may be just one.
 
-In: each process's own value. Out: the same value on all of them. Every method is collective: all ranks call it, in the same order. With
-one process alone nothing is sent. All must decide the same, so rank 0 has the last word.
+In: each process's own value. Out: the same value on all of them. Every method is collective: all ranks call it, in the same order. A
+single process sends nothing. All ranks must decide alike, so rank 0 has the last word.
 """
 
 import inspect
@@ -26,7 +26,7 @@ SIGN_OF_LIFE: Final = 300.0
 
 @dataclass(frozen=True)
 class Ranks:
-    """A process group, or None for one process alone."""
+    """A process group, or None for a single process."""
 
     group: ProcessGroup | None = None
 
@@ -46,19 +46,19 @@ class Ranks:
         return 1 if self.group is None else self.group.size()
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """Replace a tensor that each rank has its own of by the sum, and return it."""
+        """Replace each rank's tensor by the sum over the ranks, and return it."""
         if self.group is not None:
             distributed.all_reduce(tensor, group=self.group)
         return tensor
 
     def mean(self, number: float, device: torch.device) -> float:
-        """The mean of a number that each rank has its own of."""
+        """The mean of the ranks' numbers."""
         if self.group is None:
             return number
         return float(self.sum_(torch.tensor(number, dtype=torch.float64, device=device))) / self.world_size
 
     def gather(self, value: _Value) -> list[_Value]:
-        """Every rank's value, by rank. For what is small: it is pickled."""
+        """Every rank's value, by rank. For small values only: they are pickled."""
         if self.group is None:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -66,7 +66,7 @@ class Ranks:
         return values
 
     def share(self, value: _Value) -> _Value:
-        """The value of rank 0. For what is small: it is pickled."""
+        """The value of rank 0. For small values only: it is pickled."""
         if self.group is None:
             return value
         values = [value]
@@ -74,9 +74,9 @@ class Ranks:
         return values[0]
 
     def share_(self, tensors: Iterable[Tensor]) -> None:
-        """Give every rank the values of rank 0. BatchNorm's statistics are those of each rank's own batches, and rounding may differ.
+        """Give every rank the values of rank 0: each rank's BatchNorm statistics come from its own batches, and rounding may differ.
 
-        Tensors on a device that the group has no backend for, as those on the CPU with NCCL alone, stay each rank's own.
+        Tensors on a device for which the group has no backend, such as CPU tensors with NCCL alone, are not changed.
         """
         if self.group is None:
             return
@@ -89,9 +89,9 @@ class Ranks:
             tensor.detach().copy_(values)
 
     def on_first(self, action: Callable[[], _Value]) -> _Value:
-        """Do something on rank 0 only; the others wait for it, however long it takes, and fail as it does. Its result is pickled.
+        """Run an action on rank 0 only; the others wait for its pickled result, however long it takes, and fail as it does.
 
-        The action must talk to no other rank.
+        The action must not communicate with other ranks.
 
         Raises:
             PruneTrainError: what the action raised on rank 0.
@@ -117,14 +117,14 @@ class Ranks:
 
     @contextmanager
     def _signs_of_life(self) -> Iterator[None]:
-        """Inside, the others, who wait in `share`, get None now and then, so that they do not take this rank for lost."""
+        """Send the others, which wait in `share`, a None now and then, so that they do not take this rank for lost."""
         done = threading.Event()
         gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
 
         def tell() -> None:
-            if gpu is not None:  # a new thread begins with the first one, and NCCL would send from there
+            if gpu is not None:  # a new thread starts on the first GPU, and NCCL would send from there
                 torch.cuda.set_device(gpu)
-            with suppress(RuntimeError):  # another is lost: the next exchange says so
+            with suppress(RuntimeError):  # another rank is lost: the next exchange reports it
                 while not done.wait(SIGN_OF_LIFE):
                     self.share(None)
 
@@ -137,25 +137,25 @@ class Ranks:
             thread.join()
 
     def check_same(self, what: str, value: str) -> None:
-        """Check that all ranks have the same of something.
+        """Check that all ranks have the same value of `what`.
 
         Raises:
-            WorkerError: if they have not; the message says which rank differs.
+            WorkerError: if they do not; the message says which rank differs.
         """
         values = self.gather(value)
         for rank, other in enumerate(values):
             if other != values[0]:
-                raise WorkerError(f"worker {rank} has another {what} than worker 0: give all machines the same files, settings and version")
+                raise WorkerError(f"worker {rank} does not have worker 0's {what}: give all machines the same files, settings and version")
 
     def parallel(self, model: nn.Module, *, static_graph: bool) -> nn.Module:
-        """The model in DistributedDataParallel, which makes every gradient the mean over the ranks; alone, the model itself.
+        """Wrap the model in DistributedDataParallel, which averages every gradient over the ranks; a single process gets the model itself.
 
         BatchNorm's statistics stay each rank's own.
 
         Args:
             model: on its device, with the same weights on every rank.
-            static_graph: whether torch may lay out its buckets anew, in the order in which gradients come. That is faster. Without it the
-                layout is a function of the network alone, so that a resumed run adds gradients in the same order as any other.
+            static_graph: whether torch may rearrange its buckets into the order in which gradients arrive, which is faster. Without it the
+                layout depends only on the network, so that a resumed run adds gradients in the same order as any other.
         """
         if self.world_size == 1:
             return model
@@ -195,10 +195,10 @@ class _Sum(torch.autograd.Function):
 
 
 class Agreement:
-    """What all ranks do after a step: the largest of what each of them wishes, known one step later.
+    """What all ranks do after a step: the largest of their wishes, known one step later.
 
-    A whole number from each rank, on the CPU, so that no GPU is waited for; and since the answer is taken a step later, no rank waits for
-    another here longer than it does in the exchange of gradients. Alone, a process gets its own wish at once.
+    Each rank's wish is a whole number on the CPU, so that nothing waits for a GPU. Since the answer is read a step later, no rank waits
+    for another here longer than it does in the exchange of gradients. A single process gets its own wish at once.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -206,7 +206,7 @@ class Agreement:
         self._pending: tuple[Work, Tensor] | None = None
 
     def after_step(self, wish: int) -> int:
-        """Say this rank's wish; get what all wished for after the step before. 0 before that."""
+        """Submit this rank's wish; return what all wished for after the previous step, or 0 if there was none."""
         if self._group is None:
             return wish
         agreed = self.settle()
@@ -217,7 +217,7 @@ class Agreement:
         return agreed
 
     def settle(self) -> int:
-        """What all wished for after the last step; 0 if that was asked for already."""
+        """Return what all wished for after the last step; 0 if that was returned before."""
         if self._pending is None:
             return 0
         work, number = self._pending

@@ -1,4 +1,4 @@
-"""Noticing that a training has diverged, before a checkpoint of it replaces the last good one."""
+"""Notices that training has diverged, before a checkpoint of it replaces the last good one."""
 
 import math
 
@@ -11,11 +11,11 @@ from prunetrain.training.state import TrainState
 
 
 def check_finite(state: TrainState, result: EpochResult) -> None:
-    """Check the loss of the present epoch so far, all weights and buffers, and the penalty. Waits for the device.
+    """Check that the loss of the present epoch so far, all weights and buffers, and the penalty are finite. Waits for the device.
 
     Args:
-        state: right after the epoch's last or latest step.
-        result: of the epoch.
+        state: the run, right after a step.
+        result: the epoch's result so far.
 
     Raises:
         DivergedError: if one of them is infinite or not a number.

@@ -1,4 +1,4 @@
-"""Where a run computes: this process's device, and the processes that train with it. What a checkpoint says nothing about."""
+"""Where a run computes: this process's device, and the processes that train with it. A checkpoint holds nothing of this."""
 
 import sys
 import warnings
@@ -14,7 +14,7 @@ from prunetrain.training.data.base import Say, Share, silent
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.joining import launched, local_rank
 
-_ONE_IN = 20  # images, that may be left out of an epoch without a word
+_ONE_IN = 20  # images may be left out of an epoch without a message
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Environment:
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Environment":
-        """What the settings ask for and this machine has, with the processes that this one has joined.
+        """The device that the settings ask for, with the processes that this one has joined.
 
         Raises:
             ConfigError: if the settings name a device that this machine does not have.
@@ -39,10 +39,10 @@ class Environment:
         return Share(self.ranks.rank, self.ranks.world_size)
 
     def images_each(self, batch_size: int) -> int:
-        """Images a step in each process.
+        """Images per step in each process.
 
         Raises:
-            ConfigError: if the batch cannot be divided evenly: each process's mean loss would not count by its images.
+            ConfigError: if the batch cannot be divided evenly: the processes' mean losses would be averaged with the wrong weights.
         """
         workers = self.ranks.world_size
         if batch_size % workers:
@@ -54,7 +54,7 @@ class Environment:
         return batch_size // workers
 
     def load_data(self, config: TrainConfig, say: Say = silent) -> DataSource:
-        """The data set of the settings; if it is to be downloaded or decoded into a cache, by rank 0 first. `say` as for `load_data`.
+        """Load the data set of the settings; rank 0 loads it first if it must be downloaded or cached. `say` is as for `load_data`.
 
         Raises:
             DataError: if it cannot be read.
@@ -69,14 +69,14 @@ class Environment:
 
 
 def left_out(images: int, batch_size: int, workers: int = 1) -> str | None:
-    """How many images an epoch leaves out because they fill no whole batch, and a smaller batch that leaves out few, in a sentence.
+    """A sentence on how many images an epoch leaves out because they do not fill a batch, and a smaller batch that leaves out few.
 
-    None where it leaves out no more than one in twenty.
+    None if it leaves out no more than one in twenty.
 
     Args:
-        images: in the training data, as many as a batch or more.
-        batch_size: images a step, over all workers.
-        workers: among which a batch is shared evenly.
+        images: number of training images, at least one batch.
+        batch_size: images per step, over all workers.
+        workers: number of workers that share a batch evenly.
     """
     most = images // _ONE_IN
     if images % batch_size <= most:
@@ -91,16 +91,16 @@ def _uses(left: int) -> str:
 
 
 def choose_device(config: TrainConfig) -> torch.device:
-    """The device of a run; of several workers each has the GPU of its number.
+    """The device of a run; each of several workers has the GPU of its number.
 
-    A GPU becomes torch's current one: pinning memory and whatever else asks for no GPU in particular would open the first one beside it.
+    A GPU becomes torch's current one: otherwise pinning memory, and anything else that names no GPU, would open the first one as well.
 
     Raises:
-        ConfigError: if the settings name none that this machine has, or one that torch cannot use.
+        ConfigError: if the settings name a device that this machine does not have or torch cannot use.
     """
     name = config.device if config.device != "auto" else ("cuda" if _usable_gpus() else "cpu")
     if launched() and name == "cuda":
-        alone = torch.cuda.device_count() == 1  # the launcher shows each process one GPU, and no other
+        alone = torch.cuda.device_count() == 1  # the launcher shows each process only one GPU
         name = f"cuda:{0 if alone else local_rank()}"
     absent = f"device {config.device!r} is not on this machine: use auto, cpu, or cuda where there is a GPU"
     try:
@@ -121,7 +121,7 @@ def choose_device(config: TrainConfig) -> torch.device:
 
 
 def _current(gpu: torch.device) -> torch.device:
-    """A GPU with its number, now torch's current one."""
+    """Make a GPU torch's current one, and return it with its number."""
     numbered = torch.device("cuda", torch.cuda.current_device() if gpu.index is None else gpu.index)
     torch.cuda.set_device(numbered)
     return numbered
@@ -129,23 +129,23 @@ def _current(gpu: torch.device) -> torch.device:
 
 @cache
 def _usable_gpus() -> bool:
-    """Whether torch can use a GPU of this machine. If there is one that it cannot use, that is said, once."""
+    """Whether torch can use a GPU of this machine. If there is one that it cannot use, print that once."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         usable = torch.cuda.is_available()
     if not usable and local_rank() == 0 and (caught or torch.cuda.device_count()):
         reason = f" ({str(caught[0].message).splitlines()[0]})" if caught else ""
-        print(f"torch cannot use this machine's GPU, so the CPU computes{reason}", file=sys.stderr, flush=True)
+        print(f"torch cannot use this machine's GPU, so the CPU is used{reason}", file=sys.stderr, flush=True)
     return usable
 
 
 def check_devices(config: TrainConfig, workers: int) -> None:
-    """Check, before any worker is started, that there is a device for each on this machine.
+    """Check, before any worker is started, that this machine has a device for each.
 
-    GPUs are counted and not touched: in exclusive mode each is for one process, which is to be a worker.
+    GPUs are counted but not opened: in exclusive mode each admits one process, which must be a worker.
 
     Raises:
-        ConfigError: if there is not.
+        ConfigError: if it has not.
     """
     gpus = torch.cuda.device_count()
     if config.device.partition(":")[0] != "cuda" and not (config.device == "auto" and gpus):

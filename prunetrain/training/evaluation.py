@@ -19,12 +19,12 @@ from prunetrain.training.pairs import pair_of
 from prunetrain.training.state import load_state
 from prunetrain.training.stored import stored_config
 
-_GUESSES = 5  # of the top-5 accuracy, which says nothing of fewer classes
+_GUESSES = 5  # of the top-5 accuracy, which says nothing with as many classes or fewer
 
 
 @dataclass(frozen=True)
 class OfAClass:
-    """What becomes of the images of one class; `accuracy` is None where there are none."""
+    """The results on the images of one class; `accuracy` is None if there are none."""
 
     name: str
     images: int
@@ -34,12 +34,12 @@ class OfAClass:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a network makes of validation images.
+    """A network's results on validation images.
 
     Attributes:
         loss: mean cross-entropy.
         top1: share of images whose class is the first guess.
-        top5: share whose class is among the first five; None of five classes or fewer.
+        top5: share whose class is among the first five; None with five classes or fewer.
         classes: in the order of the outputs.
         confusion: which class is taken for which.
     """
@@ -52,27 +52,27 @@ class Measured:
 
     @property
     def images(self) -> int:
-        """How many there are."""
+        """The number of images."""
         return sum(one.images for one in self.classes)
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean of the accuracies of the classes that have images: each counts alike, however many it has."""
+        """The mean accuracy of the classes that have images; each class counts equally."""
         found = [one.accuracy for one in self.classes if one.accuracy is not None]
         return sum(found) / len(found)
 
 
 def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Measured:
-    """Loss and accuracy of a checkpoint on validation images.
+    """Measure the loss and accuracy of a checkpoint on validation images.
 
     Args:
         path: the checkpoint.
         given: settings that differ from those inside it, such as the data set or the device.
 
     Raises:
-        PruneTrainError: for a checkpoint or data set that does not work, or images that the network cannot take.
+        PruneTrainError: for a checkpoint or data set that cannot be used, or images that the network cannot take.
     """
-    unlimited = {"max_batch_size": 0}  # a limit on training, which a batch for evaluation may pass
+    unlimited = {"max_batch_size": 0}  # a limit on training, which a batch for evaluation may exceed
     checkpoint = load_checkpoint(path)
     trained = stored_config(path, checkpoint)
     config = build_config(trained.to_dict(), unlimited, given)
@@ -80,7 +80,7 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Measured:
     environment = Environment.of(config)
     data = _validation(config, trained, checkpoint.class_names, path, environment)
     state = load_state(pair_of(path, checkpoint), config, data, environment)
-    if "batch_size" in given:  # else one that grew in training
+    if "batch_size" in given:  # otherwise keep a batch that grew in training
         state.progress = replace(state.progress, batch_size=None)
     state.check_fits(data)
     guesses = Guesses(data.num_classes)
@@ -96,13 +96,13 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Measured:
 
 
 def _check_split(config: TrainConfig, trained: TrainConfig, given: Mapping[str, Any], path: Path) -> None:
-    """Refuse to measure on images of the training, most of which are not new to the network, and to guess whether others are these."""
+    """Refuse to measure on images that the network was trained on, and to guess whether a data set contains them."""
     if not trained.val_split:
         return
     if given.keys() & {"dataset", "data_dir"} and "val_split" not in given:
         raise ConfigError(
-            f"{path} was trained with --val-split {trained.val_split:g}: give it here as well where these are the same images, "
-            "and --val-split 0 to measure on all validation images that are there"
+            f"{path} was trained with --val-split {trained.val_split:g}: give it here as well if these are the same images, "
+            "or --val-split 0 to measure on all validation images of this data set"
         )
     check_unseen(path, trained.val_split, given)
     root = Path(config.data_dir)
@@ -110,12 +110,12 @@ def _check_split(config: TrainConfig, trained: TrainConfig, given: Mapping[str, 
     if same and not config.val_split and not any((root / split).is_dir() for split in ("train", "val")):
         raise ConfigError(
             f"{root} has no val/, and its images are those that {path} was trained on: "
-            "leave out --val-split 0 to measure on the ones held out"
+            "leave out --val-split 0 to measure on the images held out"
         )
 
 
 def _validation(config: TrainConfig, trained: TrainConfig, classes: Sequence[str], path: Path, environment: Environment) -> DataSource:
-    """The data to measure on. Where the checkpoint has the names of folders, a folder needs no training images beside them."""
+    """The data to measure on. If the checkpoint knows the names of the class folders, the data folder needs no training images."""
     named = trained.dataset == "folder" or not are_numbers(classes)
     if config.dataset == "folder" and named and not config.val_split:
         return folder.load_known(config, classes, path, environment.device)

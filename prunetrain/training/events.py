@@ -1,4 +1,4 @@
-"""What a run tells while it goes on. The loop calls an `Observer`; `report/` has the ones that people see."""
+"""What a run reports while it trains. The loop calls an `Observer`; `report/` has those whose output people see."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Metrics: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Change:
-    """What a cut did: counts before and after, layers that went whole, spaces that kept a dead channel to stay alive, seconds by phase."""
+    """What a cut did: counts before and after, layers removed entirely, spaces that kept a dead channel to stay alive, seconds by phase."""
 
     channels: tuple[int, int]
     macs: tuple[int, int]
@@ -44,10 +44,10 @@ class Change:
 
 @dataclass(frozen=True)
 class BatchChange:
-    """What `--dynamic-batch` decided after a cut: images a step, over all workers, before and after, which may be the same.
+    """What `--dynamic-batch` decided after a cut: images per step, over all workers, before and after, which may be the same.
 
-    `memory` is bytes at the peak of a training step on a device, of the old network with the old batch and of the new with the new;
-    `budget` the bytes that it may come to; `measured` says whether these were measured or estimated. `steps_per_epoch` are the new ones.
+    `memory` is the peak of a training step on a device in bytes, for the old network with the old batch and the new network with the new
+    one; `budget` is its limit; `measured` says whether it was measured or estimated. `steps_per_epoch` is the new number.
     """
 
     batch_size: tuple[int, int]
@@ -69,8 +69,8 @@ class Uncut(Enum):
 class Reconfiguration:
     """A change during training, after an epoch: the new network file, and validation top-1 (fractions) right before and after.
 
-    `batch` is there with `--dynamic-batch`; `nonzero`, the parameters that are not zero before and after, where a method made masks;
-    `uncut` counts where nothing was cut.
+    `batch` is given with `--dynamic-batch`; `nonzero`, the number of nonzero parameters before and after, if a method pruned; `uncut`
+    matters only if nothing was cut.
     """
 
     epoch: int
@@ -84,7 +84,7 @@ class Reconfiguration:
 
 @dataclass(frozen=True)
 class Start:
-    """Training begins, or goes on after `epoch` epochs; `data` says in lines what it trains on."""
+    """Training begins, or resumes after `epoch` epochs; `data` describes the training data, line by line."""
 
     run: RunPaths
     data: tuple[str, ...]
@@ -95,10 +95,10 @@ class Start:
 
 
 class Observer:
-    """Receives what happens. By itself it keeps everything to itself."""
+    """Receives a run's events; this base class ignores them all."""
 
     def started(self, event: Start) -> None:
-        """Training begins or goes on."""
+        """Training begins or resumes."""
 
     def stepped(self, epoch: int, step: int) -> None:
         """A step of the current epoch is done."""
@@ -107,14 +107,14 @@ class Observer:
         """An epoch is trained and validated."""
 
     def reconfigured(self, event: Reconfiguration) -> None:
-        """Channels were cut."""
+        """A reconfiguration or a pruning was done."""
 
     def message(self, text: str) -> None:
         """Anything else worth a line."""
 
 
 class Several(Observer):
-    """An observer that tells others, in their order."""
+    """An observer that passes every event on to others, in order."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers

@@ -1,6 +1,6 @@
-"""What a trained network expects of its images, for whoever runs it elsewhere: as `export` writes it into its files.
+"""What a trained network expects of its images, for whoever runs it elsewhere; `export` writes it into its files.
 
-In: the settings of a run, and what its checkpoint says of its data. Out: plain values; no data set is read.
+In: the settings of a run, and what its checkpoint says about its data. Out: plain values; no data set is read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,17 @@ _CHANNELS = {1: "grey", 3: "RGB"}
 def expected_input(
     input_shape: Sequence[int], config: TrainConfig, class_names: Sequence[str], statistics: Mapping[str, Sequence[float]]
 ) -> dict[str, Any]:
-    """What is known of a network's input and output.
+    """What is known about a network's input and output.
 
     Args:
-        input_shape: of the network: C, H, W.
+        input_shape: the network's input, (C, H, W).
         config: the settings it was trained with.
         class_names: in the order of its outputs.
         statistics: `mean` and `std` of each channel, with pixels in [0, 1].
 
     Returns:
-        `input_shape`; `channels`, "RGB" or "grey", where there are three or one; `mean` and `std`; for folders `resize`, what the shorter
-        side becomes (pixels, bilinear), and `crop`, the side of the centre that is cut; `class_names`.
+        `input_shape`; `channels`, "RGB" or "grey", if there are three or one; `mean` and `std`; for folders `resize`, the length to which
+        the shorter side is scaled (pixels, bilinear), and `crop`, the side of the centre crop; `class_names`.
     """
     known: dict[str, Any] = {"input_shape": list(input_shape)}
     if channels := _CHANNELS.get(len(statistics["mean"])):

@@ -17,12 +17,12 @@ from prunetrain.sparse.storage import FileSizes, file_sizes
 from prunetrain.training.export_formats import FORMATS, INSTALL, TOLERANCE, Exportable, Sample, outputs_of, relative_difference
 from prunetrain.training.trained import Trained, read_trained
 
-BATCH_SIZES = (1, 3)  # what a file for any number of images is tried with
+BATCH_SIZES = (1, 3)  # tried with a file for any number of images
 
 
 @dataclass(frozen=True)
 class Folding:
-    """How many of the BatchNorms were folded, and how far the outputs moved, over the largest of them."""
+    """How many of the BatchNorms were folded, and how far the outputs moved, relative to the largest of them."""
 
     folded: int
     of: int
@@ -31,11 +31,11 @@ class Folding:
 
 @dataclass(frozen=True)
 class Exported:
-    """The files, their bytes together, and the costs of the network in them.
+    """The files, their total size in bytes, and the costs of the network in them.
 
-    `difference` is the largest one between its outputs and the network's, over the largest output, on batches of `batch_sizes` random
-    images; it was `engine` that ran the file. `folding` is None where none was asked for. `constant` says that every image had the same
-    outputs, so that comparing them says little. `sizes` compares a file of sparse weights with other ways to store these.
+    `difference` is the largest difference between the file's outputs and the network's, relative to the largest output, on batches of
+    `batch_sizes` random images; `engine` ran the file. `folding` is None if none was requested. `constant` says that every image had the
+    same outputs, so that comparing them says little. `sizes` compares a file of sparse weights with other ways to store them.
     """
 
     files: tuple[Path, ...]
@@ -56,14 +56,14 @@ def export_network(
 
     Args:
         path: a checkpoint of a run, or a network file with weights of the same stem beside it.
-        output: the file to write; with safetensors and csr a network file comes beside it.
-        form: one of `FORMATS`; from the file's name if empty.
-        fold: fold every BatchNorm that can be.
+        output: the file to write; with safetensors and csr a network file is written beside it.
+        form: one of `FORMATS`; taken from the file's name if empty.
+        fold: fold every BatchNorm that can be folded.
         batch_size: the number of images at a time; any number if None.
-        force: write over files that are there.
+        force: overwrite existing files.
 
     Raises:
-        PruneTrainError: for a network that does not work, files that are there or cannot be written, and outputs that differ.
+        PruneTrainError: for a network that cannot be used, files that exist or cannot be written, or outputs that differ.
     """
     form = form or output.suffix[1:]
     if form not in FORMATS:
@@ -71,7 +71,7 @@ def export_network(
     if output.suffix != f".{form}":
         raise ConfigError(f"{output}: a file of format {form} ends in .{form}")
     if batch_size is not None and not FORMATS[form].compiled:
-        raise ConfigError(f"--batch-size is for onnx and pt2: a network file, as beside {output.name}, takes any number of images")
+        raise ConfigError(f"--batch-size is for onnx and pt2: the network file beside {output.name} takes any number of images")
     for module in FORMATS[form].imports:
         require(module, f"--format {form}", INSTALL)
     files = (output, output.with_suffix(".py")) if not FORMATS[form].compiled else (output,)
@@ -79,7 +79,7 @@ def export_network(
     trained = read_trained(path)
     for file in files:
         if followed(file) in (followed(trained.network), followed(trained.weights)):
-            raise ConfigError(f"{file} is what is to be exported: choose another name")
+            raise ConfigError(f"{file} is the file to export: choose another name for the output")
     network = _exportable(trained, (batch_size,) if batch_size else BATCH_SIZES, fixed=batch_size is not None)
     folding = None
     if fold:
@@ -101,10 +101,10 @@ def export_network(
 
 
 def _exportable(trained: Trained, batch_sizes: tuple[int, ...], *, fixed: bool) -> Exportable:
-    """The network with random images, drawn from the normal distribution, and its outputs.
+    """The network with random images, drawn from the normal distribution, and its outputs for them.
 
     Raises:
-        CheckpointError: if one of these is not finite: then nothing could be compared.
+        CheckpointError: if an output is not finite, since then nothing can be compared.
     """
     model = trained.build()
     samples = []
@@ -117,7 +117,7 @@ def _exportable(trained: Trained, batch_sizes: tuple[int, ...], *, fixed: bool) 
 
 
 def _folded(trained: Trained, network: Exportable) -> tuple[Trained, Exportable, Folding]:
-    """The network for inference without the BatchNorms that can be folded.
+    """The network for inference, with every BatchNorm folded that can be.
 
     Raises:
         OutputError: if rounding moves its outputs too far.
@@ -133,7 +133,7 @@ def _folded(trained: Trained, network: Exportable) -> tuple[Trained, Exportable,
 
 
 def _replaced(trained: Trained, network: Exportable, graph: LayerGraph, state: dict[str, Tensor]) -> tuple[Trained, Exportable, float]:
-    """Another network in place of one, with how far its outputs are from those of that one."""
+    """Replace a network by another; also return how far the outputs of the two are apart."""
     other = replace(trained, source=render(graph), graph=graph, state=state)
     model = other.build()
     samples = tuple(Sample(sample.images, outputs_of(model, sample.images)) for sample in network.samples)

@@ -1,7 +1,7 @@
-"""Networks in the formats of deployment: ONNX, torch.export, safetensors and compressed sparse rows.
+"""Networks in deployment formats: ONNX, torch.export, safetensors and compressed sparse rows.
 
-In: a network in eval mode, images and what it makes of them. Out: a file that was loaded again and run on the images before it appeared
-under its name, and how far its outputs were from the network's. No file names a folder of this machine, and the same network gives the
+In: a network in eval mode, images and its outputs for them. Out: a file that was loaded again and run on the images before it appeared
+under its name, and how far its outputs were from the network's. No file contains a path of this machine, and the same network gives the
 same bytes.
 """
 
@@ -25,8 +25,8 @@ from prunetrain.graph.load import instantiate
 from prunetrain.models.constructing import require
 from prunetrain.sparse.storage import load_sparse, sparse_bytes
 
-TOLERANCE: Final = 1e-4  # of the largest output, where another engine than torch computes
-ONNX_LIMIT: Final = 2**31 - 2**24  # bytes of weights; the file is one message of less than 2 GiB, and the graph needs its share
+TOLERANCE: Final = 1e-4  # of the largest output, where another engine computes or BatchNorm is folded
+ONNX_LIMIT: Final = 2**31 - 2**24  # bytes of weights; the file is one message of less than 2 GiB, which also holds the graph
 METADATA: Final = "prunetrain"
 INSTALL: Final = "pip install 'prunetrain[export]'"
 
@@ -35,7 +35,7 @@ Outputs = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Sample:
-    """Images (N, *input_shape), and what the network makes of them in eval mode."""
+    """Images (N, *input_shape), and the network's outputs for them in eval mode."""
 
     images: Tensor
     outputs: Outputs
@@ -43,9 +43,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Exportable:
-    """A network in eval mode, float32, on the CPU; the text of its file; samples, which with `fixed_batch` have all the same N.
+    """A network in eval mode, float32, on the CPU; the text of its file; samples, which with `fixed_batch` all have the same N.
 
-    `metadata` goes into the file, but for csr, under the key `METADATA`: JSON, or nothing.
+    `metadata`, JSON or empty, is written into the file under the key `METADATA`, except with csr.
     """
 
     model: nn.Module
@@ -56,7 +56,7 @@ class Exportable:
 
     @property
     def keyed_metadata(self) -> dict[str, str]:
-        """The metadata as the formats take them; under one key, since safetensors writes several in an order that changes."""
+        """The metadata as the formats take it: under a single key, since safetensors writes several in varying order."""
         return {METADATA: self.metadata} if self.metadata else {}
 
 
@@ -65,7 +65,7 @@ class Format:
     """A way to write a network.
 
     `write` returns the largest relative difference that it found. `imports` are the optional modules that it needs. `engine` runs the
-    file. `compiled` says whether it holds a program instead of the network file, for which one number of images can be fixed.
+    file. `compiled` says whether the file holds a program instead of a network file; only for a program can the batch size be fixed.
     """
 
     write: Callable[[Exportable, Path], float]
@@ -75,14 +75,14 @@ class Format:
 
 
 def outputs_of(model: nn.Module, images: Tensor) -> Outputs:
-    """What a network makes of images: one tensor, or several."""
+    """A network's outputs for images, as a tuple of one or more tensors."""
     with torch.no_grad():
         outputs = model(images)
     return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
 
 
 def relative_difference(expected: Outputs, found: Outputs) -> float:
-    """The largest difference over the largest absolute value, of the output where this is most; infinite where one is no number."""
+    """The largest difference relative to the largest absolute value, for the output where this is worst; infinite if it is NaN."""
     worst = 0.0
     for ours, theirs in zip(expected, found, strict=True):
         if not torch.equal(ours, theirs):
@@ -92,14 +92,14 @@ def relative_difference(expected: Outputs, found: Outputs) -> float:
 
 
 def write_onnx(network: Exportable, path: Path) -> float:
-    """Write ONNX, with an input `images`, an output `logits` and the weights inside; run by onnxruntime.
+    """Write ONNX, with an input `images`, an output `logits` and the weights inside, and run it with onnxruntime.
 
     Raises:
         ConfigError: if torch cannot export the network, or it is too large for one file.
-        OutputError: if the file cannot be written, or computes something else.
+        OutputError: if the file cannot be written, or its outputs differ.
     """
     if sum(tensor.nbytes for tensor in network.model.state_dict().values()) > ONNX_LIMIT:
-        raise ConfigError(f"{path}: the weights are too large for one ONNX file, which ends at 2 GiB: use --format pt2")
+        raise ConfigError(f"{path}: the weights are too large for one ONNX file, which is limited to 2 GiB: use --format pt2")
     others = [f"output_{number}" for number in range(1, len(network.samples[0].outputs))]
     program = _program(network)
     with _quiet():
@@ -130,13 +130,13 @@ def write_pt2(network: Exportable, path: Path) -> float:
 
     Raises:
         ConfigError: if torch cannot export the network.
-        OutputError: if the file cannot be written, or computes something else.
+        OutputError: if the file cannot be written, or its outputs differ.
     """
-    buffer = io.BytesIO()  # torch's writer aborts the process where a disk is full
+    buffer = io.BytesIO()  # torch's writer aborts the process if the disk is full
     torch.export.save(_program(network), buffer, extra_files=network.keyed_metadata)
 
     def load(path: Path) -> Callable[[Tensor], Outputs]:
-        with _quiet(), path.open("rb") as file:  # torch 2.11 warns of its own way to read it
+        with _quiet(), path.open("rb") as file:  # torch 2.11 warns about its own way of reading the file
             module = torch.export.load(file).module()
         return lambda images: outputs_of(module, images)
 
@@ -144,26 +144,26 @@ def write_pt2(network: Exportable, path: Path) -> float:
 
 
 def write_safetensors(network: Exportable, path: Path) -> float:
-    """Write the weights as safetensors and the network file beside them, both or none.
+    """Write the weights as safetensors and the network file beside them, both or neither.
 
     Raises:
-        OutputError: if the files cannot be written, or compute something else.
+        OutputError: if the files cannot be written, or their outputs differ.
     """
     library = require("safetensors.torch", "safetensors", INSTALL)
     return _write_pair(network, path, library.save(network.model.state_dict(), network.keyed_metadata or None), library.load_file)
 
 
 def write_csr(network: Exportable, path: Path) -> float:
-    """Write the weights as compressed sparse rows where that is smaller, and the network file beside them, both or none.
+    """Write the weights as compressed sparse rows where that is smaller, and the network file beside them, both or neither.
 
     Raises:
-        OutputError: if the files cannot be written, or compute something else.
+        OutputError: if the files cannot be written, or their outputs differ.
     """
     return _write_pair(network, path, sparse_bytes(network.model.state_dict()), load_sparse)
 
 
 def _write_pair(network: Exportable, path: Path, content: bytes, read: Callable[[Path], dict[str, Tensor]]) -> float:
-    """Write weights with the network file beside them; `read` gives the state dict of the weights' file."""
+    """Write weights with the network file beside them; `read` loads the state dict from the file of weights."""
     beside = path.with_suffix(".py")
 
     def load(path: Path) -> Callable[[Tensor], Outputs]:
@@ -175,10 +175,10 @@ def _write_pair(network: Exportable, path: Path, content: bytes, read: Callable[
 
 
 def _program(network: Exportable) -> ExportedProgram:
-    """The network as torch.export sees it, without the places in files that its steps came from."""
+    """Export the network with torch.export, without the source locations of its steps."""
     example = torch.zeros_like(network.samples[0].images)
     if not network.fixed_batch:
-        example = example[:1].repeat(2, *(1 for _ in example.shape[1:]))  # of one image torch would conclude that it is always one
+        example = example[:1].repeat(2, *(1 for _ in example.shape[1:]))  # from one image torch would conclude that there is always one
     with _quiet(), torch.no_grad():
         program = torch.export.export(network.model, (example,), dynamic_shapes=None if network.fixed_batch else ({0: Dim("batch")},))
     for module in program.graph_module.modules():
@@ -190,7 +190,7 @@ def _program(network: Exportable) -> ExportedProgram:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Inside, nothing is printed and nobody is warned; what torch refuses is the user's business."""
+    """Suppress output and warnings; turn what torch refuses into a ConfigError."""
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -212,7 +212,7 @@ def _write_checked(
     tolerance: float,
     then: Callable[[], None] = lambda: None,
 ) -> float:
-    """Write a file, load it, compare its outputs with the network's; it appears under its name after `then`, which may raise as well."""
+    """Write a file, load it and compare its outputs with the network's; it appears under its name after `then`, which may raise too."""
     found = inf
 
     def write_and_check(file: BinaryIO) -> None:
@@ -222,7 +222,7 @@ def _write_checked(
         try:
             forward = load(Path(file.name))
             found = max(relative_difference(sample.outputs, forward(sample.images)) for sample in network.samples)
-        except Exception as error:  # each engine has its own, and a file that does not run is none
+        except Exception as error:  # each engine has its own, and all mean that the file does not run
             raise OutputError(f"{path} is not written: it does not run ({_first_line(error)})") from error
         if found > tolerance:
             raise OutputError(f"{path} is not written: its outputs differ from torch's by {found:.1e} of the largest")

@@ -1,4 +1,4 @@
-"""One short word for many tensors, so that processes can compare what they hold. In: nested values. Out: their sha256."""
+"""One short hash of many tensors, so that processes can compare what they hold. In: nested values. Out: their sha256."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def fingerprint(value: object) -> str:
-    """The sha256 of nested dictionaries, sequences, tensors and literals; tensors by their bits, wherever they are."""
+    """The sha256 of nested dictionaries, sequences, tensors and literals; tensors by their bits, on any device."""
     digest = hashlib.sha256()
     _add(digest, value)
     return digest.hexdigest()

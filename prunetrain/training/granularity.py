@@ -2,18 +2,19 @@
 
 In: a run, and what can be cut. Out: a `Granularity`. Two stages:
 
-1. the times of single layers, forward and backward, at the counts in question give every channel space a multiple of its own
+1. the times of single layers, forward and backward, at the counts in question give every channel space its own multiple
    (`layer_choice.py`);
-2. whole training steps of the network that this leads to, of networks rounded alike throughout, and of the network without the cut take
-   turns. The fastest wins; among those within a few percent of it, the one with the fewest MACs. So a cut does not make a run slower.
+2. whole training steps are timed in turn: of the resulting network, of networks with the same multiple throughout, and of the network
+   without the cut. The fastest wins; among those within a few percent of it, the one with the fewest MACs. So a cut does not make a run
+   slower.
 
-A target in MACs goes before that: only what leaves no more than the course of the run allows is considered, and where that is one
-network alone, nothing is timed.
+A MACs target takes precedence: only networks with no more MACs than the course of the run allows are considered, and if there is just
+one, nothing is timed.
 
-All of this takes at most 1% of the time that the run trains. Where that is too little for the layers, only whole steps are timed, on
-smaller batches if need be; where it is too little for these, or a GPU's memory is, the last choice of the run holds, and before any,
-nothing is rounded.
-Choices are kept beside the run's checkpoints before the network that they lead to is written, so that a resumed run cuts as it did.
+All of this takes at most 1% of the run's training time. If that is too little for the layers, only whole steps are timed, on smaller
+batches if need be. If it is too little for these, or a GPU's memory is, the run's last choice holds; before the first choice, nothing is
+rounded.
+Choices are saved beside the run's checkpoints before the resulting network is written, so that a resumed run makes the same cuts.
 """
 
 import hashlib
@@ -50,16 +51,16 @@ _AT_ONCE = 0.5  # of what is left of that may go to one reconfiguration
 _TOLERANCE = 1.03  # steps this close count as equally fast
 _ROUNDS = 3
 _WARMUP = {"cpu": 1, "cuda": 3}  # rounds before these: a GPU's libraries load and choose kernels in the first ones
-_UNIFORM = (1, 16, 8, 32)  # what is tried throughout a network, the most promising first
+_UNIFORM = (1, 16, 8, 32)  # multiples tried throughout a network, the most promising first
 _STEPS_FOR_LAYERS = 24  # about what timing the layers takes, in training steps
-_SMALLEST_PART = 0.25  # of a batch; less would not be like the run
+_SMALLEST_PART = 0.25  # of a batch; less would not represent the run
 _SMALLEST_BATCH = 16
 _MOST_BYTES = 2**20  # of the file of timings
 
 
 @dataclass(frozen=True)
 class Timing:
-    """A granularity, what a training step takes with it (seconds), and the MACs of the network it leads to."""
+    """A granularity, the seconds that a training step takes with it, and the MACs of the resulting network."""
 
     granularity: Granularity
     seconds: float
@@ -68,7 +69,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Effort:
-    """What there is time for: whether to time single layers, how many networks to time whole, at which batch size."""
+    """What there is time for: whether to time single layers, how many whole networks to time, and at which batch size."""
 
     layers: bool
     networks: int
@@ -77,17 +78,17 @@ class Effort:
 
 @dataclass
 class Notes:
-    """What a run remembers: seconds that timing has taken, and its choices by what they were made for, the last one last."""
+    """What a run remembers: the seconds that timing has taken, and its choices by the key of what they were made for, the latest last."""
 
     spent_seconds: float = 0.0
     choices: dict[str, Granularity] = field(default_factory=dict)
 
 
 def choose_granularity(state: TrainState, proposal: Proposal) -> Granularity:
-    """The granularity for a cut.
+    """Choose the granularity for a cut.
 
     Args:
-        state: the run; its settings decide if anything is to be chosen, its history how much time there is.
+        state: the run; its settings decide whether there is anything to choose, its history how much time there is.
         proposal: what can be cut.
     """
     if state.config.granularity is not None:
@@ -107,10 +108,10 @@ def choose_granularity(state: TrainState, proposal: Proposal) -> Granularity:
         if effort is not None:
             try:
                 choice = measured_choice(proposal, conditions, effort, layers_until=start + seconds / 2, most_macs=most)
-            except RuntimeError as error:  # the networks that are timed have their place beside the run's own
+            except RuntimeError as error:  # the timed networks take memory beside the run's own
                 if not is_out_of_memory(error):
                     raise
-            torch.cuda.empty_cache()  # of what they took, once nothing holds it any more
+            torch.cuda.empty_cache()  # free their memory, now that nothing refers to it
         notes.choices[key] = choice
         notes.spent_seconds += time.perf_counter() - start
         _write(path, notes)
@@ -124,20 +125,20 @@ def pick(timings: list[Timing]) -> Granularity:
 
 
 def _run_seconds(state: TrainState) -> float:
-    """What the run trains altogether, going by its epochs so far."""
+    """The run's total training time, estimated from its epochs so far."""
     seconds = [float(line["epoch_seconds"]) for line in state.progress.history]
     return sum(seconds) + (state.config.epochs - len(seconds)) * seconds[-1] if seconds else 0.0
 
 
 def _step_seconds(state: TrainState) -> float:
-    """What a training step takes at present; of a run without history, anything."""
+    """The seconds that a training step takes at present; any number for a run without history."""
     return state.batch_size / float(state.progress.history[-1]["images_per_second"]) if state.progress.history else 1.0
 
 
 def _effort(steps: float, batch_size: int, warmup: int) -> Effort | None:
-    """What can be timed in the time of so many training steps, rounds of warm-up included; None if nothing.
+    """What can be timed in the time of `steps` training steps, warm-up rounds included; None if nothing can.
 
-    The networks without and with the whole cut are always among those timed, and one more that is rounded.
+    The timed networks always include the one without a cut, the one with the whole cut, and a rounded one.
     """
     smallest = max(_SMALLEST_PART, min(1.0, _SMALLEST_BATCH / batch_size))
     for layers, networks in ((True, 2 + len(_UNIFORM)), (True, 4), (False, 4), (False, 3)):
@@ -150,14 +151,14 @@ def _effort(steps: float, batch_size: int, warmup: int) -> Effort | None:
 def measured_choice(
     proposal: Proposal, conditions: Conditions, effort: Effort, *, layers_until: float = math.inf, most_macs: float = math.inf
 ) -> Granularity:
-    """Time layers and networks, and pick.
+    """Time layers and networks, and pick a granularity.
 
     Args:
         proposal: what can be cut.
         conditions: how the network runs; the batch size is that of `effort`, and nothing is compiled.
         effort: how much to time.
         layers_until: when to stop timing layers, on the clock of `time.perf_counter`.
-        most_macs: networks with more are left out, for one image; all but the smallest may be.
+        most_macs: networks with more MACs per image are left out, except the one with the whole cut.
     """
     conditions = replace(conditions, batch_size=effort.batch_size, compile=False)
     graphs: dict[LayerGraph, Granularity] = {}
@@ -172,7 +173,7 @@ def measured_choice(
         graph = proposal.graph_for(proposal.plan(by_layer))
         if costs(graph).macs <= most_macs:
             graphs.pop(graph, None)
-            graphs = {graph: by_layer} | graphs  # the first that is timed
+            graphs = {graph: by_layer} | graphs  # to be timed first
     chosen = list(graphs)[: effort.networks]
     seconds = _time_steps(chosen, conditions)
     return pick([Timing(graphs[graph], time, costs(graph).macs) for graph, time in zip(chosen, seconds, strict=True)])
@@ -183,21 +184,21 @@ def _macs(proposal: Proposal, granularity: Granularity) -> int:
 
 
 def _time_steps(graphs: list[LayerGraph], conditions: Conditions) -> list[float]:
-    """Seconds of a training step of each network, the fastest of some in turn: whatever else the machine does only adds to it."""
+    """Seconds of a training step of each network, the fastest of several rounds: whatever else the machine does only adds to it."""
     steps: list[Callable[[], None]] = [TrainingStep(graph, conditions) for graph in graphs]
     warmup = _WARMUP[conditions.device.type]
     return [min(times) for times in time_in_turn(steps, rounds=_ROUNDS, wait=conditions.wait, clock=conditions.clock, warmup=warmup)]
 
 
 def _key(state: TrainState, proposal: Proposal) -> str:
-    """What a choice is made for: the network, what of it is dead, how it runs, and the MACs that may be left."""
+    """The key of what a choice is made for: the network, what of it is dead, how it runs, and the MACs that may be left."""
     conditions = Conditions.of(state.config, state.device).with_batch(state.batch_size)
     parts = [render(proposal.graph), proposal.candidates.removable.tobytes().hex(), repr(conditions), repr(most_macs(state))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> Notes:
-    """What is in the file; nothing if it is absent or damaged, which costs time and nothing else."""
+    """Read the notes; empty ones if the file is absent or damaged, which costs only time."""
     try:
         content: Any = read_json(read_text(path, _MOST_BYTES))
         return Notes(float(content["spent_seconds"]), {str(key): _checked(choice) for key, choice in content["choices"].items()})
@@ -206,10 +207,10 @@ def _read(path: Path) -> Notes:
 
 
 def _checked(choice: Any) -> Granularity:
-    """A choice as it stands in the file.
+    """Check a choice from the file, and return it as a granularity.
 
     Raises:
-        TypeError, ValueError: if it is none.
+        TypeError, ValueError: if it is not one.
     """
     multiples = list(choice.values()) if isinstance(choice, Mapping) else [choice]
     if not all(type(multiple) is int and multiple >= 1 for multiple in multiples):
@@ -221,4 +222,4 @@ def _write(path: Path, notes: Notes) -> None:
     try:
         write_text(path, json.dumps(vars(notes), indent=1) + "\n")
     except OutputError:
-        pass  # notes that cannot be kept cost time, nothing else
+        pass  # notes that cannot be kept cost only time
