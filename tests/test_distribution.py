@@ -349,7 +349,7 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     await_line(paths, process)
     os.kill(worker_of(process, 1), signal.SIGKILL)
     output, errors = process.communicate()
-    assert errors == "worker 1 was killed by SIGKILL; all go on from the last checkpoint (restart 1 of at most 3)\n"
+    assert errors == "worker 1 was killed by SIGKILL; all resume from the last checkpoint (restart 1 of at most 3)\n"
     assert process.returncode == 0
     assert output.count("2 workers: 32 images a step each, 64 in all") == 2
     assert output.count(f"resuming from {paths.last}") == 1
@@ -391,7 +391,7 @@ def test_a_worker_that_never_comes_is_missed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, missed in ((0, 1), (1, 0)):
         monkeypatch.setenv("RANK", str(rank))
-        with pytest.raises(PeerLost, match=rf"^worker {missed} did not come$"):
+        with pytest.raises(PeerLost, match=rf"^worker {missed} did not arrive$"):
             joining._meet(store)
 
 

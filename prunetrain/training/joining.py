@@ -3,8 +3,8 @@
 In: the environment variables that torch's launchers set (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), whether `prunetrain train
 --nproc` or `torchrun` started this process. Out: the `Ranks`.
 
-However many workers fail, one of them tells why: whoever is first to count up a number in the launcher's store. One that merely lost the
-others leaves there what torch said of it, and the launcher starts all of them anew.
+However many workers fail, one of them reports why: the first to increment a counter in the launcher's store. A worker that merely lost
+the others leaves torch's message there, and the launcher restarts all of them.
 """
 
 import ctypes
@@ -28,24 +28,24 @@ from prunetrain.errors import PruneTrainError, WorkerError
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.stopping import SIGNALS, StopRequested
 
-FAILED = 2  # exit code after what a user can do wrong
+FAILED = 2  # exit code after a user's mistake
 PEER_LOST = 75  # exit code of a worker that lost the others; EX_TEMPFAIL of sysexits.h
-PATIENCE = timedelta(minutes=30)  # for a worker that hangs, or a machine that vanished; one that died is noticed at once
+PATIENCE = timedelta(minutes=30)  # for a worker that hangs, or a machine that vanished; a worker that died is noticed at once
 _STORE_PATIENCE = timedelta(seconds=10)
-_LONGEST_REASON = 1000  # characters of what torch says of a lost connection
-RUN = "run"  # key of the launcher's store: the folder of checkpoints of the run that the workers train
+_LONGEST_REASON = 1000  # characters of torch's message about a lost connection
+RUN = "run"  # key in the launcher's store: the checkpoint folder of the run that the workers train
 STORE = "PRUNETRAIN_STORE"  # environment variable: host:port of the store of `launching.launch`
 LAUNCHER = "PRUNETRAIN_LAUNCHER"  # environment variable: the process id of `launching.launch`
-_PARTS = "prunetrain/parts"  # how many parts of torchelastic's store have been opened
+_PARTS = "prunetrain/parts"  # key in torchelastic's store: how many parts of it have been opened
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 class PeerFailed(WorkerError):
-    """Another worker failed, and has told why."""
+    """Another worker failed, and has reported why."""
 
 
 class PeerLost(WorkerError):
-    """Another worker is gone without a word: killed, or its machine is."""
+    """Another worker is gone without a word: it was killed, or its machine is gone."""
 
 
 def launched() -> bool:
@@ -60,12 +60,12 @@ def local_rank() -> int:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Inside, whatever fails on however many workers is told by one of them. Alone, it does nothing.
+    """Let one worker report a failure inside, however many workers fail. Does nothing for a single process.
 
     Raises:
-        PruneTrainError: what was raised inside, if it is on this worker to tell it.
-        PeerFailed: if another worker tells, whatever happened to this one.
-        PeerLost: if this worker lost the others, and none of them told why.
+        PruneTrainError: what was raised inside, if this worker must report it.
+        PeerFailed: if another worker reports, whatever happened to this one.
+        PeerLost: if this worker lost the others, and none of them reported why.
         StopRequested: what was raised inside.
     """
     if not launched():
@@ -95,7 +95,7 @@ def one_voice() -> Iterator[None]:
 
 @contextmanager
 def join(device: torch.device) -> Iterator[Ranks]:
-    """Inside, this process is one of those that a launcher started; without a launcher it is alone. It leaves when all do.
+    """Join the other processes that a launcher started, and leave when all do. Without a launcher, this process is alone.
 
     Args:
         device: where it computes. Tensors on GPUs go through NCCL, those on the CPU and everything small through gloo.
@@ -113,7 +113,7 @@ def join(device: torch.device) -> Iterator[Ranks]:
         store, rank, world_size = _meet(_agent_store(PATIENCE)), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=world_size)
-    except (ValueError, KeyError) as error:  # a variable is missing or no number
+    except (ValueError, KeyError) as error:  # a variable is missing or not a number
         raise WorkerError(f"cannot join the other workers ({error}): start all of them with --nproc, --gpus or torchrun") from None
     ranks = Ranks.joined()
     if ranks.rank > 0:
@@ -125,32 +125,32 @@ def join(device: torch.device) -> Iterator[Ranks]:
 
 
 def _ignore_signals() -> None:
-    """Let nothing end this process any more, now that it is ending: the launcher does, as soon as the first of the workers has ended."""
+    """Ignore signals from now on, while this process ends: the launcher sends them as soon as the first worker has ended."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
 def note_run(checkpoints: Path) -> None:
-    """Let the launcher know which run this is: workers that it starts anew go on with it."""
+    """Tell the launcher which run this is, so that restarted workers resume it."""
     if store := _store():
         store.set(RUN, str(checkpoints.resolve()))
 
 
 def noted_run() -> Path | None:
-    """The folder of checkpoints of the run that workers before these were at; None for the first ones."""
+    """The checkpoint folder of the run that the previous workers trained; None for the first ones."""
     store = _store()
     return Path(store.get(RUN).decode()) if store and store.check([RUN]) else None
 
 
 def _meet(store: Store | None) -> Store | None:
-    """A part of torchelastic's store that is for the workers of now alone.
+    """Open a part of torchelastic's store for the present workers only.
 
-    The store may be older than these workers, and what those before them left there, such as addresses, would mislead. So rank 0 opens a
-    part under a new number, and welcomes everyone who reports there; a part in which nobody does is an old one.
+    The store may be older than these workers, and what earlier ones left there, such as addresses, would mislead. So rank 0 opens a
+    part under a new number, and welcomes every worker that reports there; a part in which nobody is welcomed is an old one.
 
     Raises:
-        PeerLost: if the others do not come.
+        PeerLost: if the others do not arrive.
     """
     if store is None:
         return None
@@ -159,9 +159,9 @@ def _meet(store: Store | None) -> Store | None:
     if rank == 0:
         part = PrefixStore(f"prunetrain/{store.add(_PARTS, 1)}", store)
         for other in range(1, world_size):
-            while not part.check([f"here/{other}"]):  # `get` would wait where no signal is heard
+            while not part.check([f"here/{other}"]):  # `get` would block without handling signals
                 if time.monotonic() > deadline:
-                    raise PeerLost(f"worker {other} did not come")
+                    raise PeerLost(f"worker {other} did not arrive")
                 time.sleep(0.02)
             part.set(f"welcome/{other}", part.get(f"here/{other}").decode())
         return part
@@ -171,7 +171,7 @@ def _meet(store: Store | None) -> Store | None:
         if part.check([f"welcome/{rank}"]) and part.get(f"welcome/{rank}") == me.encode():
             return part
         time.sleep(0.02)
-    raise PeerLost("worker 0 did not come")
+    raise PeerLost("worker 0 did not arrive")
 
 
 def _agent_store(patience: timedelta) -> Store | None:
@@ -182,7 +182,7 @@ def _agent_store(patience: timedelta) -> Store | None:
 
 
 def _store() -> Store | None:
-    """A store that outlives the workers, their launcher's; None without one, or if it is gone."""
+    """The launcher's store, which outlives the workers; None without one, or if it is gone."""
     with suppress(RuntimeError):
         if address := os.environ.get(STORE):
             host, port = address.split(":")
@@ -201,19 +201,19 @@ def _told_key() -> str:
 
 
 def lost_key(restarts: int, rank: int) -> str:
-    """The key of the launcher's store for what torch told a worker that lost the others, after so many restarts."""
+    """The key in the launcher's store for torch's message to a worker that lost the others, after this many restarts."""
     return f"lost/{restarts}/{rank}"
 
 
 def stopped_key(restarts: int) -> str:
-    """The key of the launcher's store that is there if a worker stopped at a request, after so many restarts, before any was lost."""
+    """The key that the launcher's store has if a worker stopped on request, after this many restarts, before any was lost."""
     return f"stopped/{restarts}"
 
 
 def _note_stop() -> None:
-    """Let our own launcher know that those who are about to lose this worker need no other start.
+    """Tell our own launcher that the workers about to lose this one need no restart.
 
-    It may be the launcher that asked, since others were lost: then they have said so.
+    The launcher itself may have asked this one to stop because others were lost: then these have left a note, and this one leaves none.
     """
     with suppress(RuntimeError):
         store = _store() if STORE in os.environ and not _orphaned() else None
@@ -222,7 +222,7 @@ def _note_stop() -> None:
 
 
 def _note_loss(error: Exception) -> None:
-    """Leave what torch said of a lost connection for the launcher to tell (`launching`); under another one tell it here."""
+    """Leave torch's message about a lost connection for our launcher to report (`launching`); under another launcher, print it here."""
     rank, reason = int(os.environ["RANK"]), " ".join(str(error).split())[:_LONGEST_REASON]
     if STORE not in os.environ:
         print(f"worker {rank} lost the others: {reason}", file=sys.stderr, flush=True)
@@ -232,7 +232,7 @@ def _note_loss(error: Exception) -> None:
 
 
 def _first_to_tell() -> bool:
-    """Whether it is on this worker to tell what went wrong."""
+    """Whether this worker must report what went wrong."""
     with suppress(RuntimeError):
         if store := _store():
             return bool(store.add(_told_key(), 1) == 1)
@@ -240,7 +240,7 @@ def _first_to_tell() -> bool:
 
 
 def _told() -> bool:
-    """Whether another worker has told what went wrong."""
+    """Whether another worker has reported what went wrong."""
     with suppress(RuntimeError):
         if store := _store():
             return bool(store.check([_told_key()]))
@@ -248,7 +248,7 @@ def _told() -> bool:
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    """Whether an error of torch is that another worker is gone. Gloo has no class for it."""
+    """Whether an error of torch means that another worker is gone. Gloo has no exception class for that."""
     if isinstance(error, distributed.DistError):
         return True
     text = str(error)
@@ -256,13 +256,13 @@ def _is_lost_connection(error: RuntimeError) -> bool:
 
 
 def _stop_with_the_launcher() -> None:
-    """Ask the system for a SIGTERM when the launcher dies, so that nothing trains on unseen. Linux only."""
+    """Ask the system for a SIGTERM when the launcher dies, so that no worker keeps training unseen. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGTERM)
-    if _orphaned():  # before it was asked
+    if _orphaned():  # since before this request
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _orphaned() -> bool:
-    """Whether our own launcher, if it was that, has died."""
+    """Whether our own launcher started this process and has died."""
     return os.environ.get(LAUNCHER) not in (None, str(os.getppid()))

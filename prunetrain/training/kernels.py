@@ -1,7 +1,7 @@
-"""The kernels of convolutions on a GPU: cuDNN takes those that its rules name, or tries some of each shape and takes the fastest.
+"""The kernels of convolutions on a GPU: cuDNN picks one by its rules, or tries several for each shape and takes the fastest.
 
-Trying pays where shapes stay for many steps, as in training between two cuts; not in validation, whose last batch is of another size. What
-is found fastest may differ from run to run, and so may the last bits of what is computed.
+Trying pays if shapes stay the same for many steps, as in training between two cuts, but not in validation, whose last batch has another
+size. Which kernel is fastest may differ from run to run, and so may the last bits of the results.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def fastest_kernels(device: torch.device) -> Iterator[None]:
-    """Inside, convolutions of a shape that is new are tried out, on a GPU."""
+    """On a GPU, let cuDNN try several kernels for each new shape of a convolution."""
     if device.type != "cuda":
         yield
         return

@@ -1,12 +1,12 @@
-"""The group lasso, and the channels that fade, in a run's training steps.
+"""The group lasso and the fading of channels in a run's training steps.
 
 In: a run at some step of an epoch. Out: its gradients or weights changed, and lambda at the first batch.
 
-The proximal step reads and writes every weight, whatever the batch; so it is taken every `proximal_interval` steps and at the end of every
-epoch, as large as that many (ProxSkip, arXiv 2202.09357, takes the proximal step in one of 1 / p steps, 1 / p times as large). Fading
-follows its straight line at the same steps, and towards its end at every step: what goes would grow anew in between, and the cut is to
-take next to nothing. Which steps these are is a function of the step alone, so that a resumed run takes the same ones. Where float16
-skips one of them for its overflows, the proximal step is lost with it; fading is not, since it has to reach zero in time.
+The proximal step reads and writes every weight, whatever the batch. So it is taken only every `proximal_interval` steps and at the end of
+every epoch, as large as the steps since the last one together (ProxSkip, arXiv 2202.09357, takes the proximal step in one of 1 / p steps,
+1 / p times as large). Channels fade linearly at the same steps, and towards the end at every step: their weights would grow back in
+between, and the cut must remove next to nothing. Which steps these are depends only on the step's number, so a resumed run takes the same
+ones. If float16 skips such a step because of an overflow, its proximal step is lost, but not its fading, which must reach zero in time.
 """
 
 import math
@@ -23,16 +23,16 @@ from prunetrain.regularizers.group_lasso import GroupLasso, pull
 from prunetrain.training.course import interval_start
 from prunetrain.training.state import TrainState, trained_parameters
 
-_SMOOTH = 16  # of what is left to fade, no step takes more than one part, as long as there are steps enough
+_SMOOTH = 16  # a step fades at most 1 / _SMOOTH of what is left, as long as there are enough steps
 
 
 class Lasso(TrainingMethod):
-    """The group lasso as a `TrainingMethod`, for what is left of an epoch.
+    """The group lasso as a `TrainingMethod`, for the rest of an epoch.
 
     Args:
-        state: the run, at the step that comes next; its lambda is set at the first batch of all.
-        lasso: of its network.
-        steps: of the whole epoch.
+        state: the run, before its next step; lambda is set at its very first batch.
+        lasso: the group lasso of its network.
+        steps: number of steps in the whole epoch.
     """
 
     def __init__(self, state: TrainState, lasso: GroupLasso, steps: int) -> None:
@@ -58,12 +58,12 @@ class Lasso(TrainingMethod):
             self._lasso.add_gradient_(self._strength)
 
     def after_step_(self, optimizer: Optimizer, skipped: Tensor | None = None) -> None:
-        """Shrink the groups, and what fades, if it is time."""
+        """Shrink the groups and the fading channels, if this step is one for it."""
         self._done += 1
         if self._state.config.lasso_step == "proximal" and self._shrinks(self._done):
             amount = self._strength * pull(optimizer, optimizer.param_groups[0])
             self._lasso.shrink_(amount * self._since(self._shrinks), unless=skipped)
-        if self._fading and self._fades(self._done):  # in a straight line, to zero with the last step
+        if self._fading and self._fades(self._done):  # linearly, to zero at the last step
             left = self._steps_to_cut - self._done
             self._fading.scale_(left / (left + self._since(self._fades)))
 

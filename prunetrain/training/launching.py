@@ -1,11 +1,11 @@
-"""Starting the workers of a run on this machine with torch's elastic launcher, and starting them anew when one dies.
+"""Starts the workers of a run on this machine with torch's elastic launcher, and restarts them when one dies.
 
-In: the command line, and how many workers. Out: the exit code of all of them. Each worker is `python -m prunetrain` with the same command
-line; it finds in its environment which one it is (`joining.join`).
+In: the command line, and the number of workers. Out: their common exit code. Each worker is `python -m prunetrain` with the same command
+line; it learns its rank from its environment (`joining.join`).
 
-A worker that was killed, or that crashed, ends all; they come back and go on from the newest checkpoint. When a user's mistake or a request
-to stop ended them, they stay away: exit codes 2, 130 and 143. So they do when they lost each other before there was anything to go on from,
-as with two of them on one GPU: it would happen again.
+When a worker is killed or crashes, all end and are restarted from the newest checkpoint. They are not restarted if a user's mistake or a
+request to stop ended them (exit codes 2, 130 and 143), nor if they lost each other before there was anything to resume from, as with two
+workers on one GPU: it would happen again.
 """
 
 import logging
@@ -36,18 +36,18 @@ STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes after a reques
 
 
 def launch(arguments: Sequence[str], workers: int, max_restarts: int) -> int:
-    """Run the workers to their end.
+    """Run the workers until they end.
 
     Args:
         arguments: the command line of each, without the program.
-        workers: how many.
-        max_restarts: how many times all are started anew after one died.
+        workers: number of workers.
+        max_restarts: how many times all are restarted after one died.
 
     Returns:
-        0, or the exit code of the workers: 2 after a mistake, which one of them told; 130 or 143 after a request to stop.
+        0, or the exit code of the workers: 2 after a mistake, which one of them reported; 130 or 143 after a request to stop.
 
     Raises:
-        WorkerError: when a worker died once more than that, or when they cannot reach each other.
+        WorkerError: if a worker died once more than that, or if they cannot reach each other.
     """
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory(prefix="prunetrain-") as folder, _quiet(), _environment(workers, f"localhost:{store.port}"):
@@ -57,7 +57,7 @@ def launch(arguments: Sequence[str], workers: int, max_restarts: int) -> int:
                 agent.run()
         except _Ended as end:
             return end.code
-        except SignalException as stop:  # between torch's start of the workers and the moment when `forwarding` has the signals back
+        except SignalException as stop:  # after torch started the workers, but before `forwarding` took the signals back
             return 128 + int(stop.sigval)
         return 0
 
@@ -71,7 +71,7 @@ class _Ended(Exception):
 
 
 class _Agent(LocalElasticAgent):
-    """Torch's agent, which passes requests to stop on to the workers and knows when not to start them anew."""
+    """Torch's agent, extended to forward requests to stop to the workers and to know when not to restart them."""
 
     def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, store: TCPStore) -> None:
         super().__init__(spec, logs)
@@ -83,7 +83,7 @@ class _Agent(LocalElasticAgent):
 
     @contextmanager
     def forwarding(self) -> Iterator[None]:
-        """Inside, Ctrl-C and SIGTERM go to the workers, which are in sessions of their own. What they do then is their exit code."""
+        """Forward Ctrl-C and SIGTERM to the workers, which are in their own sessions. Their exit codes tell what they did."""
         before = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             self._take_signals()
@@ -103,7 +103,7 @@ class _Agent(LocalElasticAgent):
                 os.kill(pid, number)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        if self._asked is not None:  # while there were none to pass it on to
+        if self._asked is not None:  # while there were no workers to pass it on to
             raise _Ended(128 + self._asked)
         started: dict[int, Any] = super()._start_workers(worker_group)
         self._take_signals()  # torch has just put its own handlers there
@@ -115,19 +115,19 @@ class _Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.is_failed():
-            self._pids = []  # all have ended, and another process may get such a number
+            self._pids = []  # all have ended, and other processes may get their numbers
             self._judge({rank: failure.exitcode for rank, failure in result.failures.items()})
         return result
 
     def _judge(self, codes: dict[int, int]) -> None:
-        """Return to let torch start the workers anew; end otherwise.
+        """Return to let torch restart the workers; raise otherwise.
 
         Args:
-            codes: of the workers that failed, by rank; the number of a signal, negative, of one that it killed.
+            codes: exit codes of the workers that failed, by rank; for one killed by a signal, the signal's number, negative.
 
         Raises:
-            _Ended: if they ended as they should.
-            WorkerError: if they have died too often, or lost each other before there was anything to go on from.
+            _Ended: if they ended for good: after a user's mistake or a request to stop.
+            WorkerError: if they have died too often, or lost each other before there was anything to resume from.
         """
         if FAILED in codes.values():
             raise _Ended(FAILED)
@@ -136,7 +136,7 @@ class _Agent(LocalElasticAgent):
         ends = {128 - code if -code in SIGNALS else code for code in codes.values()}
         asked = ends.intersection(STOPPED)
         if asked and ends <= asked | ({PEER_LOST} if self._notes.check([stopped_key(self._deaths)]) else set()):
-            raise _Ended(max(asked))  # somebody asked the workers themselves
+            raise _Ended(max(asked))  # somebody asked the workers directly
         rank = min(codes, key=lambda rank: (_collateral(codes[rank]), rank))
         what = f"worker {rank} {_death(codes[rank])}"
         if _collateral(codes[rank]) and (loss := self._loss()):
@@ -146,18 +146,18 @@ class _Agent(LocalElasticAgent):
         self._deaths += 1
         limit = self._spec.max_restarts
         if self._deaths > limit:
-            raise WorkerError(f"{what}, and --max-restarts {limit} does not allow another start: go on with --resume auto")
-        print(f"{what}; all go on from the last checkpoint (restart {self._deaths} of at most {limit})", file=sys.stderr, flush=True)
+            raise WorkerError(f"{what}, and --max-restarts {limit} does not allow another restart: continue with --resume auto")
+        print(f"{what}; all resume from the last checkpoint (restart {self._deaths} of at most {limit})", file=sys.stderr, flush=True)
 
     def _loss(self) -> tuple[int, str] | None:
-        """The rank of a worker that lost the others, and what torch told it; of several one that NCCL told something, which says more."""
+        """The rank of a worker that lost the others, and torch's message to it; of several, one from NCCL, which says more."""
         keys = {rank: lost_key(self._deaths, rank) for rank in range(self._spec.local_world_size)}
         told = {rank: self._notes.get(key).decode() for rank, key in keys.items() if self._notes.check([key])}
         return min(told.items(), key=lambda loss: ("NCCL" not in loss[1], loss[0]), default=None)
 
 
 def _collateral(code: int) -> bool:
-    """Whether a worker ended so because another one did."""
+    """Whether an exit code says that a worker ended because another one did."""
     return code in (PEER_LOST, -signal.SIGTERM, *STOPPED)
 
 
@@ -184,7 +184,7 @@ def _spec(arguments: Sequence[str], workers: int, max_restarts: int) -> WorkerSp
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Inside, torch's launcher logs nothing: what a user needs to know is told by the workers, and by `_judge`."""
+    """Silence the logs of torch's launcher: the workers and `_judge` report what a user needs to know."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -195,7 +195,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _environment(workers: int, store: str) -> Iterator[None]:
-    """Inside, child processes find this package, share the cores, and are silent about their connections."""
+    """Let child processes find this package, share the cores, and log nothing about their connections."""
     here = str(Path(prunetrain.__file__).parent.parent)
     changes = {
         STORE: store,

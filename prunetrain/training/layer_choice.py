@@ -1,8 +1,8 @@
 """Which multiple to round each channel space to, from the times of single layers.
 
 In: what can be cut, and a function that says how long a layer takes. Out: a granularity for every space. The modelled time of a network
-is the sum over its layers, each of which depends on the sizes of the spaces that it reads and makes. One space after another takes the
-multiple that makes its layers fastest beside the neighbours' present choice, twice around.
+is the sum over its layers, where the time of each depends on the sizes of the spaces that it reads and makes. In two sweeps, one space
+after another takes the multiple that makes its layers fastest given its neighbours' present choices.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.windows import Shape
 
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
-_START = 16  # what most hardware likes; neighbours are seen at this at first
+_START = 16  # suits most hardware; every space starts at this
 _SWEEPS = 2
 _TOLERANCE = 1.02  # layers this close count as equally fast
 
@@ -36,7 +36,7 @@ class _Call:
     grid: Ids
 
     def seconds(self, keep: Bools, time_of: TimeOf) -> float:
-        """With the channels that are kept."""
+        """The step's time with the channels that are kept."""
         shape = list(self.shape)
         for dim, size in enumerate(self.grid.shape):
             if size > 1:
@@ -51,12 +51,12 @@ class _Call:
 
 
 def choose_by_layer(proposal: Proposal, time_of: TimeOf, *, enough: Callable[[], bool] = lambda: False) -> dict[str, int]:
-    """The granularity of every space that can lose channels, by its name.
+    """Choose the granularity of every space that can lose channels, by its name.
 
     Args:
         proposal: what can be cut.
         time_of: seconds of a layer on an input of a shape; None stands for an activation function.
-        enough: asked before every space; when it says so, the choice made so far is returned.
+        enough: called before every space; once it returns True, the choices made so far are returned.
     """
     spaces = proposal.candidates.spaces
     kept = {multiple: proposal.plan(multiple).keep for multiple in (*MULTIPLES, KEEP_ALL)}
@@ -92,7 +92,7 @@ def choose_by_layer(proposal: Proposal, time_of: TimeOf, *, enough: Callable[[],
 
 
 def _options(channels: Ids, kept: dict[int, Bools]) -> list[int]:
-    """The multiples that lead to different channels of a space, from the fewest channels to the most."""
+    """The multiples that lead to different channel counts of a space, from the fewest channels to the most."""
     found: dict[int, int] = {}
     for multiple, keep in kept.items():
         found.setdefault(int(keep[channels].sum()), multiple)
@@ -100,7 +100,7 @@ def _options(channels: Ids, kept: dict[int, Bools]) -> list[int]:
 
 
 def _fewest_of_the_fast(seconds: dict[int, float]) -> int:
-    """The first, which has the fewest channels, of the options that are about as fast as the fastest."""
+    """The first, and so the one with the fewest channels, of the options that are about as fast as the fastest."""
     fastest = min(seconds.values())
     return next(multiple for multiple, time in seconds.items() if time <= fastest * _TOLERANCE)
 

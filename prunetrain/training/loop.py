@@ -1,6 +1,6 @@
-"""One epoch of training, and validation; each of several processes with its share of every batch.
+"""One epoch of training, and validation; each of several processes takes its share of every batch.
 
-No value leaves the device during an epoch except at its ends, and for lambda at the run's first batch.
+No value leaves the device during an epoch except at its start and end, and for lambda at the run's first batch.
 """
 
 import time
@@ -25,12 +25,12 @@ from prunetrain.training.state import TrainState, mixed_seed
 from prunetrain.training.stopping import Action
 
 Guessed = Callable[[Tensor, Tensor], object]
-"""Is given the first guesses of a batch and its labels, both (N,) and on the device."""
+"""Receives the first guesses of a batch and its labels, both (N,) and on the device."""
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means over an epoch: cross-entropy and top-1 (a fraction); seconds and images of it; what all processes agreed to do after it."""
+    """An epoch's mean cross-entropy and top-1 (a fraction), its seconds and images, and what all processes agreed to do after it."""
 
     loss: float
     top1: float
@@ -41,7 +41,7 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over a data set: cross-entropy, and how often the label is the first, and among the first five guesses (fractions)."""
+    """Means over a data set: cross-entropy, and how often the label is the first guess and among the first five (fractions)."""
 
     loss: float
     top1: float
@@ -49,14 +49,14 @@ class Evaluation:
 
 
 def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, wish: Callable[[], Action]) -> EpochResult:
-    """Train the epoch that `state.progress` stands in, from its next step on.
+    """Train the current epoch of `state.progress`, from its next step on.
 
     Args:
         state: updated in place, `progress` included.
         data: the data set.
-        observer: told after every step.
-        wish: asked after every step, on every rank; when one wants anything but to go on, the epoch ends early on all and can be taken up
-            again.
+        observer: notified after every step.
+        wish: called after every step, on every rank; if any rank wants anything but to go on, the epoch ends early on all and can be
+            resumed.
     """
     config, progress, ranks = state.config, state.progress, state.environment.ranks
     state.model.train()
@@ -95,7 +95,7 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, wis
 
 @dataclass
 class _Running:
-    """Sums over an epoch, kept on the device. Each rank adds up its own, so that a run that was resumed adds in the same order."""
+    """Sums over an epoch, kept on the device. Each rank adds up its own, so that a resumed run adds in the same order."""
 
     loss: Tensor
     correct: Tensor
@@ -104,7 +104,7 @@ class _Running:
 
     @classmethod
     def of(cls, sums: dict[str, float], ranks: Ranks, device: torch.device) -> "_Running":
-        """This rank's part of what `sums` returned. What the ranks of another number of processes had goes to rank 0."""
+        """This rank's part of what `sums` returned. If the number of processes has changed, rank 0 takes it all."""
         losses = _losses(sums)
         if len(losses) != ranks.world_size:
             losses = [sum(losses)] + [0.0] * (ranks.world_size - 1)
@@ -119,7 +119,7 @@ class _Running:
         self.images += images
 
     def sums(self, start: float, ranks: Ranks) -> dict[str, float]:
-        """Sums over the ranks, but for the losses, whose order of adding is kept; seconds are rank 0's, since `start` as well."""
+        """Sums over the ranks, except the losses, which stay apart to keep the order of adding; seconds are rank 0's, up to now."""
         loss, correct_here = float(self.loss), float(self.correct)  # a GPU has done all its work when these are known
         parts = ranks.gather((loss, correct_here, self.images, self.seconds + time.perf_counter() - start))
         losses, correct, images, times = zip(*parts, strict=True)
@@ -139,7 +139,7 @@ def _losses(sums: dict[str, float]) -> list[float]:
 def _train_step(
     state: TrainState, method: TrainingMethod, images: Tensor, labels: Tensor, class_weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One optimizer step; returns the mean loss and the number of right guesses, both still on the device."""
+    """Take one optimizer step; return the mean loss and the number of correct guesses, both still on the device."""
     config = state.config
     with state.autocast():
         outputs = state.forward(state.to_memory_format(images))
@@ -151,7 +151,7 @@ def _train_step(
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    skipped = None if scale is None else scale > _scale(state)  # after an overflow, and the scale is lowered
+    skipped = None if scale is None else scale > _scale(state)  # after an overflow, which lowers the scale
     method.after_step_(state.optimizer, skipped)
     state.scheduler.step()
     return loss.detach(), (logits_of(outputs).detach().argmax(1) == labels).sum()
@@ -164,21 +164,21 @@ def _scale(state: TrainState) -> Tensor:
 
 @torch.inference_mode()
 def evaluate(state: TrainState, data: DataSource, guessed: Guessed | None = None) -> Evaluation:
-    """Loss and accuracy over the validation images, with rank 0's BatchNorm statistics, which are those that checkpoints hold."""
+    """Loss and accuracy over the validation images, with rank 0's BatchNorm statistics, which checkpoints hold."""
     state.environment.ranks.share_(state.model.buffers())
     return evaluate_batches(state, data.val_batches(validation_batch(state), share=state.environment.share), guessed)
 
 
 def validation_batch(state: TrainState) -> int:
-    """Images that are looked at together, by all processes: no fewer than in training, and where memory has room for that, 256.
+    """Images per validation batch, over all processes: 256, but at least one training batch and at most four.
 
-    Four times as many as in training need less memory than a training step, which keeps the results of all layers for the backward pass.
+    Four training batches need less memory than a training step, which keeps the results of all layers for the backward pass.
     """
     return max(state.batch_size, min(256, 4 * state.batch_size))
 
 
 def evaluate_batches(state: TrainState, batches: Iterable[tuple[Tensor, Tensor]], guessed: Guessed | None = None) -> Evaluation:
-    """Loss and accuracy over batches of images and labels, those of all ranks together; `guessed` hears of this rank's."""
+    """Loss and accuracy over batches of images and labels, of all ranks together; `guessed` receives only this rank's."""
     state.model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=state.device)  # loss, first guess right, among the first five, images
     for pixels, labels in batches:

@@ -1,9 +1,9 @@
-"""The memory that a training step takes: measured on a GPU, estimated on a CPU. In: a network, images a step. Out: bytes.
+"""The memory that a training step takes: measured on a GPU, estimated on a CPU. In: a network, images per step. Out: bytes.
 
 The estimate runs the step on tensors without memory and adds up the sizes of all tensors that are alive at once: weights, optimizer
-state, activations kept for the backward pass, gradients, and what an operation returns for a moment. It takes no memory and no arithmetic
-whatever the batch, and needs no table of operations. What an operation uses inside itself (a convolution's rearranged operands), the
-lasso's temporaries and DistributedDataParallel's buckets are not in it.
+state, activations kept for the backward pass, gradients and temporary results. Whatever the batch, it takes neither memory nor arithmetic,
+and it needs no table of operations. It leaves out what an operation uses internally (a convolution's rearranged operands), the lasso's
+temporaries and DistributedDataParallel's buckets.
 """
 
 import gc
@@ -21,7 +21,7 @@ from prunetrain.training.kernels import fastest_kernels
 from prunetrain.training.state import TrainState
 
 OUT_OF_MEMORY = float("inf")
-_RESERVE = 0.05  # of a GPU's memory stays free: libraries and fragments want some
+_RESERVE = 0.05  # of a GPU's memory stays free: libraries and fragmentation need some
 
 
 def is_measured(state: TrainState) -> bool:
@@ -35,17 +35,17 @@ def step_memory(state: TrainState, graph: LayerGraph, images: int) -> float:
     Args:
         state: the run, for its settings and device.
         graph: the network that the step trains.
-        images: a step, on one device.
+        images: images per step, on one device.
 
     Returns:
-        Bytes; `OUT_OF_MEMORY` if the device has too few of them.
+        Bytes; `OUT_OF_MEMORY` if the device does not have enough.
     """
     conditions = replace(Conditions.of(state.config, state.device), batch_size=images, compile=False)
     return _measured(graph, conditions) if is_measured(state) else estimated_memory(graph, conditions)
 
 
 def available_memory(state: TrainState) -> float:
-    """Bytes that `step_memory` may come to on this device beside what is there now; without a limit on a CPU."""
+    """The most bytes that `step_memory` may reach on this device beside what is there now; unlimited on a CPU."""
     if not is_measured(state):
         return float("inf")
     free, total = torch.cuda.mem_get_info(state.device)
@@ -54,20 +54,20 @@ def available_memory(state: TrainState) -> float:
 
 
 def restart_peak(state: TrainState) -> None:
-    """Let the allocator's record of its most memory begin anew, on a GPU; a process on a CPU has but one."""
+    """Reset the allocator's record of its peak on a GPU; a process on a CPU has one peak, which cannot be reset."""
     if is_measured(state):
         torch.cuda.reset_peak_memory_stats(state.device)
 
 
 def release_memory(state: TrainState) -> None:
-    """Give back what a GPU's allocator kept of a network that is gone: after a cut all sizes are others, and fit badly into old blocks."""
+    """Release what a GPU's allocator kept of a network that is gone: after a cut all sizes differ, and fit badly into old blocks."""
     if is_measured(state):
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def _measured(graph: LayerGraph, conditions: Conditions) -> float:
-    """The allocator's peak over real steps, over what was there before."""
+    """The allocator's peak over real steps, above what was there before."""
     try:
         with fastest_kernels(conditions.device):
             return peak_memory(lambda: TrainingStep(graph, conditions), conditions.device)
@@ -81,7 +81,7 @@ def _measured(graph: LayerGraph, conditions: Conditions) -> float:
 
 
 def estimated_memory(graph: LayerGraph, conditions: Conditions) -> float:
-    """The peak over steps on tensors without memory; in bfloat16 for float16, which is as large and needs no look at values to scale."""
+    """The peak over steps on tensors without memory; bfloat16 stands in for float16, since it is as large and needs no loss scaling."""
     conditions = replace(conditions, amp="bfloat16") if conditions.amp == "float16" else conditions
     with FakeTensorMode():
         return peak_memory(lambda: TrainingStep(graph, conditions), conditions.device)

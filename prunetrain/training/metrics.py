@@ -15,7 +15,7 @@ from prunetrain.training.state import TrainState
 
 
 def metrics_of(state: TrainState, result: EpochResult, evaluation: Evaluation) -> Metrics:
-    """The line of the epoch that was just trained; the same on all processes, which all call this."""
+    """The metrics line of the epoch just trained; all processes must call this, and all get the same line."""
     ranks = state.environment.ranks
     return ranks.share(
         {
@@ -46,22 +46,22 @@ def metrics_of(state: TrainState, result: EpochResult, evaluation: Evaluation) -
 
 @torch.no_grad()
 def count_nonzero(model: nn.Module) -> int:
-    """How many parameters are not zero."""
+    """The number of nonzero parameters."""
     return int(sum(parameter.count_nonzero() for parameter in model.parameters()))
 
 
 def lasso_term(state: TrainState) -> float:
-    """What the lasso adds to the loss, lambda * R; infinite where squares of weights are."""
+    """What the lasso adds to the loss, lambda * R; infinite if squares of weights are."""
     return (state.progress.lasso_strength or 0.0) * float(state.lasso.penalty()) if state.lasso else 0.0
 
 
 def line_of(metrics: Metrics) -> str:
-    """A line as it is written, without its end."""
+    """A metrics line as text, without the newline."""
     return json.dumps(metrics, allow_nan=False)
 
 
 def rewrite_metrics(state: TrainState) -> None:
-    """Make metrics.jsonl say what the checkpoint says: a crash may have left a line too many or too few.
+    """Make metrics.jsonl match the checkpoint: a crash may have left a line too many or too few.
 
     Raises:
         OutputError: if it cannot be written.

@@ -1,10 +1,10 @@
-"""BatchNorm of few channels on a CPU, channels last, in less time than torch's own takes; it computes the same.
+"""BatchNorm of few channels on a CPU, channels last, faster than torch's own and with the same results.
 
-torch adds up, pixel after pixel, as many values as there are channels, into one buffer for each thread, and these buffers lie side by side.
-Where they end within a cache line, threads take it from each other with every pixel, and where the channels do not fill a vector, they are
-added one by one: with two threads 20 channels take four times as long as 16 (`benchmarks/batch_norm.py`). So a cut that left such a count
-cost the time that it saved. Here a row of an image stands for a pixel, its width times the channels for the channels. What is summed for
-each place in a row is then put together for each channel.
+torch sums over pixels into one buffer per thread, with one number per channel, and these buffers lie side by side. If a buffer ends within
+a cache line, threads take that line from each other at every pixel; if the channels do not fill a vector, they are added one by one. With
+two threads, 20 channels take four times as long as 16 (`benchmarks/batch_norm.py`), so a cut that left such a count cost the time that it
+saved. Here a row of an image stands for a pixel, and width times channels for the channels. The sums for each place in a row are then
+combined for each channel.
 """
 
 from typing import Any
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _LINE, _VECTOR = 16, 8  # float32 numbers in a cache line, and in a vector of most CPUs
-_MANY_PIXELS = 2**14  # of a batch; for fewer the calls take longer than they save
+_MANY_PIXELS = 2**14  # of a batch; with fewer, the calls take longer than they save
 
 
 def speed_up_batch_norm_(model: nn.Module, device: torch.device, *, compiled: bool = False) -> None:
-    """Let the BatchNorm2d of a network take the faster way in train mode wherever there is one; tensors, names and results stay.
+    """Let a network's BatchNorm2d layers go over rows in train mode wherever that is faster; tensors, names and results stay.
 
     Args:
         model: changed in place. Subclasses of BatchNorm2d and other layers stay as they are.
-        device: where it computes; only on a CPU is there anything to do.
-        compiled: whether torch compiles it, which makes its own BatchNorm.
+        device: where the network computes; nothing changes except on a CPU.
+        compiled: whether torch compiles the network, which generates its own BatchNorm.
     """
     if device.type == "cpu" and not compiled:
         for module in model.modules():
@@ -35,7 +35,7 @@ class _NarrowBatchNorm2d(nn.BatchNorm2d):
     """A BatchNorm2d whose train mode goes over rows where that is faster."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) normalised."""
+        """Normalise (N, C, H, W)."""
         mean, variance, share = self.running_mean, self.running_var, self.momentum
         usual = self.training and self.affine and self.track_running_stats
         if not usual or mean is None or variance is None or share is None or not faster_over_rows(input, self.weight):
@@ -50,7 +50,7 @@ class _NarrowBatchNorm2d(nn.BatchNorm2d):
 
 
 def faster_over_rows(images: Tensor, weight: Tensor) -> bool:
-    """Whether `over_rows` takes less time than torch's BatchNorm, as `benchmarks/batch_norm.py` found.
+    """Whether `over_rows` takes less time than torch's BatchNorm, as measured by `benchmarks/batch_norm.py`.
 
     Args:
         images: the input, (N, C, H, W).
@@ -72,7 +72,7 @@ def faster_over_rows(images: Tensor, weight: Tensor) -> bool:
 
 
 def over_rows(images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """BatchNorm in train mode.
+    """Apply BatchNorm in train mode, row by row.
 
     Args:
         images: (N, C, H, W), channels last; of any floating type that BatchNorm takes.
@@ -96,9 +96,9 @@ class _OverRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        """As `over_rows`, but that the normalised images come as rows: (N * H, W * C)."""
+        """As `over_rows`, except that the normalised images are returned as rows: (N * H, W * C)."""
         rows, width = _rows(images), images.shape[3]
-        unused = weight.new_zeros(rows.shape[1])  # running statistics, whose type is that of the sums
+        unused = weight.new_zeros(rows.shape[1])  # running statistics, whose type sets that of the sums
         means, variances = (each.view(width, -1) for each in torch.batch_norm_update_stats(rows, unused, unused, 0.0))
         variance, mean = torch.var_mean(means, 0, correction=0)
         variance += variances.mean(0)
@@ -140,11 +140,11 @@ def _normalised(rows: Tensor, weight: Tensor, bias: Tensor, *, mean: Tensor, var
 
 
 def _rows(images: Tensor) -> Tensor:
-    """(N, C, H, W) as (N * H, W * C); the same memory if channels are last in it."""
+    """(N, C, H, W) as (N * H, W * C); a view if the memory format is channels last."""
     return images.permute(0, 2, 3, 1).reshape(images.shape[0] * images.shape[2], -1)
 
 
 def _images(rows: Tensor, shape: torch.Size) -> Tensor:
-    """The way back, to a shape (N, C, H, W), channels last."""
+    """The inverse of `_rows`, to a shape (N, C, H, W), channels last."""
     count, channels, height, width = shape
     return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
