@@ -172,7 +172,7 @@ def test_files_say_what_the_network_expects(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"statistics": {"mean": [0.5] * 3, "std": [0.5] * 3}}, "damaged, it has no mean of each channel that "),
+        ({"statistics": {"mean": [0.5] * 3, "std": [0.5] * 3}}, "damaged, it does not have a mean for each channel that "),
         ({"class_names": ["cat", "dog"]}, "damaged, it does not name as many classes as "),
     ],
     ids=["statistics", "class_names"],
@@ -297,7 +297,7 @@ def refusal(*args: str | Path) -> str:
             ("lenet.py", "-o", "net.safetensors", "--batch-size", "2"),
             "--batch-size is for onnx and pt2: the network file beside net.safetensors takes any number of images",
         ),
-        (("lenet.onnx", "-o", "net.pt2"), "lenet.onnx is no checkpoint (.pt) or network file (.py): name one of these"),
+        (("lenet.onnx", "-o", "net.pt2"), "lenet.onnx is neither a checkpoint (.pt) nor a network file (.py): name one of these"),
         (("none.py", "-o", "net.pt2"), "none.py: no such network file"),
         (("none.pt", "-o", "net.pt2"), "none.pt: no such checkpoint"),
         (("lenet.pt", "-o", "net.pt2"), "lenet.pt: not a checkpoint of prunetrain"),

@@ -139,7 +139,7 @@ def test_nothing_whole_is_an_error_and_no_new_run(images: Path, stopped: RunPath
     for path in (stopped.last, *stopped.checkpoint_files().values()):
         damage(path)
     result = invoke(*arguments(settings(images, stopped.output_dir, name="x")), "--resume", "auto")
-    line = f"error: {stopped.checkpoints} has no whole checkpoint to go on from: restore one, or start a new run with another --name\n"
+    line = f"error: {stopped.checkpoints} has no whole checkpoint to resume from: restore one, or start a new run with another --name\n"
     assert (result.exit_code, result.stderr) == (2, line)
     assert [path.name for path in (stopped.output_dir / "generated_nets").iterdir()] == ["x"]
 

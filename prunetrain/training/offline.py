@@ -28,7 +28,7 @@ class Done:
 
 
 def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) -> Done:
-    """Cut a checkpoint, and write what is left as a run of its own: its dense network, the smaller one, the checkpoint.
+    """Cut a checkpoint, and write the result as a run of its own: the dense network, the smaller one, the checkpoint.
 
     Args:
         path: the checkpoint.
@@ -36,13 +36,13 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
         granularity: channel counts are multiples of this.
 
     Raises:
-        PruneTrainError: for a checkpoint or network file that does not work, or files that cannot be written.
+        PruneTrainError: for a checkpoint or network file that cannot be used, or files that cannot be written.
     """
     watch = Watch()
     pair = read_pair(path)
     checkpoint, graph = pair.checkpoint, pair.graph
     config = build_config(stored_config(path, checkpoint).to_dict(), given)
-    pair.build()  # to see that the weights fit
+    pair.build()  # to check that the weights fit
     watch.lap("read")
     proposal = propose_cut(graph, checkpoint.model, threshold=config.threshold, criterion=config.criterion)
     plan = proposal.plan(granularity)

@@ -1,7 +1,7 @@
-"""An optimizer's state out of a checkpoint: momenta and step counts, and nothing else.
+"""An optimizer's state from a checkpoint: momenta and step counts, and nothing else.
 
-In: an optimizer as the settings build it, and a saved state dict of one. Out: the optimizer with the saved tensors. Its settings stay those
-that it was built with: the run's own say them all, and a foreign file need not be believed.
+In: an optimizer as the settings build it, and a saved state dict of one. Out: the optimizer with the saved tensors. It keeps the
+hyperparameters that it was built with: the run's settings determine them all, and a foreign file need not be trusted.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 
 
 def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    """Put saved state into an optimizer, in the memory formats of its parameters, which fused optimizers count on.
+    """Load saved state into an optimizer, in the memory formats of its parameters, on which fused optimizers rely.
 
     Raises:
         ValueError: if it is for other parameters, or for another optimizer.
@@ -25,7 +25,7 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, entries in saved["state"].items():
         if set(entries) != shaped | counts:
-            raise ValueError(f"it should hold {', '.join(sorted(shaped | counts))} of each parameter")
+            raise ValueError(f"it should hold {', '.join(sorted(shaped | counts))} for each parameter")
         for key, entry in entries.items():
             wanted = parameters[index] if key in shaped else torch.tensor(0.0)
             if not isinstance(entry, Tensor) or (entry.shape, entry.dtype) != (wanted.shape, wanted.dtype):
@@ -36,7 +36,7 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
 
 
 def _complete(optimizer: Optimizer) -> None:
-    """Start missing momenta at zero where others are there: SGD takes all or none, and begins with zeros. What is frozen has none."""
+    """Start missing momenta at zero if others are there: SGD takes all or none, and starts from zeros. Frozen parameters have none."""
     if isinstance(optimizer, SGD) and optimizer.state:
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad):
             optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter, requires_grad=False))

@@ -12,10 +12,10 @@ from prunetrain.config import FINE_TUNING, TrainConfig
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
-    """SGD or AdamW over all parameters in one group, in torch's fused form.
+    """Build SGD or AdamW over all parameters in one group, in torch's fused form.
 
-    SGD's momenta start as zeros, as the formula has it: torch would make them in the first step, and if a loss scaler has that step
-    skipped, as float16 often does, the fused form leaves them unwritten.
+    SGD's momenta start as zeros, as in the formula: torch would create them in the first step, and if a loss scaler skips that step, as
+    often happens with float16, the fused form leaves them uninitialised.
     """
     if config.optimizer == "adamw":
         return AdamW(parameters, lr=config.lr, betas=(config.momentum, 0.999), weight_decay=config.weight_decay, fused=True)
@@ -27,19 +27,19 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> 
 
 
 def build_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int, batch_size: int) -> LambdaLR:
-    """A scheduler that is stepped after every optimizer step. A batch that has grown takes a learning rate that has grown as much."""
+    """Build a scheduler that is stepped after every optimizer step. If the batch has grown, the learning rate grows by the same factor."""
     return LambdaLR(optimizer, lr_factor(config, steps_per_epoch, batch_size / config.batch_size))
 
 
 def lr_factor(config: TrainConfig, steps_per_epoch: int, growth: float = 1.0) -> Callable[[int], float]:
     """The learning rate at a step as a share of `config.lr`.
 
-    All of it is multiplied by the growth of the batch (arXiv 1706.02677, the linear scaling rule).
+    The whole schedule is multiplied by the growth of the batch (arXiv 1706.02677, the linear scaling rule).
 
     Warm-up rises linearly over its epochs. `step` multiplies by gamma at every milestone, by default after half and three quarters of the
-    epochs; `cosine` falls to zero over the epochs after warm-up (SGDR without restarts, arXiv 1608.03983, equation 5). Where
-    `config.retrain` takes the schedule back, every round of retraining has the learning rates from its epoch `rewind_epoch` on. Epochs
-    between its end and the pruning, in which a method acts on a network that is already trained, have the learning rate of fine-tuning.
+    epochs; `cosine` falls to zero over the epochs after warm-up (SGDR without restarts, arXiv 1608.03983, equation 5). If
+    `config.retrain` rewinds the schedule, every round of retraining repeats the learning rates from epoch `rewind_epoch` on. Epochs
+    between the schedule's end and the pruning, in which a method acts on a trained network, have the learning rate of fine-tuning.
     """
     epochs = config.schedule_epochs
     milestones = config.milestones or {epoch for epoch in (epochs // 2, epochs * 3 // 4) if epoch}

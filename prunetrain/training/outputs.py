@@ -1,4 +1,4 @@
-"""What a network returns, and the loss of that.
+"""A network's outputs, and their loss.
 
 In: logits, or a tuple of logits and those of further heads, such as GoogLeNet's in train mode; labels. Out: cross-entropy.
 """
@@ -19,12 +19,12 @@ def logits_of(outputs: Outputs) -> Tensor:
 
 
 def balanced_weights(counts: Sequence[int]) -> Tensor:
-    """Weights of the classes, (K,) float32, with which each adds as much to the loss: in inverse proportion to its images.
+    """Class weights, (K,) float32, in inverse proportion to a class's images, so that all classes contribute equally to the loss.
 
-    Over all images their mean is 1. What scikit-learn calls `balanced`.
+    Over all images their mean is 1, as with scikit-learn's `balanced`.
 
     Args:
-        counts: images of each class; one without any has a weight of 0.
+        counts: number of images of each class; a class without images has a weight of 0.
     """
     images = torch.tensor(counts, dtype=torch.float64)
     return torch.where(images > 0, images.sum() / (images.count_nonzero() * images), 0.0).float()
@@ -36,12 +36,12 @@ def loss_of(
     """Cross-entropy of the main head, plus `aux_weight` times that of every other head (GoogLeNet, arXiv 1409.4842, section 5).
 
     Args:
-        outputs: what the network returned; outputs of another shape than the first are no heads and do not count.
+        outputs: what the network returned; outputs whose shape differs from the first one's are not heads and do not count.
         labels: (N,) int64.
         aux_weight: weight of each further head.
         label_smoothing: in [0, 1).
-        class_weights: of an image of each class, (K,); None: all count alike. The mean is over images, not over weights, so that the
-            parts of a batch that several processes have come to the same as all of it.
+        class_weights: weight of an image of each class, (K,); with None all count alike. The mean is over images, not over weights, so
+            that averaging over several processes' parts of a batch gives the loss of the whole batch.
     """
     logits = logits_of(outputs)
     weights = None if class_weights is None else class_weights.index_select(0, labels)

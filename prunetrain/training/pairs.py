@@ -24,7 +24,7 @@ from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, read_ne
 
 @dataclass(frozen=True)
 class Pair:
-    """What was read: of the checkpoint its path and content, of the network file its path, text and graph."""
+    """A checkpoint's path and content, and its network file's path, text and graph."""
 
     path: Path
     checkpoint: Checkpoint
@@ -33,7 +33,7 @@ class Pair:
     graph: LayerGraph
 
     def build(self) -> nn.Module:
-        """The network with the checkpoint's very tensors as its weights, on the CPU.
+        """Build the network, with the checkpoint's own tensors as its weights, on the CPU.
 
         Raises:
             CheckpointError: if the weights do not fit the network.
@@ -42,35 +42,35 @@ class Pair:
             return assemble(self.source, str(self.network), self.graph, self.checkpoint.model, same_types=True)
 
     def check_data(self) -> None:
-        """Check that what the checkpoint says of its data is of this network: a name of every output, statistics of every channel.
+        """Check that the checkpoint describes data for this network: a class name for every output, statistics for every channel.
 
         Raises:
             CheckpointError: if there are more or fewer.
         """
         if len(self.checkpoint.statistics["mean"]) != self.graph.input_shape[0]:
-            raise CheckpointError(f"{self.path}: damaged, it has no mean of each channel that {self.network} takes")
+            raise CheckpointError(f"{self.path}: damaged, it does not have a mean for each channel that {self.network} takes")
         if infer_shapes(self.graph)[self.graph.output.index][1:] != (len(self.checkpoint.class_names),):
             raise CheckpointError(f"{self.path}: damaged, it does not name as many classes as {self.network} has")
 
 
 def read_pair(path: Path) -> Pair:
-    """A checkpoint, read onto the CPU, and its network file.
+    """Read a checkpoint, onto the CPU, and its network file.
 
     Raises:
-        CheckpointError: if there is no checkpoint, or it is damaged, or not prunetrain's.
+        CheckpointError: if the checkpoint is missing or damaged, or not one of prunetrain.
         NetworkFileError: if the network file is missing, not the one that the checkpoint was written with, or holds anything but a network.
     """
     return pair_of(path, load_checkpoint(path))
 
 
 def pair_of(path: Path, checkpoint: Checkpoint) -> Pair:
-    """A checkpoint that was read before, and its network file; raises what `read_pair` does."""
+    """Pair a checkpoint that was read before with its network file; raises what `read_pair` does."""
     network, source = read_network_of(path, checkpoint)
     return Pair(path, checkpoint, network, source, parse(source, str(network)))
 
 
 def write_pair(run: RunPaths, graph: LayerGraph, dense: LayerGraph, checkpoint: Checkpoint) -> Path:
-    """Write the network file of an epoch, then the checkpoint that belongs to it; returns the checkpoint's path.
+    """Write the network file of an epoch, then the checkpoint that belongs to it; return the checkpoint's path.
 
     Raises:
         OutputError: if one of the files cannot be written.
@@ -85,7 +85,7 @@ def write_pair(run: RunPaths, graph: LayerGraph, dense: LayerGraph, checkpoint: 
 
 @contextmanager
 def weights_fitting(weights: Path, network: Path) -> Iterator[None]:
-    """Around what puts the weights of one file into the network of another: says in one line what torch says in many.
+    """Report in one line, where torch takes many, that the weights of one file do not fit the network of another.
 
     Raises:
         CheckpointError: if they do not fit.
@@ -94,5 +94,5 @@ def weights_fitting(weights: Path, network: Path) -> Iterator[None]:
         yield
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        first = lines[min(1, len(lines) - 1)]  # torch's own first line names the class alone
+        first = lines[min(1, len(lines) - 1)]  # torch's own first line only names the class
         raise CheckpointError(f"{weights}: its weights do not fit {network}: {first}") from None

@@ -1,4 +1,4 @@
-"""`prunetrain.predict`: what a trained network takes new images for.
+"""`prunetrain.predict`: classifies new images with a trained network.
 
 In: a checkpoint and image files. Out: the most probable classes of each, in the order of the files.
 """
@@ -31,7 +31,7 @@ _SETTINGS = {"device", "amp", "channels_last", "batch_size", "workers"}
 
 @dataclass(frozen=True)
 class Guess:
-    """A class, and its probability by the network: the softmax of its logit, in [0, 1]."""
+    """A class, and the probability that the network gives it: the softmax of its logit, in [0, 1]."""
 
     name: str
     probability: float
@@ -39,7 +39,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What an image shows, the most probable class first; of one that cannot be read there are no guesses, but `error` says why."""
+    """The guesses for an image, the most probable class first. If it cannot be read, there are none, and `error` says why."""
 
     path: str
     guesses: tuple[Guess, ...] = ()
@@ -50,20 +50,20 @@ def predict(checkpoint: str | Path, images: str | Path | Iterable[str | Path], *
     """Classify images: `prunetrain.predict("checkpoints/RUN/last.pt", "photos")[0].guesses[0].name`.
 
     Args:
-        checkpoint: of a run.
-        images: files, and folders, in which all image files are meant; prepared as in the validation of the run.
-        top: how many guesses an image.
+        checkpoint: a run's checkpoint file.
+        images: image files, and folders, which stand for all image files in them; prepared as in the run's validation.
+        top: number of guesses per image.
         settings: fields of `TrainConfig` that differ from the checkpoint's: device, amp, channels_last, batch_size, workers.
 
     Raises:
-        PruneTrainError: for a checkpoint or settings that do not work, and names that are no files. An image that cannot be read is a
-            prediction with an error.
+        PruneTrainError: for a checkpoint or settings that cannot be used, and for images that do not exist. An image that cannot be read
+            gives a prediction with an error.
     """
     if not isinstance(top, int) or top < 1:
         raise ConfigError(f"top must be a whole number from 1, not {top!r}")
     given = settings_from(settings)
     if foreign := sorted(given.keys() - _SETTINGS):
-        raise ConfigError(f"{foreign[0]} means nothing to a prediction: leave it out")
+        raise ConfigError(f"{foreign[0]} has no effect on a prediction: leave it out")
     path = Path(checkpoint)
     named = [images] if isinstance(images, str | Path) else images
     paths = find_images([Path(image) for image in named])
@@ -88,7 +88,7 @@ def predict(checkpoint: str | Path, images: str | Path | Iterable[str | Path], *
 def _classified(
     model: nn.Module, files: NewImages, config: TrainConfig, names: Sequence[str], top: int
 ) -> Iterator[tuple[int, Prediction]]:
-    """What each image shows, by its number."""
+    """Yield each image's number and its prediction."""
     workers = decoders(config.workers, files.device)
     for numbers, images, unreadable in files.batches(config.batch_size, workers=workers, channels_last=config.channels_last):
         yield from ((number, Prediction(image.path, error=image.reason)) for number, image in unreadable)

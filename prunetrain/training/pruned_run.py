@@ -1,6 +1,6 @@
-"""Runs that prune: at some epoch of their training, or from the start, from another run's checkpoint. What `prunetrain prune` does.
+"""Runs that prune: at some epoch of their training, or at the start, from another run's checkpoint. What `prunetrain prune` does.
 
-In: a run, or a checkpoint and settings. Out: a run that went on from network file and checkpoint, as after a reconfiguration.
+In: a run, or a checkpoint and settings. Out: a run that continues from a network file and checkpoint, as after a reconfiguration.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,12 +38,12 @@ from prunetrain.training.state import TrainState, load_state
 from prunetrain.training.stored import stored_config
 
 EPOCHS: Final = 10
-"""Epochs of retraining after each pruning, where nothing else says."""
+"""Default number of epochs of retraining after each pruning."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be pruned: a checkpoint, its graph, its settings, its dense network's text, and the weights to go back to, if any."""
+    """What will be pruned: a checkpoint, its graph, its settings, its dense network's text, and the weights to rewind to, if any."""
 
     path: Path
     checkpoint: Checkpoint
@@ -59,12 +59,12 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
     Args:
         path: the checkpoint.
         given: settings that differ from those inside it.
-        epochs: of retraining after each pruning; by default 10, or where the schedule is taken back, the rest of it.
+        epochs: epochs of retraining after each pruning; by default 10, or if the schedule is rewound, the rest of it.
         during: epochs of training with the method before it prunes for good; by default none, and for ADMM as many as of retraining; not
             for the group lasso, whose course begins at once.
 
     Raises:
-        PruneTrainError: for a checkpoint that does not work, and settings that do not go together.
+        PruneTrainError: for a checkpoint that cannot be used, or settings that do not go together.
     """
     checkpoint = load_checkpoint(path)
     base = stored_config(path, checkpoint)
@@ -76,10 +76,10 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
     retrain = given.get("retrain", TrainConfig.retrain)
     if method == GROUP_LASSO:
         if retrain != "finetune":
-            raise ConfigError("group-lasso goes on training, and takes nothing back: leave out --retrain")
+            raise ConfigError("group-lasso continues training, and rewinds nothing: leave out --retrain")
         if during:
             raise ConfigError("group-lasso prunes while it trains: leave out --during")
-        values["penalty_ratio"] = base.penalty_ratio or TrainConfig.penalty_ratio  # of a run that was trained without it
+        values["penalty_ratio"] = base.penalty_ratio or TrainConfig.penalty_ratio  # the run may have been trained without it
     else:
         values["dynamic_batch"] = False
     epochs, schedule = _retraining(base, given, epochs)
@@ -90,46 +90,46 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
         return build_config(values, {"prune_at": done, "epochs": done + epochs}, given)
     during = (epochs if method == ADMM else 0) if during is None else during
     if method == ADMM and during == 0:
-        raise ConfigError("admm acts before it prunes: give --during, the epochs that it is to have")
+        raise ConfigError("admm acts before it prunes: give --during, the number of epochs for that")
     rounds = max(1, given.get("rounds", 1))
     return build_config(values, {"prune_at": done + during, "epochs": done + during + rounds * epochs}, given)
 
 
 def _retraining(base: TrainConfig, given: Mapping[str, Any], epochs: int | None) -> tuple[int, dict[str, Any]]:
-    """How many epochs follow each pruning, and by which schedule: a small constant rate, or the run's own from where it is taken back to.
+    """The number of epochs after each pruning, and their schedule: a small constant learning rate, or the run's own, rewound.
 
     Args:
         base: the settings of the run that is pruned.
-        given: those that differ.
-        epochs: how many were asked for.
+        given: settings that differ.
+        epochs: number of epochs asked for.
 
     Raises:
-        ConfigError: if a schedule that is taken back has another number of epochs left.
+        ConfigError: if a rewound schedule has a different number of epochs left.
     """
     if given.get("retrain", "finetune") == "finetune":
-        tuned = base.schedule == "constant" and base.prune_at > 0  # by this already, or by such a schedule of its own
+        tuned = base.schedule == "constant" and base.prune_at > 0  # by this function already, or by a similar schedule of its own
         schedule = {"schedule": "constant", "warmup_epochs": 0, "lr": base.lr if tuned else base.lr * FINE_TUNING}
         return EPOCHS if epochs is None else epochs, schedule
     rest = base.schedule_epochs - given.get("rewind_epoch", 0)
     if epochs not in (None, rest) or rest < 1:
         raise ConfigError(
-            f"{given['retrain']} trains the run's schedule of {base.schedule_epochs} epochs again from its rewind-epoch on: "
+            f"{given['retrain']} repeats the run's schedule of {base.schedule_epochs} epochs from its rewind-epoch on: "
             + ("leave out --epochs" if rest > 0 else f"give a rewind-epoch under {base.schedule_epochs}")
         )
     return rest, {}
 
 
 def _check_trained(path: Path, checkpoint: Checkpoint, config: TrainConfig, first: int) -> None:
-    """Refuse to train a schedule again of which a run has trained the end alone, as one that was fine-tuned.
+    """Refuse to repeat a schedule of which the run has trained only the end, as a fine-tuned run has.
 
     Args:
         path: the checkpoint.
-        checkpoint: its history says which learning rates there were, each line that of the next epoch.
+        checkpoint: its history has the learning rates, each line that of the next epoch.
         config: its settings.
-        first: the epoch to go back to.
+        first: the epoch to rewind to.
 
     Raises:
-        ConfigError: then.
+        ConfigError: for such a run.
     """
     if config.schedule != "constant" or config.warmup_epochs or config.rewinds:
         return
@@ -142,38 +142,38 @@ def _check_trained(path: Path, checkpoint: Checkpoint, config: TrainConfig, firs
 
 
 def read_source_run(path: Path, config: TrainConfig) -> Source:
-    """What a pruning starts from.
+    """Read what a pruning starts from.
 
     Args:
         path: the checkpoint.
         config: the settings of the new run.
 
     Raises:
-        PruneTrainError: for files that do not work or do not fit each other.
+        PruneTrainError: for files that cannot be used or do not fit each other.
     """
     checkpoint = load_checkpoint(path)
     if checkpoint.progress.step:
         raise CheckpointError(f"{path} is in the middle of an epoch: finish it with --resume first, or name another checkpoint")
     pair = pair_of(path, checkpoint)
-    pair.build()  # to see that the weights fit
+    pair.build()  # to check that the weights fit
     run = run_of_checkpoint(path)
     dense = read_source(run.network(0)) if run.network(0).exists() else pair.source
     return Source(path, checkpoint, pair.graph, stored_config(path, checkpoint), dense, _early(run, config, checkpoint))
 
 
 def _early(run: RunPaths, config: TrainConfig, now: Checkpoint) -> Mapping[str, Tensor]:
-    """The weights of the epoch to go back to, out of the run's own checkpoints."""
+    """The weights of the epoch to rewind to, from the run's own checkpoints."""
     if config.retrain not in TAKES_WEIGHTS_BACK:
         return {}
     path, epoch = run.checkpoint(config.rewind_epoch), config.rewind_epoch
     if not path.exists():
         there = ", ".join(map(str, run.checkpoint_files())) or "none"
         raise CheckpointError(
-            f"{path}: no such checkpoint to go back to (there are those of epochs {there}): train with --save-epochs {epoch}"
+            f"{path}: no such checkpoint to rewind to (there are those of epochs {there}): train with --save-epochs {epoch}"
         )
     early = load_checkpoint(path).model
     if {name: tensor.shape for name, tensor in early.items()} != {name: tensor.shape for name, tensor in now.model.items()}:
-        raise CheckpointError(f"{path} is of a larger network: a run that has been cut can go back to epochs after the cut only")
+        raise CheckpointError(f"{path} is of a larger network: a run that has been cut can only rewind to epochs after the cut")
     return early
 
 
@@ -187,7 +187,7 @@ def create_pruned(
     say: Callable[[str], object],
     claim: Claim,
 ) -> Path:
-    """Write the first files of a run that prunes another's checkpoint; the new checkpoint's path. See `new_state`.
+    """Write the first files of a run that prunes another's checkpoint; return the new checkpoint's path. See `new_state`.
 
     Raises:
         ConfigError: if the method does not work on this network, or the data has other classes.
@@ -200,7 +200,7 @@ def create_pruned(
     pruned = start_of(config, source.graph, named, source.early)
     dense = parse(source.dense, source.checkpoint.network)
     if epoch == 0 and pruned.graph != dense:
-        raise CheckpointError(f"{source.path} was never trained, and its network is the dense one, which stays: train an epoch first")
+        raise CheckpointError(f"{source.path} was never trained, and its network is the dense one, which is kept: train an epoch first")
     if epoch > 0:
         write_text(free.network(0), source.dense)
     if pruned.changed:
@@ -209,7 +209,7 @@ def create_pruned(
 
 
 def prune_in_training(state: TrainState, data: DataSource, val_top1: float) -> tuple[TrainState, Reconfiguration]:
-    """Prune a run by its method, write the network and its checkpoint, and load the two.
+    """Prune a run with its method, write the network and its checkpoint, and load them.
 
     Args:
         state: the run at the end of an epoch; unchanged.
@@ -217,7 +217,7 @@ def prune_in_training(state: TrainState, data: DataSource, val_top1: float) -> t
         val_top1: validation accuracy before, a fraction.
 
     Returns:
-        The run as it goes on, and what was done.
+        The run to continue with, and what was done.
     """
     watch = Watch()
     checkpoint = state.checkpoint()

@@ -1,7 +1,7 @@
-"""One pruning of a network by a method, at a point of its training: decide, mask or cut, take back, start the optimizer anew.
+"""One pruning of a network by a method, at some point of its training: decide, mask or cut, rewind, reset the optimizer.
 
-In: a checkpoint and the settings. Out: the checkpoint to go on from, of the same network with zeros or of a smaller one. `pruned_run.py`
-does that to runs.
+In: a checkpoint and the settings. Out: the checkpoint to continue from, of the same network with zeros or of a smaller one. `pruned_run.py`
+applies this to runs.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from prunetrain.training.checkpoints import Checkpoint
 
 @dataclass(frozen=True)
 class Pruned:
-    """A network after a pruning, and its checkpoint; its masks, if weights stay zero; the cut, if channels went."""
+    """A network after a pruning, and its checkpoint; its masks, if weights stay zero; the cut, if channels were removed."""
 
     graph: LayerGraph
     checkpoint: Checkpoint
@@ -53,17 +53,17 @@ class Pruned:
 
 
 def is_due(config: TrainConfig, rounds: int, epoch: int) -> bool:
-    """Whether a run that has pruned so often is to prune now, after so many epochs."""
+    """Whether a run that has done `rounds` prunings must prune now, after `epoch` epochs."""
     return config.method != GROUP_LASSO and rounds < config.rounds and epoch >= config.prune_at + rounds * config.retrain_epochs
 
 
 def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainConfig) -> Pruned:
-    """The next pruning of a run, on its checkpoint; what was given stays as it is.
+    """Do the next pruning of a run, on its checkpoint; the arguments are not changed.
 
     Args:
         graph: the network.
-        checkpoint: at the end of an epoch, of a run that has pruned before or not.
-        config: `method`, `rate`, `rounds`, `retrain`, `slice` and the method's own settings count.
+        checkpoint: the checkpoint at the end of an epoch, of a run that may have pruned before.
+        config: only `method`, `rate`, `rounds`, `retrain`, `slice` and the method's own settings matter.
 
     Raises:
         ConfigError: if the method does not work on this network.
@@ -96,7 +96,7 @@ def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainCon
 def _decide(
     graph: LayerGraph, state: Mapping[str, Tensor], config: TrainConfig, rounds: int, options: Options
 ) -> Masks | tuple[Masks | None, KeepPlan]:
-    """Masks that are to hold; or a plan of what to cut, with masks that hold in what is left."""
+    """The masks to hold; or a plan of what to cut, with the masks to hold in what is left, if any."""
     name = "magnitude" if config.method == ADMM else config.method
     decision: Decision = decide(name, graph, state, amount_of(config, rounds), options)
     if isinstance(decision, Masks):
@@ -105,14 +105,14 @@ def _decide(
 
 
 def _cuts(config: TrainConfig) -> bool:
-    """Whether the method cuts the channels that it chooses: all that choose channels do, but for units only if told to."""
+    """Whether the method cuts the channels that it chooses: all that choose channels do, `unit` only if told to."""
     return config.method != ADMM and methods.entry(config.method).decides == "channels" and (config.slice or config.method != "unit")
 
 
 def _shares_of_round(graph: LayerGraph, config: TrainConfig, rounds: int, sizes: Mapping[str, int]) -> dict[str, float]:
-    """By layer, the share of its present channels to cut, so that floor(rate * n) of the n that there were have gone after this round.
+    """For each layer, the share of its present channels to cut, so that floor(rate * n) of its first n are gone after this round.
 
-    Half a channel more than that is asked for, so that binary fractions cannot round one away.
+    The share is half a channel larger than that, so that floating-point rounding cannot lose a channel.
     """
     shares = {}
     for name, now in channels_of(graph).items():
@@ -123,7 +123,7 @@ def _shares_of_round(graph: LayerGraph, config: TrainConfig, rounds: int, sizes:
 
 
 def channels_of(graph: LayerGraph) -> dict[str, int]:
-    """How many channels each layer makes that masks and cuts are for."""
+    """The number of output channels of each layer that can be masked or cut."""
     return {layer.name: layer["out_features" if layer.kind == "Linear" else "out_channels"] for layer in maskable_layers(graph)}
 
 
@@ -134,13 +134,13 @@ def _gathered(cut: Cut, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def start_of(config: TrainConfig, graph: LayerGraph, checkpoint: Checkpoint, early: Mapping[str, Tensor]) -> Pruned:
-    """A checkpoint as a run of these settings begins with it: pruned, if that is to be at once.
+    """The checkpoint that a run with these settings begins with, already pruned if that is due at once.
 
     Args:
         config: the settings.
         graph: the network.
-        checkpoint: to begin with; lambda, a batch that has grown, and what a method of an earlier run kept are forgotten.
-        early: the weights that the run goes back to, if it does.
+        checkpoint: the checkpoint to begin with; its lambda, its grown batch and its method's state are dropped.
+        early: the weights that the run rewinds to, if it does.
     """
     epoch = checkpoint.progress.epoch
     progress = replace(checkpoint.progress, lasso_strength=None, fading=[], batch_size=None)

@@ -1,7 +1,7 @@
-"""One reconfiguration of a run: select, cut, write, load. What comes back is the state that `--resume` would give.
+"""One reconfiguration of a run: select, cut, write, load. The result is the state that `--resume` would give.
 
-Of several processes the first selects, cuts and writes; then all load the same files, and compare what they loaded. Where nothing was cut
-the run goes on as it is, so that neither its optimizer nor a compiled network is built anew.
+Of several processes the first selects, cuts and writes; then all load the same files, and compare what they loaded. If nothing was cut,
+the run continues as it is, so that neither its optimizer nor a compiled network is rebuilt.
 """
 
 import time
@@ -27,11 +27,11 @@ from prunetrain.training.pairs import read_pair, write_pair
 from prunetrain.training.state import TrainState, load_state, restore_generators
 
 _ROUNDING: Final = 1e-4
-"""How far sums in another order may move logits in float32, relative to the largest."""
+"""How far a different order of summation may move logits in float32, relative to the largest."""
 
 
 _COMPARED: Final = 64
-"""Images whose logits say whether a cut changed the network: numbers say more than guesses, so few will do."""
+"""Images whose logits show whether a cut changed the network: logits say more than guesses, so few images are enough."""
 
 
 class Watch:
@@ -49,15 +49,15 @@ class Watch:
 
 
 def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[TrainState, Reconfiguration]:
-    """Cut what is dead, write the network and its checkpoint, and load the two if they are new.
+    """Cut what is dead, write the network and its checkpoint, and load them if they are new.
 
     Args:
         state: the run at the end of an epoch; unchanged.
-        data: to see if the smaller network still says the same.
+        data: checks that the smaller network still gives the same outputs.
         val_top1: validation accuracy before the cut, a fraction.
 
     Returns:
-        The run as it goes on, and what was done.
+        The run to continue with, and what was done.
     """
     watch = Watch()
     checkpoint = state.checkpoint()
@@ -73,9 +73,9 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
 
 
 def _renamed(state: TrainState, checkpoint: Checkpoint, batch: BatchChange | None) -> TrainState:
-    """The run on the network file of this epoch, which is that of the one before but for its header: nothing is built or compiled anew.
+    """The run with the network file of this epoch, which differs from the previous one only in its header.
 
-    Network, optimizer and what acts are those of `state`.
+    Network, optimizer and method are those of `state`: nothing is rebuilt or recompiled.
     """
     ranks, network = state.environment.ranks, state.run.network(state.progress.epoch)
     sha256 = sha256_of(read_source(network))
@@ -86,9 +86,9 @@ def _renamed(state: TrainState, checkpoint: Checkpoint, batch: BatchChange | Non
 
 
 def _top1_after(before: TrainState, after: TrainState, data: DataSource, val_top1: float) -> float:
-    """Validation accuracy after a cut; all images are looked at only if the logits of the first few differ by more than by rounding.
+    """Validation accuracy after a cut; all images are validated only if the logits of the first few differ by more than rounding.
 
-    A cut of zeros changes nothing, and validating twice an epoch would cost more than all else that cutting does.
+    A cut of zeros changes nothing, and validating twice in an epoch would cost more than everything else in a cut.
     """
     if after.graph == before.graph:
         return val_top1
@@ -105,7 +105,7 @@ def _close(before: Tensor, after: Tensor) -> bool:
 def _cut_and_write(
     state: TrainState, data: DataSource, checkpoint: Checkpoint, watch: Watch
 ) -> tuple[Path, bool, Change, BatchChange | None]:
-    """The path of the smaller checkpoint, whether network or batch are other ones now, what was cut, and how the batch grows."""
+    """Cut and write; return the new checkpoint's path, whether network or batch changed, what was cut, and how the batch grows."""
     config = state.config
     proposal = propose_cut(state.graph, state.model.state_dict(), threshold=config.threshold, criterion=config.criterion)
     watch.lap("select")
@@ -127,9 +127,9 @@ def _cut_and_write(
 
 
 def cut_checkpoint(checkpoint: Checkpoint, cut: Cut) -> Checkpoint:
-    """A checkpoint of the smaller network: weights, optimizer state and what a method keeps are cut, everything else is as it was.
+    """The checkpoint of the smaller network: weights, optimizer state and method state are cut, everything else is unchanged.
 
-    But nothing fades: channels have other numbers now.
+    Only the list of fading channels is emptied, since channels have different numbers now.
     """
     progress = replace(checkpoint.progress, fading=[])
     checkpoint = replace(checkpoint, method=cut_state(checkpoint.method, cut.sources), progress=progress)
@@ -143,7 +143,7 @@ def cut_checkpoint(checkpoint: Checkpoint, cut: Cut) -> Checkpoint:
 
 
 def _parameter_order(cut: Cut) -> list[str]:
-    """Names in the order in which the generated network's `parameters()` gives them: its own first, then layer by layer."""
+    """Names in the order of the generated network's `parameters()`: its own first, then layer by layer."""
     declared = [tensor.name for tensor in cut.graph.declared]
     layered = [f"{layer.name}.{tensor}" for layer in cut.graph.layers for tensor in layer.signature.axes]
     return [name for name in (*declared, *layered) if name in cut.state]

@@ -1,7 +1,7 @@
-"""Where a run goes on after a crash: its newest checkpoint that is whole together with its network file.
+"""Where a run resumes after a crash: its newest checkpoint that is whole together with its network file.
 
-In: the folders of a run as a process left them that ended at any instant. Out: the checkpoint to go on from, and folders in which nothing
-is left that a run which was never interrupted would not have at that point.
+In: the folders of a run, as left by a process that ended at any instant. Out: the checkpoint to resume from, and folders with only what an
+uninterrupted run would have at that point.
 """
 
 import shutil
@@ -19,19 +19,19 @@ _OTHERWISE = "or start a new run with another --name"
 
 
 def newest_whole(run: RunPaths, say: Callable[[str], object], first: int = 0) -> Path | None:
-    """The checkpoint with the most progress of those that load, and whose network file is there, is theirs and takes their weights.
+    """Find the checkpoint with the most progress, of those that load and whose network file is there, unchanged, and takes their weights.
 
     Args:
-        run: one of which something is there.
-        say: is told of every newer checkpoint why it was skipped.
-        first: epoch of the run's first checkpoint; of one that prunes another's, that of the other's.
+        run: a run of which some files exist.
+        say: called with the reason why each newer checkpoint was skipped.
+        first: epoch of the run's first checkpoint; for a run that prunes another's checkpoint, the epoch of that one.
 
     Returns:
         The checkpoint; None if the run ended before its first one was written, so that nothing is lost by starting it again.
 
     Raises:
-        CheckpointError: if there were checkpoints, and none is whole.
-        NetworkFileError: if the dense network's file is damaged, without which none can be used.
+        CheckpointError: if there are checkpoints, but none is whole.
+        NetworkFileError: if the dense network's file, which every checkpoint needs, is missing or damaged.
     """
     numbered = run.checkpoint_files()
     if not (numbered or run.last.exists() or run.metrics.exists() or any(epoch > first for epoch in run.network_files())):
@@ -45,15 +45,15 @@ def newest_whole(run: RunPaths, say: Callable[[str], object], first: int = 0) ->
         if progress and (progress.epoch, progress.step) > place:
             newest, place = path, (progress.epoch, progress.step)
     if newest is None:
-        raise CheckpointError(f"{run.checkpoints} has no whole checkpoint to go on from: restore one, {_OTHERWISE}")
+        raise CheckpointError(f"{run.checkpoints} has no whole checkpoint to resume from: restore one, {_OTHERWISE}")
     return newest
 
 
 def _progress_of_whole(path: Path, say: Callable[[str], object]) -> Progress | None:
-    """How far a checkpoint is, if it and its network file are whole."""
+    """A checkpoint's progress, if it and its network file are whole."""
     try:
         pair = read_pair(path)
-        pair.build()  # to see that the weights fit
+        pair.build()  # to check that the weights fit
     except PruneTrainError as error:
         say(f"skipped {path.name}: {str(error).removeprefix(f'{path}: ')}")
         return None
@@ -70,13 +70,13 @@ def _check_dense(run: RunPaths) -> None:
 
 
 def make_newest(run: RunPaths, checkpoint: Path, epoch: int, say: Callable[[str], object]) -> None:
-    """Make a checkpoint of a run its newest: what was written after it goes.
+    """Make a checkpoint of a run its newest: remove what was written after it.
 
     Args:
         run: the run, locked.
         checkpoint: one of its checkpoints, known to be whole.
-        epoch: of the checkpoint.
-        say: is told what went.
+        epoch: the checkpoint's epoch.
+        say: called with each file that was removed.
 
     Raises:
         OutputError: if last.pt cannot be written.
@@ -94,14 +94,14 @@ def make_newest(run: RunPaths, checkpoint: Path, epoch: int, say: Callable[[str]
 
 
 def keep_newest(run: RunPaths, count: int, wanted: Collection[int]) -> None:
-    """Remove all but the newest so many checkpoints of reconfigurations; 0 keeps all. last.pt and the network files stay.
+    """Remove all but the newest `count` checkpoints of reconfigurations; 0 keeps all. last.pt and the network files stay.
 
-    To be called when a newer checkpoint is on the disk.
+    Call this only when a newer checkpoint is on disk.
 
     Args:
         run: the run.
-        count: how many stay.
-        wanted: epochs whose checkpoints stay beside these.
+        count: number of checkpoints to keep.
+        wanted: epochs whose checkpoints are kept as well.
     """
     files = [path for epoch, path in run.checkpoint_files().items() if epoch not in wanted]
     for path in files[:-count] if count else ():
@@ -109,7 +109,7 @@ def keep_newest(run: RunPaths, count: int, wanted: Collection[int]) -> None:
 
 
 def discard_unborn(run: RunPaths, first: int = 0) -> None:
-    """Remove what a process left that was killed while it created a run, for which `newest_whole` found nothing. Other files stay."""
+    """Remove what a process killed while creating a run left, if `newest_whole` found no checkpoint. Other files stay."""
     for folder in (run.networks, run.checkpoints):
         if folder.is_dir():
             remove_leftovers(folder)

@@ -9,7 +9,7 @@ from prunetrain.training.checkpoints import Checkpoint
 
 
 def stored_config(path: Path, checkpoint: Checkpoint) -> TrainConfig:
-    """The settings inside a checkpoint, but for `download` and `cache`: whoever wants data written to the folders that it names says so.
+    """The settings inside a checkpoint, except `download` and `cache`: data is written to the folders that it names only on request.
 
     Raises:
         CheckpointError: if they cannot be read.

@@ -1,4 +1,4 @@
-"""A network file and the weights that belong to it, wherever these lie: in a run's checkpoint, or beside the file under its name."""
+"""A network file and its weights, which lie in a run's checkpoint or beside the file under the same name."""
 
 import json
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ _WEIGHTS = (".pt", ".safetensors")
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with its weights, on the CPU: the file's path, text and graph; the state dict, and the file that it was in.
+    """A network with its weights, on the CPU: the network file's path, text and graph; the state dict, and the file that it was in.
 
-    `metadata` says as JSON what a checkpoint knows of the network's input and classes; it is empty without one.
+    `metadata` is JSON with what a checkpoint knows about the network's input and classes; empty without a checkpoint.
     """
 
     network: Path
@@ -34,7 +34,7 @@ class Trained:
     metadata: str = ""
 
     def build(self) -> nn.Module:
-        """The network in eval mode.
+        """Build the network in eval mode.
 
         Raises:
             CheckpointError: if the weights do not fit it, or are not float32.
@@ -42,7 +42,7 @@ class Trained:
         check_results_fit(self.graph, str(self.network), images=1)
         model = instantiate(self.source, str(self.network))
         with weights_fitting(self.weights, self.network):
-            model.load_state_dict(self.state)  # a copy: weights of a run in channels-last memory would keep that otherwise
+            model.load_state_dict(self.state)  # copies: weights of a run in channels-last memory would otherwise keep that format
         kinds = {str(tensor.dtype) for tensor in self.state.values() if tensor.is_floating_point()} - {"torch.float32"}
         if kinds:
             raise CheckpointError(f"{self.weights}: its weights are {', '.join(sorted(kinds))}: save them as float32")
@@ -50,11 +50,11 @@ class Trained:
 
 
 def read_trained(path: Path) -> Trained:
-    """The network of a checkpoint, or of a network file with weights of the same stem beside it.
+    """Read the network of a checkpoint, or of a network file with weights of the same stem beside it.
 
     Raises:
-        ConfigError: if the path is neither, if not one file of weights lies beside the network file, or if that cannot be read.
-        CheckpointError: if the checkpoint cannot be read, or what it says of its data is not of its network.
+        ConfigError: if the path is neither, or if the network file does not have exactly one file of weights beside it, which can be read.
+        CheckpointError: if the checkpoint cannot be read, or what it says about its data does not fit its network.
         NetworkFileError: if the network file is missing, was changed, or holds anything but a network.
     """
     if path.suffix == ".py":
@@ -62,7 +62,7 @@ def read_trained(path: Path) -> Trained:
         graph, weights = parse(source, str(path)), _weights_beside(path)
         return Trained(path, source, graph, weights, read_weights(weights))
     if path.suffix != ".pt" and not path.is_dir():
-        raise ConfigError(f"{path} is no checkpoint (.pt) or network file (.py): name one of these")
+        raise ConfigError(f"{path} is neither a checkpoint (.pt) nor a network file (.py): name one of these")
     pair = read_pair(path)
     pair.check_data()
     saved = pair.checkpoint
