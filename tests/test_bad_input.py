@@ -97,7 +97,7 @@ TRAIN = ("train", "--dataset", "npz", "--data-dir", "images.npz", "--model", "le
             "nowhere is not a folder: give --data-dir the folder that holds train/ and val/",
         ),
         (("train", "--resume", "nowhere.pt"), "nowhere.pt: no such checkpoint"),
-        (("train", "--resume", "checkpoints"), "checkpoints is not a run's: it belongs to network files in "),
+        (("train", "--resume", "checkpoints"), "checkpoints is not part of a run: its network files belong in "),
         (("train", "--config", "none.toml"), "none.toml: no such file or directory"),
         (("train", "--config", "images.npz"), "images.npz: a config file ends in .toml or .json"),
         (("evaluate", "nowhere.pt"), "nowhere.pt: no such checkpoint"),

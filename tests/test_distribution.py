@@ -351,7 +351,7 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     output, errors = process.communicate()
     assert errors == "worker 1 was killed by SIGKILL; all resume from the last checkpoint (restart 1 of at most 3)\n"
     assert process.returncode == 0
-    assert output.count("2 workers: 32 images a step each, 64 in all") == 2
+    assert output.count("2 workers: 32 images per step each, 64 in all") == 2
     assert output.count(f"resuming from {paths.last}") == 1
     assert output.count("validation top-1") == 1
     assert together(2, run, tmp_path / "processes", replace(config, output_dir=str(tmp_path / "whole"))) == [True] * 2
@@ -503,4 +503,4 @@ def test_an_error_of_one_worker_is_told_once_and_ends_all(tmp_path: Path) -> Non
     assert process.returncode == 2
     assert errors.startswith(f"error: {damaged} cannot be read as an image")
     assert errors.count("\n") == 1
-    assert output.count("2 workers: 10 images a step each, 20 in all") == 1
+    assert output.count("2 workers: 10 images per step each, 20 in all") == 1

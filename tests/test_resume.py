@@ -109,7 +109,7 @@ def test_finished_run_stays_as_it_is(images: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     again = resume_run(outcome.run.last, {}, recorder)
     assert (again, recorder.steps) == (outcome, [])
-    assert recorder.messages[-1] == "all 4 epochs are done: a larger --epochs goes on"
+    assert recorder.messages[-1] == "all 4 epochs are done: continue with a larger --epochs"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 

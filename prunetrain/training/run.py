@@ -1,6 +1,6 @@
 """A whole training run: epochs, validation, reconfigurations, files. What `prunetrain train` does, without the terminal.
 
-Of several processes all run this, in step. The first one finds, locks and writes files; `Ranks.on_first` lets the others know.
+With several processes, all of them run this, in step. The first one finds, locks and writes files; `Ranks.on_first` tells the others.
 """
 
 import re
@@ -51,10 +51,10 @@ CHANGEABLE = frozenset(
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its files, its metrics (a line an epoch), its present network, and the signal that stopped it before its end.
+    """How a run ended: its files, its metrics (one line per epoch), its present network, and the signal that stopped it early, if any.
 
-    `val_top1` (a fraction) and `nonzero_params` are of the network as it is now: a pruning after the last epoch is in no line of metrics.
-    `missed` says why a finished run has more MACs than its target, if it has; `best_epoch` which epoch `best.pt` is of, with `--keep-best`.
+    `val_top1` (a fraction) and `nonzero_params` are those of the present network: no line of metrics covers a pruning after the last epoch.
+    `missed` says why a finished run has more MACs than its target, if it has; `best_epoch` is the epoch of `best.pt`, with `--keep-best`.
     """
 
     run: RunPaths
@@ -68,7 +68,7 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
-        """Whether it came to its last epoch's end."""
+        """Whether it reached the end of its last epoch."""
         return self.stopped_by is None
 
 
@@ -81,8 +81,8 @@ def start_run(config: TrainConfig, observer: Observer, create: Creation = create
         create: writes the first files; by default of a network with random weights.
 
     Raises:
-        PruneTrainError: for settings, data or files that do not work; nothing is written before they were checked.
-        StopRequested: if a signal came before training began, and left nothing of the run; or came twice.
+        PruneTrainError: for settings, data or files that cannot be used; nothing is written before they were checked.
+        StopRequested: if a signal came before training began, in which case nothing of the run is left, or came twice.
     """
     with stopping_on_signals() as requests, ExitStack() as held:
         return _train([_start(config, observer, requests, held, create)], observer, requests)
@@ -94,15 +94,15 @@ def run_name(config: TrainConfig) -> str:
 
 
 def resume_run(path: Path, given: dict[str, Any], observer: Observer) -> Outcome:
-    """Go on from a checkpoint with the settings inside it. What the run wrote after it goes.
+    """Resume from a checkpoint with the settings inside it. What the run wrote after it is removed.
 
     Args:
         path: the checkpoint; or a run's folder of checkpoints, for the newest whole one in it.
-        given: settings that are to differ; only some may (`CHANGEABLE`).
+        given: settings to change; only those in `CHANGEABLE` may change.
         observer: is told what happens.
 
     Raises:
-        PruneTrainError: for a checkpoint, network file or setting that does not work.
+        PruneTrainError: for a checkpoint, network file or setting that cannot be used.
         StopRequested: if a signal came before training began, or came twice.
     """
     with stopping_on_signals() as requests, ExitStack() as held:
@@ -111,12 +111,14 @@ def resume_run(path: Path, given: dict[str, Any], observer: Observer) -> Outcome
 
 
 def _find_and_lock(path: Path, given: dict[str, Any], observer: Observer, held: ExitStack) -> Path:
-    """The checkpoint that a path means; its run stays locked until `held` is left."""
+    """Find the checkpoint that a path means; its run stays locked until `held` is closed."""
     if not path.is_dir():
         config_of(path, load_checkpoint(path), given)  # refuse what cannot be resumed before anything is locked
     run = run_of_checkpoint(path / LAST if path.is_dir() else path)
     if not run.networks.is_dir():
-        raise NetworkFileError(f"{path} is not a run's: it belongs to network files in {run.networks}, which is not there: {COPY_BOTH}")
+        raise NetworkFileError(
+            f"{path} is not part of a run: its network files belong in {run.networks}, which does not exist: {COPY_BOTH}"
+        )
     held.enter_context(run.locked())
     checkpoint = newest_whole(run, observer.message) if path.is_dir() else path
     if checkpoint is None:
@@ -125,40 +127,42 @@ def _find_and_lock(path: Path, given: dict[str, Any], observer: Observer, held: 
 
 
 def check_same_place(path: Path, *, name: str | None, output_dir: str | None) -> None:
-    """Refuse to write a run's continuation anywhere but where it is.
+    """Refuse to continue a run under another name or in another place.
 
     Args:
         path: as for `resume_run`.
-        name: of the run, if one was asked for; of `x-2` `x` will do.
-        output_dir: its folder, if one was asked for.
+        name: the run's name, if one was given; `x` also stands for `x-2`.
+        output_dir: the folder of its files, if one was given.
 
     Raises:
-        ConfigError: if the run is another one.
+        ConfigError: if these are not the run's.
     """
     if not path.exists() or (name is None and output_dir is None):
         return
     run = run_of_checkpoint(path / LAST if path.is_dir() else path)
     named = name is None or re.fullmatch(rf"{re.escape(name)}(-[0-9]+)?", run.name)
     if not named or (output_dir is not None and followed(Path(output_dir)) != run.output_dir):
-        raise ConfigError(f"{path} goes on as run {run.name} in {run.output_dir}: leave out --name and --output-dir, or copy the run first")
+        raise ConfigError(
+            f"{path} continues as run {run.name} in {run.output_dir}: leave out --name and --output-dir, or copy the run first"
+        )
 
 
 def continue_run(
     run: RunPaths, config: TrainConfig, given: dict[str, Any], observer: Observer, create: Creation = create_network, *, first: int = 0
 ) -> Outcome:
-    """Go on from the newest whole checkpoint of a run; start it if it was killed before it had one.
+    """Resume a run from its newest whole checkpoint; start it if it was killed before it had one.
 
     Args:
-        run: one of which something is there.
-        config: settings of a start.
-        given: settings that are to differ from those of the run.
+        run: a run of which some files exist.
+        config: settings for a start.
+        given: settings that differ from those of the run.
         observer: is told what happens.
         create: writes the first files of a start.
-        first: the epoch that these are of.
+        first: the epoch of these files.
 
     Raises:
         PruneTrainError: if no checkpoint is whole, or another process is working on the run; and as `resume_run` and `start_run`.
-        StopRequested: as there.
+        StopRequested: as `resume_run` and `start_run`.
     """
     with stopping_on_signals() as requests, ExitStack() as held:
         path = Ranks.joined().on_first(lambda: _lock_and_find(run, observer, held, first))
@@ -168,7 +172,7 @@ def continue_run(
 
 
 def _lock_and_find(run: RunPaths, observer: Observer, held: ExitStack, first: int) -> Path | None:
-    """The checkpoint to go on from, with the run locked until `held` is left; None, with nothing locked or left, if there is none."""
+    """Find the checkpoint to resume from, and lock the run until `held` is closed. None, with nothing locked or left, if there is none."""
     held.enter_context(run.locked())
     path = newest_whole(run, observer.message, first)
     if path is None:
@@ -192,7 +196,7 @@ def _start(config: TrainConfig, observer: Observer, requests: Requests, held: Ex
         created=lambda: held.enter_context(requests.deferred()),
         held=held,
     )
-    if state.progress.history:  # of the run that it goes on from
+    if state.progress.history:  # of the run that it continues
         state.check_fits(data)
         environment.ranks.on_first(lambda: rewrite_metrics(state))
     if config.epochs > state.progress.epoch and (line := left_out(data.num_train, state.batch_size, environment.ranks.world_size)):
@@ -212,13 +216,13 @@ def _go_on(path: Path, given: dict[str, Any], observer: Observer, requests: Requ
     requests.check()
     environment.ranks.on_first(lambda: _tidy(state, path, observer))
     if state.progress.epoch >= config.epochs:
-        more = ": a larger --epochs goes on" if config.method == GROUP_LASSO else ""  # the epochs of others are those of their rounds
+        more = ": continue with a larger --epochs" if config.method == GROUP_LASSO else ""  # rounds fix the epochs of other methods
         observer.message(f"all {config.epochs} epochs are done{more}")
     return state, data
 
 
 def _check_place(path: Path, state: TrainState, data: DataSource) -> None:
-    """Refuse a place in an epoch that the data does not have, as of a checkpoint that was edited, or another data set of the same name."""
+    """Refuse a place in an epoch that the data does not have, as after an edit of the checkpoint or with another data set of that name."""
     steps = data.steps_per_epoch(state.batch_size)
     if steps == 0 or state.progress.step > steps:
         raise CheckpointError(
@@ -228,7 +232,7 @@ def _check_place(path: Path, state: TrainState, data: DataSource) -> None:
 
 
 def _tidy(state: TrainState, path: Path, observer: Observer) -> None:
-    """Let the run's files say what the checkpoint says that it goes on from."""
+    """Make the run's files match the checkpoint that it resumes from."""
     make_newest(state.run, path, state.progress.epoch, observer.message)
     keep_newest(state.run, state.config.keep, state.config.save_epochs)
     if state.config.keep_best:
@@ -241,7 +245,7 @@ def config_of(path: Path, checkpoint: Checkpoint, given: dict[str, Any]) -> Trai
 
     Raises:
         CheckpointError: if they cannot be read.
-        ConfigError: for a change of what the run has been computing with.
+        ConfigError: for a change of a setting that must stay as it was.
     """
     config = stored_config(path, checkpoint)
     changed = {key: value for key, value in given.items() if getattr(config, key) != value}
@@ -253,16 +257,16 @@ def config_of(path: Path, checkpoint: Checkpoint, given: dict[str, Any]) -> Trai
 
 
 def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, requests: Requests) -> Outcome:
-    """Train to the end. A run that has just begun defers requests to stop already, since there is something to go on from.
+    """Train to the end. A run that has just begun already defers requests to stop, since there is something to resume from.
 
-    The run comes in a list, out of which it is taken: a caller's name for it would keep its first, largest network in memory.
+    The run comes in a list, from which it is popped: a variable of the caller would keep its first, largest network in memory.
     """
     state, data = begun.pop()
     config, ranks = state.config, state.environment.ranks
     note_run(state.run.checkpoints)
     if ranks.world_size > 1:
         each = state.environment.images_each(state.batch_size)
-        observer.message(f"{ranks.world_size} workers: {each} images a step each, {state.batch_size} in all")
+        observer.message(f"{ranks.world_size} workers: {each} images per step each, {state.batch_size} in all")
     if state.progress.epoch < config.epochs and (warning := _in_the_way(state)):
         observer.message(warning)
     observer.started(
@@ -286,7 +290,7 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
             else:
                 before = state.graph
                 state, top1 = _end_epoch(state, data, result, observer, requests)
-                if state.graph is not before:  # the network of before is gone, now that `state` is another
+                if state.graph is not before:  # nothing refers to the old network any more, so its memory can go
                     release_memory(state)
             pacer.saved()
             asked = next(filter(None, ranks.gather(requests.asked)), None)
@@ -301,10 +305,10 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
 
 
 def _in_the_way(state: TrainState) -> str | None:
-    """What keeps a run from its target, in a sentence."""
+    """A sentence on what keeps a run from its target; None if nothing does."""
     if warning := too_short(state.config):
         return warning
-    if state.progress.lasso_strength is not None:  # then it has been said
+    if state.progress.lasso_strength is not None:  # said when the run began
         return None
     return state.environment.ranks.on_first(lambda: out_of_reach(state))
 
@@ -319,7 +323,7 @@ def _save(state: TrainState) -> None:
     """Write last.pt.
 
     Raises:
-        OutputError: if it cannot be written, or the network file is gone without which it is worth nothing.
+        OutputError: if it cannot be written, or the network file that it needs is gone.
     """
     state.environment.ranks.on_first(lambda: _check_files(state))
     state.save(state.run.last)
@@ -336,14 +340,14 @@ def _end_epoch(
 ) -> tuple[TrainState, float | None]:
     """Let the method act, validate, cut or prune when it is time, write everything, tell the observer.
 
-    Or, at a request to stop, save the epoch as it is. Returns the run, and its validation top-1 as it is now.
+    On a request to stop, save the epoch as it is instead. Return the run, and its present validation top-1.
     """
     trained, ranks = state.progress, state.environment.ranks
     state.acting.settle_(trained.epoch + 1)
     if trained.epoch + 1 == state.config.rewind_epoch:
         state.keep_early()
     try:
-        # Of several processes each would stop at another place; so these finish the epoch's end first.
+        # Several processes would each stop at a different place, so they finish the end of the epoch first.
         with requests.at_once() if ranks.world_size == 1 else nullcontext():
             after, event = _validate_and_cut(state, data, result)
     except StopRequested:
@@ -366,7 +370,7 @@ def _end_epoch(
 
 
 def _validate_and_cut(state: TrainState, data: DataSource, result: EpochResult) -> tuple[TrainState, Reconfiguration | None]:
-    """The run with the epoch in its history; and cut, if it is time. What is computed here comes out the same another time."""
+    """Return the run with the epoch in its history, and cut if it is time. Repeating this gives the same results."""
     evaluation = evaluate(state, data)
     metrics = metrics_of(state, result, evaluation)
     epoch = state.progress.epoch + 1
@@ -380,7 +384,7 @@ def _validate_and_cut(state: TrainState, data: DataSource, result: EpochResult) 
 
 
 def _time_to_cut(state: TrainState) -> bool:
-    """Whether a reconfiguration follows the epoch just done: every interval as long as there is a lasso, and at the end."""
+    """Whether a reconfiguration follows the epoch just done: after every interval while the lasso acts, and at the end."""
     config, epoch = state.config, state.progress.epoch
     if not config.penalised:
         return False

@@ -1,6 +1,6 @@
-"""A run in memory: network, optimizer and progress, as a network file and a checkpoint have them (`creation.py` writes the first two).
+"""A run in memory: network, optimizer and progress, as stored in a network file and a checkpoint (`creation.py` writes the first two).
 
-`load_state` is the one way back from disk: `--resume` and every reconfiguration that cuts go through it.
+`load_state` is the only way back from disk: `--resume` and every reconfiguration that cuts go through it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -49,8 +49,8 @@ _OF_A_MACHINE = ("data_dir", "download", "cache", "workers", "device", "output_d
 class TrainState:
     """What training works on.
 
-    `forward` is the network as a training step calls it: the module itself, compiled, in DistributedDataParallel, or both; `predict` as
-    validation does, without exchange between processes.
+    `forward` is the network as a training step calls it: the module itself, compiled, in DistributedDataParallel, or both; `predict` is
+    the network as validation calls it, without communication between processes.
     """
 
     config: TrainConfig
@@ -80,14 +80,14 @@ class TrainState:
 
     @property
     def batch_size(self) -> int:
-        """Images a step, over all processes, as of now."""
+        """Images per step at present, over all processes."""
         return self.progress.batch_size or self.config.batch_size
 
     def check_fits(self, data: DataSource) -> None:
-        """Check that the network is for such images and classes, in their order.
+        """Check that the network takes images of this shape and has the data's classes, in the same order.
 
         Raises:
-            ConfigError: if it is not.
+            ConfigError: if it does not.
             NetworkFileError: if it does not fit into memory with them.
         """
         classes = infer_shapes(self.graph)[self.graph.output.index][1]
@@ -108,13 +108,13 @@ class TrainState:
 
     @property
     def gradient_bytes(self) -> int:
-        """Bytes of gradients that each process puts into the exchange of a step; 0 for one process alone."""
+        """Bytes of gradients that each process exchanges in a step; 0 for a single process."""
         if self.environment.ranks.world_size == 1:
             return 0
         return sum(tensor.numel() * tensor.element_size() for tensor in self.model.parameters() if tensor.requires_grad)
 
     def checkpoint(self) -> Checkpoint:
-        """The state as it is written to disk; all processes call this, since it has the state of the generators of each."""
+        """The state as written to disk; all processes must call this, since it includes the state of each one's generators."""
         first, *others = self.environment.ranks.gather(rng_state(self.device))
         return Checkpoint(
             network=self.network.name,
@@ -132,7 +132,7 @@ class TrainState:
         )
 
     def keep_early(self) -> None:
-        """Keep the weights to go back to, if these are they."""
+        """Keep the present weights to rewind to, if the run will."""
         if self.acting.rounds == 0 and self.config.rewinds and self.config.retrain in TAKES_WEIGHTS_BACK:
             self.acting.early = copied(self.model)
 
@@ -147,19 +147,19 @@ class TrainState:
 
 
 def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: Environment) -> TrainState:
-    """A run as a checkpoint and its network file left it.
+    """Load a run from a checkpoint and its network file.
 
     Args:
-        pair: the two; on a CPU the run trains the tensors of its checkpoint, which is of no other use afterwards.
-        config: the settings to go on with.
-        data: what training goes on with; from now on normalised as the images were that the network was trained on.
-        environment: where.
+        pair: the two; on a CPU the run trains the checkpoint's own tensors, so the pair is of no other use afterwards.
+        config: the settings to continue with.
+        data: the data to train on; from now on normalised like the images that the network was trained on.
+        environment: where to train.
 
     Raises:
         CheckpointError: if the checkpoint does not fit its network.
         NetworkFileError: if the dense network's file is missing or damaged.
         ConfigError: if its batch cannot be shared by the processes.
-        WorkerError: if the processes did not load the same.
+        WorkerError: if the processes did not all load the same.
     """
     checkpoint, network, graph, device = pair.checkpoint, pair.network, pair.graph, environment.device
     progress = checkpoint.progress
@@ -173,7 +173,7 @@ def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: E
     data.normalize_by(statistics)
     model = _prepared(pair.build(), config, environment)
     optimizer = build_optimizer(model.parameters(), config)
-    steps_per_epoch = max(1, data.steps_per_epoch(batch_size))  # a run's batch may be too large for data to evaluate on
+    steps_per_epoch = max(1, data.steps_per_epoch(batch_size))  # data to evaluate on may have too few images for a batch of the run
     scheduler = build_scheduler(optimizer, config, steps_per_epoch, batch_size)
     scaler = GradScaler(device.type, enabled=config.amp == "float16")
     with _fitting(pair.path):
@@ -211,7 +211,7 @@ def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: E
 
 
 def _prepared(model: nn.Module, config: TrainConfig, environment: Environment) -> nn.Module:
-    """A network where and as it is trained."""
+    """Put a network on its device, in the form in which it is trained."""
     model = model.to(environment.device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -222,7 +222,7 @@ def _prepared(model: nn.Module, config: TrainConfig, environment: Environment) -
 
 
 def _set_place(scheduler: LambdaLR, step: int) -> None:
-    """Put a new scheduler, and the learning rates of its optimizer, to a step of the run."""
+    """Set a new scheduler, and the learning rates of its optimizer, to a step of the run."""
     scheduler.last_epoch = step
     for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
         group["lr"] = base * scheduler.lr_lambdas[0](step)
@@ -230,10 +230,10 @@ def _set_place(scheduler: LambdaLR, step: int) -> None:
 
 @contextmanager
 def _fitting(path: Path) -> Iterator[None]:
-    """Around what takes a checkpoint's parts: where they do not fit, that is the checkpoint's fault.
+    """Blame the checkpoint for errors raised inside, where its parts are loaded.
 
     Raises:
-        CheckpointError: then.
+        CheckpointError: if a part does not fit.
     """
     try:
         yield
@@ -249,7 +249,7 @@ def _compiled(model: nn.Module, config: TrainConfig) -> Callable[[Tensor], Outpu
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Those that gradients change, by name; others are frozen."""
+    """The parameters that gradients change, by name; the others are frozen."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -259,7 +259,7 @@ def mixed_seed(seed: int, epoch: int, rank: int, step: int = 0) -> int:
 
 
 def restore_generators(states: Mapping[str, Any], seed: int, progress: Progress, environment: Environment) -> None:
-    """Put back this process's generators. With another number of processes than before, those after the first draw anew."""
+    """Restore this process's generators. If the number of processes has changed, those after the first are seeded anew."""
     ranks, others = environment.ranks, states.get("others", [])
     if ranks.rank == 0:
         restore_rng(states, environment.device)
@@ -270,7 +270,7 @@ def restore_generators(states: Mapping[str, Any], seed: int, progress: Progress,
 
 
 def _check_same(ranks: Ranks, checkpoint: Checkpoint, model: nn.Module, config: TrainConfig) -> None:
-    """Check that all processes go on with the same network file, weights, optimizer state and settings.
+    """Check that all processes continue with the same network file, weights, optimizer state and settings.
 
     Raises:
         WorkerError: if they do not.

@@ -1,7 +1,7 @@
 """Requests to stop, and what follows a training step.
 
 In: signals (Ctrl-C, SIGTERM and SIGUSR1 of a cluster that wants its machine back, SIGHUP of a terminal that closes) and the time.
-Out: after every step an `Action`; or a `StopRequested`, where there is nothing that would have to be finished first.
+Out: after every step an `Action`; or a `StopRequested`, where nothing must be finished first.
 """
 
 import os
@@ -15,8 +15,8 @@ from enum import IntEnum
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 SECONDS_PER_MINUTE = 60
 ECHO = 1.0
-"""Seconds in which the same signal is the same request to one of several workers: what a cluster sends to all processes of a job the
-launcher passes on as well."""
+"""Seconds within which the same signal to one of several workers counts as one request: a signal that a cluster sends to all processes of
+a job is also passed on by the launcher."""
 
 
 class StopRequested(KeyboardInterrupt):
@@ -28,16 +28,16 @@ class StopRequested(KeyboardInterrupt):
 
 
 def exit_code(number: signal.Signals) -> int:
-    """The exit code that says which signal ended a process, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
+    """The exit code that says which signal ended a process, as in shells: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + number
 
 
 class Requests:
-    """The requests to stop that this process got.
+    """The requests to stop that this process has received.
 
-    A request raises `StopRequested` at once, except inside `deferred`: there it is noted in `asked`, and only the same signal once more
-    raises. Two different ones are no sign of impatience: a launcher passes on in its own way what the terminal sent to all. Nor are two
-    equal ones at about the same time, where there is a launcher.
+    A request raises `StopRequested` at once, except inside `deferred`: there it is noted in `asked`, and only a second signal of the same
+    kind raises. Two different signals do not show impatience, since a launcher may pass on what the terminal sent to all as another one.
+    Nor do two equal ones at about the same time, if there is a launcher.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Requests:
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def handle(self, number: int, frame: object) -> None:
-        """Take a signal; in a process forked from this one, such as a data loader's worker, leave it to the parent."""
+        """Handle a signal; in a process forked from this one, such as a data loader's worker, leave it to the parent."""
         if os.getpid() != self._process:
             return
         again, now = number in self._seen, time.monotonic()
@@ -62,7 +62,7 @@ class Requests:
             raise StopRequested(signal.Signals(number))
 
     def _leave_terminal(self) -> None:
-        """Print into nothing where there was a terminal: it has gone, and an error of printing would lose the checkpoint."""
+        """Discard what is printed to the terminal: it is gone, and an error in printing would lose the checkpoint."""
         nothing = os.open(os.devnull, os.O_WRONLY)
         for descriptor in self._terminals:
             os.dup2(nothing, descriptor)
@@ -70,7 +70,7 @@ class Requests:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, the first request waits to be asked for."""
+        """Inside, the first request waits until it is looked for."""
         before, self._deferring = self._deferring, True
         try:
             yield
@@ -79,10 +79,10 @@ class Requests:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside `deferred`, around what can be done again without loss: a request raises at once, one that waits as well.
+        """For work inside `deferred` that can be repeated without loss: a request raises at once, and so does one that waits.
 
         Raises:
-            StopRequested: then.
+            StopRequested: if there is a request.
         """
         before, self._deferring = self._deferring, False
         try:
@@ -93,10 +93,10 @@ class Requests:
             self._deferring = before
 
     def check(self) -> None:
-        """Raise if a request has come: one that waits, or one whose exception got lost in code that catches everything, as imports may.
+        """Raise if a request has come: one that waits, or one whose exception was lost in code that catches everything, as imports may.
 
         Raises:
-            StopRequested: then.
+            StopRequested: if there is a request.
         """
         if self.asked is not None:
             raise StopRequested(self.asked)
@@ -104,9 +104,9 @@ class Requests:
 
 @contextmanager
 def stopping_on_signals() -> Iterator[Requests]:
-    """Inside, signals that ask to stop become requests. One that was ignored (nohup) stays so, and so do all outside the main thread.
+    """Inside, signals that ask to stop become requests. Signals that were ignored (nohup) stay ignored; other threads change no handler.
 
-    Inside another such context it gives the same requests.
+    Inside another such context, yield the same requests.
 
     Raises:
         StopRequested: at the beginning, if there is one already.
@@ -148,7 +148,7 @@ class Pacer:
 
     Args:
         requests: to stop.
-        minutes: between two checkpoints; 0: none but those at the ends of epochs.
+        minutes: minutes between two checkpoints; 0 for only those at the ends of epochs.
         clock: seconds, never going back.
     """
 
@@ -159,11 +159,11 @@ class Pacer:
         self.saved()
 
     def saved(self) -> None:
-        """A checkpoint is written; the next one is due so many minutes from now."""
+        """Note that a checkpoint was written; the next one is due `minutes` from now."""
         self._last = self._clock()
 
     def action(self) -> Action:
-        """What is to be done now; costs a look at the clock."""
+        """What to do now; costs a look at the clock."""
         if self._requests.asked is not None:
             return Action.STOP
         due = self._seconds > 0 and self._clock() - self._last >= self._seconds
