@@ -155,8 +155,10 @@ def _check_optimizer(optimizer: object, parameters: object, model: Mapping[str, 
     _require(isinstance(groups, list) and all(_is_group(group) for group in groups), "its optimizer's groups are not readable")
     assert isinstance(groups, list)
     assert isinstance(state, dict)
-    listed = [index for group in groups for index in group["params"]]
-    _require(listed == list(range(len(parameters))), "its optimizer's groups do not list its parameters")
+    _require(
+        [index for group in groups for index in group["params"]] == list(range(len(parameters))),
+        "its optimizer's groups do not list its parameters",
+    )
     for index, entries in state.items():
         _require(type(index) is int and 0 <= index < len(parameters), "its optimizer has state for a parameter that it does not have")
         _require(_has_words_as_keys(entries), "its optimizer's state is not readable")
