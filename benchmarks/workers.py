@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     print(f"{machine()}; flags {' '.join(FLAGS)}; seed {arguments.seed}\n")
-    print("| workers | bytes a step, first epoch | last epoch | parameters, first and last | top-1 |")
+    print("| workers | bytes per step, first epoch | last epoch | parameters, first and last | top-1 |")
     print("| --- | --- | --- | --- | --- |")
     histories: dict[int, list[dict[str, Any]]] = {}
     for workers in (1, 2, 4):

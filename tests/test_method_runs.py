@@ -383,7 +383,7 @@ def test_the_methods_of_the_settings_are_those_there_are() -> None:
         ({"method": "fpgm", "rate": 0.5, "rounds": 2, "epochs": 0}, "must divide evenly among 2 rounds"),
         ({"method": "fpgm", "rate": 0.5, "dynamic_batch": True}, "--dynamic-batch works with the group lasso only"),
         ({"method": "group-lasso", "during": 2}, "group-lasso prunes while it trains: leave out --during"),
-        ({"method": "group-lasso", "retrain": "lr-rewind", "epochs": 5}, "group-lasso continues training, and rewinds nothing"),
+        ({"method": "group-lasso", "retrain": "lr-rewind", "epochs": 5}, "group-lasso continues training and rewinds nothing"),
         ({"method": "group-lasso", "prune_at": 20, "epochs": 2}, "--prune-at 20 comes after the run's 5 epochs"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -92,7 +92,7 @@ def test_what_is_frozen_and_what_is_fixed_stay_as_they_are(flags: tuple[str, ...
 @pytest.mark.parametrize(
     ("network", "said"),
     [
-        ("HalfFrozen", "conv.bias is frozen, and not all of its layer: freeze whole layers, or make it a buffer"),
+        ("HalfFrozen", "conv.bias is frozen, but not all of its layer: freeze whole layers, or make it a buffer"),
         ("all_frozen", "has no parameters to train: all of them are frozen"),
     ],
 )

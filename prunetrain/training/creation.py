@@ -153,7 +153,7 @@ def _check_training(model: nn.Module, traced: Traced, config: TrainConfig) -> No
     """Refuse a network that is partly frozen in a way that a run cannot keep, or frozen as a whole."""
     mixed = partly_frozen(model, traced)
     if mixed is not None:
-        raise ConfigError(f"{config.model}: {mixed} is frozen, and not all of its layer: freeze whole layers, or make it a buffer")
+        raise ConfigError(f"{config.model}: {mixed} is frozen, but not all of its layer: freeze whole layers, or make it a buffer")
     if len(frozen(model, traced)) == len([name for name, _ in model.named_parameters() if name in traced.names]):
         raise ConfigError(f"{config.model} has no parameters to train: all of them are frozen")
 

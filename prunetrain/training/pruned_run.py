@@ -76,7 +76,7 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
     retrain = given.get("retrain", TrainConfig.retrain)
     if method == GROUP_LASSO:
         if retrain != "finetune":
-            raise ConfigError("group-lasso continues training, and rewinds nothing: leave out --retrain")
+            raise ConfigError("group-lasso continues training and rewinds nothing: leave out --retrain")
         if during:
             raise ConfigError("group-lasso prunes while it trains: leave out --during")
         values["penalty_ratio"] = base.penalty_ratio or TrainConfig.penalty_ratio  # the run may have been trained without it
@@ -90,7 +90,7 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
         return build_config(values, {"prune_at": done, "epochs": done + epochs}, given)
     during = (epochs if method == ADMM else 0) if during is None else during
     if method == ADMM and during == 0:
-        raise ConfigError("admm acts before it prunes: give --during, the number of epochs for that")
+        raise ConfigError("admm acts before it prunes: give --during, the number of epochs in which it acts")
     rounds = max(1, given.get("rounds", 1))
     return build_config(values, {"prune_at": done + during, "epochs": done + during + rounds * epochs}, given)
 
