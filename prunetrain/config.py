@@ -156,7 +156,12 @@ class TrainConfig:
     )
     amp: str = setting("off", "Automatic mixed precision.", choices=("off", "bfloat16", "float16"), bare="bfloat16")
     channels_last: bool = setting(False, "Channels-last memory format.")
-    compile: bool = setting(False, "Compile the network with torch.compile.")
+    compile: str = setting(
+        "off",
+        "Compile the network with torch.compile, in one of its modes: on a GPU `reduce-overhead` and `max-autotune` replay CUDA graphs.",
+        choices=("off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        bare="default",
+    )
     device: str = setting("auto", "Device: auto, cpu, cuda, cuda:1.")
     workers: int = setting(
         -1,
@@ -404,6 +409,8 @@ def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]
             settings[name] = tuple(value) if isinstance(value, list) else value
             if name == "round_to" and isinstance(value, int) and not isinstance(value, bool):
                 settings[name] = str(value)
+            if name == "compile" and isinstance(value, bool):
+                settings[name] = "default" if value else "off"
             flag = fields[name].metadata["repeated"]
             if flag and isinstance(value, dict):
                 settings[name] = argument_words(value, flag)

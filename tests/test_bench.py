@@ -139,12 +139,12 @@ def test_shares_of_the_roofline_by_hand() -> None:
 
 
 def test_conditions_of_a_machine() -> None:
-    machine = benchmarks.machine(Conditions(torch.device("cpu"), 4, "bfloat16", channels_last=True, compile=True), 3)
+    machine = benchmarks.machine(Conditions(torch.device("cpu"), 4, "bfloat16", channels_last=True, compile="default"), 3)
     assert {key: machine[key] for key in ("batch_size", "amp", "channels_last", "compile", "rounds")} == {
         "batch_size": 4,
         "amp": "bfloat16",
         "channels_last": True,
-        "compile": True,
+        "compile": "default",
         "rounds": 3,
     }
 

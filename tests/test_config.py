@@ -54,7 +54,7 @@ def test_config_is_frozen() -> None:
         ({"epochs": True}, "epochs must be a whole number, not True"),
         ({"lr": "fast"}, "lr must be a number, not 'fast'"),
         ({"lr": False}, "lr must be a number, not False"),
-        ({"compile": 1}, "compile must be true or false, not 1"),
+        ({"compile": 1}, "compile must be a word, not 1"),
         ({"model": ["resnet20"]}, "model must be a word, not ('resnet20',)"),
         ({"milestones": 5}, "milestones must be a list of whole numbers, not 5"),
         ({"milestones": [1.5]}, "milestones must be a list of whole numbers, not (1.5,)"),

@@ -271,14 +271,14 @@ def test_who_puts_it_in(tmp_path: Path) -> None:
     """Runs and measurements alike, so that what is measured is what runs; not where the network is compiled."""
     (tmp_path / "narrow.py").write_text(NETWORK)
     images = write_images(tmp_path / "images.npz", side=16)
-    for compiled in (False, True):
-        config = settings(images, tmp_path, model=f"{tmp_path / 'narrow.py'}:Narrow", channels_last=True, compile=compiled)
-        state = new_state(config, RunPaths(tmp_path, f"run-{compiled}"), load_data(config, CPU), Environment(CPU))
+    for mode in ("off", "default"):
+        config = settings(images, tmp_path, model=f"{tmp_path / 'narrow.py'}:Narrow", channels_last=True, compile=mode)
+        state = new_state(config, RunPaths(tmp_path, f"run-{mode}"), load_data(config, CPU), Environment(CPU))
         conditions = Conditions.of(config, CPU)
         layer = conditions.as_in_training(nn.BatchNorm2d(4))
         for model in (state.model, conditions.build(state.graph), layer):
             kinds = {type(module).__name__ for module in model.modules() if isinstance(module, nn.BatchNorm2d)}
-            assert kinds == ({"BatchNorm2d"} if compiled else {"_NarrowBatchNorm2d"})
+            assert kinds == ({"BatchNorm2d"} if mode == "default" else {"_NarrowBatchNorm2d"})
 
 
 def test_runs_take_it_and_come_to_the_same(tmp_path: Path, taken: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ FLAGS = """
 --amp --augment --aux-weight --batch-size --cache --channels-last --checkpoint-minutes --class-weights --compile --config --criterion
 --data-dir --dataset --device --download --dynamic-batch --epochs --grey --image-size --keep --keep-best --label-smoothing --lasso-groups
 --lasso-interval --lasso-step --layer-rate --lr --lr-gamma --max-batch-size --method --method-interval --milestones --model --model-arg
---momentum --name --nesterov --no-augment --no-channels-last --no-compile --no-download --no-dynamic-batch --no-grey --no-keep-best
+--momentum --name --nesterov --no-augment --no-channels-last --no-download --no-dynamic-batch --no-grey --no-keep-best
 --no-nesterov --no-slice --no-sync-batch-norm --norm-share --optimizer --output-dir --penalty-ratio --prune-at --prune-interval --rate
 --recipe --residual --retrain --rewind-epoch --rho --rho-factor --rho-max --round-to --rounds --save-epochs --schedule --scope --seed
 --slice --streams --structure --sync-batch-norm --target-by --target-macs --threshold --val-split --warmup-epochs --weight-decay --weights
@@ -71,7 +71,7 @@ def test_options_follow_the_fields() -> None:
 def test_only_what_was_given_counts() -> None:
     assert given(read()) == {}
     params = read("-b", "8", "--lr", "0.5", "--no-augment", "--compile", "--milestones", "91,136", "--round-to", "8")
-    assert given(params) == {"batch_size": 8, "lr": 0.5, "augment": False, "compile": True, "milestones": (91, 136), "round_to": "8"}
+    assert given(params) == {"batch_size": 8, "lr": 0.5, "augment": False, "compile": "default", "milestones": (91, 136), "round_to": "8"}
     assert given({"epochs": 0, "nesterov": False, "other": 3}) == {"epochs": 0, "nesterov": False}
 
 

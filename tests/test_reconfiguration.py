@@ -330,7 +330,7 @@ def test_only_a_cut_builds_and_compiles_anew(images: Path, tmp_path: Path, monke
     monkeypatch.setattr(torch, "compile", lambda model, **how: compiler(model, backend=backend, **how))
     monkeypatch.setattr(state_module, "build_optimizer", build)
     counter = Counter()
-    start_run(settings(images, tmp_path, epochs=8, prune_interval=1, compile=True), counter)
+    start_run(settings(images, tmp_path, epochs=8, prune_interval=1, compile="default"), counter)
     cuts = [before != after for before, after in (event.change.params for event in counter.reconfigurations)]
     assert cuts[:3] == [False, False, True]
     assert len(built) == 1 + sum(cuts)

@@ -43,7 +43,7 @@ def machine_line(machine: dict[str, Any]) -> str:
     precision = "float32" if machine["amp"] == "off" else machine["amp"]
     parts = [f"{machine['device']}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, {precision}"]
     parts += ["channels-last"] if machine["channels_last"] else []
-    parts += ["compiled"] if machine["compile"] else []
+    parts += [f"compiled ({machine['compile']})"] if machine["compile"] != "off" else []
     parts.append(f"batch {machine['batch_size']}; torch {machine['torch']}, Python {machine['python']}")
     clock = ", CPU time" if machine["clock"] == "CPU time" else ""
     return f"{', '.join(parts)}; median of {machine['rounds']} rounds (quartiles){clock}"

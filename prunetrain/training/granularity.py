@@ -42,6 +42,7 @@ from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.layer_times import LayerTimer
 from prunetrain.training.benchmarking.rounds import time_in_turn
 from prunetrain.training.benchmarking.steps import TrainingStep
+from prunetrain.training.compilation import OFF
 from prunetrain.training.course import most_macs
 from prunetrain.training.layer_choice import choose_by_layer
 from prunetrain.training.state import TrainState
@@ -160,7 +161,7 @@ def measured_choice(
         layers_until: when to stop timing layers, on the clock of `time.perf_counter`.
         most_macs: networks with more MACs per image are left out, except the one with the whole cut.
     """
-    conditions = replace(conditions, batch_size=effort.batch_size, compile=False)
+    conditions = replace(conditions, batch_size=effort.batch_size, compile=OFF)
     graphs: dict[LayerGraph, Granularity] = {}
     for granularity in (_UNIFORM[0], KEEP_ALL, *_UNIFORM[1:]):
         graph = proposal.graph_for(proposal.plan(granularity))

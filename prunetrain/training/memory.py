@@ -17,6 +17,7 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.memory import peak_memory
 from prunetrain.training.benchmarking.steps import TrainingStep
+from prunetrain.training.compilation import OFF, forget_compiled
 from prunetrain.training.kernels import fastest_kernels
 from prunetrain.training.state import TrainState
 
@@ -40,7 +41,7 @@ def step_memory(state: TrainState, graph: LayerGraph, images: int) -> float:
     Returns:
         Bytes; `OUT_OF_MEMORY` if the device does not have enough.
     """
-    conditions = replace(Conditions.of(state.config, state.device), batch_size=images, compile=False)
+    conditions = replace(Conditions.of(state.config, state.device), batch_size=images, compile=OFF)
     return _measured(graph, conditions) if is_measured(state) else estimated_memory(graph, conditions)
 
 
@@ -62,6 +63,7 @@ def restart_peak(state: TrainState) -> None:
 def release_memory(state: TrainState) -> None:
     """Release what a GPU's allocator kept of a network that is gone: after a cut all sizes differ, and fit badly into old blocks."""
     if is_measured(state):
+        forget_compiled(state.config.compile)
         gc.collect()
         torch.cuda.empty_cache()
 

@@ -30,6 +30,7 @@ from prunetrain.training.acting import Acting, acting_in, copied
 from prunetrain.training.batch_norm import synchronise
 from prunetrain.training.checkpoints import Checkpoint, Progress, restore_rng, rng_state, save_checkpoint
 from prunetrain.training.class_names import check_names
+from prunetrain.training.compilation import OFF, compiled
 from prunetrain.training.data import DataSource
 from prunetrain.training.data.base import Statistics
 from prunetrain.training.distribution import Ranks
@@ -186,7 +187,7 @@ def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: E
         restore_generators(checkpoint.rng, config.seed, progress, environment)
     _check_same(environment.ranks, checkpoint, model, config)
     run = RunPaths(network.parent.parent.parent, network.parent.name)
-    forward = _compiled(environment.ranks.parallel(model, static_graph=device.type == "cuda" and not config.compile), config)
+    forward = compiled(environment.ranks.parallel(model, static_graph=device.type == "cuda" and config.compile == OFF), config.compile)
     return TrainState(
         config=config,
         run=run,
@@ -197,7 +198,7 @@ def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: E
         network_sha256=checkpoint.network_sha256,
         model=model,
         forward=forward,
-        predict=forward if environment.ranks.world_size == 1 else _compiled(model, config),
+        predict=forward if environment.ranks.world_size == 1 else compiled(model, config.compile),
         optimizer=optimizer,
         scheduler=scheduler,
         scaler=scaler,
@@ -217,7 +218,7 @@ def _prepared(model: nn.Module, config: TrainConfig, environment: Environment) -
         model = model.to(memory_format=torch.channels_last)
     if config.sync_batch_norm:
         model = synchronise(model, environment.ranks)
-    speed_up_batch_norm_(model, environment.device, compiled=config.compile)
+    speed_up_batch_norm_(model, environment.device, compiled=config.compile != OFF)
     return model
 
 
@@ -242,10 +243,6 @@ def _fitting(path: Path) -> Iterator[None]:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: its optimizer's or method's state does not fit its network ({reason})") from None
-
-
-def _compiled(model: nn.Module, config: TrainConfig) -> Callable[[Tensor], Outputs]:
-    return torch.compile(model, dynamic=False) if config.compile else model
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

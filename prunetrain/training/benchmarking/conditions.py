@@ -15,19 +15,20 @@ from prunetrain.errors import ConfigError, is_out_of_memory
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
+from prunetrain.training.compilation import OFF
 from prunetrain.training.narrow_batch_norm import speed_up_batch_norm_
 from prunetrain.training.precision import autocast
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """How a network runs; `amp` and `optimizer` are values of those settings."""
+    """How a network runs; `amp`, `compile` and `optimizer` are values of those settings."""
 
     device: torch.device
     batch_size: int
     amp: str = "off"
     channels_last: bool = False
-    compile: bool = False
+    compile: str = OFF
     optimizer: str = "sgd"
 
     @classmethod
@@ -53,7 +54,7 @@ class Conditions:
         """Prepare a network or layer on the device as a run does before it trains."""
         if self.channels_last:
             _to_channels_last_(module)
-        speed_up_batch_norm_(module, self.device, compiled=self.compile)
+        speed_up_batch_norm_(module, self.device, compiled=self.compile != OFF)
         return module
 
     def images(self, shape: tuple[int, ...]) -> Tensor:

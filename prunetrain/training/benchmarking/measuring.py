@@ -8,6 +8,7 @@ from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.benchmarking.memory import peak_memory
 from prunetrain.training.benchmarking.rounds import time_in_turn
 from prunetrain.training.benchmarking.steps import Inference, LassoStep, TrainingStep
+from prunetrain.training.compilation import OFF
 from prunetrain.training.kernels import fastest_kernels
 
 
@@ -34,7 +35,7 @@ def measure(graphs: Sequence[LayerGraph], conditions: Conditions, *, rounds: int
         conditions: how they run.
         rounds: how often each measurement is taken, after two warm-up rounds.
     """
-    eager = replace(conditions, compile=False)  # what a compiled network allocates cannot be seen from outside
+    eager = replace(conditions, compile=OFF)  # what a compiled network allocates cannot be seen from outside
     with fastest_kernels(conditions.device):
         peaks = [peak_memory(lambda graph=graph: TrainingStep(graph, eager), conditions.device) for graph in graphs]  # type: ignore[misc]
     actions: list[Callable[[], None]] = []

@@ -16,6 +16,7 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.benchmarking.conditions import Conditions
+from prunetrain.training.compilation import compiled
 from prunetrain.training.optimizers import build_optimizer
 from prunetrain.training.outputs import Outputs, loss_of
 
@@ -44,7 +45,7 @@ class TrainingStep:
         config = TrainConfig(optimizer=conditions.optimizer, lr=_LR)
         self._conditions = conditions
         self.model: nn.Module = conditions.build(graph).train()
-        self._forward: Callable[[Tensor], Outputs] = torch.compile(self.model) if conditions.compile else self.model
+        self._forward: Callable[[Tensor], Outputs] = compiled(self.model, conditions.compile)
         self._optimizer = build_optimizer(self.model.parameters(), config)
         self._scaler = GradScaler(conditions.device.type, enabled=conditions.amp == "float16")
         self._aux_weight = config.aux_weight
@@ -67,7 +68,7 @@ class Inference:
     def __init__(self, graph: LayerGraph, conditions: Conditions) -> None:
         self._conditions = conditions
         model = conditions.build(graph).eval()
-        self._forward: Callable[[Tensor], Outputs] = torch.compile(model) if conditions.compile else model
+        self._forward: Callable[[Tensor], Outputs] = compiled(model, conditions.compile)
         self._images = conditions.images(graph.input_shape)
 
     @torch.inference_mode()
