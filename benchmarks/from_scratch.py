@@ -5,7 +5,7 @@
 
 In: a folder for the runs, an .npz of images. Out: a Markdown table, one row per way to get a ResNet-20 with few MACs. The comparisons are
 those of Liu et al., "Rethinking the value of network pruning" (arXiv 1810.05270): from scratch for as many epochs, and for as many training
-MACs as the pruned run took. The schedule is that of `cifar10.py`, whose runs are used if they are in the folder. Run it again to continue.
+MACs as the pruned run took. And what pruning buys: a pruned run of as many training MACs as the dense one, which has more epochs. The schedule is that of `cifar10.py`, whose runs are used if they are in the folder. Run it again to continue.
 """
 
 import argparse
@@ -77,6 +77,11 @@ def ways(folder: Path, data: Path, seed: str) -> Iterator[tuple[str, Trained]]:
         yield f"the architecture of {target} from scratch, as many epochs", run(f"scratch-{number}", *scratch)
         longer = round(EPOCHS * pruned.train_macs / pruned.macs)
         yield f"the architecture of {target} from scratch, as many training MACs", run(f"scratch-longer-{number}", *scratch, epochs=longer)
+        most = round(EPOCHS / pruned.train_macs)
+        yield (
+            f"pruned, `--target-macs {target}`, for the dense run's training MACs",
+            run(f"pruned-longer-{number}", "resnet20", f"--target-macs {target}", epochs=most),
+        )
         narrow = f"--model-arg factor={math.sqrt(target):.3f} --penalty-ratio 0"
         yield f"all widths times {math.sqrt(target):.3f}, from scratch", run(f"narrow-{number}", f"{NETWORKS}:NarrowResNet20", narrow)
 
