@@ -4,8 +4,9 @@
     python benchmarks/from_scratch.py runs/cifar10 cifar10-small.npz
 
 In: a folder for the runs, an .npz of images. Out: a Markdown table, one row per way to get a ResNet-20 with few MACs. The comparisons are
-those of Liu et al., "Rethinking the value of network pruning" (arXiv 1810.05270): from scratch for as many epochs, and for as many training
-MACs as the pruned run took. And what pruning buys: a pruned run of as many training MACs as the dense one, which has more epochs. The schedule is that of `cifar10.py`, whose runs are used if they are in the folder. Run it again to continue.
+those of Liu et al., "Rethinking the value of network pruning" (arXiv 1810.05270): the pruned architecture from scratch, for as many epochs
+and for as many training MACs as the pruned run took. A pruned run with as many training MACs as the dense one has more epochs than that.
+The schedule is that of `cifar10.py`, whose runs are used if they are in the folder. Run it again to continue.
 """
 
 import argparse
