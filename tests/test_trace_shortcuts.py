@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prunetrain.graph.trace import trace
 from prunetrain.graph.tracing.layers import layer_of
-from prunetrain.graph.tracing.shortcuts import empty_like_of_shape, made_without_torch
+from prunetrain.graph.tracing.shortcuts import empty_like_of_shape, result_without_torch
 
 JOINS: dict[str, tuple[list[tuple[int, ...]], dict[str, Any]]] = {
     "channels": ([(7, 3, 4, 4), (7, 5, 4, 4), (7, 1, 4, 4)], {"dim": 1}),
@@ -38,7 +38,7 @@ def test_join_as_torch_does_it(case: str) -> None:
     with FakeTensorMode():
         tensors = [torch.empty(shape) for shape in shapes]
         wanted = torch.cat(tensors, **options)
-        made = made_without_torch("cat", (tensors,), options)
+        made = result_without_torch("cat", (tensors,), options)
     assert made is not None
     assert (type(made), made.shape, made.stride(), made.dtype, made.device) == (
         type(wanted),
@@ -52,7 +52,7 @@ def test_join_as_torch_does_it(case: str) -> None:
 @pytest.mark.parametrize("case", LEFT_TO_TORCH)
 def test_join_left_to_torch(case: str) -> None:
     tensors, options = LEFT_TO_TORCH[case]
-    assert made_without_torch("cat", (tensors,), options) is None
+    assert result_without_torch("cat", (tensors,), options) is None
 
 
 def test_empty_tensor_like_another() -> None:

@@ -23,16 +23,16 @@ from prunetrain.errors import TraceError
 from prunetrain.graph.catalog import FILE_NAMES
 from prunetrain.graph.layergraph import GraphError, LayerGraph
 from prunetrain.graph.shapes import check_shapes
-from prunetrain.graph.tracing.merge import merged
-from prunetrain.graph.tracing.pairing import check_alone, pair_up
-from prunetrain.graph.tracing.places import place_of, reason_of
-from prunetrain.graph.tracing.randomness import drawing_nothing
+from prunetrain.graph.tracing.merge import merge_modes
+from prunetrain.graph.tracing.pairing import check_single_image, pair_recordings
+from prunetrain.graph.tracing.places import place_of_error, summary_of_error
+from prunetrain.graph.tracing.randomness import preserve_random_state
 from prunetrain.graph.tracing.recorder import Recorder
-from prunetrain.graph.tracing.records import BATCHES, Pass, Recording
+from prunetrain.graph.tracing.records import BATCH_SIZES, PairedRecording, Recording
 from prunetrain.graph.tracing.registry import Registry
-from prunetrain.graph.tracing.simplify import Steps, read_names
+from prunetrain.graph.tracing.simplify import ModeSteps, names_read_by
 from prunetrain.graph.tracing.snapshot import Snapshot
-from prunetrain.graph.tracing.steps import steps_of
+from prunetrain.graph.tracing.steps import steps_from_recording
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,16 @@ def trace_with_state(model: nn.Module, example_input: Tensor) -> Traced:
     registry = Registry(tensors, {name: position for position, name in enumerate(modules)})
     shape, snapshot = tuple(example_input.shape[1:]), Snapshot(model)
 
-    def steps(*, training: bool) -> Steps:
-        first, second = (_record(model, snapshot, registry, (batch, *shape), training) for batch in BATCHES)
-        traced = pair_up(first, second, training=training)
-        if first.sized and not training:
+    def steps(*, training: bool) -> ModeSteps:
+        first, second = (_record(model, snapshot, registry, (batch, *shape), training) for batch in BATCH_SIZES)
+        traced = pair_recordings(first, second, training=training)
+        if first.reads_sizes and not training:
             _check_one_image(model, snapshot, registry, shape, traced)
-        return steps_of(traced, registry, modules)
+        return steps_from_recording(traced, registry, modules)
 
     in_training, in_evaluation = steps(training=True), steps(training=False)
-    both = merged(in_training, in_evaluation)
-    used = read_names(both.steps)
+    both = merge_modes(in_training, in_evaluation)
+    used = names_read_by(both.steps)
     layers, declared = registry.layers(used), tuple(tensor for name, tensor in registry.declared.items() if name in used)
     name = _class_name(type(model).__name__)
     try:
@@ -111,20 +111,26 @@ def _record(model: nn.Module, snapshot: Snapshot, registry: Registry, shape: tup
     """Record what the model calls in train or eval mode for a batch of this shape. The model stays as it is."""
     sample = next((tensor for tensor in registry.tensors.values() if tensor.is_floating_point()), torch.empty(0))
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with drawing_nothing() as generators, snapshot.in_mode(training=training), _quiet(), torch.inference_mode(False), torch.enable_grad():
+    with (
+        preserve_random_state() as random_states,
+        snapshot.in_mode(training=training),
+        _quiet(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         with fake:
             images = torch.empty(shape, dtype=sample.dtype, device=sample.device)
-        recorder = Recorder(model, registry, images, generators, training=training)
+        recorder = Recorder(model, registry, images, random_states, training=training)
         return _run_forward(model, recorder, fake, images)
 
 
-def _check_one_image(model: nn.Module, snapshot: Snapshot, registry: Registry, shape: tuple[int, ...], several: Pass) -> None:
+def _check_one_image(model: nn.Module, snapshot: Snapshot, registry: Registry, shape: tuple[int, ...], several: PairedRecording) -> None:
     """Refuse a model that runs other steps for one image. A model that fails on one image, as after a squeeze(), is accepted."""
     try:
         alone = _record(model, snapshot, registry, (1, *shape), training=False)
     except TraceError:
         return
-    check_alone(several, alone)
+    check_single_image(several, alone)
 
 
 def _run_forward(model: nn.Module, recorder: Recorder, fake: FakeTensorMode, images: Tensor) -> Recording:
@@ -142,7 +148,7 @@ def _run_forward(model: nn.Module, recorder: Recorder, fake: FakeTensorMode, ima
     except TraceError:
         raise
     except Exception as error:  # whatever the model's own code raises
-        raise place_of(error).error(f"{type(model).__name__} cannot be traced: {reason_of(error)}") from error
+        raise place_of_error(error).error(f"{type(model).__name__} cannot be traced: {summary_of_error(error)}") from error
     finally:
         nn.Module.__call__ = call  # type: ignore[method-assign]
         torch.autograd.Function.apply = apply

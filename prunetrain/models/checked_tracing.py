@@ -15,8 +15,8 @@ from prunetrain.graph.memory import check_results_fit
 from prunetrain.graph.render import render
 from prunetrain.graph.trace import Traced, trace_with_state
 from prunetrain.graph.tracing.journal import outputs_of
-from prunetrain.graph.tracing.places import place_of, reason_of
-from prunetrain.graph.tracing.randomness import drawing_nothing
+from prunetrain.graph.tracing.places import place_of_error, summary_of_error
+from prunetrain.graph.tracing.randomness import preserve_random_state
 from prunetrain.graph.tracing.snapshot import Snapshot
 from prunetrain.models.assembling import assemble
 
@@ -54,7 +54,7 @@ def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike
         with torch.no_grad(), Snapshot(model).in_mode(training=False):
             found, (returned, _) = outputs_of(_seeded(network, images)[0]), _seeded(model, images)
     except Exception as error:  # whatever the model's own code raises, and out of memory
-        raise place_of(error).error(f"{name} fails with {_IMAGES} random images: {reason_of(error)}") from error
+        raise place_of_error(error).error(f"{name} fails with {_IMAGES} random images: {summary_of_error(error)}") from error
     if returns_alike and not _is_plain(returned):
         raise TraceError(
             f"{name} returns a {type(returned).__name__} that is neither a tensor nor a tuple of several tensors: network files return "
@@ -65,7 +65,7 @@ def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike
     try:
         difference = _difference_in_training(model, network, traced.names, images)
     except Exception as error:  # as above
-        raise place_of(error).error(f"{name} fails with {_IMAGES} random images in train mode: {reason_of(error)}") from error
+        raise place_of_error(error).error(f"{name} fails with {_IMAGES} random images in train mode: {summary_of_error(error)}") from error
     if difference:
         raise _difference(name, difference)
     return traced
@@ -80,7 +80,7 @@ def _difference(name: str, what: str) -> TraceError:
 
 def _seeded(module: nn.Module, images: Tensor) -> tuple[object, bool]:
     """Return a module's result for images under a fixed seed, and whether it drew random numbers; torch's own state stays."""
-    with torch.random.fork_rng([images.device] if images.is_cuda else []), drawing_nothing():
+    with torch.random.fork_rng([images.device] if images.is_cuda else []), preserve_random_state():
         torch.default_generator.manual_seed(0)
         if images.is_cuda:
             torch.cuda.default_generators[images.device.index].manual_seed(0)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from prunetrain.graph.layergraph import Value
 from prunetrain.graph.tracing.builder import STOCHASTIC_DEPTH, Builder, Made, Noise
 from prunetrain.graph.tracing.calls import arguments
-from prunetrain.graph.tracing.records import Call, Constant, Own, Ref
+from prunetrain.graph.tracing.records import Call, Constant, ModelTensor, Ref
 
 _SYMBOLS: Final = {
     **dict.fromkeys(("add", "add_", "__add__", "__radd__", "__iadd__"), "+"),
@@ -94,7 +94,9 @@ def bernoulli(build: Builder, call: Call) -> Noise:
     leaf, keep = given["input"], given.get("p", 0.5)
     if call.name == "bernoulli" and isinstance(leaf, Constant) and bool((leaf.tensor == leaf.tensor.flatten()[0]).all()):
         keep = float(leaf.tensor.flatten()[0])
-    elif call.name == "bernoulli" or isinstance(leaf, Own) or given.get("generator") is not None or not isinstance(keep, float | int):
+    elif (
+        call.name == "bernoulli" or isinstance(leaf, ModelTensor) or given.get("generator") is not None or not isinstance(keep, float | int)
+    ):
         raise ValueError("random numbers with a probability that is computed, or from a generator, are not supported")
     return Noise(call.results[0], float(keep))
 
@@ -126,7 +128,7 @@ def reciprocal(build: Builder, call: Call) -> Value:
 def extreme(build: Builder, call: Call) -> Value:
     """torch.maximum and minimum of two tensors."""
     given = arguments(call, "input other keepdim")
-    if "keepdim" in given or not isinstance(given.get("other"), Ref | Own | Constant):
+    if "keepdim" in given or not isinstance(given.get("other"), Ref | ModelTensor | Constant):
         raise ValueError("passes gradients to one of several equal numbers over a dimension: use torch.amax or torch.amin")
     target = "torch.maximum" if "max" in call.name else "torch.minimum"
     return build.add(target, input=build.tensor(given["input"]), other=build.tensor(given["other"]))

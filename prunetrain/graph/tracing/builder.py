@@ -9,7 +9,18 @@ import torch
 from prunetrain.graph.function_shapes import FUNCTION_SHAPES
 from prunetrain.graph.layergraph import Argument, Attribute, BatchSize, Step, Value
 from prunetrain.graph.shapes import layer_shape
-from prunetrain.graph.tracing.records import BATCHES, Call, Constant, Differing, Own, Pass, Place, Ref, Sizes, Varying
+from prunetrain.graph.tracing.records import (
+    BATCH_SIZES,
+    BatchDependentInt,
+    BatchDependentTensor,
+    Call,
+    Constant,
+    ModelTensor,
+    PairedRecording,
+    Place,
+    Ref,
+    Sizes,
+)
 from prunetrain.graph.tracing.registry import Registry
 
 
@@ -48,7 +59,7 @@ class Line:
 class Builder:
     """The steps of one mode, in the order in which they are added."""
 
-    def __init__(self, traced: Pass, registry: Registry) -> None:
+    def __init__(self, traced: PairedRecording, registry: Registry) -> None:
         self.traced = traced
         self.registry = registry
         self.lines: list[Line] = []
@@ -78,13 +89,13 @@ class Builder:
         match leaf:
             case Ref(index):
                 return self._made[index]
-            case Own(name):
+            case ModelTensor(name):
                 return self.registry.own(name, self.place)
             case Constant(tensor, repeated):
                 row = self.registry.constant(tensor, self.place)
                 rest = (-1,) * (tensor.ndim - 1)
-                return self.add("torch.broadcast_to", input=row, size=(self.rows(BATCHES), *rest)) if repeated else row
-            case Varying():
+                return self.add("torch.broadcast_to", input=row, size=(self.rows(BATCH_SIZES), *rest)) if repeated else row
+            case BatchDependentTensor():
                 raise ValueError("reads a tensor that depends only on the batch size and does not repeat one row for each image")
         raise ValueError(f"{leaf!r} is not a tensor")
 
@@ -111,7 +122,7 @@ class Builder:
         """Return a tensor or number that an operator reads. A constant with one element is a number, if it adds no dimension."""
         if isinstance(leaf, Constant) and leaf.tensor.numel() == 1 and leaf.tensor.ndim <= other_rank:
             leaf = leaf.tensor.item()
-        if isinstance(leaf, Ref | Own | Constant | Varying):
+        if isinstance(leaf, Ref | ModelTensor | Constant | BatchDependentTensor):
             return self.tensor(leaf)
         if isinstance(leaf, bool | int | float):
             return leaf
@@ -126,12 +137,12 @@ class Builder:
                 return self.registry.size(name), self.registry.size(name)
             case Ref(index):
                 return self.traced.sizes[index]
-            case Own(name):
+            case ModelTensor(name):
                 shape = tuple(self.registry.tensors[name].shape)
                 return shape, shape
             case Constant(tensor, repeated):
                 shape = tuple(tensor.shape)
-                return ((BATCHES[0], *shape[1:]), (BATCHES[1], *shape[1:])) if repeated else (shape, shape)
+                return ((BATCH_SIZES[0], *shape[1:]), (BATCH_SIZES[1], *shape[1:])) if repeated else (shape, shape)
         return (), ()
 
     def readers(self, call: Call) -> list[Call]:
@@ -144,7 +155,7 @@ class Builder:
         match leaf:
             case Ref(index):
                 return index in self.traced.integers
-            case Own(name):
+            case ModelTensor(name):
                 return self.registry.tensors[name].dtype == torch.int64
             case Constant(tensor):
                 return tensor.dtype == torch.int64
@@ -161,8 +172,8 @@ class Builder:
             ValueError: if the catalog does not have it, or its inputs do not fit.
         """
         for name, value in arguments.items():
-            if isinstance(value, Differing):
-                raise ValueError(f"{name} depends on the batch size ({value.sizes[0]} with {BATCHES[0]} images)")
+            if isinstance(value, BatchDependentInt):
+                raise ValueError(f"{name} depends on the batch size ({value.sizes[0]} with {BATCH_SIZES[0]} images)")
         shapes: Sizes
         if target == STOCHASTIC_DEPTH:
             step = Step(target, tuple(arguments.items()))
@@ -184,7 +195,9 @@ class Builder:
             first, second = self.sizes[index]
             if first[:1] + second[:1] == sizes:
                 return BatchSize(Value(index))
-        raise ValueError(f"a size depends on the batch ({sizes[0]} with {BATCHES[0]} images) in a way that a network file cannot express")
+        raise ValueError(
+            f"a size depends on the batch ({sizes[0]} with {BATCH_SIZES[0]} images) in a way that a network file cannot express"
+        )
 
     def _shape(self, step: Step, which: int) -> tuple[int, ...]:
         def shape_of(operand: Value | Attribute) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import torch
 from prunetrain.graph.layergraph import Layer, Value
 from prunetrain.graph.tracing.builder import Builder
 from prunetrain.graph.tracing.calls import arguments
-from prunetrain.graph.tracing.records import Call, Module, Own
+from prunetrain.graph.tracing.records import Call, ModelTensor, Module
 
 
 def call_module(build: Builder, call: Call, modules: Mapping[str, torch.nn.Module]) -> Value:
@@ -28,7 +28,7 @@ def call_module(build: Builder, call: Call, modules: Mapping[str, torch.nn.Modul
 def _owner(*tensors: object) -> str | None:
     """Return the qualified name of the module that owns all given tensors, or None if there is no such module."""
     given = [tensor for tensor in tensors if tensor is not None]
-    owners = {tensor.name.rpartition(".")[0] if isinstance(tensor, Own) else None for tensor in given}
+    owners = {tensor.name.rpartition(".")[0] if isinstance(tensor, ModelTensor) else None for tensor in given}
     return owners.pop() if len(owners) == 1 else None
 
 
@@ -157,7 +157,7 @@ def prelu(build: Builder, call: Call) -> Value:
     """F.prelu."""
     given = arguments(call, "input weight")
     weight = given["weight"]
-    if not isinstance(weight, Own):
+    if not isinstance(weight, ModelTensor):
         raise ValueError("a computed weight is not supported")
     layer = Layer.make("", "PReLU", num_parameters=build.sizes_of(weight)[0][0])
     return _layer(build, call, layer, given["input"], {"weight": weight})

@@ -8,7 +8,7 @@ import torch
 from prunetrain.graph.layergraph import Argument, Attribute, Value
 from prunetrain.graph.tracing.builder import Builder
 from prunetrain.graph.tracing.calls import arguments
-from prunetrain.graph.tracing.records import Call, Constant, Differing, Own, Ref
+from prunetrain.graph.tracing.records import BatchDependentInt, Call, Constant, ModelTensor, Ref
 from prunetrain.graph.tracing.reshapes import broadcast, to_shape
 
 Tensor: TypeAlias = Value | Attribute
@@ -33,7 +33,7 @@ def cut(build: Builder, tensor: Tensor, dim: int, part: slice) -> Tensor:
     if all(found == (0, size, 1) for found, size in zip(ranges, sizes, strict=True)):
         return tensor
     start, stop = part.start, part.stop
-    if isinstance(stop, Differing) or (isinstance(stop, int) and stop >= sizes[0]):
+    if isinstance(stop, BatchDependentInt) or (isinstance(stop, int) and stop >= sizes[0]):
         if any(found[1] < size for found, size in zip(ranges, sizes, strict=True)):
             raise ValueError("takes a slice that depends on the batch size")
         stop = None
@@ -41,14 +41,14 @@ def cut(build: Builder, tensor: Tensor, dim: int, part: slice) -> Tensor:
 
 
 def _bound(value: object, which: int) -> Any:
-    return value.sizes[which] if isinstance(value, Differing) else value
+    return value.sizes[which] if isinstance(value, BatchDependentInt) else value
 
 
 def getitem(build: Builder, call: Call) -> Tensor:
     """An index with slices, numbers, None and one tensor of positions."""
     tensor, index = build.tensor(call.arguments[0]), call.arguments[1]
     parts = [_positions(part) for part in index] if isinstance(index, tuple) else [index]
-    if any(isinstance(part, Ref | Own | Constant) for part in parts):
+    if any(isinstance(part, Ref | ModelTensor | Constant) for part in parts):
         return _gather(build, tensor, _full(tuple(parts), build.rank(tensor)))
     dim = 0
     for part in _full(index, build.rank(tensor)):
@@ -71,7 +71,7 @@ def _positions(part: object) -> object:
 
 
 def _gather(build: Builder, tensor: Tensor, index: list[Any]) -> Tensor:
-    places = [number for number, part in enumerate(index) if isinstance(part, Ref | Own | Constant)]
+    places = [number for number, part in enumerate(index) if isinstance(part, Ref | ModelTensor | Constant)]
     if len(places) != 1 or any(part != slice(None) for number, part in enumerate(index) if number != places[0]):
         raise ValueError("an index with a tensor and anything else is not supported: index one dimension at a time")
     (dim,) = places
@@ -139,7 +139,7 @@ def setitem(build: Builder, call: Call) -> Tensor:
 
 def _filling(build: Builder, part: Tensor, source: object) -> Tensor:
     """Return what is written, in the shape of the part that it is written to."""
-    if not isinstance(source, Ref | Own | Constant):
+    if not isinstance(source, Ref | ModelTensor | Constant):
         zeros = build.add("torch.zeros_like", input=part)
         return build.add("+", input=zeros, other=build.operand(source)) if source else zeros
     tensor = build.tensor(source)

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from prunetrain.graph.tracing.calls import CONVERSIONS, WITHOUT_GRADIENTS, plain
 from prunetrain.graph.tracing.memory import Memory
-from prunetrain.graph.tracing.records import Call, Constant, Own, Place, Recording, Ref
+from prunetrain.graph.tracing.records import Call, Constant, ModelTensor, Place, Recording, Ref
 
 _MAIN = ("logits", "out")  # names that models give to the main one of several outputs
 
@@ -105,11 +105,11 @@ class Journal:
             return tuple(self.stand_in(item, place) for item in value)
         return plain(value)
 
-    def _tensor(self, tensor: Tensor, place: Place) -> Ref | Own | Constant:
+    def _tensor(self, tensor: Tensor, place: Place) -> Ref | ModelTensor | Constant:
         name = self.own(tensor)
         if name is not None:
             self._read.add(name)
-            return Own(name)
+            return ModelTensor(name)
         if self._memory.knows(tensor):
             return self._memory.read(tensor, place)
         if isinstance(tensor, FakeTensor):
@@ -177,7 +177,11 @@ class Journal:
         def learns(leaf: object) -> bool:
             if isinstance(leaf, tuple):
                 return any(map(learns, leaf))
-            return leaf in self._learning if isinstance(leaf, Ref) else isinstance(leaf, Own) and self._tensors[leaf.name].requires_grad
+            return (
+                leaf in self._learning
+                if isinstance(leaf, Ref)
+                else isinstance(leaf, ModelTensor) and self._tensors[leaf.name].requires_grad
+            )
 
         return call.name not in WITHOUT_GRADIENTS and (any(map(learns, call.arguments)) or any(map(learns, call.keywords.values())))
 

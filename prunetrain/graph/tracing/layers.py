@@ -17,7 +17,7 @@ _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_ba
 
 
 @dataclass(frozen=True)
-class LeafCall:
+class LayerCall:
     """A call of a module that is a layer of the catalog: the layer, still without a name, and what it reads."""
 
     layer: Layer
@@ -33,23 +33,23 @@ def is_layer(module: nn.Module) -> bool:
     return not any(callable(value) and callable(getattr(type(module), name, None)) for name, value in vars(module).items())
 
 
-def follows_mode(module: nn.Module) -> bool:
+def depends_on_mode(module: nn.Module) -> bool:
     """Whether a layer computes different results in train and eval mode."""
     return getattr(module, "running_mean", None) is not None or bool(getattr(module, "dropout", 0))
 
 
-def as_layer(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LeafCall:
+def layer_call_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LayerCall:
     """Return the layer that a call of a layer's module stands for, and its input.
 
     Raises:
         ValueError: for a layer with arguments that a network file cannot express.
     """
     if isinstance(module, nn.MultiheadAttention):
-        return LeafCall(layer_of(module), _attention_input(args, kwargs), returns_pair=True)
+        return LayerCall(layer_of(module), _attention_input(args, kwargs), returns_pair=True)
     given = [*args, *kwargs.values()]
     if len(given) != 1 or not isinstance(given[0], Tensor):
         raise ValueError(f"nn.{type(module).__name__} must be called with one tensor")
-    return LeafCall(layer_of(module), given[0])
+    return LayerCall(layer_of(module), given[0])
 
 
 def _attention_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -71,7 +71,7 @@ def layer_of(module: nn.Module) -> Layer:
     known = LAYERS[kind].names()
     arguments: dict[str, Literal] = {}
     for name, default in _defaults(kind).items():
-        value = _given(module, name, default)
+        value = _constructor_argument(module, name, default)
         if name in known:
             arguments[name] = value[0] if kind == "Conv1d" and isinstance(value, tuple) and len(value) == 1 else value
         elif name != "bias" and value != default:
@@ -89,7 +89,7 @@ def _defaults(kind: str) -> dict[str, object]:
     }
 
 
-def _given(module: nn.Module, name: str, default: object) -> Any:
+def _constructor_argument(module: nn.Module, name: str, default: object) -> Any:
     match module, name:
         case nn.MultiheadAttention(), "bias":
             return module.in_proj_bias is not None

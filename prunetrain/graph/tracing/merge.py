@@ -11,11 +11,11 @@ from prunetrain.errors import TraceError
 from prunetrain.graph.functions import FAMILY_OF, Family
 from prunetrain.graph.layergraph import TRAINING, Argument, Step, Value
 from prunetrain.graph.tracing.builder import STOCHASTIC_DEPTH, Line
-from prunetrain.graph.tracing.simplify import Steps
+from prunetrain.graph.tracing.simplify import ModeSteps
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedSteps:
     """The steps of both modes, the outputs of both modes, and those of train mode only."""
 
     steps: tuple[Step, ...]
@@ -23,7 +23,7 @@ class Merged:
     auxiliary: tuple[Value, ...]
 
 
-def merged(training: Steps, evaluation: Steps) -> Merged:
+def merge_modes(training: ModeSteps, evaluation: ModeSteps) -> MergedSteps:
     """Return one list of steps for both modes.
 
     Raises:
@@ -36,15 +36,15 @@ def merged(training: Steps, evaluation: Steps) -> Merged:
     waiting = list(evaluation.lines)
     for number, line in enumerate(training.lines, start=1):
         step, value = line.step, Value(number)
-        seen = _as_evaluated(step, in_evaluation)
-        both = _in_both(step, seen, waiting[0].step.map_values(matched.__getitem__)) if seen and waiting else None
+        seen = _step_in_eval_mode(step, in_evaluation)
+        both = _step_for_both_modes(step, seen, waiting[0].step.map_values(matched.__getitem__)) if seen and waiting else None
         if both is not None:
             waiting.pop(0)
             in_evaluation[value] = first.setdefault(seen, value) if _is_repeatable(both) else value
             matched[Value(len(evaluation.lines) - len(waiting))] = in_evaluation[value]
             step = both
         elif _is_random(step):
-            step = _reading_the_mode(step)
+            step = _with_training_flag(step)
             read = step.inputs()[0]
             if read in in_evaluation:
                 in_evaluation[value] = in_evaluation[read]
@@ -56,22 +56,22 @@ def merged(training: Steps, evaluation: Steps) -> Merged:
         in_evaluation.get(one) == matched[other] for one, other in zip(training.outputs, evaluation.outputs, strict=False)
     )
     if not fits or len(training.outputs) < count:
-        raise _difference(training, in_evaluation, waiting, count)
-    return _written_out(steps, training, count)
+        raise _mode_difference_error(training, in_evaluation, waiting, count)
+    return _expand_stochastic_depth(steps, training, count)
 
 
-def _as_evaluated(step: Step, in_evaluation: dict[Value, Value]) -> Step | None:
+def _step_in_eval_mode(step: Step, in_evaluation: dict[Value, Value]) -> Step | None:
     """Return a step with what stands for its inputs in eval mode, or None if only train mode has one of them."""
     known = all(value in in_evaluation for value in step.inputs())
     return step.map_values(in_evaluation.__getitem__) if known else None
 
 
-def _in_both(step: Step, one: Step, two: Step) -> Step | None:
+def _step_for_both_modes(step: Step, one: Step, two: Step) -> Step | None:
     """Return a step for both modes, or None if they differ: `one` is `step` as seen in eval mode, `two` is of eval mode."""
     if one == two:
         return step
     if one.target == two.target == "F.batch_norm" and _without_mode(one) == _without_mode(two) and step["training"] and not two["training"]:
-        return _reading_the_mode(step)
+        return _with_training_flag(step)
     return None
 
 
@@ -92,13 +92,13 @@ def _is_repeatable(step: Step) -> bool:
     return not _is_random(step)
 
 
-def _reading_the_mode(step: Step) -> Step:
+def _with_training_flag(step: Step) -> Step:
     if step.target == STOCHASTIC_DEPTH:
         return step
     return Step.make(step.target, **{**dict(step.arguments), "training": TRAINING})
 
 
-def _difference(training: Steps, in_evaluation: dict[Value, Value], waiting: list[Line], count: int) -> TraceError:
+def _mode_difference_error(training: ModeSteps, in_evaluation: dict[Value, Value], waiting: list[Line], count: int) -> TraceError:
     needed = {value.index for value in training.outputs[:count]}
     first = None
     for number in range(len(training.lines), 0, -1):
@@ -111,7 +111,7 @@ def _difference(training: Steps, in_evaluation: dict[Value, Value], waiting: lis
     )
 
 
-def _written_out(steps: list[Step], training: Steps, count: int) -> Merged:
+def _expand_stochastic_depth(steps: list[Step], training: ModeSteps, count: int) -> MergedSteps:
     """Write stochastic depth as calls of torch: dropout of whole rows, which draws the same random numbers."""
     written: list[Step] = []
     new: dict[Value, Value] = {Value(0): Value(0)}
@@ -126,4 +126,4 @@ def _written_out(steps: list[Step], training: Steps, count: int) -> Merged:
         written.append(moved)
         new[Value(number)] = Value(len(written))
     outputs = tuple(new[value] for value in training.outputs)
-    return Merged(tuple(written), outputs[:count], outputs[count:])
+    return MergedSteps(tuple(written), outputs[:count], outputs[count:])

@@ -10,7 +10,7 @@ from torch import nn
 
 from prunetrain.graph.tracing.records import Place
 
-_NOT_THE_MODELS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
+_LIBRARY_FOLDERS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
 _ENTRY = "_run_forward"  # the function of trace.py that calls the model
 
 
@@ -18,7 +18,7 @@ def place(scope: str) -> Place:
     """Return the innermost line of the model's own code that is running, in the module `scope`."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != _ENTRY:
-        if not frame.f_code.co_filename.startswith(_NOT_THE_MODELS):
+        if not frame.f_code.co_filename.startswith(_LIBRARY_FOLDERS):
             return Place(f"{frame.f_code.co_filename}:{frame.f_lineno}", scope)
         frame = frame.f_back
     return Place("", scope)
@@ -27,23 +27,23 @@ def place(scope: str) -> Place:
 def place_of_forward(module: nn.Module, scope: str) -> Place:
     """Return the line where a module's forward begins, if it is the model's own code."""
     code = getattr(inspect.unwrap(module.forward), "__code__", None)
-    if code is None or code.co_filename.startswith(_NOT_THE_MODELS):
+    if code is None or code.co_filename.startswith(_LIBRARY_FOLDERS):
         return Place("", scope)
     return Place(f"{code.co_filename}:{code.co_firstlineno}", scope)
 
 
-def place_of(error: BaseException) -> Place:
+def place_of_error(error: BaseException) -> Place:
     """Return the innermost line of the model's own code in an error's traceback."""
     found = Place("", "")
     traceback: TracebackType | None = error.__traceback__
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if not code.co_filename.startswith(_NOT_THE_MODELS):
+        if not code.co_filename.startswith(_LIBRARY_FOLDERS):
             found = Place(f"{code.co_filename}:{traceback.tb_lineno}", "")
         traceback = traceback.tb_next
     return found
 
 
-def reason_of(error: BaseException) -> str:
+def summary_of_error(error: BaseException) -> str:
     """Return the first line of an error's message, or its type if it has no message."""
     return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import ParametrizationList
 
-_KINDS: Final = {
+_REPARAMETRIZATIONS: Final = {
     "WeightNorm": "weight_norm",
     "SpectralNorm": "spectral_norm",
     "_WeightNorm": "weight_norm",
@@ -20,7 +20,7 @@ _KINDS: Final = {
 """The names of torch's functions, by the class of the hook (the first two) or parametrization that they make."""
 
 
-def to_be_done(module: nn.Module, name: str) -> str:
+def unmet_precondition(module: nn.Module, name: str) -> str:
     """Return what must be done before a module can be traced, or "" if there is nothing to do.
 
     Args:
@@ -32,19 +32,19 @@ def to_be_done(module: nn.Module, name: str) -> str:
     if isinstance(module, ParametrizationList):
         layer, _, weight = name.rpartition("parametrizations.")
         kind = next(filter(None, map(_kind, module)), "")
-        return _computed(layer.rstrip("."), weight, kind, "parametrize.remove_parametrizations") if kind else ""
+        return _computed_weight_message(layer.rstrip("."), weight, kind, "parametrize.remove_parametrizations") if kind else ""
     for hook in module._forward_pre_hooks.values():
         if kind := _kind(hook):
-            return _computed(name, getattr(hook, "name", "weight"), kind, f"remove_{kind}")
+            return _computed_weight_message(name, getattr(hook, "name", "weight"), kind, f"remove_{kind}")
     return ""
 
 
 def _kind(part: object) -> str:
     """Return which of torch's functions made a hook or a parametrization, or "" if none of them did."""
-    return _KINDS.get(type(part).__name__, "") if type(part).__module__.startswith("torch.nn.utils.") else ""
+    return _REPARAMETRIZATIONS.get(type(part).__name__, "") if type(part).__module__.startswith("torch.nn.utils.") else ""
 
 
-def _computed(layer: str, weight: str, kind: str, remove: str) -> str:
+def _computed_weight_message(layer: str, weight: str, kind: str, remove: str) -> str:
     written = all(part.isidentifier() for part in layer.split("."))
     model = f"model.{layer}" if written else f"model.get_submodule({layer!r})" if layer else "model"
     return (

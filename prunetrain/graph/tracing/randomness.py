@@ -7,31 +7,31 @@ from contextlib import contextmanager
 import numpy as np
 
 
-class Generators:
+class RandomStates:
     """The states that `random` and `numpy.random` had when this was made."""
 
     def __init__(self) -> None:
         self._python, self._numpy = random.getstate(), np.random.get_state(legacy=False)
         self._before = _comparable(self._numpy)
 
-    def moved(self) -> bool:
+    def has_changed(self) -> bool:
         """Whether numbers were drawn since then."""
         return random.getstate() != self._python or _comparable(np.random.get_state(legacy=False)) != self._before
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Restore the states, so that the same numbers are drawn again."""
         random.setstate(self._python)
         np.random.set_state(self._numpy)
 
 
 @contextmanager
-def drawing_nothing() -> Iterator[Generators]:
+def preserve_random_state() -> Iterator[RandomStates]:
     """Yield the current states, and restore them afterwards."""
-    generators = Generators()
+    random_states = RandomStates()
     try:
-        yield generators
+        yield random_states
     finally:
-        generators.put_back()
+        random_states.restore()
 
 
 def _comparable(state: object) -> object:

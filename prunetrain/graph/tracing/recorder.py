@@ -28,13 +28,13 @@ from prunetrain.graph.tracing.calls import (
     short_name,
 )
 from prunetrain.graph.tracing.journal import Asked, Journal, names_of, outputs_of, tensors_in
-from prunetrain.graph.tracing.layers import LeafCall, as_layer, follows_mode, is_layer
+from prunetrain.graph.tracing.layers import LayerCall, depends_on_mode, is_layer, layer_call_of
 from prunetrain.graph.tracing.places import place, place_of_forward
-from prunetrain.graph.tracing.preparing import to_be_done
-from prunetrain.graph.tracing.randomness import Generators
-from prunetrain.graph.tracing.records import Call, Module, Own, Place, Recording
+from prunetrain.graph.tracing.preparing import unmet_precondition
+from prunetrain.graph.tracing.randomness import RandomStates
+from prunetrain.graph.tracing.records import Call, ModelTensor, Module, Place, Recording
 from prunetrain.graph.tracing.registry import Registry
-from prunetrain.graph.tracing.shortcuts import empty_like_of_shape, made_without_torch
+from prunetrain.graph.tracing.shortcuts import empty_like_of_shape, result_without_torch
 from prunetrain.graph.windows import shape_text
 
 _COUNTER = "num_batches_tracked"
@@ -47,11 +47,11 @@ class Recorder(TorchFunctionMode):
         model: the model that is traced.
         registry: its parameters and buffers, and which of them are declared already.
         images: the tensor without memory that it is called with.
-        generators: Python's and numpy's random generators, from which forward must not draw.
+        random_states: Python's and numpy's random generators, from which forward must not draw.
         training: whether the model is in train mode.
     """
 
-    def __init__(self, model: nn.Module, registry: Registry, images: Tensor, generators: Generators, *, training: bool) -> None:
+    def __init__(self, model: nn.Module, registry: Registry, images: Tensor, random_states: RandomStates, *, training: bool) -> None:
         super().__init__()
         self._modules = names_of(model)
         self._training = training
@@ -59,7 +59,7 @@ class Recorder(TorchFunctionMode):
         self._registry = registry
         self._journal = Journal(registry.tensors, images)
         self._before = self._registered()
-        self._generators = generators
+        self._random_states = random_states
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -70,7 +70,7 @@ class Recorder(TorchFunctionMode):
         if name in GRADIENTS and len(args) == 1 and self._journal.is_result(args[0]):
             return self._about_gradients(name, args[0])
         if name in ABOUT_TENSORS:
-            self._journal.recording.sized |= name in SIZES
+            self._journal.recording.reads_sizes |= name in SIZES
             return func(*args, **kwargs)
         depends = any(map(self._journal.follows, tensors_in((args, kwargs))))
         if not depends and name not in UNINITIALISED and name not in RANDOM:
@@ -94,12 +94,12 @@ class Recorder(TorchFunctionMode):
         name = self._modules[module]
         self._scopes.append(name)
         try:
-            if undone := to_be_done(module, name):
+            if undone := unmet_precondition(module, name):
                 raise self._place().error(undone)
             if not is_layer(module) or self._is_frozen(name, module):
                 return self._run(name, module, forward, args, kwargs)
             try:
-                leaf = as_layer(module, args, kwargs)
+                leaf = layer_call_of(module, args, kwargs)
             except ValueError as error:
                 raise self._place().error(f"{name or 'the network'} cannot be written to a network file: {error}") from None
             return self._record_layer(name, module, leaf)
@@ -109,7 +109,7 @@ class Recorder(TorchFunctionMode):
     def _is_frozen(self, name: str, module: nn.Module) -> bool:
         """Whether a layer is a BatchNorm that stays in eval mode while the model trains; it becomes a function that reads its tensors."""
         is_batch_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-        if module.training != self._training and follows_mode(module):
+        if module.training != self._training and depends_on_mode(module):
             if is_batch_norm and self._training:
                 return True
             stays = "eval mode when the model is trained" if self._training else "train mode when the model is evaluated"
@@ -119,12 +119,12 @@ class Recorder(TorchFunctionMode):
             )
         if self._training or not is_batch_norm or module.running_mean is None:
             return False
-        return self._registry.is_declared(Own(f"{name}.running_mean".lstrip(".")))  # in train mode, which is traced first
+        return self._registry.is_declared(ModelTensor(f"{name}.running_mean".lstrip(".")))  # in train mode, which is traced first
 
     def _run(self, name: str, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = forward(module, *args, **kwargs)
         torchs = name and type(module).__module__.startswith("torch.nn.")  # the module that calls it is checked instead
-        if not torchs and self._generators.moved():
+        if not torchs and self._random_states.has_changed():
             raise place_of_forward(module, name).error(
                 f"{name or 'the network'} draws random numbers from Python or numpy, which a network file cannot express: "
                 "use torch's dropout"
@@ -202,7 +202,7 @@ class Recorder(TorchFunctionMode):
         first = asked.first
         before = first._version if first is not None else 0
         try:
-            result = made_without_torch(asked.name, asked.args, asked.kwargs)
+            result = result_without_torch(asked.name, asked.args, asked.kwargs)
             if result is None:
                 result = func(*asked.args, **asked.kwargs)
         except (DynamicOutputShapeException, DataDependentOutputException):
@@ -213,7 +213,7 @@ class Recorder(TorchFunctionMode):
             self._journal.write(call, result, asked)
         return result
 
-    def _record_layer(self, name: str, module: nn.Module, leaf: LeafCall) -> Any:
+    def _record_layer(self, name: str, module: nn.Module, leaf: LayerCall) -> Any:
         """Record a layer without running it: its shape rule gives the shape of its output."""
         with torch._C.DisableTorchFunction():
             here = self._place()

@@ -9,7 +9,7 @@ from prunetrain.errors import TraceError
 from prunetrain.graph.layergraph import Layer
 from prunetrain.graph.windows import Shape
 
-BATCHES: Final = (7, 12)  # the batch sizes of a trace: no common divisor, one odd and one even, and neither is 1
+BATCH_SIZES: Final = (7, 12)  # the batch sizes of a trace: no common divisor, one odd and one even, and neither is 1
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Ref:
 
 
 @dataclass(frozen=True)
-class Own:
+class ModelTensor:
     """A parameter or buffer of the model, by its qualified name."""
 
     name: str
@@ -35,7 +35,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Varying:
+class BatchDependentTensor:
     """A tensor that depends only on the batch size, in a way that a network file cannot express."""
 
 
@@ -48,7 +48,7 @@ class Module:
 
 
 @dataclass(frozen=True)
-class Differing:
+class BatchDependentInt:
     """A whole number that differs between the two batch sizes of a trace."""
 
     sizes: tuple[int, int]
@@ -89,11 +89,11 @@ class Recording:
     calls: list[Call] = field(default_factory=list)
     outputs: tuple[object, ...] = ()
     integers: set[int] = field(default_factory=set)
-    sized: bool = False
+    reads_sizes: bool = False
 
 
 @dataclass(frozen=True)
-class Pass:
+class PairedRecording:
     """Two runs in one mode that differ in the batch size only: `sizes[i]` are the shapes of result i; `integers` are the int64 results."""
 
     training: bool

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunetrain.graph.free_names import free_name
 from prunetrain.graph.layergraph import Attribute, Declared, GraphError, Layer, check_identifier
-from prunetrain.graph.tracing.records import Own, Place
+from prunetrain.graph.tracing.records import ModelTensor, Place
 
 _COUNTED = ("running_mean", "running_var", "num_batches_tracked")  # a layer's tensors that have no gradient
 _DTYPES = {torch.int64: "int64", torch.bool: "bool"}
@@ -92,11 +92,11 @@ class Registry:
 
     def is_parameter(self, tensor: object) -> bool:
         """Whether something is one of the model's parameters, not a buffer."""
-        return isinstance(tensor, Own) and isinstance(self.tensors[tensor.name], torch.nn.Parameter)
+        return isinstance(tensor, ModelTensor) and isinstance(self.tensors[tensor.name], torch.nn.Parameter)
 
     def is_declared(self, tensor: object) -> bool:
         """Whether one of the model's tensors is declared already."""
-        return isinstance(tensor, Own) and self._first[id(self.tensors[tensor.name])] in self._by_content
+        return isinstance(tensor, ModelTensor) and self._first[id(self.tensors[tensor.name])] in self._by_content
 
     def constant(self, value: Tensor, place: Place, *, positions: bool = False) -> Attribute:
         """Declare a constant as a buffer and return it; as positions if they are wanted and it is a list of them."""

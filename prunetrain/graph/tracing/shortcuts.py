@@ -16,14 +16,14 @@ _KEEP_SHAPE: Final = frozenset("batch_norm layer_norm group_norm instance_norm r
 _JOIN: Final = frozenset(("cat", "concat", "concatenate"))
 
 
-def made_without_torch(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+def result_without_torch(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """Return the result of a call by its short name, or None if torch must make it."""
     if name in _KEEP_SHAPE:
         return torch.empty_like(args[0])
-    return _joined(*args, **kwargs) if name in _JOIN and args and kwargs.keys() <= {"dim"} and len(args) + len(kwargs) <= 2 else None
+    return _concatenated(*args, **kwargs) if name in _JOIN and args and kwargs.keys() <= {"dim"} and len(args) + len(kwargs) <= 2 else None
 
 
-def _joined(tensors: Any, dim: Any = 0) -> Tensor | None:
+def _concatenated(tensors: Any, dim: Any = 0) -> Tensor | None:
     """Return the result of torch.cat, or None. Torch looks at every tensor each time, which adds up in dense blocks."""
     if (
         not isinstance(tensors, tuple | list)

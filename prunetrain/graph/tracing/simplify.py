@@ -9,7 +9,7 @@ from prunetrain.graph.tracing.records import Sizes
 
 
 @dataclass(frozen=True)
-class Steps:
+class ModeSteps:
     """The steps of one mode, and its outputs; `ranks` has the number of dimensions of every result."""
 
     lines: tuple[Line, ...]
@@ -17,12 +17,12 @@ class Steps:
     ranks: tuple[int, ...]
 
 
-def simplified(build: Builder, outputs: tuple[Value, ...]) -> Steps:
+def simplify_steps(build: Builder, outputs: tuple[Value, ...]) -> ModeSteps:
     """Return the steps that the outputs need, simplified."""
     lines = list(build.lines)
-    _without_broadcasts(lines, build.sizes, outputs)
-    _with_shuffles(lines, outputs)
-    return _needed(lines, outputs, build.sizes)
+    _drop_broadcasts(lines, build.sizes, outputs)
+    _replace_channel_shuffles(lines, outputs)
+    return _keep_needed_steps(lines, outputs, build.sizes)
 
 
 def _readers(lines: list[Line], outputs: tuple[Value, ...]) -> dict[int, list[int]]:
@@ -35,7 +35,7 @@ def _readers(lines: list[Line], outputs: tuple[Value, ...]) -> dict[int, list[in
     return readers
 
 
-def _without_broadcasts(lines: list[Line], sizes: list[Sizes], outputs: tuple[Value, ...]) -> None:
+def _drop_broadcasts(lines: list[Line], sizes: list[Sizes], outputs: tuple[Value, ...]) -> None:
     """Drop a broadcast_to that an operator does by itself, because its other operand has the full shape.
 
     Only if nothing else reads the broadcast tensor: gradients from several readers would be added up in another order.
@@ -55,7 +55,7 @@ def _without_broadcasts(lines: list[Line], sizes: list[Sizes], outputs: tuple[Va
         lines[number] = replace(line, step=replace(line.step, arguments=tuple(arguments.items())))
 
 
-def _with_shuffles(lines: list[Line], outputs: tuple[Value, ...]) -> None:
+def _replace_channel_shuffles(lines: list[Line], outputs: tuple[Value, ...]) -> None:
     """Replace unflatten, transpose and flatten of channels by F.channel_shuffle."""
     readers = _readers(lines, outputs)
     for number, line in enumerate(lines):
@@ -74,7 +74,7 @@ def _with_shuffles(lines: list[Line], outputs: tuple[Value, ...]) -> None:
             lines[number] = replace(line, step=Step.make("F.channel_shuffle", input=split["input"], groups=split["sizes"][0]))
 
 
-def _needed(lines: list[Line], outputs: tuple[Value, ...], sizes: list[Sizes]) -> Steps:
+def _keep_needed_steps(lines: list[Line], outputs: tuple[Value, ...], sizes: list[Sizes]) -> ModeSteps:
     readers = _readers(lines, outputs)
     kept, new, ranks = [], {Value(0): Value(0)}, [len(sizes[0][0])]
     for number, line in enumerate(lines):
@@ -82,9 +82,9 @@ def _needed(lines: list[Line], outputs: tuple[Value, ...], sizes: list[Sizes]) -
             kept.append(replace(line, step=line.step.map_values(new.__getitem__)))
             new[Value(number + 1)] = Value(len(kept))
             ranks.append(len(sizes[number + 1][0]))
-    return Steps(tuple(kept), tuple(new[value] for value in outputs), tuple(ranks))
+    return ModeSteps(tuple(kept), tuple(new[value] for value in outputs), tuple(ranks))
 
 
-def read_names(steps: tuple[Step, ...]) -> set[str]:
+def names_read_by(steps: tuple[Step, ...]) -> set[str]:
     """Return the names of the layers and declared tensors that steps read."""
     return {name for step in steps for name in (*step.attributes(), step.layer) if name is not None}

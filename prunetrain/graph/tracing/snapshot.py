@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetrain.graph.tracing.places import place_of, reason_of
+from prunetrain.graph.tracing.places import place_of_error, summary_of_error
 
 
 class Snapshot:
@@ -49,7 +49,7 @@ class Snapshot:
             self._model.train(training)
         except Exception as error:  # whatever the model's own code raises
             name = type(self._model).__name__
-            raise place_of(error).error(f"{name} cannot be traced: train({training}) fails: {reason_of(error)}") from error
+            raise place_of_error(error).error(f"{name} cannot be traced: train({training}) fails: {summary_of_error(error)}") from error
 
 
 def _has_own_train(module: nn.Module) -> bool:

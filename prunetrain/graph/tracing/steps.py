@@ -11,16 +11,16 @@ from prunetrain.graph.tracing.builder import Builder
 from prunetrain.graph.tracing.calls import RANDOM
 from prunetrain.graph.tracing.functional import FUNCTIONAL, call_module
 from prunetrain.graph.tracing.indexing import INDEXING
-from prunetrain.graph.tracing.records import Call, Pass, Place
+from prunetrain.graph.tracing.records import Call, PairedRecording, Place
 from prunetrain.graph.tracing.registry import Registry
 from prunetrain.graph.tracing.reshapes import RESHAPES
 from prunetrain.graph.tracing.simple import SIMPLE
-from prunetrain.graph.tracing.simplify import Steps, simplified
+from prunetrain.graph.tracing.simplify import ModeSteps, simplify_steps
 
-_KNOWN: Final[Mapping[str, Callable[[Builder, Call], Any]]] = {**SIMPLE, **ARITHMETIC, **RESHAPES, **INDEXING, **FUNCTIONAL}
+_CONVERTERS: Final[Mapping[str, Callable[[Builder, Call], Any]]] = {**SIMPLE, **ARITHMETIC, **RESHAPES, **INDEXING, **FUNCTIONAL}
 
 
-def steps_of(traced: Pass, registry: Registry, modules: Mapping[str, nn.Module]) -> Steps:
+def steps_from_recording(traced: PairedRecording, registry: Registry, modules: Mapping[str, nn.Module]) -> ModeSteps:
     """Return the steps of one mode.
 
     Raises:
@@ -31,8 +31,8 @@ def steps_of(traced: Pass, registry: Registry, modules: Mapping[str, nn.Module])
         build.at(call.place)
         if call.name == "module":
             build.convert(call, lambda build, call: call_module(build, call, modules))
-        elif call.name in _KNOWN:
-            build.convert(call, _KNOWN[call.name])
+        elif call.name in _CONVERTERS:
+            build.convert(call, _CONVERTERS[call.name])
         else:
             random = "draws random numbers: only dropout and stochastic depth are supported"
             reason = random if call.name in RANDOM else "is not supported yet: use other functions of torch"
@@ -47,10 +47,10 @@ def steps_of(traced: Pass, registry: Registry, modules: Mapping[str, nn.Module])
         if not isinstance(made, Value):
             raise Place("", "").error("forward returns a tensor that does not depend on the images")
         outputs.append(made)
-    return simplified(build, tuple(outputs))
+    return simplify_steps(build, tuple(outputs))
 
 
-def needed_calls(traced: Pass) -> tuple[Call, ...]:
+def needed_calls(traced: PairedRecording) -> tuple[Call, ...]:
     """Return the calls that the outputs depend on, in order."""
     needed = set(_results_in(traced.outputs))
     kept = []
