@@ -5,7 +5,7 @@ from math import inf, nextafter
 from typing import Any, Final
 
 from prunetrain.graph.layergraph import Value
-from prunetrain.graph.tracing.builder import STOCHASTIC_DEPTH, Builder, Made, Noise
+from prunetrain.graph.tracing.builder import STOCHASTIC_DEPTH, Builder, ConvertedResult, Noise
 from prunetrain.graph.tracing.calls import arguments
 from prunetrain.graph.tracing.records import Call, Constant, ModelTensor, Ref
 
@@ -19,7 +19,7 @@ _SYMBOLS: Final = {
 _REVERSED: Final = frozenset(("__rsub__", "rsub", "__rdiv__", "__rtruediv__"))
 
 
-def binary(build: Builder, call: Call) -> Made:
+def binary(build: Builder, call: Call) -> ConvertedResult:
     """An operator on two tensors, or a tensor and a number."""
     symbol = _SYMBOLS[call.name]
     given = arguments(call, "input other alpha" if symbol in "+-" else "input other rounding_mode")
@@ -28,7 +28,7 @@ def binary(build: Builder, call: Call) -> Made:
     leaves = [given["input"], given["other"]]
     if call.name in _REVERSED:
         leaves.reverse()
-    made = [build.made(leaf) if isinstance(leaf, Ref) else leaf for leaf in leaves]
+    made = [build.converted(leaf) if isinstance(leaf, Ref) else leaf for leaf in leaves]
     if any(isinstance(one, Noise) for one in made):
         return _with_noise(build, symbol, leaves, made)
     ranks = [build.rank(leaf) for leaf in leaves]
@@ -36,7 +36,7 @@ def binary(build: Builder, call: Call) -> Made:
     return build.add(symbol, input=one, other=other)
 
 
-def _with_noise(build: Builder, symbol: str, leaves: list[Any], made: list[Any]) -> Made:
+def _with_noise(build: Builder, symbol: str, leaves: list[Any], made: list[Any]) -> ConvertedResult:
     """Handle random numbers plus, divided by or times something."""
     noise: Noise
     noise, other = made if isinstance(made[0], Noise) else reversed(made)
@@ -53,9 +53,9 @@ def _with_noise(build: Builder, symbol: str, leaves: list[Any], made: list[Any])
         rows = tuple((shape[0], *(1,) * (len(shape) - 1)) for shape in build.sizes_of(image))
         noisy = next(leaf for leaf, one in zip(leaves, made, strict=True) if one is noise)
         if build.sizes_of(noisy) == rows and len(rows[0]) in (2, 3, 4):
-            if noise.drawn in build.spent:
+            if noise.drawn in build.used_random_numbers:
                 raise ValueError("multiplies by the same random numbers twice, but a network file draws new ones each time")
-            build.spent.add(noise.drawn)
+            build.used_random_numbers.add(noise.drawn)
             return build.add(STOCHASTIC_DEPTH, input=image, p=probability_of(noise.keep))
         raise ValueError("needs one random number for each image")
     raise ValueError(
@@ -108,7 +108,7 @@ def uniform(build: Builder, call: Call) -> Noise:
 
 def floor(build: Builder, call: Call) -> Noise:
     """Rounding down, which makes ones and zeros from keep + rand."""
-    noise = build.made(call.arguments[0])
+    noise = build.converted(call.arguments[0])
     if not isinstance(noise, Noise) or not noise.uniform or not 0 < noise.keep < 1:
         raise ValueError("is supported only on keep probability + rand, as in stochastic depth")
     return replace(noise, uniform=False)

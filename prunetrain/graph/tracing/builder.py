@@ -38,13 +38,13 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Unsaid:
+class UnsupportedResult:
     """A result that no step can make; `reason` completes "reads a tensor that"."""
 
     reason: str
 
 
-Made: TypeAlias = "Value | Attribute | Noise | Unsaid | float | int"
+ConvertedResult: TypeAlias = "Value | Attribute | Noise | UnsupportedResult | float | int"
 STOCHASTIC_DEPTH = "stochastic depth"  # a step that stands for three, until train and eval mode are merged
 
 
@@ -65,8 +65,8 @@ class Builder:
         self.lines: list[Line] = []
         self.sizes: list[Sizes] = [traced.sizes[0]]
         self.place = Place("", "")
-        self.spent: set[int] = set()  # `drawn` of the random numbers that something was multiplied by
-        self._made: dict[int, Made] = {0: Value(0)}
+        self.used_random_numbers: set[int] = set()  # `drawn` of the random numbers that something was multiplied by
+        self._made: dict[int, ConvertedResult] = {0: Value(0)}
 
     def convert(self, call: Call, how: Callable[["Builder", Call], Any]) -> None:
         """Add the steps of a call and note what its results are.
@@ -84,17 +84,17 @@ class Builder:
                 raise call.place.error(f"{call.name} makes a shape that prunetrain did not expect: please report it")
             self._made[number] = result
 
-    def made(self, leaf: object) -> Made:
+    def converted(self, leaf: object) -> ConvertedResult:
         """Return what stands for a tensor that a call reads, random numbers included."""
         match leaf:
             case Ref(index):
                 return self._made[index]
             case ModelTensor(name):
-                return self.registry.own(name, self.place)
+                return self.registry.declare_tensor(name, self.place)
             case Constant(tensor, repeated):
-                row = self.registry.constant(tensor, self.place)
+                row = self.registry.declare_constant(tensor, self.place)
                 rest = (-1,) * (tensor.ndim - 1)
-                return self.add("torch.broadcast_to", input=row, size=(self.rows(BATCH_SIZES), *rest)) if repeated else row
+                return self.add("torch.broadcast_to", input=row, size=(self.batch_dependent_size(BATCH_SIZES), *rest)) if repeated else row
             case BatchDependentTensor():
                 raise ValueError("reads a tensor that depends only on the batch size and does not repeat one row for each image")
         raise ValueError(f"{leaf!r} is not a tensor")
@@ -105,10 +105,10 @@ class Builder:
         Raises:
             ValueError: for anything else.
         """
-        made = self.made(leaf)
+        made = self.converted(leaf)
         if isinstance(made, Noise):
             raise ValueError("reads random numbers: only dropout and stochastic depth are supported, which multiply by them once")
-        if isinstance(made, Unsaid):
+        if isinstance(made, UnsupportedResult):
             raise ValueError(f"reads a tensor that {made.reason}")
         if not isinstance(made, Value | Attribute):
             raise ValueError("reads a number where a tensor is needed")
@@ -185,7 +185,7 @@ class Builder:
         self.sizes.append(shapes)
         return Value(len(self.lines))
 
-    def rows(self, sizes: tuple[int, int]) -> BatchSize:
+    def batch_dependent_size(self, sizes: tuple[int, int]) -> BatchSize:
         """Return a size that depends on the batch, as that of the latest result with as many rows.
 
         Raises:
@@ -204,7 +204,7 @@ class Builder:
             return self.sizes_of(operand)[which]
 
         if step.layer is not None:
-            return layer_shape(self.registry.defined(step.layer), shape_of(step.operands()[0]))
+            return layer_shape(self.registry.layer_named(step.layer), shape_of(step.operands()[0]))
         return FUNCTION_SHAPES[step.target](step, shape_of)
 
     def at(self, place: Place) -> None:

@@ -21,7 +21,7 @@ def call_module(build: Builder, call: Call, modules: Mapping[str, torch.nn.Modul
     module = modules[leaf.name]
     own = [*module.named_parameters(), *module.named_buffers()]
     tensors = {name: f"{leaf.name}.{name}".lstrip(".") for name, _ in own}
-    name = build.registry.layer(leaf.layer, leaf.name, leaf.name, tensors, call.place)
+    name = build.registry.define_layer(leaf.layer, leaf.name, leaf.name, tensors, call.place)
     return build.add(f"self.{name}", input=build.tensor(images))
 
 
@@ -48,7 +48,7 @@ def _layer(build: Builder, call: Call, layer: Layer, images: object, tensors: di
         counter = f"{module}.num_batches_tracked".lstrip(".")
         if counter in build.registry.tensors:
             given["num_batches_tracked"] = counter
-    name = build.registry.layer(layer, wanted, module, given, call.place)
+    name = build.registry.define_layer(layer, wanted, module, given, call.place)
     if "num_batches_tracked" in layer.signature.axes and "running_mean" in given:
         build.registry.add_tensor(name, "num_batches_tracked", torch.zeros((), dtype=torch.int64))
     return build.add(f"self.{name}", input=build.tensor(images))

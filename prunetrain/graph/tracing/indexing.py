@@ -94,7 +94,7 @@ def select(build: Builder, tensor: Tensor, dim: int, leaf: object) -> Tensor:
         return to_shape(build, taken, [*had[:dim], *sizes, *had[dim + 1 :]])
     if isinstance(leaf, Constant):
         return build.add(
-            "torch.index_select", input=tensor, dim=dim, index=build.registry.constant(leaf.tensor, build.place, positions=True)
+            "torch.index_select", input=tensor, dim=dim, index=build.registry.declare_constant(leaf.tensor, build.place, positions=True)
         )
     return build.add("torch.index_select", input=tensor, dim=dim, index=build.tensor(leaf))
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
-from prunetrain.graph.tracing.calls import CONVERSIONS, WITHOUT_GRADIENTS, plain
+from prunetrain.graph.tracing.calls import CONVERSIONS, WITHOUT_GRADIENTS, to_plain_python
 from prunetrain.graph.tracing.memory import Memory
 from prunetrain.graph.tracing.records import Call, Constant, ModelTensor, Place, Recording, Ref
 
-_MAIN = ("logits", "out")  # names that models give to the main one of several outputs
+_MAIN_OUTPUT_NAMES = ("logits", "out")  # names that models give to the main one of several outputs
 
 
 def tensors_in(value: object) -> list[Tensor]:
@@ -34,12 +34,12 @@ def outputs_of(output: object) -> list[Tensor]:
     if not isinstance(output, Tensor | tuple | list | Mapping) and hasattr(output, "__dict__"):
         output = vars(output)
     if isinstance(output, Mapping):
-        output = dict(sorted(output.items(), key=lambda item: item[0] not in _MAIN))
+        output = dict(sorted(output.items(), key=lambda item: item[0] not in _MAIN_OUTPUT_NAMES))
     return tensors_in(output)
 
 
 @dataclass(frozen=True)
-class Asked:
+class RawCall:
     """A call as the model makes it, before tensors have stand-ins."""
 
     name: str
@@ -66,28 +66,28 @@ class Journal:
         self._dtype = images.dtype
         self._read: set[str] = set()
         self._tensors = tensors
-        self._learning: set[Ref] = set()
+        self._with_gradients: set[Ref] = set()
         self._memory = Memory()
         self.recording = Recording([tuple(images.shape)])
         self._memory.bind(images, Ref(0))
 
-    def follows(self, tensor: Tensor) -> bool:
+    def is_traced(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on the images, a parameter or a buffer."""
         return id(tensor) in self._names or self._memory.knows(tensor)
 
     def has_read(self, tensor: Tensor) -> bool:
         """Whether a call read one of the model's tensors."""
-        return self.own(tensor) in self._read
+        return self.qualified_name(tensor) in self._read
 
     def is_result(self, tensor: object) -> bool:
         """Whether something is a result of the forward pass, or its input."""
-        return isinstance(tensor, Tensor) and self.own(tensor) is None and self._memory.knows(tensor)
+        return isinstance(tensor, Tensor) and self.qualified_name(tensor) is None and self._memory.knows(tensor)
 
-    def learns(self, tensor: Tensor) -> bool:
+    def requires_gradient(self, tensor: Tensor) -> bool:
         """Whether a result requires gradients in training, because it comes from a parameter that does."""
-        return self._memory.ref(tensor) in self._learning
+        return self._memory.ref(tensor) in self._with_gradients
 
-    def own(self, tensor: object) -> str | None:
+    def qualified_name(self, tensor: object) -> str | None:
         """The qualified name of one of the model's tensors; None for any other."""
         return self._names.get(id(tensor))
 
@@ -103,10 +103,10 @@ class Journal:
             return {key: self.stand_in(item, place) for key, item in value.items()}
         if isinstance(value, tuple | list):
             return tuple(self.stand_in(item, place) for item in value)
-        return plain(value)
+        return to_plain_python(value)
 
     def _tensor(self, tensor: Tensor, place: Place) -> Ref | ModelTensor | Constant:
-        name = self.own(tensor)
+        name = self.qualified_name(tensor)
         if name is not None:
             self._read.add(name)
             return ModelTensor(name)
@@ -119,36 +119,36 @@ class Journal:
         with torch._C.DisableTorchFunction(), unset_fake_temporarily():
             return Constant(tensor.detach().clone())
 
-    def prepare(self, asked: Asked) -> Call:
+    def prepare(self, raw_call: RawCall) -> Call:
         """Return a call with stand-ins and no results yet. Must come before the call runs, which may change what it reads."""
-        args = asked.args
-        if asked.name in ("__getitem__", "__setitem__") and isinstance(args[1], list):
+        args = raw_call.args
+        if raw_call.name in ("__getitem__", "__setitem__") and isinstance(args[1], list):
             args = (args[0], (args[1],), *args[2:])  # x[[0, 2]] takes two positions of one dimension, x[0, 2] one of each
-        return Call(asked.name, self.stand_in(args, asked.place), self.stand_in(asked.kwargs, asked.place), (), asked.place)
+        return Call(raw_call.name, self.stand_in(args, raw_call.place), self.stand_in(raw_call.kwargs, raw_call.place), (), raw_call.place)
 
-    def write(self, call: Call, result: object, asked: Asked | None = None, *, learns: bool = False) -> None:
+    def write(self, call: Call, result: object, raw_call: RawCall | None = None, *, requires_gradient: bool = False) -> None:
         """Record a call that made new tensors, and ignore one that returns a size, a flag, or the very tensor that it read.
 
         Args:
             call: the call.
             result: what it returned.
-            asked: the call as the model made it; None for a layer.
-            learns: whether the call has parameters of its own that require gradients.
+            raw_call: the call as the model made it; None for a layer.
+            requires_gradient: whether the call has parameters of its own that require gradients.
         """
         made = tensors_in(result)
-        read = {id(tensor) for tensor in tensors_in((asked.args, asked.kwargs))} if asked else set()
+        read = {id(tensor) for tensor in tensors_in((raw_call.args, raw_call.kwargs))} if raw_call else set()
         if not made or all(id(tensor) in read for tensor in made):
             return
         refs = tuple(self._new(tuple(tensor.shape)) for tensor in made)
         self._append(call, *refs)
         for tensor, ref in zip(made, refs, strict=True):
-            self._check_type(tensor, call, asked)
+            self._check_type(tensor, call, raw_call)
             if tensor.dtype == torch.int64:
                 self.recording.integers.add(ref.index)
-            if tensor.is_floating_point() and (learns or self._reads_learning(call)):
-                self._learning.add(ref)
+            if tensor.is_floating_point() and (requires_gradient or self._passes_gradients(call)):
+                self._with_gradients.add(ref)
             self._memory.bind(tensor, ref)
-        whole = asked.first if asked else None
+        whole = raw_call.first if raw_call else None
         if call.name == "__getitem__" and whole is not None:
             self._memory.bind_part(made[0], whole, call.arguments[1])
 
@@ -160,30 +160,32 @@ class Journal:
             return
         ref = self._new(tuple(tensor.shape))
         self._append(call, ref)
-        if self._reads_learning(call):
-            self._learning.add(ref)
+        if self._passes_gradients(call):
+            self._with_gradients.add(ref)
         self._memory.change(tensor, ref, call.place, self._write_back)
 
     def _write_back(self, whole: Ref, index: object, part: Ref, place: Place) -> Ref:
         ref = self._new(self.recording.shapes[whole.index])
         self._append(Call("__setitem__", (whole, index, part), {}, (), place), ref)
-        if {whole, part} & self._learning:
-            self._learning.add(ref)
+        if {whole, part} & self._with_gradients:
+            self._with_gradients.add(ref)
         return ref
 
-    def _reads_learning(self, call: Call) -> bool:
+    def _passes_gradients(self, call: Call) -> bool:
         """Whether the results of a call require gradients, because one of its inputs does."""
 
-        def learns(leaf: object) -> bool:
+        def requires_gradient(leaf: object) -> bool:
             if isinstance(leaf, tuple):
-                return any(map(learns, leaf))
+                return any(map(requires_gradient, leaf))
             return (
-                leaf in self._learning
+                leaf in self._with_gradients
                 if isinstance(leaf, Ref)
                 else isinstance(leaf, ModelTensor) and self._tensors[leaf.name].requires_grad
             )
 
-        return call.name not in WITHOUT_GRADIENTS and (any(map(learns, call.arguments)) or any(map(learns, call.keywords.values())))
+        return call.name not in WITHOUT_GRADIENTS and (
+            any(map(requires_gradient, call.arguments)) or any(map(requires_gradient, call.keywords.values()))
+        )
 
     def _new(self, shape: tuple[int, ...]) -> Ref:
         self.recording.shapes.append(shape)
@@ -192,8 +194,8 @@ class Journal:
     def _append(self, call: Call, *refs: Ref) -> None:
         self.recording.calls.append(Call(call.name, call.arguments, call.keywords, tuple(ref.index for ref in refs), call.place))
 
-    def _check_type(self, tensor: Tensor, call: Call, asked: Asked | None) -> None:
-        before = asked.first.dtype if asked and asked.first is not None else tensor.dtype
+    def _check_type(self, tensor: Tensor, call: Call, raw_call: RawCall | None) -> None:
+        before = raw_call.first.dtype if raw_call and raw_call.first is not None else tensor.dtype
         if call.name in CONVERSIONS and tensor.dtype != before:
             raise call.place.error(f"converts {before} to {tensor.dtype}: keep one dtype, or convert only constants")
         strange = tensor.dtype.is_complex or tensor.layout != torch.strided
@@ -201,6 +203,6 @@ class Journal:
             raise call.place.error(f"{call.name} returns a tensor of {tensor.dtype}, {tensor.layout}: use dense tensors of {self._dtype}")
 
 
-def names_of(model: nn.Module) -> dict[nn.Module, str]:
+def module_names(model: nn.Module) -> dict[nn.Module, str]:
     """Map a model's modules to their qualified names, the first of several."""
     return {module: name for name, module in model.named_modules()}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunetrain.graph.catalog import LAYERS
 from prunetrain.graph.layergraph import Layer
 from prunetrain.graph.signatures import Literal
-from prunetrain.graph.tracing.calls import plain
+from prunetrain.graph.tracing.calls import to_plain_python
 
 _HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -100,4 +100,4 @@ def _constructor_argument(module: nn.Module, name: str, default: object) -> Any:
             return None if size == module.embed_dim else size
         case _, "bias":
             return getattr(module, "bias", None) is not None
-    return plain(getattr(module, name, default))
+    return to_plain_python(getattr(module, name, default))

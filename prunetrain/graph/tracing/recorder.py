@@ -14,20 +14,20 @@ from torch.overrides import TorchFunctionMode
 
 from prunetrain.graph.shapes import layer_shape
 from prunetrain.graph.tracing.calls import (
-    ABOUT_TENSORS,
     CREATED_LIKE,
-    GRADIENT_FREE,
-    GRADIENTS,
+    DATA_DEPENDENT,
+    DETACHING_CALLS,
+    GRADIENT_QUERIES,
     HOOKS,
-    OF_DATA,
+    METADATA_CALLS,
     RANDOM,
-    SIZES,
+    SIZE_CALLS,
     UNINITIALISED,
-    first_in_front,
-    in_place,
+    is_in_place,
+    main_tensor_first,
     short_name,
 )
-from prunetrain.graph.tracing.journal import Asked, Journal, names_of, outputs_of, tensors_in
+from prunetrain.graph.tracing.journal import Journal, RawCall, module_names, outputs_of, tensors_in
 from prunetrain.graph.tracing.layers import LayerCall, depends_on_mode, is_layer, layer_call_of
 from prunetrain.graph.tracing.places import place, place_of_forward
 from prunetrain.graph.tracing.preparing import unmet_precondition
@@ -53,12 +53,12 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, registry: Registry, images: Tensor, random_states: RandomStates, *, training: bool) -> None:
         super().__init__()
-        self._modules = names_of(model)
+        self._modules = module_names(model)
         self._training = training
         self._scopes = [""]  # the modules that are running, by qualified name
         self._registry = registry
         self._journal = Journal(registry.tensors, images)
-        self._before = self._registered()
+        self._before = self._parameters_and_buffers()
         self._random_states = random_states
 
     def __torch_function__(
@@ -66,13 +66,13 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Handle a call: torch calls this in place of every function and method."""
         name = short_name(func)
-        args, kwargs = first_in_front(name, args, kwargs or {})
-        if name in GRADIENTS and len(args) == 1 and self._journal.is_result(args[0]):
-            return self._about_gradients(name, args[0])
-        if name in ABOUT_TENSORS:
-            self._journal.recording.reads_sizes |= name in SIZES
+        args, kwargs = main_tensor_first(name, args, kwargs or {})
+        if name in GRADIENT_QUERIES and len(args) == 1 and self._journal.is_result(args[0]):
+            return self._answer_gradient_query(name, args[0])
+        if name in METADATA_CALLS:
+            self._journal.recording.reads_sizes |= name in SIZE_CALLS
             return func(*args, **kwargs)
-        depends = any(map(self._journal.follows, tensors_in((args, kwargs))))
+        depends = any(map(self._journal.is_traced, tensors_in((args, kwargs))))
         if not depends and name not in UNINITIALISED and name not in RANDOM:
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
@@ -80,12 +80,12 @@ class Recorder(TorchFunctionMode):
             return _constant_like(func, name, *args, **kwargs)
         if name == "__iter__":
             return iter(self.__torch_function__(Tensor.unbind, types, (*args, 0)))
-        counter = self._journal.own(args[0]) if in_place(name) and args else None
+        counter = self._journal.qualified_name(args[0]) if is_in_place(name) and args else None
         if counter is not None and counter.endswith(_COUNTER):
             return args[0]  # BatchNorm counts its batches, and so does the layer in the file
-        asked = Asked(name, args, kwargs, self._place())
-        self._refuse(asked)
-        return self._record(func, asked)
+        raw_call = RawCall(name, args, kwargs, self._place())
+        self._refuse_unsupported(raw_call)
+        return self._record(func, raw_call)
 
     def call_module(self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Handle a call of a module: record a layer as one call, and run and record the forward of any other module."""
@@ -147,17 +147,17 @@ class Recorder(TorchFunctionMode):
         recording.outputs = tuple(self._journal.stand_in(tensor, nowhere) for tensor in found)
         return recording
 
-    def _registered(self) -> dict[tuple[nn.Module, str], Tensor | None]:
+    def _parameters_and_buffers(self) -> dict[tuple[nn.Module, str], Tensor | None]:
         """Return the current parameters and buffers of every module."""
         return {(module, name): own for module in self._modules for name, own in (*module._parameters.items(), *module._buffers.items())}
 
     def _refuse_replaced(self) -> None:
         """Refuse a forward pass that replaced a parameter or buffer, unless by a constant that it caches there."""
-        for (module, attribute), tensor in self._registered().items():
+        for (module, attribute), tensor in self._parameters_and_buffers().items():
             before, scope = self._before.get((module, attribute)), self._modules[module]
             if tensor is before or attribute == _COUNTER:
                 continue
-            computed = tensor is not None and self._journal.follows(tensor)
+            computed = tensor is not None and self._journal.is_traced(tensor)
             if computed or is_layer(module) or (before is not None and self._journal.has_read(before)):
                 own = f"{scope}.{attribute}".lstrip(".")
                 raise place_of_forward(module, scope).error(
@@ -167,29 +167,29 @@ class Recorder(TorchFunctionMode):
     def _place(self) -> Place:
         return place(self._scopes[-1])
 
-    def _refuse(self, asked: Asked) -> None:
-        name, own = asked.name, self._journal.own(asked.first)
-        if name in OF_DATA:
-            raise asked.place.error(
-                f"{OF_DATA[name]} reads the values of a tensor, but a network file runs the same steps for all images: "
+    def _refuse_unsupported(self, raw_call: RawCall) -> None:
+        name, own = raw_call.name, self._journal.qualified_name(raw_call.first)
+        if name in DATA_DEPENDENT:
+            raise raw_call.place.error(
+                f"{DATA_DEPENDENT[name]} reads the values of a tensor, but a network file runs the same steps for all images: "
                 "use tensor operations"
             )
         if name in HOOKS:
-            raise asked.place.error(f"{name} reads or changes gradients, which a network file cannot express: remove it")
-        if own is not None and in_place(name):
-            raise asked.place.error(f"{name} changes self.{own} in place, which a network file cannot express: compute a new tensor")
-        if self._training and name in GRADIENT_FREE and (own is None or asked.args[0].requires_grad):
-            raise asked.place.error(f"{name} stops gradients, which a network file cannot express: remove it")
-        self._refuse_without_gradients(asked.place)
+            raise raw_call.place.error(f"{name} reads or changes gradients, which a network file cannot express: remove it")
+        if own is not None and is_in_place(name):
+            raise raw_call.place.error(f"{name} changes self.{own} in place, which a network file cannot express: compute a new tensor")
+        if self._training and name in DETACHING_CALLS and (own is None or raw_call.args[0].requires_grad):
+            raise raw_call.place.error(f"{name} stops gradients, which a network file cannot express: remove it")
+        self._refuse_without_gradients(raw_call.place)
 
-    def _about_gradients(self, name: str, result: Tensor) -> bool | None:
+    def _answer_gradient_query(self, name: str, result: Tensor) -> bool | None:
         """Answer as a real result would in training, or in evaluation without gradients; tensors without memory do not know."""
-        learns = self._training and self._journal.learns(result)
+        requires_gradient = self._training and self._journal.requires_gradient(result)
         if name == "grad_fn":
-            if learns:
+            if requires_gradient:
                 raise self._place().error("grad_fn reads how a gradient is computed, which a network file cannot express: remove it")
             return None
-        return learns == (name == "requires_grad")
+        return requires_gradient == (name == "requires_grad")
 
     def _refuse_without_gradients(self, here: Place) -> None:
         if self._training and not torch.is_grad_enabled():
@@ -197,20 +197,22 @@ class Recorder(TorchFunctionMode):
                 "runs without gradients in train mode, which a network file cannot express: remove no_grad() or inference_mode()"
             )
 
-    def _record(self, func: Callable[..., Any], asked: Asked) -> Any:
-        call = self._journal.prepare(asked)
-        first = asked.first
+    def _record(self, func: Callable[..., Any], raw_call: RawCall) -> Any:
+        call = self._journal.prepare(raw_call)
+        first = raw_call.first
         before = first._version if first is not None else 0
         try:
-            result = result_without_torch(asked.name, asked.args, asked.kwargs)
+            result = result_without_torch(raw_call.name, raw_call.args, raw_call.kwargs)
             if result is None:
-                result = func(*asked.args, **asked.kwargs)
+                result = func(*raw_call.args, **raw_call.kwargs)
         except (DynamicOutputShapeException, DataDependentOutputException):
-            raise asked.place.error(f"{asked.name} makes a tensor whose shape depends on the values of another: use fixed shapes") from None
-        if first is not None and (asked.name == "__setitem__" or first._version != before):
-            self._journal.write_change(call, first, asked.args[-1])
+            raise raw_call.place.error(
+                f"{raw_call.name} makes a tensor whose shape depends on the values of another: use fixed shapes"
+            ) from None
+        if first is not None and (raw_call.name == "__setitem__" or first._version != before):
+            self._journal.write_change(call, first, raw_call.args[-1])
         else:
-            self._journal.write(call, result, asked)
+            self._journal.write(call, result, raw_call)
         return result
 
     def _record_layer(self, name: str, module: nn.Module, leaf: LayerCall) -> Any:
@@ -226,8 +228,8 @@ class Recorder(TorchFunctionMode):
                 raise here.error(f"{name or 'the network'} does not fit its input: {error}") from None
             made = empty_like_of_shape(leaf.images, shape)
             images = self._journal.stand_in(leaf.images, here)
-            learns = any(parameter.requires_grad for parameter in module.parameters())
-            self._journal.write(Call("module", (Module(name, leaf.layer), images), {}, (), here), made, learns=learns)
+            requires_gradient = any(parameter.requires_grad for parameter in module.parameters())
+            self._journal.write(Call("module", (Module(name, leaf.layer), images), {}, (), here), made, requires_gradient=requires_gradient)
         return (made, None) if leaf.returns_pair else made
 
 

@@ -11,12 +11,12 @@ from prunetrain.graph.free_names import free_name
 from prunetrain.graph.layergraph import Attribute, Declared, GraphError, Layer, check_identifier
 from prunetrain.graph.tracing.records import ModelTensor, Place
 
-_COUNTED = ("running_mean", "running_var", "num_batches_tracked")  # a layer's tensors that have no gradient
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # a layer's tensors that have no gradient
 _DTYPES = {torch.int64: "int64", torch.bool: "bool"}
 
 
 @dataclass
-class _Defined:
+class _DefinedLayer:
     layer: Layer
     position: tuple[int, int]  # of the layer's module in the model, and of the layer among all defined
     tensors: dict[str, Tensor]  # under the layer's own names
@@ -36,14 +36,14 @@ class Registry:
     names: dict[str, str] = field(default_factory=dict)  # name of a tensor in the model -> in the file
     declared: dict[str, Declared] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)  # the values of declared tensors
-    _layers: dict[str, _Defined] = field(default_factory=dict)
+    _layers: dict[str, _DefinedLayer] = field(default_factory=dict)
     _by_content: dict[object, str] = field(default_factory=dict)
-    _taken: dict[str, str] = field(default_factory=dict)  # the model's tensor -> the layer or declared tensor that has it
+    _owners: dict[str, str] = field(default_factory=dict)  # the model's tensor -> the layer or declared tensor that has it
 
     def __post_init__(self) -> None:
         self._first = {id(tensor): name for name, tensor in reversed(list(self.tensors.items()))}  # the first of several names
 
-    def layer(self, layer: Layer, wanted: str, module: str, tensors: Mapping[str, str], place: Place) -> str:
+    def define_layer(self, layer: Layer, wanted: str, module: str, tensors: Mapping[str, str], place: Place) -> str:
         """Return the name of a layer, which is defined the first time.
 
         Args:
@@ -57,16 +57,16 @@ class Registry:
             TraceError: if another layer has one of the tensors.
         """
         tensors = {own: self._first[id(self.tensors[tensor])] for own, tensor in tensors.items()}
-        learning = [self.tensors[tensor].requires_grad for own, tensor in tensors.items() if own not in _COUNTED]
+        learning = [self.tensors[tensor].requires_grad for own, tensor in tensors.items() if own not in _STATISTICS]
         layer = replace(layer, trainable=any(learning) or not learning)
         key = (layer, tuple(sorted(tensors.items())) or module)
         if key in self._by_content:
             return self._by_content[key]
-        name = self._name(wanted, place)
+        name = self._name_in_file(wanted, place)
         for tensor in tensors.values():
-            self._take(tensor, name, place)
+            self._claim_tensor(tensor, name, place)
         defined = {own: self.tensors[tensor] for own, tensor in tensors.items()}
-        self._layers[name] = _Defined(replace(layer, name=name), (self.modules[module], len(self._layers)), defined)
+        self._layers[name] = _DefinedLayer(replace(layer, name=name), (self.modules[module], len(self._layers)), defined)
         self._by_content[key] = name
         self.names |= {tensor: f"{name}.{own}" for own, tensor in tensors.items()}
         return name
@@ -75,15 +75,15 @@ class Registry:
         """Give a layer a tensor that the model does not have."""
         self._layers[layer].tensors.setdefault(own, tensor)
 
-    def own(self, tensor: str, place: Place) -> Attribute:
+    def declare_tensor(self, tensor: str, place: Place) -> Attribute:
         """Declare one of the model's tensors, unless it is declared already, and return it."""
         tensor = self._first[id(self.tensors[tensor])]
         if tensor in self._by_content:
             return Attribute(self._by_content[tensor])
         value = self.tensors[tensor]
         is_parameter = isinstance(value, torch.nn.Parameter)
-        name = self._name(tensor, place)
-        self._take(tensor, name, place)
+        name = self._name_in_file(tensor, place)
+        self._claim_tensor(tensor, name, place)
         role, trainable = "parameter" if is_parameter else "buffer", value.requires_grad or not is_parameter
         self._declare(Declared(name, tuple(value.shape), role, _dtype(value, place), trainable=trainable), value)
         self.names[tensor] = name
@@ -98,7 +98,7 @@ class Registry:
         """Whether one of the model's tensors is declared already."""
         return isinstance(tensor, ModelTensor) and self._first[id(self.tensors[tensor.name])] in self._by_content
 
-    def constant(self, value: Tensor, place: Place, *, positions: bool = False) -> Attribute:
+    def declare_constant(self, value: Tensor, place: Place, *, positions: bool = False) -> Attribute:
         """Declare a constant as a buffer and return it; as positions if they are wanted and it is a list of them."""
         scope = place.scope + "." if place.scope else ""
         positions = positions and value.dtype == torch.int64 and value.ndim == 1 and bool((value >= 0).all())
@@ -107,7 +107,7 @@ class Registry:
             same = (wanted, tensor.dtype, tensor.shape) == (self._by_content.get(("constant", name)), value.dtype, value.shape)
             if same and torch.equal(tensor, value):
                 return Attribute(name)
-        name = self._name(wanted, place)
+        name = self._name_in_file(wanted, place)
         made = Declared(name, tuple(value.shape), "buffer", _dtype(value, place))
         self._declare(Declared.index(name, tuple(value.tolist())) if positions else made, value)
         self._by_content["constant", name] = wanted
@@ -117,7 +117,7 @@ class Registry:
         """Return the shape of a declared tensor."""
         return self.declared[name].shape
 
-    def defined(self, name: str) -> Layer:
+    def layer_named(self, name: str) -> Layer:
         """Return a layer by its name."""
         return self._layers[name].layer
 
@@ -137,14 +137,14 @@ class Registry:
         self.declared[tensor.name] = tensor
         self.values[tensor.name] = value
 
-    def _take(self, tensor: str, name: str, place: Place) -> None:
-        other = self._taken.setdefault(tensor, name)
+    def _claim_tensor(self, tensor: str, name: str, place: Place) -> None:
+        other = self._owners.setdefault(tensor, name)
         if other != name:
             raise place.error(
                 f"{tensor} would belong to both self.{other} and self.{name}: let one module own it, and call that module twice"
             )
 
-    def _name(self, qualified: str, place: Place) -> str:
+    def _name_in_file(self, qualified: str, place: Place) -> str:
         """Return the name in the network file for a name in the model: layer1_0_conv1 for `layer1.0.conv1`.
 
         Raises:

@@ -122,7 +122,7 @@ def _sizes(build: Builder, sizes: list[Pair]) -> tuple[Any, ...]:
     of_batch = [number for number, (one, two) in enumerate(sizes) if one != two]
     written: list[Any] = [one for one, _ in sizes]
     for number in of_batch[:-1]:
-        written[number] = build.rows(sizes[number])
+        written[number] = build.batch_dependent_size(sizes[number])
     if of_batch:
         written[of_batch[-1]] = -1
     return tuple(written)
@@ -181,7 +181,7 @@ def broadcast(build: Builder, tensor: Tensor, wanted: list[Pair]) -> Tensor:
         if one == two and number >= fresh:
             sizes.append(-1)
         else:
-            sizes.append(two[0] if two[0] == two[1] else build.rows(two))
+            sizes.append(two[0] if two[0] == two[1] else build.batch_dependent_size(two))
     return build.add("torch.broadcast_to", input=tensor, size=tuple(sizes))
 
 

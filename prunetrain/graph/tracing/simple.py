@@ -6,7 +6,7 @@ from typing import Any, Final
 import torch
 
 from prunetrain.graph.layergraph import Attribute, Value
-from prunetrain.graph.tracing.builder import Builder, Made, Unsaid
+from prunetrain.graph.tracing.builder import Builder, ConvertedResult, UnsupportedResult
 from prunetrain.graph.tracing.calls import CONVERSIONS, arguments
 from prunetrain.graph.tracing.records import Call
 
@@ -138,9 +138,9 @@ def _pair(value: Any) -> Any:
     return (value, value) if isinstance(value, int) else value[:1] * 2 if len(value) == 1 else value
 
 
-def same(build: Builder, call: Call) -> Made:
+def same(build: Builder, call: Call) -> ConvertedResult:
     """A function that returns what it reads: contiguous, clone, and conversions to the type that a tensor already has."""
-    return build.made(call.arguments[0])
+    return build.converted(call.arguments[0])
 
 
 def hardtanh(build: Builder, call: Call) -> Value:
@@ -183,7 +183,7 @@ def pool1d(build: Builder, call: Call) -> Value:
     return build.add("torch.squeeze", input=build.add(target, input=wide, **options), dim=-2)
 
 
-def variance(build: Builder, call: Call) -> "Made | tuple[Made, ...]":
+def variance(build: Builder, call: Call) -> "ConvertedResult | tuple[ConvertedResult, ...]":
     """torch.var and torch.std. The mean of var_mean and std_mean differs from torch.mean in its last bits: not supported."""
     given = arguments(call, "input dim unbiased keepdim correction")
     image, keepdim = build.tensor(given["input"]), given.get("keepdim", False)
@@ -195,7 +195,7 @@ def variance(build: Builder, call: Call) -> "Made | tuple[Made, ...]":
     correction = int(given.get("unbiased", True)) if correction is None else correction
     name, _, mean = call.name.partition("_")
     spread = build.add(f"torch.{name}", input=image, dim=dims, correction=correction, keepdim=keepdim)
-    return (spread, Unsaid(f"is the mean of {call.name}: use torch.mean")) if mean else spread
+    return (spread, UnsupportedResult(f"is the mean of {call.name}: use torch.mean")) if mean else spread
 
 
 def norm(build: Builder, call: Call) -> Value:
@@ -221,7 +221,7 @@ def attention(build: Builder, call: Call) -> Value:
     return build.add("F.scaled_dot_product_attention", **tensors, **given)
 
 
-def dropout(build: Builder, call: Call) -> Made:
+def dropout(build: Builder, call: Call) -> ConvertedResult:
     """Dropout: its input if it is off, else a step with training=True; `merge` finds out whether it follows the mode."""
     given = arguments(call, "input p training inplace")
     image = build.tensor(given["input"])
@@ -231,9 +231,9 @@ def dropout(build: Builder, call: Call) -> Made:
     return build.add(f"F.{name}", input=image, p=given.get("p", 0.5), training=True)
 
 
-def empty(build: Builder, call: Call) -> Made:
+def empty(build: Builder, call: Call) -> ConvertedResult:
     """A tensor without values yet."""
-    return Unsaid("was made with empty() and never filled")
+    return UnsupportedResult("was made with empty() and never filled")
 
 
 SIMPLE = {

@@ -23,7 +23,7 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, *, buffers: bool = False) -> None:
         self._model = model
-        self._before = [(module, _copied(module.__dict__)) for module in model.modules()]
+        self._before = [(module, _copy_container(module.__dict__)) for module in model.modules()]
         own_train = any(map(_has_own_train, model.modules()))
         tensors = [*(model.parameters() if own_train else ()), *(model.buffers() if own_train or buffers else ())]
         self._tensors = [(tensor, tensor.detach().clone(), tensor.requires_grad) for tensor in tensors]
@@ -40,9 +40,9 @@ class Snapshot:
             yield
         finally:
             for module, attributes in self._before:
-                _put_back(module.__dict__, attributes)
+                _restore_container(module.__dict__, attributes)
             for tensor, numbers, requires_grad in self._tensors:
-                _put_numbers_back_(tensor, numbers, requires_grad)
+                _restore_tensor_(tensor, numbers, requires_grad)
 
     def _switch(self, training: bool) -> None:
         try:
@@ -56,7 +56,7 @@ def _has_own_train(module: nn.Module) -> bool:
     return type(module).train is not nn.Module.train or "train" in vars(module)
 
 
-def _put_numbers_back_(tensor: Tensor, numbers: Tensor, requires_grad: bool) -> None:
+def _restore_tensor_(tensor: Tensor, numbers: Tensor, requires_grad: bool) -> None:
     if tensor.requires_grad != requires_grad:
         tensor.requires_grad_(requires_grad)
     if not tensor.is_meta and not torch.equal(tensor, numbers):
@@ -64,20 +64,20 @@ def _put_numbers_back_(tensor: Tensor, numbers: Tensor, requires_grad: bool) -> 
             tensor.copy_(numbers)
 
 
-def _copied(value: Any) -> Any:
+def _copy_container(value: Any) -> Any:
     """Return a container and its content, or any other value and None."""
     if type(value) in (dict, OrderedDict):
-        return value, {key: _copied(item) for key, item in value.items()}
+        return value, {key: _copy_container(item) for key, item in value.items()}
     return (value, list(value)) if type(value) in (list, set) else (value, None)
 
 
-def _put_back(container: Any, before: Any) -> None:
+def _restore_container(container: Any, before: Any) -> None:
     _, content = before
     container.clear()
     if isinstance(container, dict):
         for key, (item, inside) in content.items():
             container[key] = item
             if inside is not None and (inside or item):  # most are the empty dicts of hooks
-                _put_back(item, (item, inside))
+                _restore_container(item, (item, inside))
     else:
         (container.update if isinstance(container, set) else container.extend)(content)
