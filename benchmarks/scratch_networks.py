@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from prunetrain.graph.load import instantiate, read_source
-from prunetrain.zoo.init import he_normal_
+from prunetrain.zoo.initialization import he_normal_
 from prunetrain.zoo.resnet import ResNet, ResNet20
 
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from prunetrain.zoo.init import he_normal_
+from prunetrain.zoo.initialization import he_normal_
 from prunetrain.zoo.resnet import ResNet
 
 

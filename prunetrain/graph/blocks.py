@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from prunetrain.graph.layergraph import TRAINING, LayerGraph, Step
 
 # Functions that prepare the input of the next layer, and so belong to its block.
-_OPENING = frozenset({"F.adaptive_avg_pool2d", "torch.mean", "torch.flatten", "torch.index_select", "[:]", "[]"})
+_BLOCK_OPENERS = frozenset({"F.adaptive_avg_pool2d", "torch.mean", "torch.flatten", "torch.index_select", "[:]", "[]"})
 
 
 def block_of(name: str) -> str:
@@ -41,14 +41,16 @@ def blocks_of(graph: LayerGraph, lines: Sequence[Sequence[int]]) -> list[str]:
     """
     own: list[str | None] = []
     for line in lines:
-        found = [block for number in line for block in _named(graph, graph.steps[number])]
+        found = [block for number in line for block in _blocks_of_step(graph, graph.steps[number])]
         own.append(found[0] if found else None)
     in_training_only = [line[0] in graph.in_training_only for line in lines]
     blocks: list[str] = []
     for number, block in enumerate(own):
         following = next((b for b in own[number:] if b is not None), "")
         previous = blocks[-1] if blocks else following
-        opens = graph.steps[lines[number][0]].target in _OPENING or (number and in_training_only[number] > in_training_only[number - 1])
+        opens = graph.steps[lines[number][0]].target in _BLOCK_OPENERS or (
+            number and in_training_only[number] > in_training_only[number - 1]
+        )
         if block is not None:
             inside = previous and block.startswith(previous + ".")
             blocks.append(previous if inside else block)
@@ -60,7 +62,7 @@ def blocks_of(graph: LayerGraph, lines: Sequence[Sequence[int]]) -> list[str]:
     return blocks
 
 
-def _named(graph: LayerGraph, step: Step) -> list[str]:
+def _blocks_of_step(graph: LayerGraph, step: Step) -> list[str]:
     """Return the block of the layer that a step calls, or the blocks of the tensors that it reads."""
     if step.layer is not None:
         return [block_of(step.layer)]

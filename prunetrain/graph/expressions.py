@@ -25,9 +25,9 @@ def expression(steps: Sequence[Step], kinds: Sequence[str | None], name_of: Call
     for _, run in groupby(range(len(steps)), key=lambda number: _bracket(steps, number)):
         together = [steps[number] for number in run]
         first = together[0]
-        inner = None if position == 0 else f"({text})" if is_operator and _binds(first) else text
+        inner = None if position == 0 else f"({text})" if is_operator and _needs_parentheses(first) else text
         if first.target in ("[:]", "[]"):
-            text = (_written(first["input"], name_of) if inner is None else inner) + _subscript(together)
+            text = (_argument_text(first["input"], name_of) if inner is None else inner) + _subscript(together)
         else:
             text = _call(first, kinds[position], inner, name_of)
         is_operator = first.target in OPERATORS
@@ -35,7 +35,7 @@ def expression(steps: Sequence[Step], kinds: Sequence[str | None], name_of: Call
     return text
 
 
-def _binds(step: Step) -> bool:
+def _needs_parentheses(step: Step) -> bool:
     """Whether an operator inside the step needs parentheses."""
     return step.target in OPERATORS or step.target in ("[:]", "[]")
 
@@ -76,13 +76,13 @@ def _slice(step: Step) -> str:
 
 
 def _call(step: Step, kind: str | None, inner: str | None, name_of: Callable[[Value], str]) -> str:
-    written = [(name, inner if inner is not None and isinstance(a, Value) else _written(a, name_of)) for name, a in _arguments(step)]
+    written = [(name, inner if inner is not None and isinstance(a, Value) else _argument_text(a, name_of)) for name, a in _arguments(step)]
     if step.target in OPERATORS:
         return f" {step.target} ".join(text for _, text in written)
     if kind is not None and LAYERS[kind].call != PLAIN_CALL:
         return LAYERS[kind].call.format(name=step.target, input=written[0][1])
     if step.target == "torch.einsum":  # takes its operands one by one
-        written[1] = ("operands", ", ".join(_written(operand, name_of) for operand in step["operands"]))
+        written[1] = ("operands", ", ".join(_argument_text(operand, name_of) for operand in step["operands"]))
     signature = signature_of(step.target)
     return f"{step.target}({join_arguments(written, signature.names()[: signature.positional])})"
 
@@ -95,7 +95,7 @@ def _arguments(step: Step) -> list[tuple[str, Argument]]:
     return arguments
 
 
-def _written(argument: Argument, name_of: Callable[[Value], str]) -> str:
+def _argument_text(argument: Argument, name_of: Callable[[Value], str]) -> str:
     match argument:
         case Value():
             return name_of(argument)
@@ -104,7 +104,7 @@ def _written(argument: Argument, name_of: Callable[[Value], str]) -> str:
         case BatchSize(value):
             return f"{name_of(value)}.shape[0]"
         case tuple() if not is_literal(argument):
-            return _tuple([_written(item, name_of) for item in argument])
+            return _tuple([_argument_text(item, name_of) for item in argument])
     return literal(argument)
 
 

@@ -133,7 +133,7 @@ def _sizes(sizes: tuple[object, ...], shape_of: ShapeOf) -> list[int]:
     return [shape_of(size.value)[0] if isinstance(size, BatchSize) else size for size in sizes]  # type: ignore[misc]
 
 
-def _filled(sizes: list[int], total: int) -> Shape:
+def _infer_missing_size(sizes: list[int], total: int) -> Shape:
     """Return sizes with -1 filled in, so that they hold `total` elements."""
     if sizes.count(-1) > 1:
         raise ValueError("only one size can be -1")
@@ -148,11 +148,11 @@ def _filled(sizes: list[int], total: int) -> Shape:
 def _unflatten(step: Step, shape_of: ShapeOf) -> Shape:
     shape = shape_of(step["input"])
     dim = _dim(step["dim"], len(shape))
-    return *shape[:dim], *_filled(_sizes(step["sizes"], shape_of), shape[dim]), *shape[dim + 1 :]
+    return *shape[:dim], *_infer_missing_size(_sizes(step["sizes"], shape_of), shape[dim]), *shape[dim + 1 :]
 
 
 def _reshape(step: Step, shape_of: ShapeOf) -> Shape:
-    return _filled(_sizes(step["shape"], shape_of), prod(shape_of(step["input"])))
+    return _infer_missing_size(_sizes(step["shape"], shape_of), prod(shape_of(step["input"])))
 
 
 def _broadcast_to(step: Step, shape_of: ShapeOf) -> Shape:

@@ -18,7 +18,7 @@ from prunetrain.graph.local_names import MAIN, LocalNames
 _WRAPPING = frozenset({Family.ELEMENTWISE, Family.RANDOM, Family.NORMALIZE})
 _WRAPPING_LAYERS = frozenset({"BatchNorm1d", "BatchNorm2d", "GroupNorm", "InstanceNorm2d", "LayerNorm", "PReLU", "RMSNorm"})
 _SELECTIONS = frozenset({"[:]", "[]", "torch.index_select"})  # select part of x: a layer that reads the part wraps it
-_LONGEST = 4  # calls on a line, such as conv, normalisation, activation, dropout
+_MAX_CALLS_PER_LINE = 4  # calls on a line, such as conv, normalisation, activation, dropout
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def layout(graph: LayerGraph) -> list[Statement]:
     for number, (line, block) in enumerate(zip(lines, blocks, strict=True)):
         value, in_training = Value(line[-1] + 1), line[-1] in graph.in_training_only
         steps = [graph.steps[step] for step in line]
-        aside, target = names.begin(number, value)
+        aside, target = names.for_line(number, value)
         code = expression(steps, [layers[step.layer].kind if step.layer else None for step in steps], names.of)
         if aside:
             statements.append(Statement(block, aside, f"{aside} = {MAIN}"))
@@ -64,9 +64,9 @@ def layout(graph: LayerGraph) -> list[Statement]:
 
 def _deletions(names: LocalNames, line: int, statement: Statement, *, ends: bool) -> list[Statement]:
     """Return a `del` of names not read after a line. Names of both modes are deleted in both, when the part for train mode `ends`."""
-    dead = [(names.dead_after(line, in_training=True), True)] if statement.in_training else []
+    dead = [(names.release_names_after(line, in_training=True), True)] if statement.in_training else []
     if ends or not statement.in_training:
-        dead.append((names.dead_after(line, in_training=False, main=statement.target != MAIN), False))
+        dead.append((names.release_names_after(line, in_training=False, main=statement.target != MAIN), False))
     return [Statement(statement.block, "", f"del {', '.join(found)}", in_training=mode) for found, mode in dead if found]
 
 
@@ -93,7 +93,7 @@ def _lines(graph: LayerGraph, layers: dict[str, Layer]) -> list[list[int]]:
     for number, step in enumerate(graph.steps):
         before = Value(number)
         alone = uses[before] == [number] and before not in graph.outputs and step.operands() == step.inputs() == (before,)
-        if alone and lines and len(lines[-1]) < _LONGEST and _wraps(graph, layers, step, lines[-1]):
+        if alone and lines and len(lines[-1]) < _MAX_CALLS_PER_LINE and _wraps(graph, layers, step, lines[-1]):
             lines[-1].append(number)
         else:
             lines.append([number])

@@ -17,14 +17,14 @@ from prunetrain.graph.free_names import free_name
 from prunetrain.graph.layergraph import Attribute, LayerGraph, Step, Value
 
 MAIN = "x"
-_READ_BY = {"+": "shortcut", "*": "gate", "torch.index_add": "shortcut", "torch.cat": "branch", "torch.stack": "branch"}
-_CONSTANT_READ_BY = {"+": "bias", "*": "scale"}
-_READ_AS = {"query": "query", "key": "key", "value": "value", "attn_mask": "mask", "weight": "weight", "bias": "bias"}
+_NAME_BY_READER = {"+": "shortcut", "*": "gate", "torch.index_add": "shortcut", "torch.cat": "branch", "torch.stack": "branch"}
+_CONSTANT_NAME_BY_READER = {"+": "bias", "*": "scale"}
+_NAME_BY_ARGUMENT = {"query": "query", "key": "key", "value": "value", "attn_mask": "mask", "weight": "weight", "bias": "bias"}
 _SIDES = {"input": "left", "other": "right"}  # of a matrix product
 _PARTS = ("query", "key", "value")  # the inputs of attention, if all three are slices of one tensor
 
 
-class Path(Enum):
+class DataPath(Enum):
     """What a line of `forward` belongs to."""
 
     MAIN = "what both modes compute from the images"
@@ -32,7 +32,7 @@ class Path(Enum):
     TRAINING = "what runs in train mode only"
 
 
-def paths_of(graph: LayerGraph) -> list[Path]:
+def paths_of(graph: LayerGraph) -> list[DataPath]:
     """Return the path of every step."""
     constant: set[Value] = set()
     paths = []
@@ -40,7 +40,7 @@ def paths_of(graph: LayerGraph) -> list[Path]:
         if set(_contents(step)) <= constant:
             constant.add(Value(number + 1))
         is_constant = Value(number + 1) in constant
-        paths.append(Path.TRAINING if number in graph.in_training_only else Path.CONSTANT if is_constant else Path.MAIN)
+        paths.append(DataPath.TRAINING if number in graph.in_training_only else DataPath.CONSTANT if is_constant else DataPath.MAIN)
     return paths
 
 
@@ -58,12 +58,12 @@ class LocalNames:
         self._paths = paths_of(graph)
         self._line_of = {step: number for number, line in enumerate(lines) for step in line}
         self._blocks = blocks
-        main = [number for number, line in enumerate(lines) if self._paths[line[-1]] is Path.MAIN]
+        main = [number for number, line in enumerate(lines) if self._paths[line[-1]] is DataPath.MAIN]
         self._reads = [{value for step in line for value in graph.steps[step].inputs()} for line in lines]
         self._read_next = {number: self._reads[following] for number, following in pairwise(main)}
         self._last_use = {value: self._line_of[readers[-1]] if readers else -1 for value, readers in self._uses.items()}
         self._last_use |= dict.fromkeys(graph.outputs, len(lines))
-        self._leads_to = _leads_to(graph)
+        self._auxiliary_output_of = _auxiliary_output_of(graph)
         self._names: dict[Value, str] = {Value(0): MAIN}
         self._in_training_only: set[str] = set()  # names that eval mode does not have
 
@@ -71,11 +71,11 @@ class LocalNames:
         """Return the current name of a value."""
         return self._names[value]
 
-    def begin(self, line: int, result: Value) -> tuple[str, str]:
+    def for_line(self, line: int, result: Value) -> tuple[str, str]:
         """Return the name under which `x` is set aside before a line ("" if it is not), and the name of the line's result."""
-        if self._paths[result.index - 1] is not Path.MAIN:
+        if self._paths[result.index - 1] is not DataPath.MAIN:
             return "", self._free_name(result, line + 1)
-        if self._passes_name_on(line, result):
+        if self._keeps_name(line, result):
             (value,) = self._reads[line]
             return "", self._names[value]
         if line in self._read_next and result not in self._read_next[line]:
@@ -85,7 +85,7 @@ class LocalNames:
             return "", MAIN
         return self._free_name(holder, line), MAIN  # set aside before the line runs, so the names that the line reads are taken too
 
-    def _passes_name_on(self, line: int, result: Value) -> bool:
+    def _keeps_name(self, line: int, result: Value) -> bool:
         """Whether a line changes a value that has a name of its own: `query = torch.transpose(query, 1, 2)`."""
         if len(self._reads[line]) != 1:
             return False
@@ -101,10 +101,10 @@ class LocalNames:
         """Give a name to a value, and take it from any other value."""
         self._names = {v: n for v, n in self._names.items() if n != name} | {value: name}
         self._in_training_only.discard(name)
-        if self._path(value) is Path.TRAINING:
+        if self._path(value) is DataPath.TRAINING:
             self._in_training_only.add(name)
 
-    def dead_after(self, line: int, *, in_training: bool, main: bool = False) -> list[str]:
+    def release_names_after(self, line: int, *, in_training: bool, main: bool = False) -> list[str]:
         """Free and return the names that nothing reads after a line.
 
         Args:
@@ -117,26 +117,26 @@ class LocalNames:
 
     def _free_name(self, value: Value, first_line_taken: int) -> str:
         taken = {name for v, name in self._names.items() if self._last_use[v] >= first_line_taken}
-        if self._path(value) is Path.TRAINING:  # must not touch what eval mode has
+        if self._path(value) is DataPath.TRAINING:  # must not touch what eval mode has
             taken |= set(self._names.values()) - self._in_training_only
         return free_name(self._base(value), taken)
 
-    def _path(self, value: Value) -> Path:
-        return self._paths[value.index - 1] if value.index else Path.MAIN
+    def _path(self, value: Value) -> DataPath:
+        return self._paths[value.index - 1] if value.index else DataPath.MAIN
 
     def _base(self, value: Value) -> str:
         """Return a value's name if it is free: after the step that reads it last, or, for an output, after what made it."""
-        value = self._leads_to.get(value, value)
-        constant = self._path(value) is Path.CONSTANT
+        value = self._auxiliary_output_of.get(value, value)
+        constant = self._path(value) is DataPath.CONSTANT
         while value not in self._graph.outputs:
             reader = self._graph.steps[self._uses[value][-1]]
-            words = _CONSTANT_READ_BY if constant else _READ_BY
+            words = _CONSTANT_NAME_BY_READER if constant else _NAME_BY_READER
             passes_on = len(self._uses[value]) == 1 and reader.layer is None and reader.operands() == (value,)
-            if not passes_on and not (constant and self._path(Value(self._uses[value][-1] + 1)) is Path.CONSTANT):
+            if not passes_on and not (constant and self._path(Value(self._uses[value][-1] + 1)) is DataPath.CONSTANT):
                 word = words.get(reader.target) or self._part(value, reader) or _role(reader, value)
-                return word or (self._made_of(value) if constant else "inputs" if len(self._uses[value]) > 1 else "branch")
+                return word or (self._source_tensor_name(value) if constant else "inputs" if len(self._uses[value]) > 1 else "branch")
             value = Value(self._uses[value][-1] + 1)
-        return self._maker(value)
+        return self._producer_name(value)
 
     def _part(self, value: Value, reader: Step) -> str:
         """Return "query", "key" or "value" for a factor of a matrix product that is one of three parts of a tensor, else ""."""
@@ -151,7 +151,7 @@ class LocalNames:
             value = source
         return ""
 
-    def _maker(self, value: Value) -> str:
+    def _producer_name(self, value: Value) -> str:
         """Return the block, or else the layer, that made a value; if no layer did, the one that made its input."""
         while value.index:
             line = self._line_of[value.index - 1]
@@ -161,7 +161,7 @@ class LocalNames:
             value = next(iter(self._graph.steps[value.index - 1].inputs()), Value(0))
         return "inputs"
 
-    def _made_of(self, value: Value) -> str:
+    def _source_tensor_name(self, value: Value) -> str:
         """Return the name of the first declared tensor that a constant is made of, without its block."""
         operand: Value | Attribute = value
         while isinstance(operand, Value):
@@ -174,11 +174,11 @@ def _role(reader: Step, value: Value) -> str:
     """Return the role of a value in the function that reads it, or "" if there is no word for it."""
     for name, argument in reader.arguments:
         if argument == value:
-            return _SIDES.get(name, "") if reader.target == "@" else _READ_AS.get(name, "")
+            return _SIDES.get(name, "") if reader.target == "@" else _NAME_BY_ARGUMENT.get(name, "")
     return ""
 
 
-def _leads_to(graph: LayerGraph) -> dict[Value, Value]:
+def _auxiliary_output_of(graph: LayerGraph) -> dict[Value, Value]:
     """Map every result that only train mode has to the first auxiliary output that needs it."""
     found: dict[Value, Value] = {}
     for output in sorted(graph.auxiliary):

@@ -9,18 +9,20 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.shapes import infer_shapes
 
-_BYTES: Final = {"float32": 4, "int64": 8, "bool": 1}
-_NUMBER: Final = 4  # bytes of a float32
+_DTYPE_BYTES: Final = {"float32": 4, "int64": 8, "bool": 1}
+_FLOAT32_BYTES: Final = 4  # bytes of a float32
 _STATISTICS: Final = ("BatchNorm1d", "BatchNorm2d", "InstanceNorm2d")
 
 
 def state_bytes(graph: LayerGraph) -> int:
     """Return the size of a network's parameters and buffers in bytes."""
-    declared = sum(prod(tensor.shape) * _BYTES[tensor.dtype] for tensor in graph.declared if tensor.role != "parameter")
+    declared = sum(prod(tensor.shape) * _DTYPE_BYTES[tensor.dtype] for tensor in graph.declared if tensor.role != "parameter")
     statistics = sum(
-        2 * layer["num_features"] * _NUMBER + 8 for layer in graph.layers if layer.kind in _STATISTICS and layer["track_running_stats"]
+        2 * layer["num_features"] * _FLOAT32_BYTES + 8
+        for layer in graph.layers
+        if layer.kind in _STATISTICS and layer["track_running_stats"]
     )
-    return costs(graph).params * _NUMBER + declared + int(statistics)
+    return costs(graph).params * _FLOAT32_BYTES + declared + int(statistics)
 
 
 def check_state_fits(graph: LayerGraph, filename: str) -> None:
@@ -44,7 +46,7 @@ def check_results_fit(graph: LayerGraph, filename: str, images: int) -> None:
     Raises:
         NetworkFileError: if one is larger.
     """
-    needed = max(prod(shape) for shape in infer_shapes(graph, images)) * _NUMBER
+    needed = max(prod(shape) for shape in infer_shapes(graph, images)) * _FLOAT32_BYTES
     if needed > (available := available_memory()):
         where = f"for a batch of {images:,} images" if images > 1 else "for one image"
         raise NetworkFileError(

@@ -6,7 +6,7 @@ from typing import Final
 
 from prunetrain.graph.catalog import LAYERS
 from prunetrain.graph.layergraph import DTYPES, FROZEN, Declared, GraphError, Layer, check_identifier
-from prunetrain.graph.parse_source import Source, shown
+from prunetrain.graph.parse_source import Source, code_excerpt
 
 MOST_POSITIONS: Final = 1_000_000  # of an index
 _DECLARATIONS: Final = (
@@ -39,7 +39,7 @@ class Definitions:
                 case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self"), attr=name)], value=ast.Call() as call):
                     self._define(statement, name, call)
                 case _:
-                    fail(statement, f"__init__ may only define layers, not: {shown(statement)}")
+                    fail(statement, f"__init__ may only define layers, not: {code_excerpt(statement)}")
 
     def _define(self, statement: ast.stmt, name: str, whole: ast.Call) -> None:
         if name in self.lines:
@@ -58,7 +58,7 @@ class Definitions:
                     literals = {argument: self._source.literal(node) for argument, node in arguments}
                     self.layers[name] = replace(Layer.make(name, kind, **literals), trainable=call is whole)
                 case _:
-                    self._source.fail(statement, f"not a layer that prunetrain knows: {shown(whole)}")
+                    self._source.fail(statement, f"not a layer that prunetrain knows: {code_excerpt(whole)}")
         except GraphError as error:
             self._source.fail(statement, str(error))
         except ValueError as error:
@@ -77,7 +77,7 @@ class Definitions:
                 return Declared(name, (), kind.lower(), self._dtype(keywords), trainable=trainable)
             case "torch.zeros", [_, *_] as sizes, keywords if plain:
                 return Declared(name, self._source.integers(sizes), kind.lower(), self._dtype(keywords), trainable=trainable)
-        self._source.fail(call, f"a tensor is declared as {_DECLARATIONS}, not {shown(call)}")
+        self._source.fail(call, f"a tensor is declared as {_DECLARATIONS}, not {code_excerpt(call)}")
 
     def _dtype(self, keywords: list[ast.keyword]) -> str:
         for keyword in keywords:
@@ -86,7 +86,7 @@ class Definitions:
                     if len(keywords) == 1:
                         return dtype
             names = ", ".join(f"torch.{name}" for name in DTYPES)
-            self._source.fail(keyword.value, f"torch.zeros takes sizes and a dtype ({names}), not {shown(keyword)}")
+            self._source.fail(keyword.value, f"torch.zeros takes sizes and a dtype ({names}), not {code_excerpt(keyword)}")
         return "float32"
 
 

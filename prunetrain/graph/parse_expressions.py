@@ -9,7 +9,7 @@ from prunetrain.graph.expressions import PLAIN_CALL
 from prunetrain.graph.functions import FUNCTIONS, OPERATORS
 from prunetrain.graph.layergraph import TRAINING, Argument, Attribute, BatchSize, Step, Value, signature_of
 from prunetrain.graph.parse_definitions import Definitions
-from prunetrain.graph.parse_source import Source, shown
+from prunetrain.graph.parse_source import Source, code_excerpt
 from prunetrain.graph.signatures import Kind
 
 _OPERATOR_OF: Final = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.MatMult: "@"}
@@ -52,7 +52,7 @@ class Expressions:
                 return self._step(node, f"self.{name}", iter([("input", self._argument(input))]))
             case ast.Subscript():
                 return self._subscript(node)
-        self._source.fail(node, f"not a layer or function that prunetrain knows: {shown(node)}")
+        self._source.fail(node, f"not a layer or function that prunetrain knows: {code_excerpt(node)}")
 
     def _call_of(self, name: str) -> str | None:
         """Return how a layer is called, or None if there is no such layer."""
@@ -112,7 +112,7 @@ class Expressions:
         marked = [position for position, item in enumerate(items) if not _is_bare(item)] or ([0] if from_end else [len(items) - 1])
         together = not from_end and all(isinstance(item, ast.Slice) for item in items)
         if not items or (len(marked) > 1 and not together):
-            self._source.fail(node, f"expected slices or one index, not {shown(node)}")
+            self._source.fail(node, f"expected slices or one index, not {code_excerpt(node)}")
         value = self._argument(node.value)
         for position in marked:
             arguments: dict[str, Argument] = {"input": value, "dim": position - len(items) * from_end}

@@ -12,7 +12,7 @@ from typing import NoReturn
 from prunetrain.graph.catalog import FILE_NAMES
 from prunetrain.graph.layergraph import Value
 from prunetrain.graph.parse_expressions import Expressions
-from prunetrain.graph.parse_source import Source, shown
+from prunetrain.graph.parse_source import Source, code_excerpt
 
 INPUT_NAME = "x"
 
@@ -85,7 +85,7 @@ class Forward:
                 self._refuse(statement)
 
     def _refuse(self, statement: ast.stmt) -> NoReturn:
-        self._source.fail(statement, f"forward may only call layers and functions, line by line, not: {shown(statement)}")
+        self._source.fail(statement, f"forward may only call layers and functions, line by line, not: {code_excerpt(statement)}")
 
     def _value(self, expression: ast.expr, *, in_training: bool) -> Value:
         self._expressions.names = ChainMap(self._in_training, self._names) if in_training else self._names

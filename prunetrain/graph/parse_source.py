@@ -55,11 +55,11 @@ class Source:
         try:
             value = ast.literal_eval(node)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            self.fail(node, f"expected a literal, not {shown(node)}")
+            self.fail(node, f"expected a literal, not {code_excerpt(node)}")
         if not isinstance(value, (int, float, bool, str, tuple, type(None))):
-            self.fail(node, f"expected a number, string or tuple, not {shown(node)}")
+            self.fail(node, f"expected a number, string or tuple, not {code_excerpt(node)}")
         if any(isinstance(number, int) and abs(number) > LARGEST for number in _flat(value)):
-            self.fail(node, f"a number beyond 32 bits: {shown(node)}")
+            self.fail(node, f"a number beyond 32 bits: {code_excerpt(node)}")
         return value
 
     def integers(self, nodes: Iterable[ast.expr]) -> tuple[int, ...]:
@@ -72,7 +72,7 @@ class Source:
         for node in nodes:
             value = self.literal(node)
             if not isinstance(value, int) or not is_integer(value):
-                self.fail(node, f"expected a whole number, not {shown(node)}")
+                self.fail(node, f"expected a whole number, not {code_excerpt(node)}")
             found.append(value)
         return tuple(found)
 
@@ -83,11 +83,11 @@ class Source:
             NetworkFileError: for arguments that are too many, unknown or repeated.
         """
         if len(call.args) > len(names):
-            self.fail(call, f"too many arguments: {shown(call)}")
+            self.fail(call, f"too many arguments: {code_excerpt(call)}")
         given = [*zip(names, call.args, strict=False), *((keyword.arg or "**", keyword.value) for keyword in call.keywords)]
         for name, _ in given:
             if [n for n, _ in given].count(name) > 1 or name not in names:
-                self.fail(call, f"unknown or repeated argument {name!r}: {shown(call)}")
+                self.fail(call, f"unknown or repeated argument {name!r}: {code_excerpt(call)}")
         return given
 
 
@@ -99,7 +99,7 @@ def _flat(value: object) -> Iterator[object]:
         yield value
 
 
-def shown(node: ast.AST) -> str:
+def code_excerpt(node: ast.AST) -> str:
     """Return the code of a node, short enough for a message."""
     try:
         text = ast.unparse(node).splitlines()[0]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunetrain.zoo.init import caffe_xavier_
+from prunetrain.zoo.initialization import caffe_xavier_
 
 
 class LeNet300100(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunetrain.zoo.init import he_normal_
+from prunetrain.zoo.initialization import he_normal_
 
 
 class BasicBlock(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunetrain.zoo.init import he_normal_, narrow_normal_
+from prunetrain.zoo.initialization import he_normal_, narrow_normal_
 
 WIDTHS = (64, 128, 256, 512, 512)
 

@@ -30,13 +30,13 @@ def binary(build: Builder, call: Call) -> ConvertedResult:
         leaves.reverse()
     made = [build.converted(leaf) if isinstance(leaf, Ref) else leaf for leaf in leaves]
     if any(isinstance(one, Noise) for one in made):
-        return _with_noise(build, symbol, leaves, made)
+        return _combine_random_numbers(build, symbol, leaves, made)
     ranks = [build.rank(leaf) for leaf in leaves]
     one, other = build.operand(leaves[0], ranks[1]), build.operand(leaves[1], ranks[0])
     return build.add(symbol, input=one, other=other)
 
 
-def _with_noise(build: Builder, symbol: str, leaves: list[Any], made: list[Any]) -> ConvertedResult:
+def _combine_random_numbers(build: Builder, symbol: str, leaves: list[Any], made: list[Any]) -> ConvertedResult:
     """Handle random numbers plus, divided by or times something."""
     noise: Noise
     noise, other = made if isinstance(made[0], Noise) else reversed(made)
@@ -49,7 +49,7 @@ def _with_noise(build: Builder, symbol: str, leaves: list[Any], made: list[Any])
     elif symbol == "*" and isinstance(other, Value) and not noise.uniform:
         image = other
         if not noise.scaled and noise.keep < 1:
-            image = _undivided(build, other, noise.keep)
+            image = _undo_scaling(build, other, noise.keep)
         rows = tuple((shape[0], *(1,) * (len(shape) - 1)) for shape in build.sizes_of(image))
         noisy = next(leaf for leaf, one in zip(leaves, made, strict=True) if one is noise)
         if build.sizes_of(noisy) == rows and len(rows[0]) in (2, 3, 4):
@@ -63,7 +63,7 @@ def _with_noise(build: Builder, symbol: str, leaves: list[Any], made: list[Any])
     )
 
 
-def _undivided(build: Builder, value: Value, keep: float) -> Value:
+def _undo_scaling(build: Builder, value: Value, keep: float) -> Value:
     """Return what was divided by its keep probability (older copies of stochastic depth divide the images, not the random numbers)."""
     step = build.lines[value.index - 1].step if value.index else None
     if step is None or step.target != "/" or step["other"] != keep or not isinstance(step["input"], Value):
@@ -125,7 +125,7 @@ def reciprocal(build: Builder, call: Call) -> Value:
     return build.add("/", input=1, other=build.tensor(call.arguments[0]))
 
 
-def extreme(build: Builder, call: Call) -> Value:
+def elementwise_max_or_min(build: Builder, call: Call) -> Value:
     """torch.maximum and minimum of two tensors."""
     given = arguments(call, "input other keepdim")
     if "keepdim" in given or not isinstance(given.get("other"), Ref | ModelTensor | Constant):
@@ -168,7 +168,7 @@ ARITHMETIC = {
     **dict.fromkeys(("floor", "floor_"), floor),
     **dict.fromkeys(("pow", "__pow__", "pow_", "float_power"), power),
     **dict.fromkeys(("reciprocal", "reciprocal_"), reciprocal),
-    **dict.fromkeys(("max", "min", "maximum", "minimum"), extreme),
+    **dict.fromkeys(("max", "min", "maximum", "minimum"), elementwise_max_or_min),
     **dict.fromkeys(("matmul", "__matmul__", "__rmatmul__", "bmm", "mm"), product),
     "einsum": einsum,
     "addcmul": multiply_add,

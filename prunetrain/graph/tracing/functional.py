@@ -32,12 +32,12 @@ def _owner(*tensors: object) -> str | None:
     return owners.pop() if len(owners) == 1 else None
 
 
-def _is_layers(build: Builder, *tensors: object) -> bool:
+def _one_module_owns(build: Builder, *tensors: object) -> bool:
     """Whether all given tensors are of one module, all parameters or all buffers: a file trains all weights of a layer or none."""
     return _owner(*tensors) is not None and len({build.registry.is_parameter(tensor) for tensor in tensors if tensor is not None}) == 1
 
 
-def _layer(build: Builder, call: Call, layer: Layer, images: object, tensors: dict[str, Any]) -> Value:
+def _add_layer_call(build: Builder, call: Call, layer: Layer, images: object, tensors: dict[str, Any]) -> Value:
     """A call of a layer whose tensors are given under the layer's own names."""
     given = {own: tensor.name for own, tensor in tensors.items() if tensor is not None}
     module, wanted = call.place.scope, call.place.scope
@@ -65,7 +65,7 @@ def convolution(build: Builder, call: Call) -> Value:
     given = arguments(call, f"input weight bias {order}")
     images, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
     options = {name: _single(value) for name, value in given.items()}
-    if _is_layers(build, weight, bias):
+    if _one_module_owns(build, weight, bias):
         first, second, *kernel = build.sizes_of(weight)[0]
         groups = options.get("groups", 1)
         channels = (
@@ -75,7 +75,7 @@ def convolution(build: Builder, call: Call) -> Value:
         )
         kind = {"conv1d": "Conv1d", "conv2d": "Conv2d", "conv_transpose2d": "ConvTranspose2d"}[call.name]
         layer = Layer.make("", kind, **channels, kernel_size=_single(tuple(kernel)), bias=bias is not None, **options)
-        return _layer(build, call, layer, images, {"weight": weight, "bias": bias})
+        return _add_layer_call(build, call, layer, images, {"weight": weight, "bias": bias})
     return build.add(f"F.{call.name}", input=build.tensor(images), weight=build.tensor(weight), bias=build.optional(bias), **options)
 
 
@@ -83,10 +83,10 @@ def linear(build: Builder, call: Call) -> Value:
     """F.linear."""
     given = arguments(call, "input weight bias")
     images, weight, bias = given["input"], given["weight"], given.get("bias")
-    if _is_layers(build, weight, bias) and build.rank(weight) == 2:
+    if _one_module_owns(build, weight, bias) and build.rank(weight) == 2:
         out_features, in_features = build.sizes_of(weight)[0]
         layer = Layer.make("", "Linear", in_features=in_features, out_features=out_features, bias=bias is not None)
-        return _layer(build, call, layer, images, {"weight": weight, "bias": bias})
+        return _add_layer_call(build, call, layer, images, {"weight": weight, "bias": bias})
     return build.add("F.linear", input=build.tensor(images), weight=build.tensor(weight), bias=build.optional(bias))
 
 
@@ -102,10 +102,10 @@ def batch_norm(build: Builder, call: Call) -> Value:
     rank = build.rank(images)
     affine = tensors["weight"] is not None
     learned = [tensors[name] for name in ("weight", "bias") if tensors[name] is not None]
-    mixed = len(learned) == 1 or rank not in (2, 3, 4) or (learned and not _is_layers(build, *learned))
+    mixed = len(learned) == 1 or rank not in (2, 3, 4) or (learned and not _one_module_owns(build, *learned))
     if follows and not mixed and _owner(*tensors.values()) is not None:
         options = {"num_features": build.sizes_of(images)[0][1], "affine": affine, "track_running_stats": tracked, **given}
-        return _layer(build, call, Layer.make("", "BatchNorm2d" if rank == 4 else "BatchNorm1d", **options), images, tensors)
+        return _add_layer_call(build, call, Layer.make("", "BatchNorm2d" if rank == 4 else "BatchNorm1d", **options), images, tensors)
     named = {name: build.optional(tensor) for name, tensor in tensors.items()}
     return build.add("F.batch_norm", input=build.tensor(images), **named, training=training, **given)
 
@@ -116,12 +116,12 @@ def layer_norm(build: Builder, call: Call) -> Value:
     given = arguments(call, "input normalized_shape weight eps" if rms else "input normalized_shape weight bias eps cudnn_enable")
     given.pop("cudnn_enable", None)
     images, weight, bias = given.pop("input"), given.pop("weight", None), given.pop("bias", None)
-    if rms or (weight is not None and _is_layers(build, weight, bias)):
+    if rms or (weight is not None and _one_module_owns(build, weight, bias)):
         extra = {} if rms else {"bias": bias is not None}
         layer = Layer.make("", "RMSNorm" if rms else "LayerNorm", elementwise_affine=weight is not None, **extra, **given)
         if weight is not None and _owner(weight, bias) is None:
             raise ValueError("a computed weight is not supported")
-        return _layer(build, call, layer, images, {"weight": weight, "bias": bias})
+        return _add_layer_call(build, call, layer, images, {"weight": weight, "bias": bias})
     return build.add("F.layer_norm", input=build.tensor(images), weight=build.optional(weight), bias=build.optional(bias), **given)
 
 
@@ -130,10 +130,10 @@ def group_norm(build: Builder, call: Call) -> Value:
     given = arguments(call, "input num_groups weight bias eps cudnn_enabled")
     given.pop("cudnn_enabled", None)
     images, weight, bias = given.pop("input"), given.pop("weight", None), given.pop("bias", None)
-    if (weight is None) != (bias is None) or (weight is not None and not _is_layers(build, weight, bias)):
+    if (weight is None) != (bias is None) or (weight is not None and not _one_module_owns(build, weight, bias)):
         raise ValueError("needs a weight and a bias that one module owns, or neither")
     layer = Layer.make("", "GroupNorm", num_channels=build.sizes_of(images)[0][1], affine=weight is not None, **given)
-    return _layer(build, call, layer, images, {"weight": weight, "bias": bias})
+    return _add_layer_call(build, call, layer, images, {"weight": weight, "bias": bias})
 
 
 def instance_norm(build: Builder, call: Call) -> Value:
@@ -150,7 +150,7 @@ def instance_norm(build: Builder, call: Call) -> Value:
         raise ValueError("these arguments are not supported")
     options = {"affine": tensors["weight"] is not None, "track_running_stats": tracked, **given}
     layer = Layer.make("", "InstanceNorm2d", num_features=build.sizes_of(images)[0][1], **options)
-    return _layer(build, call, layer, images, tensors)
+    return _add_layer_call(build, call, layer, images, tensors)
 
 
 def prelu(build: Builder, call: Call) -> Value:
@@ -160,7 +160,7 @@ def prelu(build: Builder, call: Call) -> Value:
     if not isinstance(weight, ModelTensor):
         raise ValueError("a computed weight is not supported")
     layer = Layer.make("", "PReLU", num_parameters=build.sizes_of(weight)[0][0])
-    return _layer(build, call, layer, given["input"], {"weight": weight})
+    return _add_layer_call(build, call, layer, given["input"], {"weight": weight})
 
 
 FUNCTIONAL = {

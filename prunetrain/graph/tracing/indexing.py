@@ -14,7 +14,7 @@ from prunetrain.graph.tracing.reshapes import broadcast, to_shape
 Tensor: TypeAlias = Value | Attribute
 
 
-def _full(index: object, rank: int) -> list[Any]:
+def _index_per_dimension(index: object, rank: int) -> list[Any]:
     """Return an index as a list with an entry for every dimension, and for every new one."""
     parts = list(index) if isinstance(index, tuple) else [index]
     taken = sum(part is not None and part is not Ellipsis for part in parts)
@@ -25,7 +25,7 @@ def _full(index: object, rank: int) -> list[Any]:
     return [*parts, *rest]
 
 
-def cut(build: Builder, tensor: Tensor, dim: int, part: slice) -> Tensor:
+def slice_dimension(build: Builder, tensor: Tensor, dim: int, part: slice) -> Tensor:
     """Return a slice of one dimension, or the tensor itself if the slice is all of it."""
     sizes = [shape[dim] for shape in build.sizes_of(tensor)]
     bounds = [_bound(value, which) for which in (0, 1) for value in (part.start, part.stop, part.step)]
@@ -49,13 +49,13 @@ def getitem(build: Builder, call: Call) -> Tensor:
     tensor, index = build.tensor(call.arguments[0]), call.arguments[1]
     parts = [_positions(part) for part in index] if isinstance(index, tuple) else [index]
     if any(isinstance(part, Ref | ModelTensor | Constant) for part in parts):
-        return _gather(build, tensor, _full(tuple(parts), build.rank(tensor)))
+        return _gather(build, tensor, _index_per_dimension(tuple(parts), build.rank(tensor)))
     dim = 0
-    for part in _full(index, build.rank(tensor)):
+    for part in _index_per_dimension(index, build.rank(tensor)):
         if part is None:
             tensor = build.add("torch.unsqueeze", input=tensor, dim=dim)
         elif isinstance(part, slice):
-            tensor = cut(build, tensor, dim, part)
+            tensor = slice_dimension(build, tensor, dim, part)
         elif isinstance(part, int) and not isinstance(part, bool):
             tensor = build.add("[]", input=tensor, dim=dim, index=part)
             continue
@@ -123,21 +123,21 @@ def setitem(build: Builder, call: Call) -> Tensor:
     whole, index, source = call.arguments
     parts = [build.tensor(whole)]
     cuts: list[tuple[int, slice]] = []
-    for dim, part in enumerate(_full(index, build.rank(whole))):
+    for dim, part in enumerate(_index_per_dimension(index, build.rank(whole))):
         if not isinstance(part, slice | int) or isinstance(part, bool):
             raise ValueError("writes to an index that is not supported: use slices and whole numbers")
         span = slice(part, part + 1 or None) if isinstance(part, int) else part
-        smaller = cut(build, parts[-1], dim, span)
+        smaller = slice_dimension(build, parts[-1], dim, span)
         if smaller != parts[-1]:
             parts.append(smaller)
             cuts.append((dim, span))
-    made = _filling(build, parts[-1], source)
+    made = _value_to_write(build, parts[-1], source)
     for (dim, part), larger in zip(reversed(cuts), reversed(parts[:-1]), strict=True):
         made = build.add("torch.slice_scatter", input=larger, src=made, dim=dim, start=part.start, end=part.stop, step=part.step or 1)
     return made
 
 
-def _filling(build: Builder, part: Tensor, source: object) -> Tensor:
+def _value_to_write(build: Builder, part: Tensor, source: object) -> Tensor:
     """Return what is written, in the shape of the part that it is written to."""
     if not isinstance(source, Ref | ModelTensor | Constant):
         zeros = build.add("torch.zeros_like", input=part)
@@ -152,7 +152,7 @@ def _filling(build: Builder, part: Tensor, source: object) -> Tensor:
 def fill(build: Builder, call: Call) -> Tensor:
     """A tensor filled with one number."""
     given = arguments(call, "input value")
-    return _filling(build, build.tensor(given["input"]), given.get("value", 0))
+    return _value_to_write(build, build.tensor(given["input"]), given.get("value", 0))
 
 
 def zeros(build: Builder, call: Call) -> Tensor:
@@ -163,7 +163,7 @@ def zeros(build: Builder, call: Call) -> Tensor:
 def narrow(build: Builder, call: Call) -> Tensor:
     """A slice by its start and length."""
     given = arguments(call, "input dim start length")
-    return cut(
+    return slice_dimension(
         build,
         build.tensor(given["input"]),
         given["dim"] % build.rank(given["input"]),
@@ -171,7 +171,7 @@ def narrow(build: Builder, call: Call) -> Tensor:
     )
 
 
-def choose(build: Builder, call: Call) -> Tensor:
+def select_index(build: Builder, call: Call) -> Tensor:
     """One index of a dimension."""
     given = arguments(call, "input dim index")
     return build.add("[]", input=build.tensor(given["input"]), dim=given["dim"] % build.rank(given["input"]), index=given["index"])
@@ -194,7 +194,7 @@ def split(build: Builder, call: Call) -> tuple[Argument, ...]:
         one, two = (shape[dim] for shape in build.traced.sizes[number])
         if one != two:
             raise ValueError("splits a dimension that depends on the batch size")
-        parts.append(cut(build, tensor, dim, slice(start, start + one, None)))
+        parts.append(slice_dimension(build, tensor, dim, slice(start, start + one, None)))
         start += one
     return tuple(parts)
 
@@ -206,7 +206,7 @@ INDEXING = {
     "__setitem__": setitem,
     **dict.fromkeys(("zero_", "fill_"), fill),
     "narrow": narrow,
-    "select": choose,
+    "select": select_index,
     "unbind": unbind,
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"), split),
 }

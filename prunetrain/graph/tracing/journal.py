@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
+from prunetrain.graph.tracing.aliasing import AliasTracker
 from prunetrain.graph.tracing.calls import CONVERSIONS, WITHOUT_GRADIENTS, to_plain_python
-from prunetrain.graph.tracing.memory import Memory
 from prunetrain.graph.tracing.records import Call, Constant, ModelTensor, Place, Recording, Ref
 
 _MAIN_OUTPUT_NAMES = ("logits", "out")  # names that models give to the main one of several outputs
@@ -67,13 +67,13 @@ class Journal:
         self._read: set[str] = set()
         self._tensors = tensors
         self._with_gradients: set[Ref] = set()
-        self._memory = Memory()
+        self._aliases = AliasTracker()
         self.recording = Recording([tuple(images.shape)])
-        self._memory.bind(images, Ref(0))
+        self._aliases.bind(images, Ref(0))
 
     def is_traced(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on the images, a parameter or a buffer."""
-        return id(tensor) in self._names or self._memory.knows(tensor)
+        return id(tensor) in self._names or self._aliases.knows(tensor)
 
     def has_read(self, tensor: Tensor) -> bool:
         """Whether a call read one of the model's tensors."""
@@ -81,11 +81,11 @@ class Journal:
 
     def is_result(self, tensor: object) -> bool:
         """Whether something is a result of the forward pass, or its input."""
-        return isinstance(tensor, Tensor) and self.qualified_name(tensor) is None and self._memory.knows(tensor)
+        return isinstance(tensor, Tensor) and self.qualified_name(tensor) is None and self._aliases.knows(tensor)
 
     def requires_gradient(self, tensor: Tensor) -> bool:
         """Whether a result requires gradients in training, because it comes from a parameter that does."""
-        return self._memory.ref(tensor) in self._with_gradients
+        return self._aliases.ref(tensor) in self._with_gradients
 
     def qualified_name(self, tensor: object) -> str | None:
         """The qualified name of one of the model's tensors; None for any other."""
@@ -110,8 +110,8 @@ class Journal:
         if name is not None:
             self._read.add(name)
             return ModelTensor(name)
-        if self._memory.knows(tensor):
-            return self._memory.read(tensor, place)
+        if self._aliases.knows(tensor):
+            return self._aliases.read(tensor, place)
         if isinstance(tensor, FakeTensor):
             raise place.error(
                 "a tensor comes from a call that prunetrain did not see, such as a scripted function: call the Python function instead"
@@ -147,22 +147,22 @@ class Journal:
                 self.recording.integers.add(ref.index)
             if tensor.is_floating_point() and (requires_gradient or self._passes_gradients(call)):
                 self._with_gradients.add(ref)
-            self._memory.bind(tensor, ref)
+            self._aliases.bind(tensor, ref)
         whole = raw_call.first if raw_call else None
         if call.name == "__getitem__" and whole is not None:
-            self._memory.bind_part(made[0], whole, call.arguments[1])
+            self._aliases.bind_part(made[0], whole, call.arguments[1])
 
     def write_change(self, call: Call, tensor: Tensor, value: object) -> None:
         """Record a call that changed a tensor in place, by `value`, and the change of the tensor that it is a slice of."""
-        if not self._memory.knows(tensor):
+        if not self._aliases.knows(tensor):
             raise call.place.error(f"{call.name} writes into a constant: put the parts together with torch.cat or torch.stack")
-        if call.name == "__setitem__" and self._memory.is_part(value, tensor, call.arguments[1]):
+        if call.name == "__setitem__" and self._aliases.is_part(value, tensor, call.arguments[1]):
             return
         ref = self._new(tuple(tensor.shape))
         self._append(call, ref)
         if self._passes_gradients(call):
             self._with_gradients.add(ref)
-        self._memory.change(tensor, ref, call.place, self._write_back)
+        self._aliases.change(tensor, ref, call.place, self._write_back)
 
     def _write_back(self, whole: Ref, index: object, part: Ref, place: Place) -> Ref:
         ref = self._new(self.recording.shapes[whole.index])

@@ -30,7 +30,7 @@ from prunetrain.graph.tracing.calls import (
 from prunetrain.graph.tracing.journal import Journal, RawCall, module_names, outputs_of, tensors_in
 from prunetrain.graph.tracing.layers import LayerCall, depends_on_mode, is_layer, layer_call_of
 from prunetrain.graph.tracing.places import place, place_of_forward
-from prunetrain.graph.tracing.preparing import unmet_precondition
+from prunetrain.graph.tracing.preconditions import unmet_precondition
 from prunetrain.graph.tracing.randomness import RandomStates
 from prunetrain.graph.tracing.records import Call, ModelTensor, Module, Place, Recording
 from prunetrain.graph.tracing.registry import Registry

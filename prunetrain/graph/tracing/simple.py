@@ -79,7 +79,7 @@ _POOLS: Final = {
 }
 
 
-def _given(call: Call, parameters: str) -> dict[str, Any]:
+def _supported_arguments(call: Call, parameters: str) -> dict[str, Any]:
     """Return the arguments of a call by torch's parameters, the input among them, without those that must be at their defaults.
 
     Raises:
@@ -96,14 +96,14 @@ def _given(call: Call, parameters: str) -> dict[str, Any]:
 def simple(build: Builder, call: Call) -> Value:
     """A function of `_SIMPLE` or `_IN_PLACE`, its arguments as they are."""
     target, parameters = (_SIMPLE | _IN_PLACE)[call.name]
-    given = _given(call, parameters)
+    given = _supported_arguments(call, parameters)
     return build.add(target, input=build.tensor(given.pop("input")), **given)
 
 
 def reduction(build: Builder, call: Call) -> Value:
     """A function of `_REDUCTIONS`, which runs over all dimensions if none is given."""
     target, parameters = _REDUCTIONS[call.name]
-    given = _given(call, parameters)
+    given = _supported_arguments(call, parameters)
     image = build.tensor(given.pop("input"))
     if given.get("dim") in (None, ()):
         given["dim"] = tuple(range(build.rank(image)))
@@ -113,7 +113,7 @@ def reduction(build: Builder, call: Call) -> Value:
 def softmax(build: Builder, call: Call) -> Value:
     """A function of `_SOFTMAX`, for which torch would guess a missing dimension."""
     target, parameters = _SOFTMAX[call.name]
-    given = _given(call, parameters)
+    given = _supported_arguments(call, parameters)
     image = build.tensor(given.pop("input"))
     if given.get("dim") is None:
         raise ValueError("needs dim=")
@@ -123,7 +123,7 @@ def softmax(build: Builder, call: Call) -> Value:
 def pool(build: Builder, call: Call) -> Value:
     """A function of `_POOLS` on a batch of images (N, C, H, W)."""
     target, parameters = _POOLS[call.name]
-    given = _given(call, parameters)
+    given = _supported_arguments(call, parameters)
     image = build.tensor(given.pop("input"))
     if build.rank(image) != 4:
         raise ValueError("is supported only for a batch of images (N, C, H, W)")
@@ -138,7 +138,7 @@ def _pair(value: Any) -> Any:
     return (value, value) if isinstance(value, int) else value[:1] * 2 if len(value) == 1 else value
 
 
-def same(build: Builder, call: Call) -> ConvertedResult:
+def identity(build: Builder, call: Call) -> ConvertedResult:
     """A function that returns what it reads: contiguous, clone, and conversions to the type that a tensor already has."""
     return build.converted(call.arguments[0])
 
@@ -169,7 +169,7 @@ def pad(build: Builder, call: Call) -> Value | Attribute:
 def pool1d(build: Builder, call: Call) -> Value:
     """One-dimensional pooling, as torch does it: on an image one pixel high."""
     target, parameters = _POOLS[call.name.replace("1d", "2d")]
-    given = _given(call, parameters)
+    given = _supported_arguments(call, parameters)
     image = build.tensor(given.pop("input"))
 
     def flat(value: Any, beside: int) -> tuple[int, int]:
@@ -241,7 +241,7 @@ SIMPLE = {
     **dict.fromkeys(_REDUCTIONS, reduction),
     **dict.fromkeys(_SOFTMAX, softmax),
     **dict.fromkeys(_POOLS, pool),
-    **dict.fromkeys(("contiguous", "clone", "positive", "alias", "detach", "data", *CONVERSIONS), same),
+    **dict.fromkeys(("contiguous", "clone", "positive", "alias", "detach", "data", *CONVERSIONS), identity),
     **dict.fromkeys(("hardtanh", "hardtanh_"), hardtanh),
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_max_pool1d", "avg_pool1d", "max_pool1d"), pool1d),

@@ -15,7 +15,7 @@ WriteBack = Callable[[Ref, object, Ref, Place], Ref]
 
 
 @dataclass
-class _Bound:
+class _Binding:
     tensor: Tensor  # kept alive, so that no other object gets its id
     ref: Ref
     storage: int
@@ -46,11 +46,11 @@ def _overlap(first: tuple[int, tuple[int, ...], tuple[int, ...]], second: tuple[
     return bool(view(*second).any())
 
 
-class Memory:
+class AliasTracker:
     """Tensor objects and the results they stand for."""
 
     def __init__(self) -> None:
-        self._bound: dict[int, _Bound] = {}
+        self._bound: dict[int, _Binding] = {}
         self._changes: dict[int, list[_Change]] = {}
         self._alive: list[object] = []
 
@@ -65,7 +65,7 @@ class Memory:
     def bind(self, tensor: Tensor, ref: Ref) -> None:
         """Let a tensor object stand for a result."""
         storage = _storage(tensor, self._alive)
-        self._bound[id(tensor)] = _Bound(tensor, ref, storage, len(self._changes.get(storage, ())))
+        self._bound[id(tensor)] = _Binding(tensor, ref, storage, len(self._changes.get(storage, ())))
 
     def bind_part(self, part: Tensor, whole: Tensor, index: object) -> None:
         """Note that one tensor is a slice of another, if it is in the same memory."""
