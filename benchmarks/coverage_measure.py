@@ -16,7 +16,7 @@ from coverage_models import Case
 from torch import Tensor, nn
 
 from prunetrain import models
-from prunetrain.channels.coverage import cuttable_macs
+from prunetrain.channels.coverage import measure_coverage
 from prunetrain.channels.masking import mask_channels
 from prunetrain.channels.selection import Bools
 from prunetrain.channels.slicing import Cut, propose_cut
@@ -133,7 +133,7 @@ def _times_and_macs(case: Case, model: nn.Module) -> dict[str, Any]:
     traced, tracing = seconds(lambda: trace_with_state(model, example))
     graph = traced.graph
     spaces, finding = seconds(lambda: find_spaces(graph))
-    coverage = cuttable_macs(graph, spaces)
+    coverage = measure_coverage(graph, spaces)
     state = {name: tensor.detach() for name, tensor in traced.state.items()}
     masked = mask_channels(graph, state, spaces, a_third(spaces))
     cut, cutting = seconds(lambda: select_and_slice(graph, masked))

@@ -4,7 +4,7 @@ import pytest
 from graphs import attention
 from sketch import Sketch
 
-from prunetrain.channels.coverage import Coverage, StuckOutputs, StuckSpace, cuttable_macs
+from prunetrain.channels.coverage import Coverage, StuckOutputs, StuckSpace, measure_coverage
 from prunetrain.channels.spaces import Role, find_spaces
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
@@ -13,7 +13,7 @@ INPUT, OUTPUT = "the network's input", "the network's output"
 
 
 def coverage(graph: LayerGraph) -> Coverage:
-    return cuttable_macs(graph, find_spaces(graph))
+    return measure_coverage(graph, find_spaces(graph))
 
 
 def test_a_chain_is_cuttable_from_end_to_end() -> None:
@@ -119,6 +119,6 @@ def test_agrees_with_what_the_spaces_say() -> None:
     frozen = spaces.frozen_channels()
     stuck = {name for name, axis in spaces.axes(Role.PRODUCER) if frozen[spaces.ids[name, axis]].any()}
     convs = {layer.name for layer in graph.layers if layer.is_convolution}
-    found = cuttable_macs(graph, spaces)
+    found = measure_coverage(graph, spaces)
     assert {entry.layer for entry in found.stuck} == stuck & convs
     assert 0 < found.cuttable_macs <= found.macs

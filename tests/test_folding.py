@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from networks import images_for, network, new_state, zoo_graph
 
 from prunetrain import zoo
-from prunetrain.channels.folding import batch_norms, fold_batch_norm, for_inference
+from prunetrain.channels.folding import count_batch_norms, fold_batch_norm, remove_training_heads
 from prunetrain.graph.layergraph import LayerGraph, Value
 from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
@@ -59,9 +59,9 @@ def test_by_hand() -> None:
 def test_zoo(name: str) -> None:
     graph = zoo_graph(name, width=3)
     smaller = folded(graph)
-    assert batch_norms(smaller) == 0
-    assert len(smaller.steps) == len(graph.steps) - batch_norms(graph)
-    assert smaller == graph or batch_norms(graph)
+    assert count_batch_norms(smaller) == 0
+    assert len(smaller.steps) == len(graph.steps) - count_batch_norms(graph)
+    assert smaller == graph or count_batch_norms(graph)
 
 
 @given(graph=layer_graphs())
@@ -72,8 +72,8 @@ def test_any_network(graph: LayerGraph) -> None:
 
 @pytest.mark.parametrize("make", [depthwise, head])
 def test_depthwise_and_linear(make: Callable[[], LayerGraph]) -> None:
-    assert batch_norms(make())
-    assert batch_norms(folded(make())) == 0
+    assert count_batch_norms(make())
+    assert count_batch_norms(folded(make())) == 0
 
 
 def test_conv1d() -> None:
@@ -157,7 +157,7 @@ def test_for_inference() -> None:
     layers, declared = tuple(net.layers.values()), tuple(net.declared.values())
     graph = LayerGraph("Net", (3, 4, 4), layers, tuple(net.steps), y, declared, extra=(x,), auxiliary=(head, x))
     state = new_state(graph, 0)
-    smaller, weights = for_inference(graph, state)
+    smaller, weights = remove_training_heads(graph, state)
     assert [step.target for step in smaller.steps] == ["self.conv1", "self.bn1", "F.relu", "self.conv2", "F.silu"]
     assert ([layer.name for layer in smaller.layers], smaller.declared) == (["conv1", "bn1", "conv2"], ())
     assert (smaller.output.index, smaller.extra, smaller.auxiliary) == (5, (x,), ())
@@ -165,7 +165,7 @@ def test_for_inference() -> None:
     images = images_for(graph)
     for was, now in zip(*(outputs_of(network(*pair).eval(), images) for pair in ((graph, state), (smaller, weights))), strict=True):
         assert torch.equal(was, now)
-    assert for_inference(smaller, weights)[0] == smaller
+    assert remove_training_heads(smaller, weights)[0] == smaller
 
 
 def test_outputs_are_renumbered() -> None:

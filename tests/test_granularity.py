@@ -10,7 +10,7 @@ import pytest
 import torch
 from runs import settings, write_images
 
-from prunetrain.channels.selection import KEEP_ALL, Granularity, commonest
+from prunetrain.channels.selection import KEEP_ALL, Granularity, most_common_granularity
 from prunetrain.channels.slicing import Proposal, propose_cut
 from prunetrain.errors import OutputError
 from prunetrain.graph.costs import costs
@@ -75,11 +75,11 @@ def test_small_batches_stay_whole() -> None:
     assert granularity._effort(12.0, 16, warmup=1) == Effort(layers=False, networks=3, batch_size=16)
 
 
-def test_commonest() -> None:
-    assert commonest(8) == 8
-    assert commonest({}) == commonest(KEEP_ALL) == 1
-    assert commonest({"a": 1, "b": 16, "c": 16}) == 16
-    assert commonest({"a": 1, "b": 16}) == 16
+def test_most_common_granularity() -> None:
+    assert most_common_granularity(8) == 8
+    assert most_common_granularity({}) == most_common_granularity(KEEP_ALL) == 1
+    assert most_common_granularity({"a": 1, "b": 16, "c": 16}) == 16
+    assert most_common_granularity({"a": 1, "b": 16}) == 16
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ from prunetrain.graph.render import render
 def plan_at_random(graph: LayerGraph, seed: int, share: float = 0.4) -> KeepPlan:
     spaces = find_spaces(graph)
     generator = np.random.default_rng(seed)
-    return make_plan(Candidates.chosen(spaces, generator.random(spaces.num_channels) < share, generator.random(spaces.num_channels)))
+    return make_plan(
+        Candidates.from_removable(spaces, generator.random(spaces.num_channels) < share, generator.random(spaces.num_channels))
+    )
 
 
 def removal_of(graph: LayerGraph, state: State, plan: KeepPlan) -> Removal:

@@ -47,7 +47,7 @@ class Abstract:
         """Where the value is zero in both modes."""
         return self.known & (self.eval_mode == 0) & (self.train_mode == 0)
 
-    def agrees(self, tolerance: float) -> Tensor:
+    def same_in_both_modes(self, tolerance: float) -> Tensor:
         """Where the value is the same in both modes."""
         return self.known & ((self.eval_mode - self.train_mode).abs() <= tolerance)
 
@@ -118,12 +118,12 @@ class Functions:
         source = self._source(step)
         return source.only(source.zero)
 
-    def _beside_images(self, source: Abstract) -> Abstract:
+    def _if_same_at_all_pixels(self, source: Abstract) -> Abstract:
         """The source if it is the same at every pixel of an image, else nothing known."""
         return Abstract.nothing(source.known.dim()) if {2, 3} & set(varying(source.broadcast().known)) else source
 
     def _pool(self, step: Step, shape: Shape) -> Abstract:
-        source = self._beside_images(self._source(step))
+        source = self._if_same_at_all_pixels(self._source(step))
         if step.target == "F.avg_pool2d" and not (step["padding"] == 0 and not step["ceil_mode"] and step["divisor_override"] is None):
             return source.only(source.zero)
         return source
@@ -136,7 +136,7 @@ class Functions:
             return Abstract.nothing(len(shape))
         count = 1
         for dim in dims if step.target == "torch.sum" else ():
-            if self._shapes.grows(step["input"], dim):
+            if self._shapes.grows_with_batch(step["input"], dim):
                 return Abstract.nothing(len(shape))
             count *= self._shapes.of(step["input"])[dim]
         source = source.map(lambda grid: reduced(grid, step))
@@ -152,7 +152,7 @@ class Functions:
         return Abstract(moved(0), moved(1), moved(2))
 
     def _pixel_shuffle(self, step: Step, shape: Shape) -> Abstract:
-        source = self._beside_images(self._source(step))
+        source = self._if_same_at_all_pixels(self._source(step))
         return self._move(step, shape) if source is self._source(step) else Abstract.nothing(4)
 
     def _pad(self, step: Step, shape: Shape) -> Abstract:

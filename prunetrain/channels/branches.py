@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prunetrain.channels.abstract import Abstract
 from prunetrain.channels.constants import Constants
-from prunetrain.channels.editing import edited, state_of
+from prunetrain.channels.editing import filter_state, rebuild_graph
 from prunetrain.channels.grids import Shapes
 from prunetrain.channels.sources import Source
 from prunetrain.graph.free_names import free_name
@@ -43,21 +43,21 @@ def remove_branches(graph: LayerGraph, state: Mapping[str, Tensor], constants: C
         constants: what `find_constants` returns for the two.
         tolerance: how far the constant may differ between eval and train mode.
     """
-    shapes, walk = Shapes(graph), _Walk(graph, state, constants)
+    shapes, remover = Shapes(graph), _BranchRemover(graph, state, constants)
     for number, step in enumerate(graph.steps):
-        if step.target != "+" or not walk.reads[Value(number + 1)]:
+        if step.target != "+" or not remover.reads[Value(number + 1)]:
             continue
         for branch, other in (("other", "input"), ("input", "other")):
             if not isinstance(step[branch], Value) or not isinstance(step[other], Value):
                 continue
-            operand, rest = walk.present(step[branch]), walk.present(step[other])
-            if shapes.of(operand) != shapes.of(rest) or not shapes.alike(rest, Value(number + 1)):
+            operand, rest = remover.current_value(step[branch]), remover.current_value(step[other])
+            if shapes.of(operand) != shapes.of(rest) or not shapes.same_shape(rest, Value(number + 1)):
                 continue  # what is left would be smaller than the sum, for example lack the batch dimension
-            if not bool(constants.values[operand.index].agrees(tolerance).all()):
+            if not bool(constants.values[operand.index].same_in_both_modes(tolerance).all()):
                 continue
-            if walk.remove(number, operand, rest):
+            if remover.remove(number, operand, rest):
                 break
-    return walk.result() if walk.found else None
+    return remover.result() if remover.found else None
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class _Bias:
     donor: str
 
 
-class _Walk:
+class _BranchRemover:
     """The graph while branches are removed; values keep the numbers of the original graph."""
 
     def __init__(self, graph: LayerGraph, state: Mapping[str, Tensor], constants: Constants) -> None:
@@ -77,24 +77,24 @@ class _Walk:
         self._state = state
         self._constants = constants
         self._steps = list(graph.steps)
-        self._instead: dict[Value, Value] = {}  # the value that replaces a sum
+        self._replacements: dict[Value, Value] = {}  # the value that replaces a sum
         self._biases: dict[str, _Bias] = {}
         self.found = False
         self.reads = Counter((*graph.outputs, *(value for step in graph.steps for value in step.inputs())))
         self._calls = Counter(name for step in graph.steps for name in _names(step))
 
-    def present(self, value: Value) -> Value:
+    def current_value(self, value: Value) -> Value:
         """The value that is read now in place of a value of the original graph."""
-        return self._instead.get(value, value)
+        return self._replacements.get(value, value)
 
     def remove(self, number: int, operand: Value, rest: Value) -> bool:
         """Remove the branch that ends in `operand`, which step `number` adds to `rest`, if it can go; return whether it went."""
         constant = self._constants.values[operand.index]
         zero = bool(constant.zero.all())
-        donor = "" if zero else self._bias_behind(operand)
-        gone = self._idle_without(operand)
+        donor = "" if zero else self._producer_bias(operand)
+        gone = self._steps_unused_without(operand)
         lost = Counter(name for step in gone for name in _names(self._steps[step]))
-        if not (zero or donor) or self._felt_elsewhere(operand, lost):
+        if not (zero or donor) or self._gradient_reaches_others(operand, lost):
             return False
         for step in gone:
             self.reads.subtract(self._inputs(step))
@@ -102,7 +102,7 @@ class _Walk:
         if zero:
             self.reads[rest] += self.reads[Value(number + 1)] - 1
             self.reads[Value(number + 1)] = 0
-            self._instead[Value(number + 1)] = rest
+            self._replacements[Value(number + 1)] = rest
         else:
             bias = self._bias(donor, constant)
             self._steps[number] = Step.make("+", input=rest, other=Attribute(bias))
@@ -114,9 +114,11 @@ class _Walk:
     def result(self) -> BranchCut:
         """The graph that is left, and its weights."""
         declared = (*self._graph.declared, *(bias.declared for bias in self._biases.values()))
-        steps = [step.map_values(self.present) for step in self._steps]
-        smaller = edited(self._graph, steps, [self.present(value) for value in self._graph.outputs], self._graph.layers, declared)
-        kept = state_of(smaller, self._state)
+        steps = [step.map_values(self.current_value) for step in self._steps]
+        smaller = rebuild_graph(
+            self._graph, steps, [self.current_value(value) for value in self._graph.outputs], self._graph.layers, declared
+        )
+        kept = filter_state(smaller, self._state)
         sources = {name: Source(name) for name in kept}
         for name, bias in self._biases.items():
             if bias.declared in smaller.declared:
@@ -126,9 +128,9 @@ class _Walk:
         return BranchCut(smaller, kept, sources, removed)
 
     def _inputs(self, step: int) -> list[Value]:
-        return [self.present(value) for value in self._steps[step].inputs()]
+        return [self.current_value(value) for value in self._steps[step].inputs()]
 
-    def _idle_without(self, operand: Value) -> list[int]:
+    def _steps_unused_without(self, operand: Value) -> list[int]:
         """The steps whose results nothing reads once a value loses one reader."""
         lost: Counter[Value] = Counter()
         gone: list[int] = []
@@ -141,7 +143,7 @@ class _Walk:
                 pending += self._inputs(value.index - 1)
         return gone
 
-    def _felt_elsewhere(self, operand: Value, lost: Mapping[str, int]) -> bool:
+    def _gradient_reaches_others(self, operand: Value, lost: Mapping[str, int]) -> bool:
         """Whether anything that stays gets a gradient through the constant; searches from it back to the dead weights that make it one.
 
         Without the branch, the next optimizer step of such a layer would differ.
@@ -161,7 +163,7 @@ class _Walk:
                 seen |= behind
         return False
 
-    def _bias_behind(self, value: Value) -> str:
+    def _producer_bias(self, value: Value) -> str:
         """The bias of the layer that makes the value, if it has one: its gradient is the sum of the value's."""
         name = self._steps[value.index - 1].layer if value.index else None
         if name is None or self._calls[name] > 1:

@@ -57,7 +57,7 @@ class Consumer:
             gone: (in,) bool: the inputs.
         """
         chosen = gone[self.columns]
-        return sums_of(weight, self.columns[chosen], self.constants[chosen, None])[:, 0]
+        return sum_constant_inputs(weight, self.columns[chosen], self.constants[chosen, None])[:, 0]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Constants:
     derived: Mapping[str, Tensor]
 
 
-def sums_of(weight: Tensor, columns: Tensor, numbers: Tensor) -> Tensor:
+def sum_constant_inputs(weight: Tensor, columns: Tensor, numbers: Tensor) -> Tensor:
     """Return what constant inputs, the same at every pixel, add to each output: (out, n) float64 on the CPU.
 
     Args:
@@ -190,12 +190,12 @@ class _Interpreter:
         weight = weight.transpose(0, 1) if layer.kind == "ConvTranspose2d" else weight
         dead = self._slices[layer.name].dead  # (out, in)
         known = (dead | spread).all(1) if bool(spread.any()) else self._slices[layer.name].dead_filters
-        self._record(value, layer, constant, columns)
+        self._record_absorbed(value, layer, constant, columns)
         rows = known.nonzero().flatten()
         alive = (~dead[rows]).nonzero()  # of the known outputs only: (out, in) may be large
-        self._derive(layer, torch.stack([rows[alive[:, 0]], alive[:, 1]], 1))
+        self._record_derived(layer, torch.stack([rows[alive[:, 0]], alive[:, 1]], 1))
         numbers = torch.stack([constant.eval_mode[columns], constant.train_mode[columns]], 1)
-        return Abstract(known, *(self._bias(layer, len(known))[:, None] + sums_of(weight, columns, numbers)).T)
+        return Abstract(known, *(self._bias(layer, len(known))[:, None] + sum_constant_inputs(weight, columns, numbers)).T)
 
     def _grouped(self, layer: Layer, source: Abstract) -> Abstract:
         """Each output reads the inputs of its group. Unless the conv passes whole groups on, a channel is one input of every group."""
@@ -210,12 +210,12 @@ class _Interpreter:
         known = (dead | spread[inputs]).all(1)
         if not layer.passes_groups:
             none = torch.empty(0, dtype=torch.int64)
-            self._need(Consumer(layer.name, (dead | zero[inputs]).all(0), none, none.double(), Receiver.NONE, ""))
+            self._record_consumer(Consumer(layer.name, (dead | zero[inputs]).all(0), none, none.double(), Receiver.NONE, ""))
             positions = torch.arange(inputs.shape[1]).expand_as(inputs)
         else:
             positions = inputs
         alive = (known[:, None] & ~dead).nonzero()
-        self._derive(layer, torch.stack([alive[:, 0], positions[alive[:, 0], alive[:, 1]]], 1))
+        self._record_derived(layer, torch.stack([alive[:, 0], positions[alive[:, 0], alive[:, 1]]], 1))
         gain = torch.where(dead, 0.0, weight.flatten(2).sum(2, dtype=torch.float64).cpu())
         bias = self._bias(layer, len(known))
         in_eval, in_train = (
@@ -223,17 +223,17 @@ class _Interpreter:
         )
         return Abstract(known, in_eval, in_train)
 
-    def _need(self, consumer: Consumer) -> None:
+    def _record_consumer(self, consumer: Consumer) -> None:
         """Record a consumer. If it is called more than once, it needs what any of the calls needs."""
         before = self._consumers.get(consumer.layer)
         expendable = consumer.expendable & before.expendable if before else consumer.expendable
         self._consumers[consumer.layer] = replace(consumer, expendable=expendable)
 
-    def _derive(self, layer: Layer, derived: Tensor) -> None:
+    def _record_derived(self, layer: Layer, derived: Tensor) -> None:
         """Record (n, 2) constant outputs of a call and their live inputs (`Constants.derived`)."""
         self._derived[layer.name] = torch.cat([self._derived.get(layer.name, derived[:0]), derived])
 
-    def _record(self, value: Value, layer: Layer, constant: Abstract, columns: Tensor) -> None:
+    def _record_absorbed(self, value: Value, layer: Layer, constant: Abstract, columns: Tensor) -> None:
         """Record what a layer can do without: inputs that meet dead weights, and constants that its receiver absorbs in both modes."""
         receiver, receives = self._receiver(value, layer)
         match receiver:
@@ -242,10 +242,10 @@ class _Interpreter:
             case Receiver.RUNNING_MEAN if receives.rpartition(".")[0] not in self._always_eval:
                 absorbed = constant.known
             case _:
-                absorbed = constant.zero | constant.agrees(self._threshold)
+                absorbed = constant.zero | constant.same_in_both_modes(self._threshold)
         constants = torch.where(absorbed[columns], constant.eval_mode[columns], 0.0)
         expendable = self._slices[layer.name].dead_inputs | absorbed
-        self._need(Consumer(layer.name, expendable, columns, constants, receiver, receives))
+        self._record_consumer(Consumer(layer.name, expendable, columns, constants, receiver, receives))
 
     def _receiver(self, value: Value, layer: Layer) -> tuple[Receiver, str]:
         """What absorbs a shift of a layer's outputs, and in which tensor: a BatchNorm if it is their only reader, else the layer's bias."""
@@ -283,7 +283,7 @@ class _Interpreter:
         _, bias = self._affine(layer, len(source.known))
         return Abstract(source.known, bias, bias)
 
-    def _scaled_away(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
+    def _dead_scale_norm(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
         """A channel that is multiplied by a dead scale equals its bias, whatever its input."""
         gain, bias = self._affine(layer, len(source.known))
         return Abstract(gain.abs() < self._threshold, bias, bias)
@@ -292,7 +292,7 @@ class _Interpreter:
         if self._along(value) != [len(self._shapes.of(value)) - 1] or len(pair(layer["normalized_shape"], 1)) > 1:
             return Abstract.unknown(len(source.known))  # its weights belong to other dimensions and get gradients from all channels
         self._averaged[layer.name] = source.zero & self._averaged.get(layer.name, torch.tensor(True))
-        return self._scaled_away(layer, source, value)
+        return self._dead_scale_norm(layer, source, value)
 
     def _prelu(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
         slope = self._tensor(f"{layer.name}.weight")
@@ -320,7 +320,7 @@ _LAYER_RULES: Final[dict[str, Callable[[_Interpreter, Layer, Abstract, Value], A
     "BatchNorm1d": _Interpreter._batch_norm,
     "BatchNorm2d": _Interpreter._batch_norm,
     "InstanceNorm2d": _Interpreter._instance_norm,
-    "GroupNorm": _Interpreter._scaled_away,
+    "GroupNorm": _Interpreter._dead_scale_norm,
     "LayerNorm": _Interpreter._layer_norm,
     "RMSNorm": _Interpreter._layer_norm,
     "PReLU": _Interpreter._prelu,

@@ -58,7 +58,7 @@ class Coverage:
         return self.least_macs / self.macs if self.macs else 1.0
 
 
-def cuttable_macs(graph: LayerGraph, spaces: ChannelSpaces) -> Coverage:
+def measure_coverage(graph: LayerGraph, spaces: ChannelSpaces) -> Coverage:
     """Return how many of a network's MACs are in channels that can be cut.
 
     For a layer this is 1 - i * o of its MACs, where i and o are the shares of its inputs and outputs that stay: those of frozen spaces, and
@@ -70,14 +70,14 @@ def cuttable_macs(graph: LayerGraph, spaces: ChannelSpaces) -> Coverage:
         spaces: its channel spaces.
     """
     grouping = {layer.name for layer in graph.layers if layer.kind == "GroupNorm"}
-    reasons = [space.frozen or _undivided(spaces, space, grouping) for space in spaces.spaces]
+    reasons = [space.frozen or _why_indivisible(spaces, space, grouping) for space in spaces.spaces]
     stays = np.array([bool(why) for why in reasons], dtype=bool)[spaces.space_of]
     cost = costs(graph)
-    cuttable = sum(row.macs * (1 - _staying(spaces, row.layer.name, stays)) for row in cost.layers if row.macs)
+    cuttable = sum(row.macs * (1 - _staying_weight_share(spaces, row.layer.name, stays)) for row in cost.layers if row.macs)
     convs = dict.fromkeys(row.layer.name for row in cost.layers if row.layer.is_convolution)
-    stuck = (_stuck(spaces, name, stays, reasons) for name in convs)
+    stuck = (_find_stuck_outputs(spaces, name, stays, reasons) for name in convs)
     stuck_spaces = (
-        StuckSpace(space.name, len(space.channels) if space.frozen else _together(spaces, space), why)
+        StuckSpace(space.name, len(space.channels) if space.frozen else _tied_channel_count(spaces, space), why)
         for space, why in zip(spaces.spaces, reasons, strict=True)
         if why and any(space.members.values())
     )
@@ -91,32 +91,32 @@ def least_macs(graph: LayerGraph, spaces: ChannelSpaces) -> int:
 
     Weights are not considered: those that are not trained, and biases in front of a LayerNorm, may keep more.
     """
-    everything = Candidates.chosen(spaces, np.ones(spaces.num_channels, dtype=bool), np.zeros(spaces.num_channels))
+    everything = Candidates.from_removable(spaces, np.ones(spaces.num_channels, dtype=bool), np.zeros(spaces.num_channels))
     return costs(rewrite(graph, make_plan(everything)).graph).macs
 
 
-def _undivided(spaces: ChannelSpaces, space: ChannelSpace, grouping: set[str]) -> str:
+def _why_indivisible(spaces: ChannelSpaces, space: ChannelSpace, grouping: set[str]) -> str:
     """Why a space is one single channel, given the GroupNorms of the network; "" if it has several."""
     if len(space.channels) > 1:
         return ""
-    if _together(spaces, space) == 1:
+    if _tied_channel_count(spaces, space) == 1:
         return "one channel of each space stays"
     return f"{'groups of GroupNorm' if grouping.intersection(space.members[Role.CARRIER]) else 'the layers'} tie them all together"
 
 
-def _together(spaces: ChannelSpaces, space: ChannelSpace) -> int:
+def _tied_channel_count(spaces: ChannelSpaces, space: ChannelSpace) -> int:
     """The largest number of a layer's channels that the single channel of a space stands for."""
     made = [ids for axis, ids in spaces.ids.items() if spaces.roles[axis] is not Role.CONSUMER]
     return max((int((ids == space.channels[0]).sum()) for ids in made), default=1)
 
 
-def _staying(spaces: ChannelSpaces, layer: str, stays: Bools) -> float:
+def _staying_weight_share(spaces: ChannelSpaces, layer: str, stays: Bools) -> float:
     """The share of a layer's weights that connect inputs that stay with outputs that stay."""
     ids = [spaces.ids[layer, axis] for axis in ("in", "out") if (layer, axis) in spaces.ids]
     return float(np.prod([stays[found].mean() for found in ids]))
 
 
-def _stuck(spaces: ChannelSpaces, layer: str, stays: Bools, reasons: list[str]) -> StuckOutputs | None:
+def _find_stuck_outputs(spaces: ChannelSpaces, layer: str, stays: Bools, reasons: list[str]) -> StuckOutputs | None:
     ids = spaces.ids[layer, "out"]
     held = ids[stays[ids]]
     return StuckOutputs(layer, len(held), len(ids), reasons[spaces.space_of[held[0]]]) if len(held) else None

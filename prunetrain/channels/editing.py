@@ -8,7 +8,7 @@ from torch import Tensor
 from prunetrain.graph.layergraph import Declared, Layer, LayerGraph, Step, Value
 
 
-def edited(
+def rebuild_graph(
     graph: LayerGraph, steps: Sequence[Step], outputs: Sequence[Value], layers: Iterable[Layer], declared: Iterable[Declared]
 ) -> LayerGraph:
     """Return a graph with new steps, without results that nothing reads and layers and tensors that no step names.
@@ -43,7 +43,7 @@ def edited(
     )
 
 
-def state_of(graph: LayerGraph, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def filter_state(graph: LayerGraph, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a state dict that belong to the layers of a graph, or are declared in it."""
     names = {layer.name for layer in graph.layers} | {tensor.name for tensor in graph.declared}
     return {name: tensor for name, tensor in state.items() if name.partition(".")[0] in names}

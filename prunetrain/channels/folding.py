@@ -13,22 +13,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prunetrain.channels.editing import edited, state_of
+from prunetrain.channels.editing import filter_state, rebuild_graph
 from prunetrain.graph.layergraph import Layer, LayerGraph, Step, Value
 from prunetrain.graph.shapes import infer_shapes
 
 _FOLDS = {"Conv1d": "BatchNorm1d", "Conv2d": "BatchNorm2d", "Linear": "BatchNorm1d"}
 
 
-def batch_norms(graph: LayerGraph) -> int:
+def count_batch_norms(graph: LayerGraph) -> int:
     """The number of BatchNorm layers in a graph."""
     return sum(layer.kind.startswith("BatchNorm") for layer in graph.layers)
 
 
-def for_inference(graph: LayerGraph, state: Mapping[str, Tensor]) -> tuple[LayerGraph, dict[str, Tensor]]:
+def remove_training_heads(graph: LayerGraph, state: Mapping[str, Tensor]) -> tuple[LayerGraph, dict[str, Tensor]]:
     """Remove the heads that exist in train mode only."""
-    smaller = edited(graph, graph.steps, (graph.output, *graph.extra), graph.layers, graph.declared)
-    return smaller, state_of(smaller, state)
+    smaller = rebuild_graph(graph, graph.steps, (graph.output, *graph.extra), graph.layers, graph.declared)
+    return smaller, filter_state(smaller, state)
 
 
 def fold_batch_norm(graph: LayerGraph, state: Mapping[str, Tensor]) -> tuple[LayerGraph, dict[str, Tensor]]:
@@ -52,7 +52,7 @@ def fold_batch_norm(graph: LayerGraph, state: Mapping[str, Tensor]) -> tuple[Lay
             folded[name] = tensor
     biased = {layer.name: layer.with_arguments(bias=True) for layer in graph.layers if layer.name in folds}
     calls = {value: step["input"] for value, step in graph.results() if step.layer in gone}
-    return _without(graph, calls, biased), folded
+    return _remove_steps(graph, calls, biased), folded
 
 
 def _foldable(graph: LayerGraph) -> dict[str, Layer]:
@@ -89,7 +89,7 @@ def _fold(state: Mapping[str, Tensor], producer: str, norm: Layer) -> tuple[Tens
     return (weight.double() * by_filter).to(weight.dtype), (shift + scale * (bias - mean)).to(weight.dtype)
 
 
-def _without(graph: LayerGraph, gone: Mapping[Value, Value], layers: Mapping[str, Layer]) -> LayerGraph:
+def _remove_steps(graph: LayerGraph, gone: Mapping[Value, Value], layers: Mapping[str, Layer]) -> LayerGraph:
     """Return the graph without some steps.
 
     Args:
@@ -106,4 +106,4 @@ def _without(graph: LayerGraph, gone: Mapping[Value, Value], layers: Mapping[str
             steps.append(step.map_values(now.__getitem__))
             now[value] = Value(len(steps))
     outputs = [now[value] for value in graph.outputs]
-    return edited(graph, steps, outputs, [layers.get(layer.name, layer) for layer in graph.layers], graph.declared)
+    return rebuild_graph(graph, steps, outputs, [layers.get(layer.name, layer) for layer in graph.layers], graph.declared)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prunetrain.channels.constants import Constants, find_constants
-from prunetrain.channels.editing import edited
+from prunetrain.channels.editing import rebuild_graph
 from prunetrain.channels.grids import Shapes
 from prunetrain.channels.slices import LayerSlices, measure_slices
 from prunetrain.channels.sources import NEW, Source
@@ -83,8 +83,8 @@ class _Gates:
         self._made: dict[str, Tensor] = {}
         self._steps: list[Step] = []
         self._new: dict[Value, Value] = {Value(0): Value(0)}
-        self._reading = {value: kept for value, step in graph.results() if (kept := self._reads(step)) is not None}
-        self._writing = {value: write for value, step in graph.results() if (write := self._writes(value, step)) is not None}
+        self._reading = {value: kept for value, step in graph.results() if (kept := self._kept_inputs(step)) is not None}
+        self._writing = {value: write for value, step in graph.results() if (write := self._find_write(value, step)) is not None}
 
     def run(self) -> Gated:
         for value, step in self._graph.results():
@@ -96,7 +96,7 @@ class _Gates:
             else:
                 self._new[value] = self._add(moved)
         outputs = [self._new[value] for value in self._graph.outputs]
-        graph = edited(self._graph, self._steps, outputs, self._layers.values(), self._declared.values())
+        graph = rebuild_graph(self._graph, self._steps, outputs, self._layers.values(), self._declared.values())
         kept = {name: source.gather(self._state[source.name]) for name, source in self._sources.items() if name not in self._made}
         declared_first = {name: self._made[name] for name in (tensor.name for tensor in graph.declared) if name in self._made}
         state = declared_first | kept
@@ -108,12 +108,12 @@ class _Gates:
 
     # Which layers and additions to narrow.
 
-    def _stream(self, axis_ids: Ids) -> bool:
+    def _is_stream(self, axis_ids: Ids) -> bool:
         """Whether channels belong to a residual stream: a space that several layers write to."""
         spaces = np.unique(self._spaces.space_of[axis_ids])
         return any(len(self._spaces.spaces[space].members[Role.PRODUCER]) > 1 for space in spaces)
 
-    def _plain(self, name: str | None) -> bool:
+    def _is_plain_conv(self, name: str | None) -> bool:
         """Whether a name belongs to a convolution without groups that is called once."""
         return (
             name is not None
@@ -122,35 +122,40 @@ class _Gates:
             and self._calls.count(name) == 1
         )
 
-    def _rounded(self, alive: Tensor, strength: Tensor) -> Tensor:
+    def _choose_positions(self, alive: Tensor, strength: Tensor) -> Tensor:
         """The positions to keep: those alive, and the strongest others up to a multiple of the granularity."""
         wanted = min(len(alive), -(-max(int(alive.sum()), 1) // self._granularity) * self._granularity)
         order = torch.where(alive, torch.inf, strength).argsort(descending=True, stable=True)
         return order[:wanted].sort().values
 
-    def _reads(self, step: Step) -> Tensor | None:
+    def _kept_inputs(self, step: Step) -> Tensor | None:
         """The input positions that a layer keeps reading, if these are fewer than now."""
-        if not self._plain(step.layer) or step.layer is None or not step.inputs() or not self._stream(self._spaces.ids[step.layer, "in"]):
+        if (
+            not self._is_plain_conv(step.layer)
+            or step.layer is None
+            or not step.inputs()
+            or not self._is_stream(self._spaces.ids[step.layer, "in"])
+        ):
             return None
         found = self._slices[step.layer]
-        kept = self._rounded(~found.dead_inputs, found.input_norms)
+        kept = self._choose_positions(~found.dead_inputs, found.input_norms)
         return kept if len(kept) < found.dead.shape[1] else None
 
-    def _writes(self, value: Value, step: Step) -> _Write | None:
+    def _find_write(self, value: Value, step: Step) -> _Write | None:
         """How an addition becomes narrower, if it does."""
-        for operand in self._added(value, step):
+        for operand in self._branch_operands(value, step):
             branch = step[operand]
-            if not isinstance(branch, Value) or not self._for_one(branch):
+            if not isinstance(branch, Value) or not self._is_read_once(branch):
                 continue
             conv, norm = self._end_of_branch(branch)
-            if conv is None or not self._stream(self._spaces.ids[conv, "out"]):
+            if conv is None or not self._is_stream(self._spaces.ids[conv, "out"]):
                 continue
             found = self._slices[conv]
             constant = self._constants.values[branch.index].along(1, found.dead.shape[0])
-            idle = found.dead_filters & constant.agrees(self._threshold)
+            idle = found.dead_filters & constant.same_in_both_modes(self._threshold)
             if f"{norm or conv}.bias" not in self._state:  # a constant could only replace a bias
                 idle &= constant.zero
-            kept = self._rounded(~idle, found.filter_norms)
+            kept = self._choose_positions(~idle, found.filter_norms)
             if len(kept) < len(idle):
                 gone = torch.ones(len(idle), dtype=torch.bool)
                 gone[kept] = False
@@ -158,34 +163,34 @@ class _Gates:
                 return _Write(operand, conv, norm, kept, positions, constant.eval_mode[positions], self._shapes.of(value)[1])
         return None
 
-    def _added(self, value: Value, step: Step) -> tuple[str, ...]:
+    def _branch_operands(self, value: Value, step: Step) -> tuple[str, ...]:
         """The names of the operands that an addition adds to a stream of the result's shape."""
         if step.target == "torch.index_add":
             own = step["dim"] % len(self._shapes.of(value)) == 1 and self._mentions[step["index"].name] == 1
             return ("source",) if own else ()
         names = ("other", "input") if step.target == "+" else ()
-        return names if all(isinstance(step[name], Value) and self._shapes.alike(step[name], value) for name in names) else ()
+        return names if all(isinstance(step[name], Value) and self._shapes.same_shape(step[name], value) for name in names) else ()
 
-    def _for_one(self, value: Value) -> bool:
+    def _is_read_once(self, value: Value) -> bool:
         """Whether a result is read once and not returned."""
         return len(self._uses[value]) == 1 and value not in self._graph.outputs
 
-    def _maker(self, operand: Value | Attribute) -> Step | None:
+    def _producing_step(self, operand: Value | Attribute) -> Step | None:
         """The step that makes a result, if only one step reads it."""
-        if not isinstance(operand, Value) or not operand.index or not self._for_one(operand):
+        if not isinstance(operand, Value) or not operand.index or not self._is_read_once(operand):
             return None
         return self._graph.steps[operand.index - 1]
 
     def _end_of_branch(self, branch: Value) -> tuple[str | None, str | None]:
         """The names of the convolution that a branch ends in, and of the BatchNorm after it."""
-        step = self._maker(branch)
+        step = self._producing_step(branch)
         if step is not None and step.target == _SAME_TYPE:
-            step = self._maker(step["input"])
+            step = self._producing_step(step["input"])
         norm = None
         if step is not None and step.layer and self._layers[step.layer].kind == "BatchNorm2d" and self._calls.count(step.layer) == 1:
             norm = step.layer
-            step = self._maker(step.operands()[0])
-        return (step.layer, norm) if step is not None and self._plain(step.layer) else (None, None)
+            step = self._producing_step(step.operands()[0])
+        return (step.layer, norm) if step is not None and self._is_plain_conv(step.layer) else (None, None)
 
     # How to narrow them.
 
@@ -212,7 +217,7 @@ class _Gates:
         layer, read = self._layers[step.layer or ""], step.inputs()[0]
         source = self._new[read]
         self._cut_rows(layer, "in", kept)
-        before = self._maker(read)
+        before = self._producing_step(read)
         if (
             before is not None
             and before.target == "torch.index_select"
@@ -237,14 +242,14 @@ class _Gates:
             taken = torch.tensor(self._declared.pop(step["index"].name).values)
             kept, idle = taken[kept], taken[idle]
         if bool(write.constants.any()):
-            stream = self._rest(end, stream, idle, write)
+            stream = self._add_constants(end, stream, idle, write)
         index = self._index(f"{end.name}_writes", kept)
         if self._steps[branch.index - 1].target == _SAME_TYPE:  # the cast from an earlier gate
             branch = self._steps[branch.index - 1]["input"]
         branch = self._add(Step.make(_SAME_TYPE, input=branch, other=stream))  # types may differ under autocast, which + allows
         return self._add(Step.make("torch.index_add", input=stream, dim=1, index=index, source=branch))
 
-    def _rest(self, end: Layer, stream: Value, idle: Tensor, write: _Write) -> Value:
+    def _add_constants(self, end: Layer, stream: Value, idle: Tensor, write: _Write) -> Value:
         """Add what dead filters still add: one number per channel, at their channels of the stream."""
         donor = self._state[f"{end.name}.bias"]
         rest = self._declare(Declared(f"{end.name}_rest", (len(idle), 1, 1), "parameter" if end.trainable else "buffer"))

@@ -60,17 +60,19 @@ class Shapes:
         """The shape of a result or declared tensor."""
         return self.values[operand.index] if isinstance(operand, Value) else self.declared[operand.name]
 
-    def grows(self, operand: Operand, dim: int) -> bool:
+    def grows_with_batch(self, operand: Operand, dim: int) -> bool:
         """Whether a dimension grows with the batch size."""
-        return isinstance(operand, Value) and self._of_two[operand.index][dim] != self.values[operand.index][dim]
+        return isinstance(operand, Value) and self._shapes_at_batch_two[operand.index][dim] != self.values[operand.index][dim]
 
-    def alike(self, one: Operand, other: Operand) -> bool:
+    def same_shape(self, one: Operand, other: Operand) -> bool:
         """Whether two results or declared tensors have the same shape at any batch size."""
         shape = self.of(one)
-        return shape == self.of(other) and all(self.grows(one, dim) == self.grows(other, dim) for dim in range(len(shape)))
+        return shape == self.of(other) and all(
+            self.grows_with_batch(one, dim) == self.grows_with_batch(other, dim) for dim in range(len(shape))
+        )
 
     @cached_property
-    def _of_two(self) -> tuple[Shape, ...]:
+    def _shapes_at_batch_two(self) -> tuple[Shape, ...]:
         return infer_shapes(self._graph, 2)
 
 
@@ -109,7 +111,7 @@ class Mover:
         dim = step["dim"] % (len(shapes[0]) + stack)
         same = [all(grid.shape[d] == 1 for grid in grids) and (stack or d != dim) for d in range(len(shapes[0]))]
         full = [
-            grid.expand([1 if alike else size for alike, size in zip(same, shape, strict=True)])
+            grid.expand([1 if constant else size for constant, size in zip(same, shape, strict=True)])
             for grid, shape in zip(grids, shapes, strict=True)
         ]
         return compress(torch.stack(full, dim) if stack else torch.cat(full, dim))

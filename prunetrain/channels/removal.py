@@ -42,7 +42,7 @@ def remove_channels(graph: LayerGraph, state: Mapping[str, Tensor], plan: KeepPl
     state = {name: tensor.detach() for name, tensor in state.items()}
     while True:
         masked = mask_channels(graph, state, plan.spaces, ~plan.keep)
-        constants, candidates = _dead(graph, masked, plan)
+        constants, candidates = _constants_and_candidates(graph, masked, plan)
         stuck = ~plan.keep & ~candidates.removable
         if not stuck.any():
             break
@@ -51,7 +51,7 @@ def remove_channels(graph: LayerGraph, state: Mapping[str, Tensor], plan: KeepPl
     return Removal(Proposal(graph, masked, sources, (), constants, candidates).apply(plan), plan)
 
 
-def _dead(graph: LayerGraph, masked: Mapping[str, Tensor], plan: KeepPlan) -> tuple[Constants, Candidates]:
+def _constants_and_candidates(graph: LayerGraph, masked: Mapping[str, Tensor], plan: KeepPlan) -> tuple[Constants, Candidates]:
     """What is constant and what can be cut once the channels are zero; only exact zeros count as dead."""
     kinds = {tensor.dtype for tensor in masked.values() if tensor.is_floating_point()}
     threshold = max((torch.finfo(kind).tiny for kind in kinds), default=torch.finfo(torch.float32).tiny)

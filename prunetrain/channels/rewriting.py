@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prunetrain.channels.editing import edited
+from prunetrain.channels.editing import rebuild_graph
 from prunetrain.channels.grids import Shapes, pads
 from prunetrain.channels.selection import KeepPlan
 from prunetrain.channels.spaces import Axis, Ids
@@ -88,7 +88,7 @@ class _Rewriter:
             self._new[value] = self._step(value, step)
         layers = tuple(resized(layer, self._sizes(layer, rows)) for layer in self._graph.layers)
         outputs = [self._new[value] for value in self._graph.outputs]
-        smaller = edited(self._graph, self._steps, outputs, layers, self._declared.values())
+        smaller = rebuild_graph(self._graph, self._steps, outputs, layers, self._declared.values())
         return Rewritten(smaller, rows)
 
     # What is left.
@@ -136,7 +136,7 @@ class _Rewriter:
             case "torch.index_select" | "torch.index_add":
                 moved = self._reindex(step, moved)
             case target if target in _SIZES:
-                moved = self._respelled(value, step, moved)
+                moved = self._resize_argument(value, step, moved)
         return self._add(moved)
 
     def _add(self, step: Step) -> Value:
@@ -151,18 +151,18 @@ class _Rewriter:
             return self._add(moved)
         gone = int((~kept).sum())
         source = moved.operands()[0]
-        if (filled := self._filled(step, value, rank)) is not None:
+        if (filled := self._find_padding(step, value, rank)) is not None:
             before = self._steps[filled.index - 1]
             self._steps[filled.index - 1] = Step.make("F.pad", **dict(before.arguments) | {"pad": (0, before["pad"][1] + gone)})
         else:
             source = self._add(Step.make("F.pad", input=source, pad=(0, gone)))
         normalized = self._add(Step.make(step.target, input=source))
         reads = [self._graph.steps[number] for number in self._uses[value]]
-        if value not in self._graph.outputs and all(self._cuts_off(read, kept, rank) for read in reads):
+        if value not in self._graph.outputs and all(self._slices_off_removed(read, kept, rank) for read in reads):
             return normalized
         return self._add(Step.make("[:]", input=normalized, dim=rank - 1, stop=int(kept.sum())))
 
-    def _filled(self, step: Step, value: Value, rank: int) -> Value | None:
+    def _find_padding(self, step: Step, value: Value, rank: int) -> Value | None:
         """The new result that a LayerNorm reads, if it is zero-padded at the end and nothing else reads it."""
         source = step.operands()[0]
         if not isinstance(source, Value) or not source.index or self._uses[source] != [value.index - 1] or source in self._graph.outputs:
@@ -174,7 +174,7 @@ class _Rewriter:
         return self._new[source] if amounts.keys() == {rank - 1} and amounts[rank - 1][0] == 0 else None
 
     @staticmethod
-    def _cuts_off(read: Step, kept: npt.NDArray[np.bool_], rank: int) -> bool:
+    def _slices_off_removed(read: Step, kept: npt.NDArray[np.bool_], rank: int) -> bool:
         """Whether a step slices off the end of the last dimension, and no removed channel lies in that end."""
         return (
             read.target == "[:]"
@@ -192,7 +192,7 @@ class _Rewriter:
         new_stop = None if step["stop"] is None else int(kept[:stop].sum())
         return Step.make("[:]", **dict(moved.arguments) | {"start": int(kept[:start].sum()), "stop": new_stop})
 
-    def _respelled(self, value: Value, step: Step, moved: Step) -> Step:
+    def _resize_argument(self, value: Value, step: Step, moved: Step) -> Step:
         name = _SIZES[step.target]
         first = step["dim"] % len(self._shapes.of(step["input"])) if step.target == "torch.unflatten" else 0
         sizes = list(moved[name])

@@ -28,7 +28,7 @@ It is a number, so that rounding needs no special case and the file of timings c
 """
 
 
-def commonest(granularity: Granularity) -> int:
+def most_common_granularity(granularity: Granularity) -> int:
     """The multiple that most spaces are rounded to, for uses that need a single number; 1 if these spaces keep all channels."""
     if not isinstance(granularity, int):
         counts = Counter(granularity.values())
@@ -51,7 +51,7 @@ class Candidates:
     rows: tuple[Ids, ...] = ()
 
     @classmethod
-    def chosen(cls, spaces: ChannelSpaces, removable: Bools, strength: npt.NDArray[np.float64]) -> "Candidates":
+    def from_removable(cls, spaces: ChannelSpaces, removable: Bools, strength: npt.NDArray[np.float64]) -> "Candidates":
         """Candidates that may go whatever they compute (`removal.py`), except for those in frozen spaces."""
         return cls(spaces, removable & ~spaces.frozen_channels(), strength, np.empty((0, 2), dtype=np.int64), _rows(spaces))
 

@@ -34,10 +34,10 @@ class Source:
 
 def chain(outer: Mapping[str, Source], inner: Mapping[str, Source]) -> dict[str, Source]:
     """Compose sources: `outer` refers to the tensors that `inner` describes, the result to the network that `inner` refers to."""
-    return {name: _through(source, inner.get(source.name, source)) for name, source in outer.items()}
+    return {name: _compose(source, inner.get(source.name, source)) for name, source in outer.items()}
 
 
-def _through(outer: Source, inner: Source) -> Source:
+def _compose(outer: Source, inner: Source) -> Source:
     if NEW in (outer.name, inner.name):
         return Source(NEW)
     assert outer.shape is None or not inner.rows or (outer.shape[0] == -1 and set(inner.rows) == {0})  # rows are of the first dimension

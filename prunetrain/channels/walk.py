@@ -241,7 +241,7 @@ class Walk:
         along = {dim for grid in grids.values() for dim in varying(grid)}
         result: Tensor | None = None
         for operand, grid in grids.items():
-            if self._spreads(operand, shape, along):
+            if self._is_broadcast(operand, shape, along):
                 if isinstance(operand, Value) or varying(grid):
                     self._atoms.freeze(grid, f"broadcast by {step.target}")
             elif result is None:
@@ -253,16 +253,16 @@ class Walk:
             return self._frozen(step, shape, f"broadcast by {step.target}")
         for operand in operands:
             if isinstance(operand, Attribute) and operand not in grids:
-                self._adopt(step, operand, result)
+                self._give_channels(step, operand, result)
         return result
 
-    def _spreads(self, operand: Operand, shape: Shape, along: set[int]) -> bool:
+    def _is_broadcast(self, operand: Operand, shape: Shape, along: set[int]) -> bool:
         """Whether one number of an operand serves several channels: it has size 1 in a dimension along which the result's channels lie."""
         own = self._shapes.of(operand)
         own = (1,) * (len(shape) - len(own)) + own
         return any(own[dim] == 1 < shape[dim] for dim in along)
 
-    def _adopt(self, step: Step, operand: Attribute, result: Tensor) -> None:
+    def _give_channels(self, step: Step, operand: Attribute, result: Tensor) -> None:
         """Give a declared tensor at its first use the channels of the result, if it has one number for each of them."""
         own = self._shapes.of(operand)
         sizes = (1,) * (result.dim() - len(own)) + own

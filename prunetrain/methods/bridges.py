@@ -62,4 +62,4 @@ def plan_of_masks(graph: LayerGraph, masks: Masks, granularity: int = 1) -> Keep
             np.logical_and.at(unused, ids, left == 0)
             np.add.at(strength, ids, left)
         removable |= unused & seen
-    return make_plan(Candidates.chosen(spaces, removable, strength), granularity)
+    return make_plan(Candidates.from_removable(spaces, removable, strength), granularity)

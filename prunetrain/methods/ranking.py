@@ -58,7 +58,7 @@ def plan_by_rank(
         scores = criterion(filters_of(space, spaces, layers, state), count, space.name).double().cpu()
         removable[space.channels] = smallest(scores, count).numpy()
         strength[space.channels] = scores.numpy()
-    return make_plan(Candidates.chosen(spaces, removable, strength), options.granularity)
+    return make_plan(Candidates.from_removable(spaces, removable, strength), options.granularity)
 
 
 def _may_go(space: ChannelSpace, layers: Mapping[str, Layer], kinds: Collection[str], options: Options) -> bool:

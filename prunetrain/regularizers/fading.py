@@ -136,7 +136,7 @@ class Ranking:
         """The network's MACs per image without these channels and without those that are dead."""
         removable = self._dead.copy()
         removable[list(channels)] = True
-        return self._macs_of(make_plan(Candidates.chosen(self._spaces, removable, self._norms)))
+        return self._macs_of(make_plan(Candidates.from_removable(self._spaces, removable, self._norms)))
 
     def _removable(self, state: Mapping[str, Tensor], criterion: str) -> Bools:
         """The channels that could be cut; none if whole branches could, since the remaining channels would then have other ids."""
@@ -147,7 +147,7 @@ class Ranking:
         """The plan without the weakest channels."""
         removable = self._dead.copy()
         removable[self._order[:count]] = True
-        return make_plan(Candidates.chosen(self._spaces, removable, self._norms), granularity)
+        return make_plan(Candidates.from_removable(self._spaces, removable, self._norms), granularity)
 
     def _macs(self, count: int, granularity: Granularity) -> int:
         return self._macs_of(self._plan(count, granularity))

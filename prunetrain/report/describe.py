@@ -24,7 +24,7 @@ def network(graph: LayerGraph, dense: LayerGraph | None = None) -> dict[str, Any
         graph: the network.
         dense: the network before any cut; adds `was` to each layer and shares to the totals.
     """
-    from prunetrain.channels.coverage import cuttable_macs
+    from prunetrain.channels.coverage import measure_coverage
     from prunetrain.channels.spaces import find_spaces
 
     cost = costs(graph)
@@ -45,7 +45,7 @@ def network(graph: LayerGraph, dense: LayerGraph | None = None) -> dict[str, Any
                 "params": row.params,
             }
         )
-    coverage = cuttable_macs(graph, find_spaces(graph))
+    coverage = measure_coverage(graph, find_spaces(graph))
     described: dict[str, Any] = {
         "network": graph.class_name,
         "input_shape": list(graph.input_shape),

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prunetrain.channels.folding import batch_norms, fold_batch_norm, for_inference
+from prunetrain.channels.folding import count_batch_norms, fold_batch_norm, remove_training_heads
 from prunetrain.errors import CheckpointError, ConfigError, OutputError, unknown_name
 from prunetrain.files import check_free, followed
 from prunetrain.graph.costs import Costs, costs
@@ -85,7 +85,7 @@ def export_network(
     if fold:
         trained, network, folding = _folded(trained, network)
     elif FORMATS[form].compiled and trained.graph.auxiliary:
-        trained, network, _ = _replaced(trained, network, *for_inference(trained.graph, trained.state))
+        trained, network, _ = _replaced(trained, network, *remove_training_heads(trained.graph, trained.state))
     difference = FORMATS[form].write(network, output)
     return Exported(
         files,
@@ -122,14 +122,14 @@ def _folded(trained: Trained, network: Exportable) -> tuple[Trained, Exportable,
     Raises:
         OutputError: if rounding moves its outputs too far.
     """
-    graph, state = for_inference(trained.graph, trained.state)
-    before = batch_norms(graph)
+    graph, state = remove_training_heads(trained.graph, trained.state)
+    before = count_batch_norms(graph)
     folded, network, difference = _replaced(trained, network, *fold_batch_norm(graph, state))
     if difference > TOLERANCE:
         raise OutputError(
             f"nothing is written: folding BatchNorm moves the outputs by {difference:.2g} of the largest: leave --fold-bn out"
         )
-    return folded, network, Folding(before - batch_norms(folded.graph), before, difference)
+    return folded, network, Folding(before - count_batch_norms(folded.graph), before, difference)
 
 
 def _replaced(trained: Trained, network: Exportable, graph: LayerGraph, state: dict[str, Tensor]) -> tuple[Trained, Exportable, float]:

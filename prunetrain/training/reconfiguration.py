@@ -11,7 +11,7 @@ from typing import Final
 
 from torch import Tensor
 
-from prunetrain.channels.selection import commonest
+from prunetrain.channels.selection import most_common_granularity
 from prunetrain.channels.slicing import Cut, gate, propose_cut, slice_optimizer_state
 from prunetrain.graph.load import read_source, sha256_of
 from prunetrain.methods.in_training import cut_state
@@ -113,7 +113,7 @@ def _cut_and_write(
     watch.lap("time")
     cut = proposal.apply(proposal.plan(granularity))
     if config.residual == "gating":
-        cut = gate(cut, threshold=config.threshold, granularity=commonest(granularity))
+        cut = gate(cut, threshold=config.threshold, granularity=most_common_granularity(granularity))
     smaller = cut_checkpoint(checkpoint, cut)
     watch.lap("slice")
     batch = choose_batch_size(state, cut.graph, data) if config.dynamic_batch else None
