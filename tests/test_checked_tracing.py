@@ -14,7 +14,7 @@ from traced import network
 import prunetrain
 from prunetrain.errors import NetworkFileError, TraceError
 from prunetrain.graph import memory
-from prunetrain.models.checked_tracing import stored, traced_and_checked
+from prunetrain.models.checked_tracing import trace_and_check, with_own_storage
 
 EXAMPLE = torch.zeros(2, 3, 8, 8)
 
@@ -38,7 +38,7 @@ def computed_weight() -> nn.Module:
 def test_a_model_that_is_what_it_says_passes_and_stays_as_it_was() -> None:
     model = conv_and_head().train()
     before, numbers = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
-    traced = traced_and_checked(model, EXAMPLE)
+    traced = trace_and_check(model, EXAMPLE)
     assert traced.graph == prunetrain.trace(model, EXAMPLE)
     assert model.training
     assert torch.equal(torch.get_rng_state(), numbers)
@@ -48,12 +48,12 @@ def test_a_model_that_is_what_it_says_passes_and_stays_as_it_was() -> None:
 def test_outputs_that_are_no_numbers_are_the_same() -> None:
     model = conv_and_head()
     nn.init.constant_(model.get_parameter("fc.weight"), torch.inf)
-    traced_and_checked(model, EXAMPLE)
+    trace_and_check(model, EXAMPLE)
 
 
 def test_other_weights_than_the_layers_imply() -> None:
     with pytest.raises(TraceError, match=r"^Net has weights that do not fit its own layers: .*conv.weight"):
-        traced_and_checked(computed_weight(), EXAMPLE)
+        trace_and_check(computed_weight(), EXAMPLE)
 
 
 def test_code_that_tracing_does_not_see() -> None:
@@ -66,7 +66,7 @@ def test_code_that_tracing_does_not_see() -> None:
         return self.fc(F.relu(x).mean((2, 3)))
 
     with pytest.raises(TraceError, match=r"^Net computes different results than its network file: "):
-        traced_and_checked(network(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2)), EXAMPLE)
+        trace_and_check(network(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2)), EXAMPLE)
 
 
 def test_code_that_fails_with_numbers() -> None:
@@ -76,7 +76,7 @@ def test_code_that_fails_with_numbers() -> None:
         return self.fc(F.relu(self.conv(x)).mean((2, 3)))
 
     with pytest.raises(TraceError, match=r"test_checked_tracing.py:\d+: Net fails with 2 random images: no images today$"):
-        traced_and_checked(network(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2)), EXAMPLE)
+        trace_and_check(network(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2)), EXAMPLE)
 
 
 def in_train_mode(change: Callable[[Any, Tensor], Tensor], **modules: nn.Module | Tensor) -> nn.Module:
@@ -105,15 +105,15 @@ def shifted_mean(self: Any, x: Tensor) -> Tensor:
 
 def test_code_that_runs_in_train_mode_only() -> None:
     with pytest.raises(TraceError, match=r"^Net computes different results in train mode than its network file: "):
-        traced_and_checked(in_train_mode(doubled), EXAMPLE)
+        trace_and_check(in_train_mode(doubled), EXAMPLE)
 
 
 def test_running_statistics_are_compared() -> None:
     with pytest.raises(TraceError, match=r"^Net has different buffers after a batch in train mode than its network file: "):
-        traced_and_checked(in_train_mode(shifted_mean), EXAMPLE)
+        trace_and_check(in_train_mode(shifted_mean), EXAMPLE)
     model = in_train_mode(doubled)
     model.p = 0.5
-    traced_and_checked(model, EXAMPLE)  # with random numbers outputs say nothing
+    trace_and_check(model, EXAMPLE)  # with random numbers outputs say nothing
 
 
 def reset_statistics(self: Any, x: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def test_with_random_numbers_what_counts_is_which_statistics_move() -> None:
     model = in_train_mode(reset_statistics)
     model.p = 0.5
     with pytest.raises(TraceError, match=r"^Net has different buffers after a batch in train mode than its network file: "):
-        traced_and_checked(model, EXAMPLE)
+        trace_and_check(model, EXAMPLE)
 
 
 def test_random_numbers_that_a_file_draws_otherwise_move_the_same_statistics() -> None:
@@ -140,7 +140,7 @@ def test_random_numbers_that_a_file_draws_otherwise_move_the_same_statistics() -
     model = network(forward, conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4), fc=nn.Linear(4, 2))
     for seed in range(4):
         torch.manual_seed(seed)
-        traced_and_checked(model, EXAMPLE)
+        trace_and_check(model, EXAMPLE)
 
 
 def test_a_fixed_filter_is_compared_as_well() -> None:
@@ -154,10 +154,10 @@ def test_a_fixed_filter_is_compared_as_well() -> None:
 
     model = network(forward, filter=torch.rand(4, 3, 3, 3), fc=nn.Linear(4, 2))
     model.factor = 1.0
-    traced_and_checked(model, EXAMPLE)
+    trace_and_check(model, EXAMPLE)
     model.factor, before = 0.9, model.filter.clone()
     with pytest.raises(TraceError, match=r"^Net has different buffers after a batch in train mode than"):
-        traced_and_checked(model, EXAMPLE)
+        trace_and_check(model, EXAMPLE)
     assert torch.equal(model.filter, before)
 
 
@@ -166,7 +166,7 @@ def test_a_model_that_fails_in_train_mode() -> None:
         raise ZeroDivisionError("no training today")
 
     with pytest.raises(TraceError, match=r"py:\d+: Net fails with 2 random images in train mode: no training today$"):
-        traced_and_checked(in_train_mode(fails), EXAMPLE)
+        trace_and_check(in_train_mode(fails), EXAMPLE)
 
 
 def test_the_comparison_in_train_mode_leaves_no_trace() -> None:
@@ -183,7 +183,7 @@ def test_the_comparison_in_train_mode_leaves_no_trace() -> None:
     model.steps = 0
     buffers = dict(model.named_buffers())
     before, numbers = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
-    traced = traced_and_checked(model, EXAMPLE)
+    traced = trace_and_check(model, EXAMPLE)
     assert torch.equal(torch.get_rng_state(), numbers)
     assert (model.training, model.bn.training, model.steps) == (False, False, 0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -198,7 +198,7 @@ def test_gradients_are_on_in_train_mode() -> None:
         x = self.conv(x)
         return self.fc((x.sin() if self.training and not x.requires_grad else x).mean((2, 3)))
 
-    traced_and_checked(network(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2)), EXAMPLE)
+    trace_and_check(network(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2)), EXAMPLE)
 
 
 def test_a_layer_that_has_too_few_numbers_for_statistics() -> None:
@@ -208,19 +208,19 @@ def test_a_layer_that_has_too_few_numbers_for_statistics() -> None:
         return self.fc(self.norm(self.conv(x).mean((2, 3), keepdim=True)).flatten(1))
 
     norm = nn.InstanceNorm2d(4, track_running_stats=True)
-    traced_and_checked(network(forward, conv=nn.Conv2d(3, 4, 3), norm=norm, fc=nn.Linear(4, 2)), EXAMPLE)
+    trace_and_check(network(forward, conv=nn.Conv2d(3, 4, 3), norm=norm, fc=nn.Linear(4, 2)), EXAMPLE)
 
 
 def test_images_that_do_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     with pytest.raises(NetworkFileError, match="of memory are free"):
-        traced_and_checked(conv_and_head(), EXAMPLE)
+        trace_and_check(conv_and_head(), EXAMPLE)
 
 
 def test_stored_tensors_have_memory_of_their_own() -> None:
     whole = torch.rand(40)
-    traced = traced_and_checked(network(lambda self, x: x * self.a + self.b, a=torch.rand(3, 1, 1).expand(3, 8, 8), b=whole[:8]), EXAMPLE)
-    kept = stored(traced).state
+    traced = trace_and_check(network(lambda self, x: x * self.a + self.b, a=torch.rand(3, 1, 1).expand(3, 8, 8), b=whole[:8]), EXAMPLE)
+    kept = with_own_storage(traced).state
     assert all(torch.equal(kept[name], tensor) for name, tensor in traced.state.items())
     assert [tensor.untyped_storage().nbytes() for tensor in kept.values()] == [4 * tensor.numel() for tensor in kept.values()]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from prunetrain.channels.slices import sliced_layers
 from prunetrain.channels.spaces import find_spaces
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.regularizers.group_lasso import GroupLasso, _members
+from prunetrain.regularizers.group_lasso import GroupLasso, _group_members
 
 Weights = dict[str, Tensor]
 
@@ -261,7 +261,7 @@ def test_network_without_groups_has_no_penalty() -> None:
 def test_members_of_a_group_are_added_in_one_order(numbers: list[int], seed: int) -> None:
     """Every position is in the table of its group once, in its order; tables are at most twice as large as what is in them."""
     ids = torch.tensor(numbers)
-    groups, tables = _members(ids)
+    groups, tables = _group_members(ids)
     rows = [[place for place in row if place < len(ids)] for table in tables for row in table.tolist()]
     assert sorted(place for row in rows for place in row) == list(range(len(ids)))
     assert all(row == sorted(row) and len({numbers[place] for place in row}) == 1 for row in rows)

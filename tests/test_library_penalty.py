@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from prunetrain import trace
 from prunetrain.channels.spaces import find_spaces
-from prunetrain.regularizers.group_lasso import GroupLasso, pull
+from prunetrain.regularizers.group_lasso import GroupLasso, proximal_step_size
 
 
 def chain(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -87,7 +87,7 @@ def test_precisions(dtype: torch.dtype, tolerance: float, groups: str) -> None:
 )
 def test_how_far_a_step_reaches(make: Callable[[Any], Optimizer], reach: float) -> None:
     optimizer = make(chain().parameters())
-    assert pull(optimizer, optimizer.param_groups[0]) == pytest.approx(reach)
+    assert proximal_step_size(optimizer, optimizer.param_groups[0]) == pytest.approx(reach)
 
 
 @pytest.mark.parametrize("settings", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "dampening": 0.5}])
@@ -99,4 +99,4 @@ def test_reach_is_what_a_gradient_does_over_all_later_steps(settings: dict[str, 
     for gradient in (1.0, *[0.0] * 300):
         weight.grad = torch.full((1,), gradient, dtype=torch.float64)
         optimizer.step()
-    assert float(weight.detach()) == pytest.approx(-pull(optimizer, optimizer.param_groups[0]), rel=1e-9)
+    assert float(weight.detach()) == pytest.approx(-proximal_step_size(optimizer, optimizer.param_groups[0]), rel=1e-9)

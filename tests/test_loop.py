@@ -19,7 +19,7 @@ from prunetrain.channels.spaces import find_spaces
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import load_network
-from prunetrain.methods.holding import HeldMasks
+from prunetrain.methods.held_masks import HeldMasks
 from prunetrain.methods.masks import Masks
 from prunetrain.paths import RunPaths
 from prunetrain.regularizers.fading import Fading

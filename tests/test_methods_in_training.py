@@ -17,15 +17,23 @@ from prunetrain.channels.selection import KeepPlan
 from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.methods.admm import Admm, AdmmSettings
-from prunetrain.methods.admm_steps import AdmmState, add_gradient_, projection, rescaled, residuals, start, updated
-from prunetrain.methods.bridges import filter_masks
-from prunetrain.methods.holding import HeldMasks
-from prunetrain.methods.in_training import TrainingMethod, cut_state
+from prunetrain.methods.admm_steps import (
+    AdmmState,
+    add_gradient_,
+    initial_state,
+    measure_residuals,
+    projection,
+    rescale_duals,
+    update_state,
+)
+from prunetrain.methods.conversions import filter_masks
+from prunetrain.methods.held_masks import HeldMasks
 from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Options
 from prunetrain.methods.registry import decide
-from prunetrain.methods.rewinding import cut_start, masked_start
+from prunetrain.methods.rewinding import cut_start_weights, masked_start_weights
 from prunetrain.methods.soft_filters import SoftFilters
+from prunetrain.methods.training_method import TrainingMethod, cut_state
 
 LOSS = torch.zeros(())
 
@@ -130,17 +138,17 @@ def one_layer(row: list[float]) -> tuple[LayerGraph, State]:
 def test_steps_by_hand() -> None:
     graph, weights = one_layer([4.0, -3.0, 2.0, 1.0])
     project = projection(graph, 0.5, Options())
-    first = start(weights, project)
+    first = initial_state(weights, project)
     assert (first.z["fc.weight"].tolist(), first.u["fc.weight"].tolist()) == ([[4, -3, 0, 0]], [[0, 0, 0, 0]])
     weights = {"fc.weight": torch.tensor([[3.5, -2.0, 2.5, 0.5]])}
-    second = updated(weights, first, project)
+    second = update_state(weights, first, project)
     assert (second.z["fc.weight"].tolist(), second.u["fc.weight"].tolist()) == ([[3.5, 0, 2.5, 0]], [[0, -2, 0, 0.5]])
-    found = residuals(weights, first, second, rho=0.5)
+    found = measure_residuals(weights, first, second, rho=0.5)
     assert (found.primal, found.dual) == pytest.approx((4.25**0.5, 0.5 * (0.25 + 9 + 6.25) ** 0.5))
     assert found.relative == pytest.approx((4.25 / 22.75) ** 0.5)
-    third = updated(weights, second, project)  # W + U = 3.5 -4 2.5 1: the dual has brought the second weight back
+    third = update_state(weights, second, project)  # W + U = 3.5 -4 2.5 1: the dual has brought the second weight back
     assert (third.z["fc.weight"].tolist(), third.u["fc.weight"].tolist()) == ([[3.5, -4, 0, 0]], [[0, 0, 2.5, 1]])
-    assert rescaled(third, 4).u["fc.weight"].tolist() == [[0, 0, 0.625, 0.25]]
+    assert rescale_duals(third, 4).u["fc.weight"].tolist() == [[0, 0, 0.625, 0.25]]
 
 
 def test_gradient_is_that_of_the_term() -> None:
@@ -247,11 +255,11 @@ def test_weights_taken_back_are_masked_and_cut_as_any_others() -> None:
     masks, plan = (decide(method, graph, last, 0.5) for method in ("magnitude", "filter-l1"))
     assert isinstance(masks, Masks)
     assert isinstance(plan, KeepPlan)
-    assert torch.equal(masked_start(masks, last, None)["fc.weight"], last["fc.weight"] * masks.keep["fc.weight"])
-    assert torch.equal(masked_start(masks, last, early)["fc.weight"], early["fc.weight"] * masks.keep["fc.weight"])
+    assert torch.equal(masked_start_weights(masks, last, None)["fc.weight"], last["fc.weight"] * masks.keep["fc.weight"])
+    assert torch.equal(masked_start_weights(masks, last, early)["fc.weight"], early["fc.weight"] * masks.keep["fc.weight"])
     cut = remove_channels(graph, last, plan).cut
-    assert cut_start(cut, None) == dict(cut.state)
-    rewound = cut_start(cut, early)
+    assert cut_start_weights(cut, None) == dict(cut.state)
+    rewound = cut_start_weights(cut, early)
     kept = torch.from_numpy(plan.keep[plan.spaces.ids["layer1_0_conv1", "out"]])
     assert torch.equal(rewound["layer1_0_conv1.weight"], early["layer1_0_conv1.weight"][kept])
     train_(network(cut.graph, rewound), OPTIMIZERS["sgd"](network(cut.graph, rewound).parameters()), images_for(graph))

@@ -14,8 +14,8 @@ from torch.nn.utils import prune
 from prunetrain.channels.removal import remove_channels
 from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.methods.bridges import filter_masks, plan_of_masks
-from prunetrain.methods.counting import rates_of_rounds, removed_count, smallest
+from prunetrain.methods.conversions import filter_masks, plan_of_masks
+from prunetrain.methods.counting import rates_of_rounds, removed_count, smallest_mask
 from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Options
 from prunetrain.methods.registry import decide
@@ -58,12 +58,12 @@ def test_counts_by_hand() -> None:
 def test_of_equal_scores_the_first_go(numbers: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(0, len(numbers)))
     expected = sorted(sorted(range(len(numbers)), key=lambda i: numbers[i])[:count])
-    assert smallest(torch.tensor(numbers, dtype=torch.float32), count).nonzero().flatten().tolist() == expected
+    assert smallest_mask(torch.tensor(numbers, dtype=torch.float32), count).nonzero().flatten().tolist() == expected
 
 
 def test_what_is_no_number_goes_last() -> None:
     scores = torch.tensor([float("nan"), 1, float("inf"), 0, float("nan")])
-    assert [smallest(scores, count).nonzero().flatten().tolist() for count in (2, 3, 4)] == [[1, 3], [0, 1, 3], [0, 1, 2, 3]]
+    assert [smallest_mask(scores, count).nonzero().flatten().tolist() for count in (2, 3, 4)] == [[1, 3], [0, 1, 3], [0, 1, 2, 3]]
 
 
 def test_rounds_remove_the_same_share_of_what_remains() -> None:

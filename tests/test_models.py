@@ -19,7 +19,7 @@ from prunetrain import models, zoo
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError
 from prunetrain.models import torchvision_models
-from prunetrain.models.constructing import made_class
+from prunetrain.models.constructing import returned_class
 from prunetrain.models.weights import Mismatch, load_weights
 from prunetrain.paths import RunPaths
 from prunetrain.training.run import resume_run, run_name, start_run
@@ -88,7 +88,7 @@ def test_names_do_not_import_torch() -> None:
 
 
 def test_zoo_is_built_as_before() -> None:
-    assert list(models.described()) == [*zoo.described(), *models.SPELLINGS]
+    assert list(models.described()) == [*zoo.described(), *models.MODEL_FORMATS]
     assert sorted(zoo.described()) == list(zoo.names())
     torch.manual_seed(3)
     expected = zoo.build("resnet20", input_shape=(1, 8, 8), num_classes=4).state_dict()
@@ -144,7 +144,7 @@ def test_model_arg_goes_over_what_the_data_says() -> None:
 
 def test_every_torchvision_network_says_what_its_constructor_takes() -> None:
     assert len(torchvision_models.names()) >= 80
-    assert all(made_class(torchvision.models.get_model_builder(name)) for name in torchvision_models.names())
+    assert all(returned_class(torchvision.models.get_model_builder(name)) for name in torchvision_models.names())
 
 
 @pytest.mark.parametrize(

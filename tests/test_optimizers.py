@@ -10,7 +10,7 @@ from torch.amp import GradScaler
 from torch.optim import SGD, AdamW
 
 from prunetrain.config import TrainConfig
-from prunetrain.regularizers.group_lasso import pull
+from prunetrain.regularizers.group_lasso import proximal_step_size
 from prunetrain.training.optimizers import build_optimizer, build_scheduler, lr_factor
 
 COSINE = [(1 + math.cos(math.pi * share)) / 2 for share in (0, 0.25, 0.5, 0.75, 1)]
@@ -60,7 +60,7 @@ def test_learning_rate_grows_with_the_batch(changes: dict[str, Any]) -> None:
         rates[batch_size], pulls[batch_size] = [], 0.0
         for _ in range(4 * steps_per_epoch):
             rates[batch_size].append(optimizer.param_groups[0]["lr"])
-            pulls[batch_size] += 0.02 * pull(optimizer, optimizer.param_groups[0])
+            pulls[batch_size] += 0.02 * proximal_step_size(optimizer, optimizer.param_groups[0])
             optimizer.step()
             scheduler.step()
     if changes.get("warmup_epochs"):  # the first step after it, and the same place later
@@ -93,7 +93,7 @@ def test_optimizers_follow_the_settings() -> None:
 )
 def test_pull(settings: dict[str, Any], moved: float) -> None:
     optimizer = build_optimizer([nn.Parameter(torch.ones(1))], TrainConfig(**settings))
-    assert 0.02 * pull(optimizer, optimizer.param_groups[0]) == pytest.approx(moved)
+    assert 0.02 * proximal_step_size(optimizer, optimizer.param_groups[0]) == pytest.approx(moved)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -18,7 +18,7 @@ from prunetrain.sparse import storage
 from prunetrain.sparse.csr import csr_matrix, sparsity, to_csr
 from prunetrain.sparse.layers import SparseConv2d, SparseLinear, with_sparse_layers
 from prunetrain.sparse.semi_structured import check_device, follows_two_of_four, with_semi_structured_layers
-from prunetrain.sparse.storage import file_sizes, load_sparse, packed, sparse_bytes
+from prunetrain.sparse.storage import file_sizes, load_sparse, pack, sparse_bytes
 
 
 def pruned(rate: float) -> dict[str, torch.Tensor]:
@@ -65,10 +65,10 @@ def test_what_is_read_is_what_was_saved(tmp_path: Path, rate: float, dtype: torc
 def test_only_what_is_smaller_is_stored_as_rows() -> None:
     weight = torch.zeros(4, 300)  # a number costs 4 + 2 bytes, a row 4: 20 + 6 n against 4,800
     weight.view(-1)[:796] = 1
-    assert set(packed({"a": weight, "b": torch.zeros(900)})["csr"]) == {"a"}
+    assert set(pack({"a": weight, "b": torch.zeros(900)})["csr"]) == {"a"}
     weight.view(-1)[:797] = 1
-    assert set(packed({"a": weight})["dense"]) == {"a"}
-    kinds = {width: packed({"w": torch.eye(1, width)})["csr"]["w"]["columns"].dtype for width in (256, 257, 32768, 32769)}
+    assert set(pack({"a": weight})["dense"]) == {"a"}
+    kinds = {width: pack({"w": torch.eye(1, width)})["csr"]["w"]["columns"].dtype for width in (256, 257, 32768, 32769)}
     assert kinds == {256: torch.uint8, 257: torch.int16, 32768: torch.int16, 32769: torch.int32}
 
 
@@ -116,7 +116,7 @@ def damage_names(content: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("damage", [damage_mark, damage_columns, damage_starts, damage_shape, damage_sizes, damage_numbers, damage_names])
 def test_damaged_files_are_one_line(tmp_path: Path, damage: Callable[[dict[str, Any]], None]) -> None:
-    content = packed(pruned(0.9))
+    content = pack(pruned(0.9))
     damage(content)
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(CheckpointError) as error:
@@ -127,7 +127,7 @@ def test_damaged_files_are_one_line(tmp_path: Path, damage: Callable[[dict[str, 
 @pytest.mark.parametrize("tensors", [1, 3])
 def test_weights_that_do_not_fit_into_memory_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensors: int) -> None:
     """Zeros take no room in a file; all tensors count together."""
-    content = packed({f"{number}.weight": torch.zeros(2, 3000 // tensors) for number in range(tensors)})
+    content = pack({f"{number}.weight": torch.zeros(2, 3000 // tensors) for number in range(tensors)})
     torch.save(content, tmp_path / "weights.pt")
     assert sum(weight.numel() for weight in load_sparse(tmp_path / "weights.pt").values()) == 6000
     monkeypatch.setattr(storage, "available_memory", lambda: 20_000)

@@ -51,15 +51,15 @@ def command(
     from prunetrain.graph.costs import costs
     from prunetrain.graph.render import render
     from prunetrain.models import PRETRAINED, build_with_weights, pretrained
-    from prunetrain.models.checked_tracing import stored, traced_and_checked
-    from prunetrain.models.freezing import partly_frozen
+    from prunetrain.models.checked_tracing import trace_and_check, with_own_storage
+    from prunetrain.models.freezing import find_partly_frozen
     from prunetrain.report.tables import count
 
     arguments = parse_arguments(model_args or ())
     known = pretrained(model, shape) if weights == PRETRAINED else weights or ""
     network = build_with_weights(model, known, input_shape=shape, num_classes=num_classes, model_args=arguments, seed=seed, say=click.echo)
-    traced = stored(traced_and_checked(network, torch.zeros(2, *shape)))
-    if (mixed := partly_frozen(network, traced)) is not None:
+    traced = with_own_storage(trace_and_check(network, torch.zeros(2, *shape)))
+    if (mixed := find_partly_frozen(network, traced)) is not None:
         click.echo(f"{mixed} is frozen, but not all of its layer: the file will train it; freeze whole layers, or make it a buffer")
     write_atomically(saved, lambda file: torch.save(traced.state, file))
     write_text(output, render(traced.graph))

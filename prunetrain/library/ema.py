@@ -16,7 +16,7 @@ from prunetrain.library.network import Network
 from prunetrain.library.wrapping import unwrap
 
 
-def copy_inside(ema: nn.Module, network: Network) -> tuple[Network, Callable[[nn.Module], nn.Module]]:
+def find_average(ema: nn.Module, network: Network) -> tuple[Network, Callable[[nn.Module], nn.Module]]:
     """Find the averaged copy of a network.
 
     Args:

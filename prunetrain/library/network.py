@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from prunetrain.channels.slicing import Cut
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.library.wrapping import not_compiled
+from prunetrain.library.wrapping import compilation_disabled
 from prunetrain.models.assembling import assemble
-from prunetrain.models.checked_tracing import traced_and_checked
+from prunetrain.models.checked_tracing import trace_and_check
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Network:
         Raises:
             TraceError: if the module cannot be written as a network file.
         """
-        with not_compiled(module):
-            traced = traced_and_checked(module, example_input, returns_alike=True)
+        with compilation_disabled(module):
+            traced = trace_and_check(module, example_input, same_return_type=True)
         known = set(traced.names.values())
         # Which parameters are trained is the module's business, and may change from step to step.
         layers = tuple(replace(layer, trainable=True) for layer in traced.graph.layers)

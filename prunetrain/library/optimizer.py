@@ -21,7 +21,7 @@ from prunetrain.library.network import Network
 
 
 @dataclass(frozen=True)
-class Swap:
+class ParameterSwap:
     """New parameters for each group of an optimizer, and their state; nothing changes until `apply_` is called."""
 
     groups: list[dict[str, Any]]
@@ -57,7 +57,7 @@ def check_optimizer(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]
         raise ConfigError("the optimizer has parameters of a lazy layer that no batch reaches: leave out these parameters, or the layer")
 
 
-def swap(optimizer: Optimizer, network: Network, smaller: Network, sources: Mapping[str, Source]) -> Swap:
+def prepare_swap(optimizer: Optimizer, network: Network, smaller: Network, sources: Mapping[str, Source]) -> ParameterSwap:
     """Return the groups and state that an optimizer has after a cut. Parameters of other modules stay as they are.
 
     Cuts identify parameters by name, torch's packed state by number. So every parameter of the optimizer gets a name, its state is cut as
@@ -73,7 +73,7 @@ def swap(optimizer: Optimizer, network: Network, smaller: Network, sources: Mapp
         ConfigError: if the optimizer keeps state that cannot be cut with its parameter.
     """
     members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    name_of, foreign = _named(members, network)
+    name_of, foreign = _name_parameters(members, network)
     new = dict(smaller.module.named_parameters())
     sources = {name: Source(name) for name in foreign} | dict(sources)
     names = [
@@ -95,10 +95,10 @@ def swap(optimizer: Optimizer, network: Network, smaller: Network, sources: Mapp
         source = sources[names[index]]
         cut = _Parameter(type(optimizer).__name__, source, shapes[source.name], tensors[index])
         state[tensors[index]] = {key: cut.entry(key, entry) for key, entry in entries.items()}
-    return Swap(groups, state)
+    return ParameterSwap(groups, state)
 
 
-def _named(members: Iterable[nn.Parameter], network: Network) -> tuple[dict[nn.Parameter, str], dict[str, nn.Parameter]]:
+def _name_parameters(members: Iterable[nn.Parameter], network: Network) -> tuple[dict[nn.Parameter, str], dict[str, nn.Parameter]]:
     """Name each parameter of an optimizer and of a network; return these names, and by name the parameters that only the optimizer has.
 
     The network's parameters have the names of its graph. The other names contain a space, which no name in a graph does.

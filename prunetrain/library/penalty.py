@@ -8,7 +8,7 @@ from prunetrain.channels.slices import sliced_layers
 from prunetrain.channels.spaces import find_spaces
 from prunetrain.errors import ConfigError
 from prunetrain.library.network import Network
-from prunetrain.regularizers.group_lasso import GroupLasso, pull
+from prunetrain.regularizers.group_lasso import GroupLasso, proximal_step_size
 
 
 class Penalty:
@@ -33,40 +33,40 @@ class Penalty:
 
     def value(self) -> float:
         """R, the penalty without lambda."""
-        return float(self._current().penalty())
+        return float(self._current_lasso().penalty())
 
     def strength_for(self, ratio: float, loss: float) -> float:
         """The lambda at which the penalty is this share of the total loss; 0 if there is nothing to penalise."""
-        return self._current().strength_for(ratio, loss)
+        return self._current_lasso().strength_for(ratio, loss)
 
     def add_gradient_(self, strength: float, *, scale: Tensor | None = None) -> None:
         """Add the gradient of strength * R to every trained weight's `.grad`; `scale` as in `GroupLasso.add_gradient_`."""
-        self._current().add_gradient_(strength, scale=scale)
+        self._current_lasso().add_gradient_(strength, scale=scale)
 
     def shrink_(self, strength: float, *, unless: Tensor | None = None) -> None:
         """Make the proximal step of the optimizer step just made; `unless` as in `GroupLasso.shrink_`."""
-        pulls = {self._layer_of[weight]: size for weight, size in self._trained().items()}
-        self._current().shrink_({layer: strength * size for layer, size in pulls.items()}, unless=unless)
+        pulls = {self._layer_of[weight]: size for weight, size in self._proximal_step_sizes().items()}
+        self._current_lasso().shrink_({layer: strength * size for layer, size in pulls.items()}, unless=unless)
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def trained_weights(self) -> dict[str, nn.Parameter]:
         """The weights that the optimizer trains now, under the graph's names."""
-        return {f"{self._layer_of[weight]}.weight": weight for weight in self._trained()}
+        return {f"{self._layer_of[weight]}.weight": weight for weight in self._proximal_step_sizes()}
 
-    def _trained(self) -> dict[nn.Parameter, float]:
+    def _proximal_step_sizes(self) -> dict[nn.Parameter, float]:
         """The weights that the optimizer trains, and how far the proximal step moves each norm at a lambda of 1."""
         sizes: dict[nn.Parameter, float] = {}
         for group in self._optimizer.param_groups:
-            size = pull(self._optimizer, group)
+            size = proximal_step_size(self._optimizer, group)
             sizes.update({weight: size for weight in group["params"] if weight in self._layer_of and weight.requires_grad})
         return sizes
 
-    def _current(self) -> GroupLasso:
+    def _current_lasso(self) -> GroupLasso:
         """The lasso over the weights that are trained now, on the device that they are on now.
 
         Raises:
             ConfigError: if they are on several devices.
         """
-        weights = self.trained()
+        weights = self.trained_weights()
         key = (tuple(weights), {weight.device for weight in weights.values()})
         if self._lasso is None or key != self._key:
             if len(key[1]) > 1:

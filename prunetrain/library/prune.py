@@ -47,18 +47,18 @@ def prune(
     path = Path(checkpoint)
     given = settings_from({"method": method, "rate": rate, **settings})
     config = pruning_config(path, given, epochs=epochs, during=during)
-    told = observer or Observer()
+    listener = observer or Observer()
     run = newest_run(Path(config.output_dir), config.name) if resume else None
     source = read_source_run(path, config)
     create = partial(create_pruned, source)
     if run is None:
-        return start_run(config, told, create)
-    _check_start(run, config)
-    decides = {key: value for key, value in config.to_dict().items() if key not in CHANGEABLE or key in given or key == "epochs"}
-    return continue_run(run, config, decides, told, create, first=source.checkpoint.progress.epoch)
+        return start_run(config, listener, create)
+    _check_prune_epoch(run, config)
+    overrides = {key: value for key, value in config.to_dict().items() if key not in CHANGEABLE or key in given or key == "epochs"}
+    return continue_run(run, config, overrides, listener, create, first=source.checkpoint.progress.epoch)
 
 
-def _check_start(run: RunPaths, config: TrainConfig) -> None:
+def _check_prune_epoch(run: RunPaths, config: TrainConfig) -> None:
     """Refuse to continue a run that prunes after another epoch, which follows from the checkpoint and `during`, not from the run's name.
 
     Raises:

@@ -50,11 +50,11 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
-from prunetrain.library.ema import copy_inside, cut_average
+from prunetrain.library.chosen_filters import keep_filters
+from prunetrain.library.ema import cut_average, find_average
 from prunetrain.library.fade import Fade, weakest_channels
-from prunetrain.library.keeping import keeping
 from prunetrain.library.network import Network
-from prunetrain.library.optimizer import check_optimizer, swap
+from prunetrain.library.optimizer import check_optimizer, prepare_swap
 from prunetrain.library.penalty import Penalty
 from prunetrain.library.settings import Settings
 from prunetrain.library.wrapping import unwrap
@@ -144,11 +144,11 @@ class PruneTrain:
         self._scaler = scaler
         self._ema = ema
         if ema is not None:
-            copy_inside(ema, self._network)
+            find_average(ema, self._network)
         self._strength: float | None = None
-        self._due = False  # whether a proximal step must follow the next optimizer step
+        self._proximal_step_due = False  # whether a proximal step must follow the next optimizer step
         self._fade: Fade | None = None
-        self._old: list[weakref.ref[nn.Parameter]] = []  # parameters from before the last cut that had no gradients then
+        self._old_parameters: list[weakref.ref[nn.Parameter]] = []  # parameters from before the last cut that had no gradients then
         self._closed = False
         self._hook = optimizer.register_step_post_hook(_after_step(weakref.ref(self)))
         weakref.finalize(self, self._hook.remove)
@@ -190,7 +190,7 @@ class PruneTrain:
         if self._strength is None:
             self._strength = self._first_strength(loss)
         if self._settings.lasso_step == "proximal":
-            self._due = True
+            self._proximal_step_due = True
         else:
             self._penalty.add_gradient_(self._strength or 0.0, scale=self._gradient_scale())
 
@@ -216,7 +216,7 @@ class PruneTrain:
             raise ConfigError(f"macs must be over 0 and under 1, a share of the dense network's, not {macs}")
         if steps < 1:
             raise ConfigError(f"steps must be 1 or more, not {steps}")
-        dense, weights = costs(self._dense).macs, self._penalty.trained()
+        dense, weights = costs(self._dense).macs, self._penalty.trained_weights()
         channels, left = self._wrapping.ranks.on_first(lambda: weakest_channels(self._network, weights, macs * dense, self._settings))
         self._fade = Fade(self._network.graph, weights, self._average(), channels=channels, steps=steps)
         return left / dense
@@ -263,7 +263,7 @@ class PruneTrain:
             self._fade = None
             return Reconfigured(self._model, self._optimizer, self._ema, _timed(change, start), file)
         smaller = network.cut(cut, source, filename)
-        swapped = swap(self._optimizer, network, smaller, cut.sources)
+        swapped = prepare_swap(self._optimizer, network, smaller, cut.sources)
         put_average = self._cut_average(cut, source, filename)
         if file is not None:
             ranks.on_first(lambda: _write(file, source, smaller.module))
@@ -273,9 +273,9 @@ class PruneTrain:
         if put_average is not None:
             self._ema = put_average()
         self._model, self._network = model, smaller
-        self._old = [weakref.ref(parameter) for parameter in network.module.parameters() if not _has_gradient(parameter)]
+        self._old_parameters = [weakref.ref(parameter) for parameter in network.module.parameters() if not _has_gradient(parameter)]
         self._penalty = Penalty(smaller, self._optimizer, self._settings.lasso_groups)
-        self._due, self._fade = False, None
+        self._proximal_step_due, self._fade = False, None
         return Reconfigured(model, self._optimizer, self._ema, _timed(change, start), file)
 
     def _cut(self, keep: Mapping[str, Collection[int]]) -> Cut:
@@ -289,14 +289,14 @@ class PruneTrain:
             criterion=settings.criterion,
             always_eval=network.always_eval(),
         )
-        proposal = keeping(proposal, keep)
+        proposal = keep_filters(proposal, keep)
         return proposal.apply(proposal.plan(settings.round_to))
 
     def _cut_average(self, cut: Cut, source: str, filename: str) -> Callable[[], nn.Module] | None:
         """Cut the ema, if there is one, and return a function that puts the smaller one in its place; nothing changes before its call."""
         if self._ema is None:
             return None
-        copy, put = copy_inside(self._ema, self._network)
+        copy, put = find_average(self._ema, self._network)
         return partial(put, cut_average(copy, self._network, cut, source, filename))
 
     def state_dict(self) -> dict[str, Any]:
@@ -323,7 +323,7 @@ class PruneTrain:
                     "the pruner's state is of another network: make the PruneTrain for the network that it was saved with"
                 )
             penalty = Penalty(self._network, self._optimizer, settings.lasso_groups)
-            fade = None if state["fade"] is None else Fade(network, penalty.trained(), self._average(), **state["fade"])
+            fade = None if state["fade"] is None else Fade(network, penalty.trained_weights(), self._average(), **state["fade"])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError, NetworkFileError) as error:
             raise CheckpointError(f"this is not what PruneTrain.state_dict() returns ({type(error).__name__}: {error})") from None
         self._settings, self._dense, self._strength, self._penalty, self._fade = settings, dense, strength, penalty, fade
@@ -335,7 +335,7 @@ class PruneTrain:
 
     def _average(self) -> Network | None:
         """The copy of the network inside the ema."""
-        return None if self._ema is None else copy_inside(self._ema, self._network)[0]
+        return None if self._ema is None else find_average(self._ema, self._network)[0]
 
     def _first_strength(self, loss: Tensor | float) -> float | None:
         """Return lambda, or None as long as no penalised weight is trained, or the first steps overflow under a GradScaler."""
@@ -359,10 +359,10 @@ class PruneTrain:
         Raises:
             ConfigError: if the loop still trains the model from before a cut.
         """
-        if any(_has_gradient(old()) for old in self._old) and not any(map(_has_gradient, self._network.module.parameters())):
+        if any(_has_gradient(old()) for old in self._old_parameters) and not any(map(_has_gradient, self._network.module.parameters())):
             raise ConfigError(_OLD_MODEL)
-        if self._due:
-            self._due = False
+        if self._proximal_step_due:
+            self._proximal_step_due = False
             self._shrink()
         if self._fade:
             self._fade.after_step_()

@@ -28,12 +28,12 @@ def train(*, recipe: str | None = None, resume: bool = False, observer: Observer
         PruneTrainError: for unusable settings, data or networks; all are checked before anything is written.
     """
     given = settings_from(settings)
-    named = recipes.load_recipe(recipe) if recipe is not None else {}
-    own = None if recipe is not None else recipes.default_recipe(given.get("dataset", TrainConfig.dataset))
-    config = build_config(recipes.load_recipe(own) if own is not None else named, given)
-    told = observer or Observer()
+    recipe_settings = recipes.load_recipe(recipe) if recipe is not None else {}
+    default_recipe = None if recipe is not None else recipes.default_recipe(given.get("dataset", TrainConfig.dataset))
+    config = build_config(recipes.load_recipe(default_recipe) if default_recipe is not None else recipe_settings, given)
+    listener = observer or Observer()
     run = newest_run(Path(config.output_dir), run_name(config)) if resume else None
     if run is not None:
-        return continue_run(run, config, settings_from(named) | given, told)
+        return continue_run(run, config, settings_from(recipe_settings) | given, listener)
     check_asked(given, config)
-    return start_run(config, told)
+    return start_run(config, listener)

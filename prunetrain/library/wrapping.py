@@ -61,7 +61,7 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, Wrapping]:
 
 
 @contextmanager
-def not_compiled(network: nn.Module) -> Iterator[None]:
+def compilation_disabled(network: nn.Module) -> Iterator[None]:
     """Run modules that were compiled in place as they are written, so that a tracer sees what they do."""
     compiled = {module: module._compiled_call_impl for module in network.modules() if module._compiled_call_impl is not None}
     try:

@@ -9,8 +9,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from prunetrain.methods.admm_steps import AdmmState, Projection, Residuals, add_gradient_, rescaled, residuals, start, updated
-from prunetrain.methods.in_training import MethodState, TrainingMethod
+from prunetrain.methods.admm_steps import (
+    AdmmState,
+    Projection,
+    Residuals,
+    add_gradient_,
+    initial_state,
+    measure_residuals,
+    rescale_duals,
+    update_state,
+)
+from prunetrain.methods.training_method import MethodState, TrainingMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +48,9 @@ class Admm(TrainingMethod):
         self._weights = weights
         self._project = project
         self._settings = settings
-        self._state = start(weights, project)
+        self._state = initial_state(weights, project)
         self._rho = settings.rho
-        self._residuals = residuals(weights, self._state, self._state, settings.rho)
+        self._residuals = measure_residuals(weights, self._state, self._state, settings.rho)
 
     @property
     def state(self) -> AdmmState:
@@ -59,11 +68,11 @@ class Admm(TrainingMethod):
         """Update Z, U and then rho at the end of an interval."""
         if epoch % self._settings.interval:
             return
-        before, self._state = self._state, updated(self._weights, self._state, self._project)
-        self._residuals = residuals(self._weights, before, self._state, self._rho)
+        before, self._state = self._state, update_state(self._weights, self._state, self._project)
+        self._residuals = measure_residuals(self._weights, before, self._state, self._rho)
         rho = min(self._settings.rho_max, self._rho * self._settings.rho_factor)
         if rho != self._rho:
-            self._state = rescaled(self._state, rho / self._rho)
+            self._state = rescale_duals(self._state, rho / self._rho)
             self._rho = rho
 
     def metrics(self) -> dict[str, float]:

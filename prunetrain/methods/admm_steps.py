@@ -57,7 +57,7 @@ def projection(graph: LayerGraph, rate: float, options: Options) -> Projection:
 
 
 @torch.no_grad()
-def start(weights: Mapping[str, Tensor], project: Projection) -> AdmmState:
+def initial_state(weights: Mapping[str, Tensor], project: Projection) -> AdmmState:
     """Return the first state, for the weights that have a mask: Z = the projection of W, U = 0."""
     masks = project(weights)
     return AdmmState(
@@ -67,7 +67,7 @@ def start(weights: Mapping[str, Tensor], project: Projection) -> AdmmState:
 
 
 @torch.no_grad()
-def updated(weights: Mapping[str, Tensor], state: AdmmState, project: Projection) -> AdmmState:
+def update_state(weights: Mapping[str, Tensor], state: AdmmState, project: Projection) -> AdmmState:
     """Return the state after the Z step and then the U step."""
     moved = {name: tensor.detach() + state.u[name] if name in state.u else tensor.detach() for name, tensor in weights.items()}
     masks = project(moved)
@@ -75,7 +75,7 @@ def updated(weights: Mapping[str, Tensor], state: AdmmState, project: Projection
     return AdmmState(z, {name: moved[name] - z[name] for name in z})
 
 
-def rescaled(state: AdmmState, factor: float) -> AdmmState:
+def rescale_duals(state: AdmmState, factor: float) -> AdmmState:
     """Return the state after rho is multiplied by a factor: rho * U must stay the same, so U is divided (Boyd et al., section 3.4.1)."""
     return AdmmState(state.z, {name: u / factor for name, u in state.u.items()})
 
@@ -91,7 +91,7 @@ def add_gradient_(weights: Mapping[str, Tensor], state: AdmmState, rho: float) -
 
 
 @torch.no_grad()
-def residuals(weights: Mapping[str, Tensor], before: AdmmState, now: AdmmState, rho: float) -> Residuals:
+def measure_residuals(weights: Mapping[str, Tensor], before: AdmmState, now: AdmmState, rho: float) -> Residuals:
     """Measure how far W is from Z, and Z from the previous Z."""
     primal = _norm({name: weights[name] - z for name, z in now.z.items()})
     dual = rho * _norm({name: z - before.z[name] for name, z in now.z.items()})

@@ -24,7 +24,7 @@ def removed_count(total: int, rate: float) -> int:
     return int(Fraction(str(float(rate))) * total)
 
 
-def smallest(scores: Tensor, count: int) -> Tensor:
+def smallest_mask(scores: Tensor, count: int) -> Tensor:
     """Return which `count` of the scores (n,) are smallest, as bool (n,); of equal scores the first, and NaN last."""
     scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     chosen = torch.zeros_like(scores, dtype=torch.bool)

@@ -3,7 +3,7 @@
     L1: sum |W[c]|       Li et al., "Pruning filters for efficient ConvNets", 2017, arXiv 1608.08710
     L2: ||W[c]||_2       He et al., "Soft filter pruning", 2018, arXiv 1808.06866
 
-In: a network. Out: a `KeepPlan`, which `channels/removal.py` turns into a cut and `bridges.py` into masks.
+In: a network. Out: a `KeepPlan`, which `channels/removal.py` turns into a cut and `conversions.py` into masks.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 from prunetrain.channels.selection import KeepPlan
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.methods.options import Options
-from prunetrain.methods.random_weights import drawn
+from prunetrain.methods.random_weights import draw
 from prunetrain.methods.ranking import FILTERS, plan_by_rank
 
 
@@ -31,7 +31,7 @@ def random_filters(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, 
     """Return a plan without filters drawn at random from `options.seed`, independently for every space."""
 
     def at_random(filters: Tensor, count: int, space: str) -> Tensor:
-        return drawn(len(filters), options.seed, space)
+        return draw(len(filters), options.seed, space)
 
     return plan_by_rank(graph, state, rate, options, kinds=FILTERS, criterion=at_random)
 

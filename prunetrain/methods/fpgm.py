@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunetrain.channels.selection import KeepPlan
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.methods.counting import removed_count, smallest
+from prunetrain.methods.counting import removed_count, smallest_mask
 from prunetrain.methods.options import Options
 from prunetrain.methods.ranking import FILTERS, plan_by_rank
 
@@ -41,7 +41,7 @@ def mixed_scores(filters: Tensor, by_norm: int) -> Tensor:
     Filters that go by norm have negative scores, the smallest norm the lowest.
     """
     norms = torch.linalg.vector_norm(filters, dim=1)
-    first = smallest(norms, by_norm)
+    first = smallest_mask(norms, by_norm)
     scores = torch.empty_like(norms)
     scores[first] = norms[first] - norms.max() - 1
     scores[~first] = distance_sums(filters[~first])

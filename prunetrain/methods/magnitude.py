@@ -14,13 +14,13 @@ from torch import Tensor
 
 from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.methods.counting import removed_count, smallest
+from prunetrain.methods.counting import removed_count, smallest_mask
 from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Options
 from prunetrain.methods.structured import structured_masks
 from prunetrain.methods.weights import layer_of, maskable_weights
 
-_GONE = -1.0  # below every absolute value, so that weights removed in an earlier round go first
+_REMOVED_SCORE = -1.0  # below every absolute value, so that weights removed in an earlier round go first
 
 
 def magnitude(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, options: Options) -> Masks:
@@ -44,9 +44,9 @@ def masks_by_score(scores: Mapping[str, Tensor], rate: float, options: Options) 
     """
     alone = {name: options.layer_rates.get(layer_of(name), rate) for name in scores}
     together = [name for name in scores if options.scope == "global" and layer_of(name) not in options.layer_rates]
-    keep = {name: _kept(scores[name], share) for name, share in alone.items() if name not in together}
+    keep = {name: _keep_mask(scores[name], share) for name, share in alone.items() if name not in together}
     if together:
-        joined = _kept(torch.cat([scores[name].flatten() for name in together]), rate)
+        joined = _keep_mask(torch.cat([scores[name].flatten() for name in together]), rate)
         parts = torch.split(joined, [scores[name].numel() for name in together])
         keep |= {name: part.view(scores[name].shape) for name, part in zip(together, parts, strict=True)}
     return Masks({name: keep[name] for name in scores})
@@ -56,11 +56,11 @@ def _scores(weight: Tensor, name: str, earlier: Masks | None) -> Tensor:
     scores = weight.abs()
     if earlier is None or name not in earlier.keep:
         return scores
-    return scores.masked_fill(~earlier.keep[name].to(weight.device), _GONE)
+    return scores.masked_fill(~earlier.keep[name].to(weight.device), _REMOVED_SCORE)
 
 
-def _kept(scores: Tensor, rate: float) -> Tensor:
-    gone = smallest(scores.flatten(), removed_count(scores.numel(), rate))
+def _keep_mask(scores: Tensor, rate: float) -> Tensor:
+    gone = smallest_mask(scores.flatten(), removed_count(scores.numel(), rate))
     return ~gone.view(scores.shape)
 
 

@@ -18,11 +18,11 @@ from prunetrain.methods.weights import maskable_weights
 
 def random_weights(graph: LayerGraph, state: Mapping[str, Tensor], rate: float, options: Options) -> Masks:
     """Return masks that remove floor(rate * n) weights at random, in every layer or over all layers together."""
-    scores = {name: drawn(weight.numel(), options.seed, name).view(weight.shape) for name, weight in maskable_weights(graph, state).items()}
+    scores = {name: draw(weight.numel(), options.seed, name).view(weight.shape) for name, weight in maskable_weights(graph, state).items()}
     return masks_by_score(scores, rate, options)
 
 
-def drawn(count: int, seed: int, name: str) -> Tensor:
+def draw(count: int, seed: int, name: str) -> Tensor:
     """Draw numbers in [0, 1) from a seed and a name, (count,) float64 on the CPU."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))  # torch's CPU generator uses 32 bits of a seed
     return torch.rand(count, generator=generator, dtype=torch.float64)

@@ -18,7 +18,7 @@ from prunetrain.channels.selection import Candidates, KeepPlan, make_plan
 from prunetrain.channels.spaces import ChannelSpace, ChannelSpaces, Role, find_spaces
 from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import Layer, LayerGraph
-from prunetrain.methods.counting import removed_count, smallest
+from prunetrain.methods.counting import removed_count, smallest_mask
 from prunetrain.methods.options import Options
 from prunetrain.methods.structured import slice_dim
 
@@ -49,19 +49,19 @@ def plan_by_rank(
     layers = {layer.name: layer for layer in graph.layers}
     removable = np.zeros(spaces.num_channels, dtype=bool)
     strength = np.zeros(spaces.num_channels)
-    pruned = [space for space in spaces.spaces if _may_go(space, layers, kinds, options)]
+    pruned = [space for space in spaces.spaces if _is_prunable(space, layers, kinds, options)]
     if not pruned:
-        raise ConfigError(f"no {'units' if kinds == UNITS else 'filters'} of this network can go: {_reason(spaces, layers, kinds)}")
+        raise ConfigError(f"no {'units' if kinds == UNITS else 'filters'} of this network can go: {_why_unprunable(spaces, layers, kinds)}")
     for space in pruned:
         share = min(options.layer_rates.get(name, rate) for name in space.members[Role.PRODUCER])
         count = removed_count(len(space.channels), share)
         scores = criterion(filters_of(space, spaces, layers, state), count, space.name).double().cpu()
-        removable[space.channels] = smallest(scores, count).numpy()
+        removable[space.channels] = smallest_mask(scores, count).numpy()
         strength[space.channels] = scores.numpy()
     return make_plan(Candidates.from_removable(spaces, removable, strength), options.granularity)
 
 
-def _may_go(space: ChannelSpace, layers: Mapping[str, Layer], kinds: Collection[str], options: Options) -> bool:
+def _is_prunable(space: ChannelSpace, layers: Mapping[str, Layer], kinds: Collection[str], options: Options) -> bool:
     producers = [layers[name] for name in space.members[Role.PRODUCER] if name in layers]
     if space.frozen or len(producers) < max(1, len(space.members[Role.PRODUCER])):
         return False
@@ -70,7 +70,7 @@ def _may_go(space: ChannelSpace, layers: Mapping[str, Layer], kinds: Collection[
     return alone and not grouped and any(layer.kind in kinds for layer in producers)
 
 
-def _reason(spaces: ChannelSpaces, layers: Mapping[str, Layer], kinds: Collection[str]) -> str:
+def _why_unprunable(spaces: ChannelSpaces, layers: Mapping[str, Layer], kinds: Collection[str]) -> str:
     """Explain why nothing can be pruned, and what to do."""
     made = [space for space in spaces.spaces if any(name in layers and layers[name].kind in kinds for name in space.members[Role.PRODUCER])]
     if not made:
@@ -82,13 +82,13 @@ def _reason(spaces: ChannelSpaces, layers: Mapping[str, Layer], kinds: Collectio
 
 def filters_of(space: ChannelSpace, spaces: ChannelSpaces, layers: Mapping[str, Layer], state: Mapping[str, Tensor]) -> Tensor:
     """Return the filters of a space's channels, (channels, numbers), in the order of `space.channels`."""
-    blocks = [_block(layers[name], space, spaces, state[f"{name}.weight"].detach()) for name in space.members[Role.PRODUCER]]
+    blocks = [_producer_filters(layers[name], space, spaces, state[f"{name}.weight"].detach()) for name in space.members[Role.PRODUCER]]
     if len(blocks) > 1:
         blocks = [block / _root_mean_square_norm(block) for block in blocks]
     return torch.cat(blocks, 1)
 
 
-def _block(layer: Layer, space: ChannelSpace, spaces: ChannelSpaces, weight: Tensor) -> Tensor:
+def _producer_filters(layer: Layer, space: ChannelSpace, spaces: ChannelSpaces, weight: Tensor) -> Tensor:
     """One producer's part of the filters; rows that belong to the same channel are concatenated."""
     rows = weight.movedim(slice_dim(layer, filters=True), 0).flatten(1)  # (out, numbers)
     channel = np.searchsorted(space.channels, spaces.ids[layer.name, "out"])  # the channel of each row

@@ -17,10 +17,10 @@ from torch import Tensor
 from prunetrain.channels.slicing import Cut
 from prunetrain.methods.masks import Masks
 
-TAKES_WEIGHTS_BACK: Final = ("weight-rewind", "init-rewind")
+WEIGHT_REWINDING_MODES: Final = ("weight-rewind", "init-rewind")
 
 
-def masked_start(masks: Masks, last: Mapping[str, Tensor], early: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def masked_start_weights(masks: Masks, last: Mapping[str, Tensor], early: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Return the weights that retraining with masks starts from.
 
     Args:
@@ -31,7 +31,7 @@ def masked_start(masks: Masks, last: Mapping[str, Tensor], early: Mapping[str, T
     return masks.applied(last if early is None else early)
 
 
-def cut_start(cut: Cut, early: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def cut_start_weights(cut: Cut, early: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Return the weights that retraining of a smaller network starts from.
 
     Args:

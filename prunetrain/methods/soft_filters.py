@@ -13,10 +13,10 @@ from prunetrain.channels.selection import KeepPlan
 from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.methods import entry
-from prunetrain.methods.bridges import filter_masks
-from prunetrain.methods.in_training import TrainingMethod
+from prunetrain.methods.conversions import filter_masks
 from prunetrain.methods.options import Options
 from prunetrain.methods.registry import decide
+from prunetrain.methods.training_method import TrainingMethod
 
 
 class SoftFilters(TrainingMethod):

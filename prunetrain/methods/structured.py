@@ -1,7 +1,7 @@
 """Masks of whole slices: the filters W[o] or input slices W[:, i] of each layer with the smallest Euclidean norms.
 
 These are the projections of structured ADMM (Zhang et al., 2018, arXiv 1807.11091). Each layer is masked separately, so a residual stream
-keeps its channels; `bridges.py` finds the channels that can then be cut.
+keeps its channels; `conversions.py` finds the channels that can then be cut.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import Layer, LayerGraph
-from prunetrain.methods.counting import removed_count, smallest
+from prunetrain.methods.counting import removed_count, smallest_mask
 from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Options
 from prunetrain.methods.weights import maskable_layers
@@ -33,15 +33,15 @@ def structured_masks(graph: LayerGraph, state: Mapping[str, Tensor], rate: float
     if options.scope == "global":
         raise ConfigError(f"{options.structure} are pruned layer by layer: leave scope at 'layer'")
     filters = options.structure == "filters"
-    at_the_end = _at_the_output(graph) if filters else _at_the_input(graph)
+    excluded = _layers_at_output(graph) if filters else _layers_at_input(graph)
     keep = {}
     for layer in maskable_layers(graph):
-        if layer.name in at_the_end or layer.passes_groups or (layer.kind == "ConvTranspose2d" and layer.conv_groups > 1):
+        if layer.name in excluded or layer.passes_groups or (layer.kind == "ConvTranspose2d" and layer.conv_groups > 1):
             continue
         weight = state[f"{layer.name}.weight"].detach()
         dim = slice_dim(layer, filters=filters)
         norms = torch.linalg.vector_norm(weight.movedim(dim, 0).flatten(1), dim=1)
-        gone = smallest(norms, removed_count(len(norms), options.layer_rates.get(layer.name, rate)))
+        gone = smallest_mask(norms, removed_count(len(norms), options.layer_rates.get(layer.name, rate)))
         keep[f"{layer.name}.weight"] = (~gone).view([-1 if d == dim else 1 for d in range(weight.dim())]).expand(weight.shape).clone()
     if not keep:
         raise ConfigError(f"no layer of this network has {options.structure} that can go")
@@ -53,7 +53,7 @@ def slice_dim(layer: Layer, *, filters: bool) -> int:
     return int(filters == (layer.kind == "ConvTranspose2d"))
 
 
-def _at_the_output(graph: LayerGraph) -> set[str]:
+def _layers_at_output(graph: LayerGraph) -> set[str]:
     """The convs and linear layers with only functions and normalisation between them and the network's outputs."""
     maskable = {layer.name for layer in maskable_layers(graph)}
     reached, found = {value.index for value in graph.outputs}, set()
@@ -66,7 +66,7 @@ def _at_the_output(graph: LayerGraph) -> set[str]:
     return found
 
 
-def _at_the_input(graph: LayerGraph) -> set[str]:
+def _layers_at_input(graph: LayerGraph) -> set[str]:
     """The convs and linear layers with only functions and normalisation between them and the network's input."""
     maskable = {layer.name for layer in maskable_layers(graph)}
     reached, found = {0}, set()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PRETRAINED = "pretrained"
 """The value of `--weights` that stands for the library's own weights instead of a file."""
 
-SPELLINGS: Mapping[str, str] = {
+MODEL_FORMATS: Mapping[str, str] = {
     "torchvision:NAME": "a classification network of torchvision, such as torchvision:mobilenet_v2",
     "timm:NAME": "a network of timm, such as timm:resnet26; timm comes with: pip install 'prunetrain[timm]'",
     "FILE.py:NAME": "a class or function of your own file, such as nets/my_net.py:Net; its code runs",
@@ -44,14 +44,14 @@ _NAME_LENGTH = 60  # characters; leaves room for the data set and a number
 
 def described() -> dict[str, str]:
     """Return all values of `--model` and what they mean: the networks of the zoo, and how to name others."""
-    return {**zoo.described(), **SPELLINGS}
+    return {**zoo.described(), **MODEL_FORMATS}
 
 
 def build(spec: str, *, input_shape: ImageShape, num_classes: int, model_args: Mapping[str, Any] | None = None) -> "nn.Module":
     """Build a new network with newly initialised weights.
 
     Args:
-        spec: the name of a network in the zoo, or one of the `SPELLINGS`. A user's own file is imported.
+        spec: the name of a network in the zoo, or one of the `MODEL_FORMATS`. A user's own file is imported.
         input_shape: (C, H, W) of one image.
         num_classes: length of the logits, at least 1.
         model_args: further arguments of the network's constructor; they override those that follow from the data.
@@ -63,7 +63,7 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, model_args: M
     given = dict(model_args or {})
     source, name = _split(spec)
     if source == _ZOO:
-        return _of_zoo(name, input_shape, num_classes, given)
+        return _build_from_zoo(name, input_shape, num_classes, given)
     if not source.endswith(".py") and source not in _SOURCES:
         raise ConfigError(unknown_name("source of models", source, [*_SOURCES, "FILE.py"]))
     network: nn.Module = _module(source).build(spec, input_shape=input_shape, num_classes=num_classes, given=given)
@@ -116,14 +116,14 @@ def build_with_weights(
     """
     import torch
 
-    from prunetrain.models.weights import load_weights, put_weights
+    from prunetrain.models.weights import copy_weights, load_weights
 
     torch.manual_seed(seed)
     given = {**({} if isinstance(weights, str) else weights.arguments), **(model_args or {})}
     network = build(spec, input_shape=input_shape, num_classes=num_classes, model_args=given)
     lines: list[str] = []
     if not isinstance(weights, str):
-        lines = put_weights(network, weights.tensors, weights.title).lines(weights.title)
+        lines = copy_weights(network, weights.tensors, weights.title).lines(weights.title)
     elif weights:
         lines = load_weights(network, Path(weights)).lines()
     for line in lines:
@@ -132,7 +132,7 @@ def build_with_weights(
 
 
 def _module(source: str) -> ModuleType:
-    return import_module(f"{__name__}.{_SOURCES.get(source, 'own_file')}")
+    return import_module(f"{__name__}.{_SOURCES.get(source, 'user_file')}")
 
 
 def short_name(spec: str) -> str:
@@ -155,7 +155,7 @@ def _split(spec: str) -> tuple[str, str]:
     return source, name
 
 
-def _of_zoo(name: str, input_shape: ImageShape, num_classes: int, given: Mapping[str, Any]) -> "nn.Module":
+def _build_from_zoo(name: str, input_shape: ImageShape, num_classes: int, given: Mapping[str, Any]) -> "nn.Module":
     if name not in zoo.names():
         from prunetrain.models import torchvision_models
 

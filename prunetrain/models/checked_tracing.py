@@ -21,11 +21,11 @@ from prunetrain.graph.tracing.snapshot import Snapshot
 from prunetrain.models.assembling import assemble
 
 _IMAGES = 2  # a network that squeezes all dimensions of size 1 would lose a batch of one
-_ROUNDING_OF_TWO = 0.01  # tolerance of outputs in train mode: BatchNorm over two values amplifies their last bits
-_TOO_FEW = "Expected more than 1 "  # "value per channel when training", says torch's normalisation
+_TRAIN_MODE_TOLERANCE = 0.01  # tolerance of outputs in train mode: BatchNorm over two values amplifies their last bits
+_TOO_FEW_VALUES = "Expected more than 1 "  # "value per channel when training", says torch's normalisation
 
 
-def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike: bool = False) -> Traced:
+def trace_and_check(model: nn.Module, example_input: Tensor, *, same_return_type: bool = False) -> Traced:
     """Run `trace_with_state`, then two random images through both networks, in eval mode and in train mode.
 
     In train mode, running statistics and outputs are compared; if the model draws random numbers or computes on a GPU, only which buffers
@@ -34,7 +34,7 @@ def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike
     Args:
         model: as for `trace`, with weights.
         example_input: a batch, shape (N, C, H, W); only its shape matters.
-        returns_alike: whether the model must return the same kind of value as the file's network: a tensor, or a tuple of several.
+        same_return_type: whether the model must return the same kind of value as the file's network: a tensor, or a tuple of several.
 
     Raises:
         NetworkFileError: if the results for these images do not fit into this machine's memory.
@@ -52,15 +52,15 @@ def traced_and_checked(model: nn.Module, example_input: Tensor, *, returns_alike
         raise TraceError(f"{name} has weights that do not fit its own layers: {str(error).splitlines()[-1].strip()}") from None
     try:
         with torch.no_grad(), Snapshot(model).in_mode(training=False):
-            found, (returned, _) = outputs_of(_seeded(network, images)[0]), _seeded(model, images)
+            found, (returned, _) = outputs_of(_run_seeded(network, images)[0]), _run_seeded(model, images)
     except Exception as error:  # whatever the model's own code raises, and out of memory
         raise place_of_error(error).error(f"{name} fails with {_IMAGES} random images: {summary_of_error(error)}") from error
-    if returns_alike and not _is_plain(returned):
+    if same_return_type and not _is_tensor_output(returned):
         raise TraceError(
             f"{name} returns a {type(returned).__name__} that is neither a tensor nor a tuple of several tensors: network files return "
             "nothing else, so your code would get another type after a cut; let forward return one of them"
         )
-    if not _alike(outputs_of(returned), found):
+    if not _outputs_match(outputs_of(returned), found):
         raise _difference(name, "computes different results")
     try:
         difference = _difference_in_training(model, network, traced.names, images)
@@ -78,7 +78,7 @@ def _difference(name: str, what: str) -> TraceError:
     )
 
 
-def _seeded(module: nn.Module, images: Tensor) -> tuple[object, bool]:
+def _run_seeded(module: nn.Module, images: Tensor) -> tuple[object, bool]:
     """Return a module's result for images under a fixed seed, and whether it drew random numbers; torch's own state stays."""
     with torch.random.fork_rng([images.device] if images.is_cuda else []), preserve_random_state():
         torch.default_generator.manual_seed(0)
@@ -108,32 +108,32 @@ def _difference_in_training(model: nn.Module, network: nn.Module, names: Mapping
     before = {flat: inside[flat].clone() for name, flat in names.items() if name in buffers}
     try:
         with torch.enable_grad(), Snapshot(model, buffers=True).in_mode(training=True):
-            returned, draws = _seeded(model, images)
+            returned, draws = _run_seeded(model, images)
             wanted = [tensor.detach() for tensor in outputs_of(returned)]
             del returned  # frees its autograd graph
             own = dict(model.named_buffers(remove_duplicate=False))
             wanted_buffers = {flat: own[name].clone() for name, flat in names.items() if name in own and own[name].is_floating_point()}
         with torch.enable_grad():
-            found = [tensor.detach() for tensor in outputs_of(_seeded(network.train(), images)[0])]
+            found = [tensor.detach() for tensor in outputs_of(_run_seeded(network.train(), images)[0])]
     except ValueError as error:
-        if _TOO_FEW in str(error):
+        if _TOO_FEW_VALUES in str(error):
             return ""
         raise
     inside = network.state_dict()
     found_buffers = {name: inside[name] for name in wanted_buffers}
     exact = not draws and images.device.type == "cpu"
-    alike = _changed(wanted_buffers, before) == _changed(found_buffers, before)
-    if not alike or (exact and not _statistics_alike(wanted_buffers, found_buffers)):
+    alike = _changed_layers(wanted_buffers, before) == _changed_layers(found_buffers, before)
+    if not alike or (exact and not _statistics_match(wanted_buffers, found_buffers)):
         return "has different buffers after a batch in train mode"
-    return "computes different results in train mode" if exact and not _alike(wanted, found, _ROUNDING_OF_TWO) else ""
+    return "computes different results in train mode" if exact and not _outputs_match(wanted, found, _TRAIN_MODE_TOLERANCE) else ""
 
 
-def _changed(tensors: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> set[str]:
+def _changed_layers(tensors: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> set[str]:
     """The layers with a tensor that changed. Layers are compared, since a batch of zeros changes the variance but not the mean."""
     return {name.rpartition(".")[0] for name, tensor in tensors.items() if not torch.equal(tensor, before[name])}
 
 
-def stored(traced: Traced) -> Traced:
+def with_own_storage(traced: Traced) -> Traced:
     """Return the same with every tensor in memory of its own, as files need."""
     return replace(traced, state={name: _own(tensor) for name, tensor in traced.state.items()})
 
@@ -143,17 +143,17 @@ def _own(tensor: Tensor) -> Tensor:
     return whole if whole.untyped_storage().nbytes() == whole.numel() * whole.element_size() else whole.clone()
 
 
-def _is_plain(returned: object) -> bool:
+def _is_tensor_output(returned: object) -> bool:
     several = isinstance(returned, tuple | list) and len(returned) > 1 and all(isinstance(item, Tensor) for item in returned)
     return isinstance(returned, Tensor) or several
 
 
-def _alike(wanted: list[Tensor], found: list[Tensor], share: float = 0.0) -> bool:
+def _outputs_match(wanted: list[Tensor], found: list[Tensor], share: float = 0.0) -> bool:
     """Whether outputs are equal up to rounding, or a share of each one's largest number, with NaN and infinities at the same places."""
     return len(wanted) == len(found) and all(_close(one, other, _largest(one), share) for one, other in zip(wanted, found, strict=True))
 
 
-def _statistics_alike(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
+def _statistics_match(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
     """Whether running statistics are equal up to rounding, relative to the largest number in each layer, since a mean may be close to 0."""
     largest: dict[str, float] = {}
     for name, tensor in wanted.items():

@@ -41,7 +41,7 @@ def construct(
         unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if isinstance(error, TypeError) and unexpected and unexpected[1] in arguments:
             raise no_such_argument(spec, unexpected[1], takes) from error
-        raise ConfigError(f"{spec} cannot be built: {reason(error, folder)}") from error
+        raise ConfigError(f"{spec} cannot be built: {describe_error(error, folder)}") from error
     if not isinstance(made, nn.Module):
         raise ConfigError(
             f"{spec} makes a {type(made).__name__}, not a torch.nn.Module: name a network's class, or a function that returns one"
@@ -63,17 +63,17 @@ def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         return {}
 
 
-def takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
+def accepts_any_argument(parameters: Mapping[str, inspect.Parameter]) -> bool:
     """Whether any argument name is allowed: there is a `**kwargs`, or nothing is known."""
     return not parameters or any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
-def needed(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+def required_parameters(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
     """The names of the parameters that have no default."""
     return [name for name, item in parameters.items() if item.default is item.empty and item.kind not in _VARIADIC]
 
 
-def optional(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+def optional_parameters(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
     """The names of the parameters that have a default."""
     return [name for name, item in parameters.items() if item.default is not item.empty]
 
@@ -95,7 +95,7 @@ class Pretrained:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def fetched(spec: str, make: Callable[[], nn.Module]) -> nn.Module:
+def fetch_pretrained(spec: str, make: Callable[[], nn.Module]) -> nn.Module:
     """Make a network with its library's pretrained weights, which may have to be downloaded.
 
     Raises:
@@ -105,11 +105,12 @@ def fetched(spec: str, make: Callable[[], nn.Module]) -> nn.Module:
         return make()
     except Exception as error:  # from the connection, the disk, the hub's package or the library
         raise ConfigError(
-            f"{spec}: its pretrained weights cannot be loaded ({reason(error)}): check the connection, or give a file with --weights FILE"
+            f"{spec}: its pretrained weights cannot be loaded ({describe_error(error)}): "
+            "check the connection, or give a file with --weights FILE"
         ) from None
 
 
-def made_class(function: Callable[..., Any]) -> type | None:
+def returned_class(function: Callable[..., Any]) -> type | None:
     """Return the network class in a function's return annotation, if there is one."""
     try:
         returned = inspect.signature(function).return_annotation
@@ -118,17 +119,17 @@ def made_class(function: Callable[..., Any]) -> type | None:
     return returned if inspect.isclass(returned) and issubclass(returned, nn.Module) else None
 
 
-def reason(error: BaseException, folder: Path | None = None) -> str:
+def describe_error(error: BaseException, folder: Path | None = None) -> str:
     """Describe an error on one line, after `file:line` of the user's own code if it was involved."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     text = " ".join(text.split())
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {error.msg}"
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if folder and _lies_in(folder, Path(frame.filename))]
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if folder and _is_user_code(folder, Path(frame.filename))]
     return f"{own[-1].filename}:{own[-1].lineno}: {text}" if own else text
 
 
-def _lies_in(folder: Path, file: Path) -> bool:
+def _is_user_code(folder: Path, file: Path) -> bool:
     """Whether a file is the user's own, not one of a package installed in an environment in the same folder."""
     return folder in file.parents and "site-packages" not in file.parts
 

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from prunetrain.errors import ConfigError
-from prunetrain.models.constructing import reason
+from prunetrain.models.constructing import describe_error
 from prunetrain.zoo import ImageShape
 
 
-def with_weights(spec: str, network: nn.Module, *, input_shape: ImageShape, folder: Path) -> nn.Module:
+def initialise_lazy_layers(spec: str, network: nn.Module, *, input_shape: ImageShape, folder: Path) -> nn.Module:
     """Return the network after one batch in eval mode has initialised its lazy layers; the modes of its modules do not change.
 
     Args:
@@ -34,7 +34,9 @@ def with_weights(spec: str, network: nn.Module, *, input_shape: ImageShape, fold
             network.eval()(torch.zeros(2, *input_shape))
     except Exception as error:  # whatever the user's own code raises
         shape = "x".join(map(str, input_shape))
-        raise ConfigError(f"{spec} has lazy layers and fails with its first images, of shape {shape}: {reason(error, folder)}") from error
+        raise ConfigError(
+            f"{spec} has lazy layers and fails with its first images, of shape {shape}: {describe_error(error, folder)}"
+        ) from error
     for module, training in modes.items():
         module.training = training
     return network

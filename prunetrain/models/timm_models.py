@@ -11,11 +11,19 @@ from typing import Any
 from torch import nn
 
 from prunetrain.errors import ConfigError, unknown_name
-from prunetrain.models.constructing import Pretrained, construct, fetched, made_class, optional, parameters_of, require
+from prunetrain.models.constructing import (
+    Pretrained,
+    construct,
+    fetch_pretrained,
+    optional_parameters,
+    parameters_of,
+    require,
+    returned_class,
+)
 from prunetrain.zoo import ImageShape
 
 _INSTALL = "pip install 'prunetrain[timm]'"
-_SET_HERE = ("model_name", "pretrained")
+_RESERVED_ARGUMENTS = ("model_name", "pretrained")
 
 
 def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mapping[str, Any]) -> nn.Module:
@@ -30,8 +38,8 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
     Raises:
         ConfigError: if timm is not installed, for an unknown name, an argument that the network does not take, and images of a wrong size.
     """
-    timm, name = _known(spec)
-    for word in _SET_HERE:
+    timm, name = _import_timm(spec)
+    for word in _RESERVED_ARGUMENTS:
         if word in given:
             raise ConfigError(f"{spec} takes no --model-arg {word}: use --weights pretrained, or --weights FILE")
     parameters = _parameters(timm, name)
@@ -42,7 +50,7 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
         **_size(timm, name, parameters, input_shape),
         **given,
     }
-    return construct(spec, lambda **named: timm.create_model(name, **named), arguments, takes=optional(parameters) or None)
+    return construct(spec, lambda **named: timm.create_model(name, **named), arguments, takes=optional_parameters(parameters) or None)
 
 
 def pretrained(spec: str, input_shape: ImageShape) -> Pretrained:
@@ -51,17 +59,17 @@ def pretrained(spec: str, input_shape: ImageShape) -> Pretrained:
     Raises:
         ConfigError: if timm is not installed, for an unknown name, and weights that do not exist or cannot be loaded.
     """
-    timm, name = _known(spec)
+    timm, name = _import_timm(spec)
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise ConfigError(f"{spec}: timm has no weights for it: timm.list_pretrained() lists the networks with weights")
     arguments = {"in_chans": input_shape[0], **_size(timm, name, _parameters(timm, name), input_shape)}
-    network = fetched(spec, lambda: timm.create_model(name, pretrained=True, **arguments))
+    network = fetch_pretrained(spec, lambda: timm.create_model(name, pretrained=True, **arguments))
     title = f"timm's {config.architecture}{'.' if config.tag else ''}{config.tag or ''}"
     return Pretrained(network.state_dict(), title, {"mean": list(config.mean), "std": list(config.std)})
 
 
-def _known(spec: str) -> tuple[ModuleType, str]:
+def _import_timm(spec: str) -> tuple[ModuleType, str]:
     """Return timm and the name in `timm:NAME`, if there is such a network."""
     timm = require("timm", spec, _INSTALL)
     name = spec.partition(":")[2]
@@ -80,7 +88,7 @@ def _known(spec: str) -> tuple[ModuleType, str]:
 
 def _parameters(timm: ModuleType, name: str) -> Mapping[str, Any]:
     """The parameters of the class that makes a network, if timm says which one does."""
-    constructor = made_class(timm.model_entrypoint(name.partition(".")[0]))
+    constructor = returned_class(timm.model_entrypoint(name.partition(".")[0]))
     return parameters_of(constructor) if constructor else {}
 
 

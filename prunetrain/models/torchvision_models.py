@@ -12,11 +12,19 @@ from torchvision import models
 
 from prunetrain import zoo
 from prunetrain.errors import ConfigError, unknown_name
-from prunetrain.models.constructing import Pretrained, construct, fetched, made_class, no_such_argument, optional, parameters_of
+from prunetrain.models.constructing import (
+    Pretrained,
+    construct,
+    fetch_pretrained,
+    no_such_argument,
+    optional_parameters,
+    parameters_of,
+    returned_class,
+)
 from prunetrain.zoo import ImageShape
 
 _CHANNELS = 3
-_NOT_HERE = ("weights", "pretrained")  # given with --weights
+_RESERVED_ARGUMENTS = ("weights", "pretrained")  # given with --weights
 
 
 def names() -> list[str]:
@@ -36,19 +44,19 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
     Raises:
         ConfigError: for an unknown name, an argument that the constructor does not take, or images that it cannot take.
     """
-    name = _known(spec)
+    name = _parse_name(spec)
     if input_shape[0] != _CHANNELS:
         instead = name if name in zoo.names() else "resnet20"
         raise ConfigError(
             f"{spec} takes images of 3 channels, not of {input_shape[0]}: choose a network of the zoo such as {instead}, timm:NAME, "
             "a file of your own, or images in colour (folders without --grey)"
         )
-    for word in _NOT_HERE:
+    for word in _RESERVED_ARGUMENTS:
         if word in given:
             raise ConfigError(f"{spec} takes no --model-arg {word}: use --weights pretrained, or --weights FILE")
     builder = models.get_model_builder(name)
-    known = parameters_of(made_class(builder) or builder)
-    takes = [word for word in optional(known) if word not in ("weights", "progress")]
+    known = parameters_of(returned_class(builder) or builder)
+    takes = [word for word in optional_parameters(known) if word not in ("weights", "progress")]
     for word in given:
         if word not in known:
             raise no_such_argument(spec, word, takes)
@@ -64,16 +72,16 @@ def pretrained(spec: str, input_shape: ImageShape) -> Pretrained:
     Raises:
         ConfigError: for an unknown name, and weights that cannot be loaded.
     """
-    name = _known(spec)
+    name = _parse_name(spec)
     best = models.get_model_weights(name).DEFAULT
-    network = fetched(spec, lambda: models.get_model(name, weights=best))
+    network = fetch_pretrained(spec, lambda: models.get_model(name, weights=best))
     statistics = {name: list(getattr(best.transforms(), name)) for name in ("mean", "std")}
     # Two of them were trained with other statistics, and convert from these themselves.
     arguments = {"transform_input": True} if getattr(network, "transform_input", False) else {}
     return Pretrained(network.state_dict(), f"torchvision's {best}", statistics, arguments)
 
 
-def _known(spec: str) -> str:
+def _parse_name(spec: str) -> str:
     """Return the name in `torchvision:NAME`, if there is such a network."""
     name = spec.partition(":")[2]
     if name not in names():

@@ -21,7 +21,7 @@ from prunetrain.models.constructing import require
 from prunetrain.models.torch_files import load_torch_file
 
 _SAFETENSORS = ".safetensors"
-_INNER = ("state_dict", "model", "model_state_dict")  # keys under which checkpoints of training scripts have the weights
+_NESTED_KEYS = ("state_dict", "model", "model_state_dict")  # keys under which checkpoints of training scripts have the weights
 _WRAPPERS = ("module.", "_orig_mod.")  # before every name of a network saved inside DistributedDataParallel or torch.compile
 _COUNTER = "num_batches_tracked"  # of BatchNorm; irrelevant to whether weights fit
 _SHOWN = 5  # names per line
@@ -41,7 +41,7 @@ class Mismatch:
 
 
 @dataclass(frozen=True)
-class Report:
+class LoadReport:
     """What was loaded, by the network's names; and what is missing from the file, unexpected in it (by its names), or of another shape."""
 
     loaded: tuple[str, ...]
@@ -63,7 +63,7 @@ class Report:
         return lines
 
 
-def load_weights(model: nn.Module, path: Path) -> Report:
+def load_weights(model: nn.Module, path: Path) -> LoadReport:
     """Copy the tensors of a file into a network, in place and in the network's own types. Tensors without a match stay as they are.
 
     Args:
@@ -73,10 +73,10 @@ def load_weights(model: nn.Module, path: Path) -> Report:
     Raises:
         ConfigError: if the file is missing or holds no weights, or if none of them fits.
     """
-    return put_weights(model, read_weights(path), str(path))
+    return copy_weights(model, read_weights(path), str(path))
 
 
-def put_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> Report:
+def copy_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> LoadReport:
     """Copy tensors into a network, as `load_weights` does with those of a file; errors name `source` as their origin.
 
     Raises:
@@ -93,7 +93,7 @@ def put_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) ->
     )
     without = {item.name for item in mismatched}
     fitting = {name: tensor for name, (_, tensor) in matched.items() if name not in without}
-    report = Report(
+    report = LoadReport(
         loaded=tuple(name for name in wanted if name in fitting and not name.endswith(_COUNTER)),
         missing=tuple(name for name in wanted if name not in matched and not name.endswith(_COUNTER)),
         unexpected=tuple(name for name in tensors if name not in used and not name.endswith(_COUNTER)),
@@ -116,7 +116,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"{path}: {'is a folder: name a file of weights in it' if path.is_dir() else 'no such file of weights'}")
     content = _safetensors(path) if path.suffix == _SAFETENSORS else _torch_file(path)
-    for key in _INNER:
+    for key in _NESTED_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)} if isinstance(content, Mapping) else {}
@@ -180,7 +180,7 @@ def _flat(name: str) -> str:
     return name if name[:1].isalpha() else f"layer_{name}"  # as network files name the layers of an nn.Sequential
 
 
-def _difference(report: Report) -> str:
+def _difference(report: LoadReport) -> str:
     if report.mismatched:
         return f"all have other shapes, such as {report.mismatched[0]}"
     names = ", ".join(report.unexpected[:2]) or "only counters"

@@ -20,9 +20,9 @@ from prunetrain.channels.spaces import ChannelSpaces, find_spaces
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 
-_LARGEST_BLOCK = 16  # channels
-_LEAST_BLOCKS = 4  # per space
-_CHOICE = 0.5  # share of the target in MACs that blocks must be able to reach; if they cannot, they prescribe the network
+_MAX_BLOCK = 16  # channels
+_MIN_BLOCKS = 4  # per space
+_REACHABLE_SHARE = 0.5  # share of the target in MACs that blocks must be able to reach; if they cannot, they prescribe the network
 
 
 class Fading:
@@ -39,7 +39,7 @@ class Fading:
         chosen = np.zeros(spaces.num_channels, dtype=bool)
         chosen[list(channels)] = True
         self._weights: list[Tensor] = []
-        self._going: list[Tensor] = []  # for each weight, 1 where it fades, else 0
+        self._fade_masks: list[Tensor] = []  # for each weight, 1 where it fades, else 0
         for layer in sliced_layers(graph):
             weight = weights.get(f"{layer.name}.weight")
             ids = [spaces.ids.get((layer.name, axis)) for axis in ("out", "in")]
@@ -48,16 +48,16 @@ class Fading:
             rows, columns = (torch.zeros(1, dtype=torch.bool) if own is None else torch.from_numpy(chosen[own]) for own in ids)
             going = (rows[:, None] | columns).view(len(rows), len(columns), *(1,) * (weight.dim() - 2))
             self._weights.append(weight)
-            self._going.append(_like(weight, going.to(weight)))
+            self._fade_masks.append(_match_layout(weight, going.to(weight)))
 
     @torch.no_grad()
     def scale_(self, factor: float) -> None:
         """Multiply every filter and input slice of the channels by a factor; 0 makes them exactly zero."""
         if self._weights:
-            torch._foreach_addcmul_(self._weights, self._weights, self._going, value=factor - 1)
+            torch._foreach_addcmul_(self._weights, self._weights, self._fade_masks, value=factor - 1)
 
 
-def _like(weight: Tensor, mask: Tensor) -> Tensor:
+def _match_layout(weight: Tensor, mask: Tensor) -> Tensor:
     """Return a mask that broadcasts over a weight; on a GPU it has the weight's layout, so that few kernels multiply all weights."""
     return mask if weight.device.type == "cpu" else torch.empty_like(weight, requires_grad=False).copy_(mask)
 
@@ -102,10 +102,10 @@ class Ranking:
         """
         first = {space.name: len(space.channels) for space in find_spaces(dense).spaces}
         sizes = {space.name: first.get(space.name, len(space.channels)) for space in self._spaces.spaces}
-        parts = _LEAST_BLOCKS
+        parts = _MIN_BLOCKS
         while True:
-            blocks = {name: _power_of_two(min(_LARGEST_BLOCK, size // parts)) for name, size in sizes.items()}
-            if parts >= max(sizes.values()) or self._macs(len(self._order), blocks) <= _CHOICE * macs:
+            blocks = {name: _power_of_two(min(_MAX_BLOCK, size // parts)) for name, size in sizes.items()}
+            if parts >= max(sizes.values()) or self._macs(len(self._order), blocks) <= _REACHABLE_SHARE * macs:
                 return blocks
             parts *= 2
 
@@ -130,7 +130,7 @@ class Ranking:
                 high = middle
             else:
                 low = middle + 1
-        return self._that_go(self._order[:low], self._plan(low, granularity))
+        return self._removed_by_plan(self._order[:low], self._plan(low, granularity))
 
     def macs_without(self, channels: Sequence[int]) -> int:
         """The network's MACs per image without these channels and without those that are dead."""
@@ -155,7 +155,7 @@ class Ranking:
     def _macs_of(self, plan: KeepPlan) -> int:
         return costs(rewrite(self._graph, plan).graph).macs
 
-    def _that_go(self, chosen: Sequence[int], plan: KeepPlan) -> list[int]:
+    def _removed_by_plan(self, chosen: Sequence[int], plan: KeepPlan) -> list[int]:
         """Of some channels, weakest first, return as many of each space as a plan removes from it."""
         space_of = self._spaces.space_of
         left = np.bincount(space_of) - np.bincount(space_of, plan.keep).astype(np.int64)

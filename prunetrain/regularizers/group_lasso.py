@@ -70,7 +70,7 @@ class GroupLasso:
         self._sums = torch.zeros(size + 1, device=device, dtype=self._dtype)  # the last stays zero
         self._groups: Tensor | None = None
         if groups == "coupled" and ids:
-            numbers, members = _members(torch.cat(ids))
+            numbers, members = _group_members(torch.cat(ids))
             self._groups, self._members = numbers.to(device), [positions.to(device) for positions in members]
 
     @torch.no_grad()
@@ -101,7 +101,7 @@ class GroupLasso:
         if scale is not None:
             inverse *= scale
         for layer in self._layers:
-            factor = self._per_weight(layer, inverse, product=False)
+            factor = self._combine_axes(layer, inverse, product=False)
             if factor is not None and layer.weight.grad is not None:
                 layer.weight.grad.addcmul_(layer.weight, factor.to(layer.weight.grad.dtype))
 
@@ -123,7 +123,7 @@ class GroupLasso:
             factors = {value: torch.where(unless, 1.0, factor) for value, factor in factors.items()}
         for layer in self._layers:
             numbers = factors.get(amounts.get(layer.name, 0.0))
-            factor = None if numbers is None else self._per_weight(layer, numbers, product=True)
+            factor = None if numbers is None else self._combine_axes(layer, numbers, product=True)
             if factor is not None:
                 layer.weight.mul_(factor)
 
@@ -145,7 +145,7 @@ class GroupLasso:
         return norms[self._groups] if expand else norms
 
     @staticmethod
-    def _per_weight(layer: _Layer, numbers: Tensor, *, product: bool) -> Tensor | None:
+    def _combine_axes(layer: _Layer, numbers: Tensor, *, product: bool) -> Tensor | None:
         """Add or multiply the numbers of a layer's filters and input slices to (out, in, 1, ...), which broadcasts over its weight."""
         window = (1,) * (layer.weight.dim() - 2)
         rows = None if layer.filters is None else numbers[layer.filters].view(-1, 1, *window)
@@ -155,7 +155,7 @@ class GroupLasso:
         return rows * columns if product else rows + columns
 
 
-def _members(ids: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _group_members(ids: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Find the members of each group in the buffer of sums, so that all devices and processes add them in the same order.
 
     Adding them by `index_add_` has no fixed order on a GPU, and processes that train one network would drift apart.
@@ -183,7 +183,7 @@ def _members(ids: Tensor) -> tuple[Tensor, list[Tensor]]:
     return numbers, tables
 
 
-def pull(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
+def proximal_step_size(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
     """How far one proximal step moves a norm at a lambda of 1: lr, or lr / (1 - momentum) with heavy-ball momentum.
 
     This is the total effect of one gradient over all later steps. Adam, Muon and similar optimizers average their gradients, so that the

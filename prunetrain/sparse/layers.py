@@ -25,7 +25,7 @@ class _Sparse(nn.Module):
         self.register_buffer("weight", to_csr(layer.weight))
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
 
-    def multiplied(self, columns: Tensor) -> Tensor:
+    def multiply(self, columns: Tensor) -> Tensor:
         """Return W x + b for every column x of (in * window, n): (out, n)."""
         made = self.weight @ columns
         return made if self.bias is None else made + self.bias[:, None]
@@ -37,7 +37,7 @@ class SparseLinear(_Sparse):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's outputs for inputs (..., in)."""
-        made = self.multiplied(x.reshape(-1, x.shape[-1]).T)
+        made = self.multiply(x.reshape(-1, x.shape[-1]).T)
         return made.T.reshape(*x.shape[:-1], len(made))
 
 
@@ -54,7 +54,7 @@ class SparseConv2d(_Sparse):
         """Return the layer's outputs for images (N, in, H, W)."""
         windows = F.unfold(x, *self._window)  # (N, in * window, positions)
         count, numbers, positions = windows.shape
-        made = self.multiplied(windows.transpose(0, 1).reshape(numbers, count * positions))
+        made = self.multiply(windows.transpose(0, 1).reshape(numbers, count * positions))
         height, width = (
             (side + 2 * padding - dilation * (size - 1) - 1) // stride + 1
             for side, size, dilation, padding, stride in zip(x.shape[2:], *self._window, strict=True)

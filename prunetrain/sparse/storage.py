@@ -55,7 +55,7 @@ def load_sparse(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a file of sparse weights in format {FORMAT}")
     try:
         _check_memory(content["csr"])
-        return unpacked(content)
+        return unpack(content)
     except RefusedFileError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -63,11 +63,11 @@ def load_sparse(path: Path) -> dict[str, Tensor]:
 
 
 def sparse_bytes(state: Mapping[str, Tensor]) -> bytes:
-    """Return the bytes of a state dict's file: the result of `packed`, as `torch.save` writes it."""
-    return _saved(packed(state))
+    """Return the bytes of a state dict's file: the result of `pack`, as `torch.save` writes it."""
+    return _saved(pack(state))
 
 
-def packed(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def pack(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the content of a file, as plain values and tensors."""
     dense: dict[str, Tensor] = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -83,8 +83,8 @@ def packed(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"mark": MARK, "format": FORMAT, "names": list(state), "dense": dense, "csr": rows}
 
 
-def unpacked(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the state dict that `packed` was given.
+def unpack(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the state dict that `pack` was given.
 
     Raises:
         RuntimeError, KeyError, TypeError, ValueError, AttributeError: for anything else.
@@ -122,7 +122,7 @@ def _column_kind(width: int) -> torch.dtype:
 
 def file_sizes(state: Mapping[str, Tensor]) -> FileSizes:
     """Measure the sizes of a state dict's files."""
-    dense, csr = (_saved(content) for content in ({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, packed(state)))
+    dense, csr = (_saved(content) for content in ({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, pack(state)))
     return FileSizes(len(dense), len(csr), len(zlib.compress(dense, 9)), len(zlib.compress(csr, 9)))
 
 

@@ -16,7 +16,7 @@ from prunetrain.method_settings import ADMM, GROUP_LASSO
 from prunetrain.methods.options import Options
 from prunetrain.methods.registry import decide
 from prunetrain.models import build
-from prunetrain.models.checked_tracing import stored, traced_and_checked
+from prunetrain.models.checked_tracing import trace_and_check, with_own_storage
 from prunetrain.paths import RunPaths
 from prunetrain.training.data import load_data
 from prunetrain.training.trained import read_trained
@@ -60,5 +60,5 @@ def _network(run: RunPaths, config: TrainConfig) -> tuple[LayerGraph, Mapping[st
     data = load_data(config, torch.device("cpu"))
     arguments = parse_arguments(config.model_args)
     model = build(config.model, input_shape=data.input_shape, num_classes=data.num_classes, model_args=arguments)
-    traced = stored(traced_and_checked(model, torch.zeros(2, *data.input_shape)))
+    traced = with_own_storage(trace_and_check(model, torch.zeros(2, *data.input_shape)))
     return traced.graph, traced.state

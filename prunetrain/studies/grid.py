@@ -21,7 +21,7 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.library.prune import prune
 from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS, METHODS, STRUCTURED, check_share
-from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
+from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
 from prunetrain.paths import RunPaths
 from prunetrain.studies.defaults import OF_OTHER_RUNS
 from prunetrain.studies.fitting import unfit
@@ -126,7 +126,7 @@ class Study:
     def training_of(self, seed: int) -> TrainConfig:
         """The settings that train the network of a seed."""
         saved = set(self.training.save_epochs)
-        if self.pruning.get("retrain") in TAKES_WEIGHTS_BACK and self.pruning.get("rewind_epoch", 0):
+        if self.pruning.get("retrain") in WEIGHT_REWINDING_MODES and self.pruning.get("rewind_epoch", 0):
             saved.add(self.pruning["rewind_epoch"])
         name, epochs = self.dense(seed).name, tuple(sorted(saved))
         dense = {name: getattr(TrainConfig, name) for name in OF_THE_LASSO} | {"penalty_ratio": 0.0}

@@ -16,12 +16,12 @@ from prunetrain.method_settings import ADMM, GROUP_LASSO
 from prunetrain.methods.admm import Admm, AdmmSettings
 from prunetrain.methods.admm_steps import projection
 from prunetrain.methods.counting import rates_of_rounds
-from prunetrain.methods.holding import HeldMasks
-from prunetrain.methods.in_training import EARLY, KEEP, MethodState, TrainingMethod
+from prunetrain.methods.held_masks import HeldMasks
 from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Options
-from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
+from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
 from prunetrain.methods.soft_filters import SoftFilters
+from prunetrain.methods.training_method import EARLY, KEEP, MethodState, TrainingMethod
 
 _ROUND, _SETTLED = "round", "settled"
 _SIZE = "channels of "
@@ -128,7 +128,7 @@ def acting_in(config: TrainConfig, graph: LayerGraph, model: nn.Module, epoch: i
     device = next(iter(weights.values())).device
     # Copies: right after a pruning, some of the checkpoint's tensors are both these and the network's, which training changes.
     early = {name: tensor.to(device, copy=True) for name, tensor in early_weights(saved).items()}
-    if epoch == config.rewind_epoch and rounds == 0 and not early and config.retrain in TAKES_WEIGHTS_BACK:
+    if epoch == config.rewind_epoch and rounds == 0 and not early and config.retrain in WEIGHT_REWINDING_MODES:
         early = copied(model)
     acting = Acting(method, rounds, int(saved["numbers"].get(_SETTLED, epoch)), early, first_sizes(saved))
     own: MethodState = {

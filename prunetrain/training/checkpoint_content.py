@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunetrain.foreign.refusal import RefusedFileError, shown
-from prunetrain.methods.in_training import EARLY, KEEP
+from prunetrain.methods.training_method import EARLY, KEEP
 
 _LARGEST: Final = 2**63 - 1  # of a count
 _MOST_MACS: Final = 10**30  # of a whole training: a ResNet-50 on ImageNet passes 2**63 after 587 epochs

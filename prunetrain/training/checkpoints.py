@@ -16,7 +16,7 @@ from prunetrain.errors import CheckpointError, NetworkFileError
 from prunetrain.files import followed, write_atomically
 from prunetrain.foreign.refusal import RefusedFileError, shown
 from prunetrain.graph.load import read_source, sha256_of
-from prunetrain.methods.in_training import MethodState
+from prunetrain.methods.training_method import MethodState
 from prunetrain.models.torch_files import load_torch_file
 from prunetrain.paths import CHECKPOINTS, NETWORK_NAME, NETWORKS, find_run, run_of_checkpoint
 from prunetrain.training.checkpoint_content import check_content

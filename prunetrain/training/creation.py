@@ -19,10 +19,10 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.trace import Traced
 from prunetrain.method_settings import GROUP_LASSO
-from prunetrain.methods.in_training import nothing_kept
+from prunetrain.methods.training_method import empty_method_state
 from prunetrain.models import PRETRAINED, build_with_weights, pretrained
-from prunetrain.models.checked_tracing import stored, traced_and_checked
-from prunetrain.models.freezing import frozen, partly_frozen
+from prunetrain.models.checked_tracing import trace_and_check, with_own_storage
+from prunetrain.models.freezing import find_partly_frozen, frozen_parameters
 from prunetrain.paths import RunPaths, new_run, run_of_checkpoint
 from prunetrain.training.checkpoints import Checkpoint, Progress, rng_state
 from prunetrain.training.class_names import names_of
@@ -71,7 +71,7 @@ def create_network(
         seed=config.seed,
         say=say,
     )
-    traced = stored(traced_and_checked(model, torch.zeros(2, *data.input_shape)))
+    traced = with_own_storage(trace_and_check(model, torch.zeros(2, *data.input_shape)))
     _check_training(model, traced, config)
     _check_outputs(traced.graph, config, data)
     _check_batch(traced.graph, config, environment)
@@ -86,7 +86,7 @@ def create_network(
         rng=rng_state(environment.device),
         config=replace(config, name=free.name).to_dict(),
         progress=Progress(),
-        method=nothing_kept(),
+        method=empty_method_state(),
         class_names=names_of(data),
         statistics=data.statistics.to_dict(),
     )
@@ -151,10 +151,10 @@ def _check_method(config: TrainConfig) -> None:
 
 def _check_training(model: nn.Module, traced: Traced, config: TrainConfig) -> None:
     """Refuse a network that is partly frozen in a way that a run cannot keep, or frozen as a whole."""
-    mixed = partly_frozen(model, traced)
+    mixed = find_partly_frozen(model, traced)
     if mixed is not None:
         raise ConfigError(f"{config.model}: {mixed} is frozen, but not all of its layer: freeze whole layers, or make it a buffer")
-    if len(frozen(model, traced)) == len([name for name, _ in model.named_parameters() if name in traced.names]):
+    if len(frozen_parameters(model, traced)) == len([name for name, _ in model.named_parameters() if name in traced.names]):
         raise ConfigError(f"{config.model} has no parameters to train: all of them are frozen")
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from prunetrain.channels.spaces import find_spaces
-from prunetrain.methods.in_training import TrainingMethod
+from prunetrain.methods.training_method import TrainingMethod
 from prunetrain.regularizers.fading import Fading
-from prunetrain.regularizers.group_lasso import GroupLasso, pull
+from prunetrain.regularizers.group_lasso import GroupLasso, proximal_step_size
 from prunetrain.training.course import interval_start
 from prunetrain.training.state import TrainState, trained_parameters
 
@@ -61,7 +61,7 @@ class Lasso(TrainingMethod):
         """Shrink the groups and the fading channels, if this step is one for it."""
         self._done += 1
         if self._state.config.lasso_step == "proximal" and self._shrinks(self._done):
-            amount = self._strength * pull(optimizer, optimizer.param_groups[0])
+            amount = self._strength * proximal_step_size(optimizer, optimizer.param_groups[0])
             self._lasso.shrink_(amount * self._since(self._shrinks), unless=skipped)
         if self._fading and self._fades(self._done):  # linearly, to zero at the last step
             left = self._steps_to_cut - self._done

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prunetrain.graph.costs import TRAIN_TO_FORWARD
-from prunetrain.methods.in_training import TrainingMethod
+from prunetrain.methods.training_method import TrainingMethod
 from prunetrain.training.course import follow_course
 from prunetrain.training.data import DataSource
 from prunetrain.training.distribution import Agreement, Ranks

@@ -19,7 +19,7 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_source
 from prunetrain.graph.parse import parse
 from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS
-from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
+from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
 from prunetrain.paths import RunPaths, run_of_checkpoint
 from prunetrain.training.checkpoints import Checkpoint, load_checkpoint
 from prunetrain.training.class_names import check_names
@@ -163,7 +163,7 @@ def read_source_run(path: Path, config: TrainConfig) -> Source:
 
 def _early(run: RunPaths, config: TrainConfig, now: Checkpoint) -> Mapping[str, Tensor]:
     """The weights of the epoch to rewind to, from the run's own checkpoints."""
-    if config.retrain not in TAKES_WEIGHTS_BACK:
+    if config.retrain not in WEIGHT_REWINDING_MODES:
         return {}
     path, epoch = run.checkpoint(config.rewind_epoch), config.rewind_epoch
     if not path.exists():

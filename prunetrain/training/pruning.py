@@ -17,13 +17,13 @@ from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.method_settings import ADMM, GROUP_LASSO
-from prunetrain.methods.bridges import filter_masks, plan_of_masks
+from prunetrain.methods.conversions import filter_masks, plan_of_masks
 from prunetrain.methods.counting import rates_of_rounds, removed_count
-from prunetrain.methods.in_training import EARLY, KEEP, cut_state, nothing_kept
 from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Decision, Options
 from prunetrain.methods.registry import decide
-from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK, cut_start, masked_start
+from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES, cut_start_weights, masked_start_weights
+from prunetrain.methods.training_method import EARLY, KEEP, cut_state, empty_method_state
 from prunetrain.methods.weights import maskable_layers
 from prunetrain.training.acting import amount_of, early_weights, first_sizes, options_of, pruned_state, rounds_done
 from prunetrain.training.checkpoints import Checkpoint
@@ -75,12 +75,12 @@ def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainCon
     if config.rounds > 1 and _cuts(config):
         options = replace(options, layer_rates=_shares_of_round(graph, config, rounds, sizes))
     decision = _decide(graph, checkpoint.model, config, rounds, options)
-    early = early_weights(checkpoint.method) if config.retrain in TAKES_WEIGHTS_BACK else {}
+    early = early_weights(checkpoint.method) if config.retrain in WEIGHT_REWINDING_MODES else {}
     last = rounds + 1 == config.rounds
     fresh = replace(checkpoint, optimizer={}, parameters=[])
     epoch = checkpoint.progress.epoch
     if isinstance(decision, Masks):
-        state = masked_start(decision, checkpoint.model, early or None)
+        state = masked_start_weights(decision, checkpoint.model, early or None)
         method = pruned_state(masks=decision, early={} if last else early, rounds=rounds + 1, epoch=epoch)
         return Pruned(graph, replace(fresh, model=state, method=method), decision, None)
     masks, plan = decision
@@ -88,7 +88,7 @@ def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainCon
     moved = masks.cut(cut.sources) if masks else None
     early_cut = {} if last else _gathered(cut, early)
     method = pruned_state(masks=moved, early=early_cut, rounds=rounds + 1, epoch=epoch, sizes={} if last else sizes)
-    state = cut_start(cut, early or None)
+    state = cut_start_weights(cut, early or None)
     state = moved.applied(state) if moved else state
     return Pruned(cut.graph, replace(fresh, model=state, method=method), moved, cut)
 
@@ -144,8 +144,8 @@ def start_of(config: TrainConfig, graph: LayerGraph, checkpoint: Checkpoint, ear
     """
     epoch = checkpoint.progress.epoch
     progress = replace(checkpoint.progress, lasso_strength=None, fading=[], batch_size=None)
-    begun = replace(checkpoint, optimizer={}, parameters=[], method=nothing_kept(), progress=progress)
-    if config.retrain in TAKES_WEIGHTS_BACK:
+    begun = replace(checkpoint, optimizer={}, parameters=[], method=empty_method_state(), progress=progress)
+    if config.retrain in WEIGHT_REWINDING_MODES:
         begun = replace(begun, method={"tensors": {EARLY: dict(early)}, "numbers": {}})
     if not is_due(config, 0, epoch):
         return Pruned(graph, begun, None, None)

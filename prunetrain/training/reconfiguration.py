@@ -14,7 +14,7 @@ from torch import Tensor
 from prunetrain.channels.selection import most_common_granularity
 from prunetrain.channels.slicing import Cut, gate, propose_cut, slice_optimizer_state
 from prunetrain.graph.load import read_source, sha256_of
-from prunetrain.methods.in_training import cut_state
+from prunetrain.methods.training_method import cut_state
 from prunetrain.training.batch_size import choose_batch_size
 from prunetrain.training.checkpoints import Checkpoint
 from prunetrain.training.course import uncut

@@ -23,7 +23,7 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
 from prunetrain.graph.memory import check_results_fit
 from prunetrain.graph.shapes import infer_shapes
-from prunetrain.methods.rewinding import TAKES_WEIGHTS_BACK
+from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
 from prunetrain.paths import RunPaths
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.acting import Acting, acting_in, copied
@@ -134,7 +134,7 @@ class TrainState:
 
     def keep_early(self) -> None:
         """Keep the present weights to rewind to, if the run will."""
-        if self.acting.rounds == 0 and self.config.rewinds and self.config.retrain in TAKES_WEIGHTS_BACK:
+        if self.acting.rounds == 0 and self.config.rewinds and self.config.retrain in WEIGHT_REWINDING_MODES:
             self.acting.early = copied(self.model)
 
     def save(self, path: Path) -> None:

@@ -7,7 +7,7 @@ from prunetrain.channels.slicing import Proposal
 from prunetrain.errors import ConfigError, unknown_name
 
 
-def keeping(proposal: Proposal, keep: Mapping[str, Collection[int]]) -> Proposal:
+def keep_filters(proposal: Proposal, keep: Mapping[str, Collection[int]]) -> Proposal:
     """Return the proposal with some layers' filters chosen by hand; their other filters go, with whatever shares their channels.
 
     Args:

@@ -28,7 +28,7 @@ class MethodState(TypedDict):
     numbers: dict[str, float]
 
 
-def nothing_kept() -> MethodState:
+def empty_method_state() -> MethodState:
     """Return the state of a method that keeps nothing."""
     return {"tensors": {}, "numbers": {}}
 
@@ -57,7 +57,7 @@ class TrainingMethod:
 
     def state_dict(self) -> MethodState:
         """All that `load_state_dict` needs to continue; the tensors are not copies."""
-        return nothing_kept()
+        return empty_method_state()
 
     def load_state_dict(self, state: MethodState) -> None:
         """Continue from a state."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunetrain.methods.in_training import KEEP, MethodState, TrainingMethod
 from prunetrain.methods.masks import Masks
+from prunetrain.methods.training_method import KEEP, MethodState, TrainingMethod
 
 
 class HeldMasks(TrainingMethod):

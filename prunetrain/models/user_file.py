@@ -16,8 +16,15 @@ from torch import nn
 
 from prunetrain.errors import ConfigError, unknown_name
 from prunetrain.files import followed
-from prunetrain.models.constructing import construct, needed, no_such_argument, parameters_of, reason, takes_any
-from prunetrain.models.lazy_layers import with_weights
+from prunetrain.models.constructing import (
+    accepts_any_argument,
+    construct,
+    describe_error,
+    no_such_argument,
+    parameters_of,
+    required_parameters,
+)
+from prunetrain.models.lazy_layers import initialise_lazy_layers
 from prunetrain.zoo import ImageShape
 
 
@@ -36,13 +43,13 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
     """
     path, _, name = (f"{spec}:" if spec.endswith(".py") else spec).rpartition(":")
     file = followed(Path(path))
-    with _folder_first(file.parent):
+    with _folder_first_on_path(file.parent):
         found = _find(_import(Path(path), file), name, path)
-        network = _made(spec, found, {"num_classes": num_classes, "input_shape": input_shape}, given, file.parent)
-        return with_weights(spec, network, input_shape=input_shape, folder=file.parent)
+        network = _make_network(spec, found, {"num_classes": num_classes, "input_shape": input_shape}, given, file.parent)
+        return initialise_lazy_layers(spec, network, input_shape=input_shape, folder=file.parent)
 
 
-def _made(spec: str, found: Any, offered: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> nn.Module:
+def _make_network(spec: str, found: Any, offered: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> nn.Module:
     """Return the network that a name of the file stands for, or call what it stands for with the arguments that it takes."""
     if isinstance(found, nn.Module):
         if given:
@@ -52,20 +59,20 @@ def _made(spec: str, found: Any, offered: Mapping[str, Any], given: Mapping[str,
         raise ConfigError(f"{spec} is a {type(found).__name__}: name a class or function that makes a network")
     parameters = parameters_of(found)
     arguments = {**{word: value for word, value in offered.items() if word in parameters}, **given}
-    takes = [word for word, parameter in parameters.items() if parameter.kind in _BY_NAME]
+    takes = [word for word, parameter in parameters.items() if parameter.kind in _NAMED_KINDS]
     _check(spec, parameters, arguments, takes)
     return construct(spec, found, arguments, takes=takes, folder=folder)
 
 
-_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_NAMED_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def _check(spec: str, parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any], takes: list[str]) -> None:
     """Refuse arguments that the callable does not take, and calls that lack one."""
     for word in arguments:
-        if word not in takes and not takes_any(parameters):
+        if word not in takes and not accepts_any_argument(parameters):
             raise no_such_argument(spec, word, takes)
-    lacking = [word for word in needed(parameters) if word not in arguments]
+    lacking = [word for word in required_parameters(parameters) if word not in arguments]
     if lacking:
         flags = " ".join(f"--model-arg {word}=VALUE" for word in lacking)
         raise ConfigError(f"{spec} needs {' and '.join(lacking)}: give {flags}")
@@ -84,7 +91,7 @@ def _import(path: Path, file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
-        raise ConfigError(f"{path} cannot be imported: {reason(error, file.parent)}") from error
+        raise ConfigError(f"{path} cannot be imported: {describe_error(error, file.parent)}") from error
     return module
 
 
@@ -102,10 +109,10 @@ def _find(module: ModuleType, name: str, path: str) -> Any:
 
 
 @contextmanager
-def _folder_first(folder: Path) -> Iterator[None]:
+def _folder_first_on_path(folder: Path) -> Iterator[None]:
     """Make `import x` find the folder's x, even if another x is loaded already; restore that one afterwards."""
     neighbours = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
-    others = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in neighbours and _elsewhere(module, folder)}
+    others = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in neighbours and _is_outside(module, folder)}
     for name in others:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
@@ -117,7 +124,7 @@ def _folder_first(folder: Path) -> Iterator[None]:
         sys.modules.update(others)
 
 
-def _elsewhere(module: ModuleType, folder: Path) -> bool:
+def _is_outside(module: ModuleType, folder: Path) -> bool:
     """Whether a module's file is outside of a folder and not one of Python's own."""
     file = getattr(module, "__file__", None)
     name = module.__name__.partition(".")[0]
