@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prunetrain.foreign import pickles
 from prunetrain.foreign.pickles import MOST_DEPTH, read_pickle
 from prunetrain.foreign.refusal import RefusedFileError
-from prunetrain.foreign.stored import StoredTensor
+from prunetrain.foreign.torch_globals import StoredTensor
 
 
 def saved(content: object) -> tuple[bytes, dict[str, int]]:

@@ -12,10 +12,10 @@ import pytest
 
 from prunetrain.errors import ConfigError
 from prunetrain.foreign import memory
-from prunetrain.foreign.memory import available_memory, readable
+from prunetrain.foreign.memory import available_memory, format_bytes
 from prunetrain.foreign.opening import open_regular, read_bytes, read_text
-from prunetrain.foreign.refusal import RefusedFileError, printable, shown
-from prunetrain.foreign.texts import MOST_BYTES, read_json, read_toml
+from prunetrain.foreign.refusal import RefusedFileError, printable, quoted
+from prunetrain.foreign.toml_json import MOST_BYTES, read_json, read_toml
 from prunetrain.training.recipes import load_config_file
 
 
@@ -172,7 +172,7 @@ def test_a_config_file_that_is_a_pipe(tmp_path: Path) -> None:
     ids=lambda value: "",
 )
 def test_shown(word: object, expected: str) -> None:
-    assert shown(word) == expected
+    assert quoted(word) == expected
     assert expected.isprintable()
 
 
@@ -238,4 +238,4 @@ def test_this_machine_has_some() -> None:
     ],
 )
 def test_readable(size: int, expected: str) -> None:
-    assert readable(size) == expected
+    assert format_bytes(size) == expected

@@ -19,8 +19,8 @@ from torch import nn
 from prunetrain.foreign import memory, torch_files
 from prunetrain.foreign.archives import check_contents, open_archive
 from prunetrain.foreign.refusal import RefusedFileError
-from prunetrain.foreign.stored import StoredTensor
 from prunetrain.foreign.torch_files import check_torch_file, read_values
+from prunetrain.foreign.torch_globals import StoredTensor
 from prunetrain.models.torch_files import load_torch_file
 
 CONTENT = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2), "epoch": 3}

@@ -241,7 +241,7 @@ def test_a_signal_at_an_epochs_end(
     [
         (Environment, "load_data"),
         (creation, "build_with_weights"),
-        (creation, "traced_and_checked"),
+        (creation, "trace_and_check"),
         (pairs, "save_checkpoint"),
         (creation, "load_state"),
     ],

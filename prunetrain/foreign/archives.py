@@ -9,8 +9,8 @@ import zipfile
 import zlib
 from typing import BinaryIO, Final
 
-from prunetrain.foreign.opening import size_of
-from prunetrain.foreign.refusal import RefusedFileError, shown
+from prunetrain.foreign.opening import file_size
+from prunetrain.foreign.refusal import RefusedFileError, quoted
 
 _END: Final = struct.Struct("<4s4H2LH")  # signature, disks (2), entries (2), bytes and offset of the directory, length of a comment
 _LOCATOR: Final = struct.Struct("<4sLQL")  # signature, disk, offset of the next record, disks
@@ -48,10 +48,10 @@ def open_archive(file: BinaryIO, *, most_entries: int, compressed: bool) -> zipf
     for entry in archive.infolist():
         methods = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) if compressed else (zipfile.ZIP_STORED,)
         if entry.compress_type not in methods or entry.flag_bits & _ENCRYPTED:
-            raise RefusedFileError(f"its part {shown(entry.filename)} is compressed or encrypted")
+            raise RefusedFileError(f"its part {quoted(entry.filename)} is compressed or encrypted")
         if entry.compress_type == zipfile.ZIP_STORED and entry.file_size != entry.compress_size:
-            raise RefusedFileError(f"its part {shown(entry.filename)} has two sizes")
-    _check_places(file, archive)
+            raise RefusedFileError(f"its part {quoted(entry.filename)} has two sizes")
+    _check_offsets(file, archive)
     return archive
 
 
@@ -67,12 +67,12 @@ def check_contents(archive: zipfile.ZipFile) -> None:
                 while stream.read(_CHUNK):
                     pass
         except ARCHIVE_ERRORS:
-            raise RefusedFileError(f"its part {shown(entry.filename)} is damaged") from None
+            raise RefusedFileError(f"its part {quoted(entry.filename)} is damaged") from None
 
 
 def _check_end(file: BinaryIO, most_entries: int) -> None:
     """Check the numbers in the end record, which decide how much is read as the directory."""
-    size = size_of(file)
+    size = file_size(file)
     if size < _END.size:
         raise RefusedFileError("it is not a zip file")
     end = size - _END.size
@@ -80,7 +80,7 @@ def _check_end(file: BinaryIO, most_entries: int) -> None:
     signature, _, _, _, *counts, comment = _END.unpack(file.read(_END.size))
     if signature != b"PK\x05\x06" or comment:
         raise RefusedFileError("it is not a zip file, or its end is missing")
-    large = _large_end(file, end)
+    large = _read_zip64_end(file, end)
     if large is not None:
         end, *larger = large
         if any(small not in (full, most) for small, full, most in zip(counts, larger, (2**16 - 1, 2**32 - 1, 2**32 - 1), strict=True)):
@@ -93,7 +93,7 @@ def _check_end(file: BinaryIO, most_entries: int) -> None:
         raise RefusedFileError("its zip directory is damaged")
 
 
-def _large_end(file: BinaryIO, end: int) -> tuple[int, int, int, int] | None:
+def _read_zip64_end(file: BinaryIO, end: int) -> tuple[int, int, int, int] | None:
     """The directory's end, entries, bytes and offset from the 64-bit record, which torch always writes and others only above 4 GB."""
     start = end - _LOCATOR.size - _END_64.size
     if start < 0:
@@ -109,7 +109,7 @@ def _large_end(file: BinaryIO, end: int) -> tuple[int, int, int, int] | None:
     return start, entries, length, offset
 
 
-def _check_places(file: BinaryIO, archive: zipfile.ZipFile) -> None:
+def _check_offsets(file: BinaryIO, archive: zipfile.ZipFile) -> None:
     """Check that the entries follow each other without overlap, from the start of the file to its directory."""
     entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     if not entries or entries[0].header_offset != 0:
@@ -118,7 +118,7 @@ def _check_places(file: BinaryIO, archive: zipfile.ZipFile) -> None:
         file.seek(entry.header_offset)
         header = file.read(_LOCAL.size)
         if len(header) < _LOCAL.size:
-            raise RefusedFileError(f"its part {shown(entry.filename)} is cut off")
+            raise RefusedFileError(f"its part {quoted(entry.filename)} is cut off")
         *_, name, extra = _LOCAL.unpack(header)
         if entry.header_offset + _LOCAL.size + name + extra + entry.compress_size > following:
-            raise RefusedFileError(f"its part {shown(entry.filename)} overlaps another")
+            raise RefusedFileError(f"its part {quoted(entry.filename)} overlaps another")

@@ -18,10 +18,10 @@ def available_memory() -> int:
     machine = _from_meminfo()
     if machine is None:
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *(left for left in map(_left_in, _CONTAINERS) if left is not None)])
+    return min([machine, *(left for left in map(_container_memory, _CONTAINERS) if left is not None)])
 
 
-def readable(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Format a number of bytes for people: 1.5 GB, 20 MB, 300 bytes."""
     for power, unit in ((15, "PB"), (12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
         if size >= 10**power:
@@ -38,7 +38,7 @@ def _from_meminfo() -> int | None:
     return found[0] if found else None
 
 
-def _left_in(container: tuple[Path, Path]) -> int | None:
+def _container_memory(container: tuple[Path, Path]) -> int | None:
     """The bytes left in a container, at least a quarter of its limit, since its usage includes the system's file cache."""
     try:
         limit, used = (int(path.read_text()) for path in container)

@@ -26,7 +26,7 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def size_of(file: BinaryIO) -> int:
+def file_size(file: BinaryIO) -> int:
     """Return the bytes of an open file."""
     return os.fstat(file.fileno()).st_size
 

@@ -8,8 +8,8 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from prunetrain.foreign.refusal import RefusedFileError, shown
-from prunetrain.foreign.stored import DTYPES, FUNCTIONS, ITEM_BYTES, Name, Ordered, Storage, whole
+from prunetrain.foreign.refusal import RefusedFileError, quoted
+from prunetrain.foreign.torch_globals import DTYPES, FUNCTIONS, ITEM_BYTES, GlobalName, Ordered, Storage, whole_number
 
 MOST_BYTES: Final = 2**26
 MOST_OPCODES: Final = 4_000_000
@@ -85,19 +85,19 @@ class _Machine:
             raise ValueError
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not (isinstance(key, str) or (isinstance(key, int) and abs(key) < _LARGEST_KEY)):
-                raise RefusedFileError(f"it has {shown(_plain(key))} as a key: only strings and integers can be keys")
+                raise RefusedFileError(f"it has {quoted(_plain(key))} as a key: only strings and integers can be keys")
             target[key] = value
 
     def name(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
         known = (module, name) in FUNCTIONS or (module == "torch" and (name in DTYPES or name in ITEM_BYTES))
         if not known:
-            raise RefusedFileError(f"it holds more than tensors and plain values: {shown(f'{module}.{name}')}")
-        self.stack.append(Name(module, name))
+            raise RefusedFileError(f"it holds more than tensors and plain values: {quoted(f'{module}.{name}')}")
+        self.stack.append(GlobalName(module, name))
 
     def call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(function, Name) or not isinstance(arguments, tuple):
+        if not isinstance(function, GlobalName) or not isinstance(arguments, tuple):
             raise ValueError
         self.stack.append(FUNCTIONS[function.module, function.name](*arguments))
 
@@ -110,13 +110,13 @@ class _Machine:
 
     def storage(self) -> None:
         kind, storage_class, key, location, length = self.stack.pop()
-        if kind != "storage" or not isinstance(storage_class, Name) or not isinstance(key, str) or not isinstance(location, str):
+        if kind != "storage" or not isinstance(storage_class, GlobalName) or not isinstance(key, str) or not isinstance(location, str):
             raise ValueError
-        found = Storage(key, whole(length), ITEM_BYTES[storage_class.name])
+        found = Storage(key, whole_number(length), ITEM_BYTES[storage_class.name])
         if self.parts.get(key) != found.length * found.item_bytes:
-            raise RefusedFileError(f"its storage {shown(key)} should have {found.length * found.item_bytes:,} bytes and does not")
+            raise RefusedFileError(f"its storage {quoted(key)} should have {found.length * found.item_bytes:,} bytes and does not")
         if self.storages.setdefault(key, found) != found:
-            raise RefusedFileError(f"its storage {shown(key)} is used as two kinds of numbers")
+            raise RefusedFileError(f"its storage {quoted(key)} is used as two kinds of numbers")
         self.stack.append(found)
 
 
@@ -190,7 +190,7 @@ def _check_size(roots: list[object], most: int) -> None:
         seen += 1
         if depth > MOST_DEPTH or seen > most:
             raise RefusedFileError("its values are nested too deeply, or repeated too often")
-        if isinstance(value, Storage) or (isinstance(value, Name) and value.name not in DTYPES):
+        if isinstance(value, Storage) or (isinstance(value, GlobalName) and value.name not in DTYPES):
             raise RefusedFileError("it holds a class or a storage as a value")
         if isinstance(value, dict):
             waiting.extend((item, depth + 1) for item in value.values())

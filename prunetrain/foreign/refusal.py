@@ -10,7 +10,7 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in " ".join(text.split()))
 
 
-def shown(word: object) -> str:
+def quoted(word: object) -> str:
     """Return a word from a foreign file as error messages show it: quoted, escaped, and short."""
     if isinstance(word, str):
         return repr(word[:60] + "..." if len(word) > 60 else word)

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Final
 
-from prunetrain.foreign.memory import available_memory, readable
-from prunetrain.foreign.opening import open_regular, size_of
+from prunetrain.foreign.memory import available_memory, format_bytes
+from prunetrain.foreign.opening import file_size, open_regular
 from prunetrain.foreign.refusal import RefusedFileError
 
 _MOST_HEADER: Final = 2**24  # bytes; the format's own limit is 100 MB, but reading that many takes gigabytes of memory
@@ -18,8 +18,8 @@ def check_safetensors(path: Path) -> None:
         RefusedFileError: if it is not a regular file, its header is longer than the file or far too long, or it does not fit into memory.
     """
     with open_regular(path) as file:
-        size, header = size_of(file), int.from_bytes(file.read(8), "little")
+        size, header = file_size(file), int.from_bytes(file.read(8), "little")
     if header > min(size, _MOST_HEADER):
         raise RefusedFileError(f"it declares a header of {header:,} bytes, which is too long")
     if size > (available := available_memory()):
-        raise RefusedFileError(f"its tensors take {readable(size)}, and {readable(available)} of memory are free")
+        raise RefusedFileError(f"its tensors take {format_bytes(size)}, and {format_bytes(available)} of memory are free")

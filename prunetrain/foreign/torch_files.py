@@ -4,15 +4,15 @@ import zipfile
 from typing import BinaryIO, Final
 
 from prunetrain.foreign.archives import ARCHIVE_ERRORS, check_contents, open_archive
-from prunetrain.foreign.memory import available_memory, readable
+from prunetrain.foreign.memory import available_memory, format_bytes
 from prunetrain.foreign.pickles import MOST_BYTES, read_pickle
-from prunetrain.foreign.refusal import RefusedFileError, shown
+from prunetrain.foreign.refusal import RefusedFileError, quoted
 
 MOST_TENSORS: Final = 1_000_000
 _OLD_FORMAT: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled number by which torch recognises it
 _PICKLE: Final = "data.pkl"
 _STORAGES: Final = "data/"
-_MOST_BESIDE: Final = 4096  # bytes of torch's notes beside the pickle: a version, the byte order
+_MOST_METADATA: Final = 4096  # bytes of torch's notes beside the pickle: a version, the byte order
 
 
 def check_torch_file(file: BinaryIO) -> None:
@@ -29,7 +29,7 @@ def check_torch_file(file: BinaryIO) -> None:
     parts = _parts(archive)
     size = sum(length for name, length in parts.items() if name.startswith(_STORAGES))
     if size > (available := available_memory()):
-        raise RefusedFileError(f"its tensors take {readable(size)}, and {readable(available)} of memory are free")
+        raise RefusedFileError(f"its tensors take {format_bytes(size)}, and {format_bytes(available)} of memory are free")
     check_contents(archive)
     _values(archive, parts)
     file.seek(0)
@@ -72,6 +72,6 @@ def _parts(archive: zipfile.ZipFile) -> dict[str, int]:
     if parts[_PICKLE] > MOST_BYTES:
         raise RefusedFileError(f"its {_PICKLE} is longer than {MOST_BYTES:,} bytes")
     for name, length in parts.items():
-        if name != _PICKLE and not name.startswith(_STORAGES) and length > _MOST_BESIDE:
-            raise RefusedFileError(f"its part {shown(name)} is not one that torch.save writes")
+        if name != _PICKLE and not name.startswith(_STORAGES) and length > _MOST_METADATA:
+            raise RefusedFileError(f"its part {quoted(name)} is not one that torch.save writes")
     return parts

@@ -4,7 +4,7 @@ from math import prod
 from typing import Final
 
 from prunetrain.errors import NetworkFileError
-from prunetrain.foreign.memory import available_memory, readable
+from prunetrain.foreign.memory import available_memory, format_bytes
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.shapes import infer_shapes
@@ -32,7 +32,7 @@ def check_state_fits(graph: LayerGraph, filename: str) -> None:
         NetworkFileError: if they are larger.
     """
     if (needed := state_bytes(graph)) > (available := available_memory()):
-        raise NetworkFileError(f"{filename}: its weights take {readable(needed)}, and {readable(available)} of memory are free")
+        raise NetworkFileError(f"{filename}: its weights take {format_bytes(needed)}, and {format_bytes(available)} of memory are free")
 
 
 def check_results_fit(graph: LayerGraph, filename: str, images: int) -> None:
@@ -50,5 +50,5 @@ def check_results_fit(graph: LayerGraph, filename: str, images: int) -> None:
     if needed > (available := available_memory()):
         where = f"for a batch of {images:,} images" if images > 1 else "for one image"
         raise NetworkFileError(
-            f"{filename}: a layer's results take {readable(needed)} {where}, and {readable(available)} of memory are free"
+            f"{filename}: a layer's results take {format_bytes(needed)} {where}, and {format_bytes(available)} of memory are free"
         )

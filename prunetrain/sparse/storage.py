@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from prunetrain.errors import CheckpointError
-from prunetrain.foreign.memory import available_memory, readable
+from prunetrain.foreign.memory import available_memory, format_bytes
 from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.models.torch_files import load_torch_file
 from prunetrain.sparse.csr import csr_matrix, to_csr
@@ -100,7 +100,7 @@ def _check_memory(rows: Mapping[str, Mapping[str, Any]]) -> None:
         raise ValueError("a shape is not a tuple of whole numbers from 0")
     needed = sum(prod(shape) * rows[name]["values"].itemsize for name, shape in shapes.items())
     if needed > (available := available_memory()):
-        raise RefusedFileError(f"its weights take {readable(needed)}, and {readable(available)} of memory are free")
+        raise RefusedFileError(f"its weights take {format_bytes(needed)}, and {format_bytes(available)} of memory are free")
 
 
 def _dense(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from prunetrain.foreign.refusal import RefusedFileError, shown
+from prunetrain.foreign.refusal import RefusedFileError, quoted
 from prunetrain.methods.training_method import EARLY, KEEP
 
 _LARGEST: Final = 2**63 - 1  # of a count
@@ -41,7 +41,7 @@ def check_content(content: Mapping[str, Any], progress: type) -> None:
     _check_weights(content["model"])
     _check_progress(content["progress"], get_type_hints(progress))
     for name, value in content["scaler"].items():
-        _require(_is_number(value) and isfinite(value), f"its loss scale's {shown(name)} is not a finite number")
+        _require(_is_number(value) and isfinite(value), f"its loss scale's {quoted(name)} is not a finite number")
     _check_generators(content["rng"])
     _check_optimizer(content["optimizer"], content["parameters"], content["model"])
     _check_method(content["method"], content["model"])
@@ -72,7 +72,7 @@ def _check_weights(model: object) -> None:
     assert isinstance(model, dict)
     for name, tensor in model.items():
         _require(isinstance(name, str), "it has a tensor without a name")
-        _require(type(tensor) is Tensor and not tensor.requires_grad, f"{shown(name)} of its weights is not a plain tensor")
+        _require(type(tensor) is Tensor and not tensor.requires_grad, f"{quoted(name)} of its weights is not a plain tensor")
 
 
 def _check_progress(progress: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ def _check_progress(progress: Mapping[str, Any], kinds: Mapping[str, Any]) -> No
 
 def _check_line(line: Mapping[str, Any]) -> None:
     for name, value in line.items():
-        _require(isinstance(value, int | float | str | None), f"its history has a {shown(name)} that is not a number or string")
+        _require(isinstance(value, int | float | str | None), f"its history has a {quoted(name)} that is not a number or string")
     for name in _USED_METRICS:
         found = _is_number(line.get(name), _COUNTED.get(name, _LARGEST)) and isfinite(line[name])
         _require(found, f"its history has a line whose {name} is missing or not a finite number")
@@ -164,7 +164,7 @@ def _check_optimizer(optimizer: object, parameters: object, model: Mapping[str, 
         _require(_has_words_as_keys(entries), "its optimizer's state is not readable")
         for key, entry in entries.items():
             fits = _is_state_of(entry, model[parameters[index]])
-            _require(fits, f"its optimizer's {shown(key)} does not fit the parameter {shown(parameters[index])}")
+            _require(fits, f"its optimizer's {quoted(key)} does not fit the parameter {quoted(parameters[index])}")
 
 
 def _is_group(group: object) -> bool:
@@ -188,16 +188,16 @@ def _check_method(method: object, model: Mapping[str, Tensor]) -> None:
     assert isinstance(method, dict)
     _require(_has_words_as_keys(method["tensors"]), "its method's tensors are not a dictionary")
     for kind, tensors in method["tensors"].items():
-        _require(_has_words_as_keys(tensors), f"its method's {shown(kind)} is not a dictionary")
+        _require(_has_words_as_keys(tensors), f"its method's {quoted(kind)} is not a dictionary")
         _require(kind != EARLY or tensors.keys() == model.keys(), "its method's early weights are not those of its network")
         for name, tensor in tensors.items():
             fits = type(tensor) is Tensor and name in model and tensor.shape == model[name].shape and not tensor.requires_grad
-            _require(fits, f"its method's {shown(kind)} of {shown(name)} does not fit a weight")
+            _require(fits, f"its method's {quoted(kind)} of {quoted(name)} does not fit a weight")
             wanted = torch.bool if kind == KEEP else model[name].dtype
-            _require(tensor.dtype == wanted, f"its method's {shown(kind)} of {shown(name)} has the wrong dtype")
+            _require(tensor.dtype == wanted, f"its method's {quoted(kind)} of {quoted(name)} has the wrong dtype")
     _require(_has_words_as_keys(method["numbers"]), "its method's numbers are not a dictionary")
     for name, number in method["numbers"].items():
-        _require(_is_number(number) and isfinite(number) and number >= 0, f"its method's {shown(name)} is not a number of at least 0")
+        _require(_is_number(number) and isfinite(number) and number >= 0, f"its method's {quoted(name)} is not a number of at least 0")
 
 
 def _check_statistics(statistics: object) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunetrain.errors import CheckpointError, NetworkFileError
 from prunetrain.files import followed, write_atomically
-from prunetrain.foreign.refusal import RefusedFileError, shown
+from prunetrain.foreign.refusal import RefusedFileError, quoted
 from prunetrain.graph.load import read_source, sha256_of
 from prunetrain.methods.training_method import MethodState
 from prunetrain.models.torch_files import load_torch_file
@@ -127,7 +127,7 @@ def _checked(path: Path, content: object) -> Checkpoint:
         raise CheckpointError(f"{path}: not a checkpoint of prunetrain")
     if type(content.get("format")) is not int or content["format"] != FORMAT:
         raise CheckpointError(
-            f"{path}: format {shown(content.get('format'))}, but this version reads {FORMAT}: use the version that wrote it"
+            f"{path}: format {quoted(content.get('format'))}, but this version reads {FORMAT}: use the version that wrote it"
         )
     wanted = {item.name: item.type for item in fields(Checkpoint)}
     missing = sorted(wanted.keys() - content.keys())
@@ -138,7 +138,7 @@ def _checked(path: Path, content: object) -> Checkpoint:
     if not isinstance(progress, dict) or set(progress) != known or not isinstance(content["model"], Mapping):
         raise CheckpointError(f"{path}: damaged, its progress or weights are not readable")
     if not isinstance(content["network"], str) or not NETWORK_NAME.fullmatch(content["network"]):
-        raise CheckpointError(f"{path}: names {shown(content['network'])} as its network file; expected a name like epoch_010.py")
+        raise CheckpointError(f"{path}: names {quoted(content['network'])} as its network file; expected a name like epoch_010.py")
     try:
         check_content(content, Progress)
     except RefusedFileError as refused:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunetrain.errors import ConfigError
-from prunetrain.foreign.refusal import shown
+from prunetrain.foreign.refusal import quoted
 from prunetrain.training.data import DataSource
 from prunetrain.training.data.base import as_text
 
@@ -36,7 +36,7 @@ def check_names(trained: Sequence[str], data: DataSource, what: Path) -> None:
     for number, (was, name) in enumerate(zip(trained, names, strict=True)):
         if was != name:
             raise ConfigError(
-                f"{what} was trained with {shown(was)} as class {number}, but the data has {shown(name)} there: "
+                f"{what} was trained with {quoted(was)} as class {number}, but the data has {quoted(name)} there: "
                 "name its class folders as they were in training, or use the training data"
             )
 

@@ -34,7 +34,7 @@ from prunetrain.errors import OutputError, is_out_of_memory
 from prunetrain.files import write_text
 from prunetrain.foreign.opening import read_text
 from prunetrain.foreign.refusal import RefusedFileError
-from prunetrain.foreign.texts import read_json
+from prunetrain.foreign.toml_json import read_json
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.render import render

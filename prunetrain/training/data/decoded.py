@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from prunetrain.errors import BusyError
 from prunetrain.files import output_error
-from prunetrain.foreign.memory import available_memory, readable
+from prunetrain.foreign.memory import available_memory, format_bytes
 from prunetrain.locking import locked
 from prunetrain.training.data.base import Say
 from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable, error_of_all
@@ -132,7 +132,7 @@ def _digest(files: ImageFiles) -> str:
 def _fits(size: int, what: str, say: Say) -> bool:
     if size <= (limit := int(_SHARE * available_memory())):
         return True
-    say(f"not cached: {what} take {readable(size)} or more decoded, and only {readable(limit)} of memory may be used")
+    say(f"not cached: {what} take {format_bytes(size)} or more decoded, and only {format_bytes(limit)} of memory may be used")
     return False
 
 
@@ -147,7 +147,7 @@ def _write(files: ImageFiles, folder: Path, workers: int, say: Say) -> bool:
     if not _fits(total, what, say):
         return False
     if total > (free := shutil.disk_usage(folder.parent).free):
-        say(f"not cached: {what} take {readable(total)} decoded, and the disk has only {readable(free)} free")
+        say(f"not cached: {what} take {format_bytes(total)} decoded, and the disk has only {format_bytes(free)} free")
         return False
     partial = folder.with_suffix(".partial")  # may be left over from a process that was killed
     try:
@@ -160,7 +160,7 @@ def _write(files: ImageFiles, folder: Path, workers: int, say: Say) -> bool:
         raise output_error(folder, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    say(f"cached {what}: {readable(total)} of pixels")
+    say(f"cached {what}: {format_bytes(total)} of pixels")
     return True
 
 

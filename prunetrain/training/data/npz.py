@@ -16,7 +16,7 @@ import torch
 from prunetrain.config import TrainConfig
 from prunetrain.errors import DataError
 from prunetrain.foreign.arrays import ArrayFile, ArrayHeader
-from prunetrain.foreign.memory import available_memory, readable
+from prunetrain.foreign.memory import available_memory, format_bytes
 from prunetrain.foreign.opening import open_regular
 from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.training.data.augmentation import Augmentation
@@ -106,7 +106,9 @@ def _read_arrays(path: Path, file: ArrayFile, splits: Sequence[str]) -> dict[str
         raise DataError(f"{path}: images of x_train are {shapes[0]}, of x_test {shapes[1]}: give both the same shape")
     needed = sum(_COPIES * header.nbytes for header in headers.values())
     if needed > (available := available_memory()):
-        raise DataError(f"{path}: its arrays need {readable(needed)} of memory, and only {readable(available)} is free: store fewer images")
+        raise DataError(
+            f"{path}: its arrays need {format_bytes(needed)} of memory, and only {format_bytes(available)} is free: store fewer images"
+        )
     return {name: file.read(name) for name in wanted}
 
 

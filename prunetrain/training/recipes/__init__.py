@@ -13,7 +13,7 @@ from typing import Any
 from prunetrain.errors import ConfigError, unknown_name
 from prunetrain.foreign.opening import read_text
 from prunetrain.foreign.refusal import RefusedFileError
-from prunetrain.foreign.texts import MOST_BYTES, read_json, read_toml
+from prunetrain.foreign.toml_json import MOST_BYTES, read_json, read_toml
 
 _SUFFIXES = (".toml", ".json")
 

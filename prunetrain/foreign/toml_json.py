@@ -8,7 +8,7 @@ import tomllib
 from math import isinf
 from typing import Any, Final
 
-from prunetrain.foreign.refusal import RefusedFileError, shown
+from prunetrain.foreign.refusal import RefusedFileError, quoted
 
 MOST_BYTES: Final = 2**16  # of a file of settings; Python's TOML reader takes quadratic time for hostile ones
 _MOST_DEPTH: Final = 20
@@ -23,7 +23,7 @@ def read_toml(text: str) -> object:
         RefusedFileError: for values that are nested too deeply, or too large.
     """
     try:
-        return _checked(tomllib.loads(text))
+        return _check_nesting(tomllib.loads(text))
     except tomllib.TOMLDecodeError:
         raise
     except (ValueError, RecursionError, OverflowError):  # such as for a number of 5,000 digits
@@ -38,34 +38,34 @@ def read_json(text: str | bytes) -> object:
         RefusedFileError: for a duplicate key, Infinity and NaN, and values that are nested too deeply, or too large.
     """
     try:
-        return _checked(json.loads(text, object_pairs_hook=_table, parse_constant=_no_number, parse_float=_finite))
+        return _check_nesting(json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_parse_finite))
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise
     except (ValueError, RecursionError):
         raise RefusedFileError("a number or a nesting in it is too large to read") from None
 
 
-def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for key, value in pairs:
         if key in table:
-            raise RefusedFileError(f"{shown(key)} appears twice")
+            raise RefusedFileError(f"{quoted(key)} appears twice")
         table[key] = value
     return table
 
 
-def _no_number(word: str) -> float:
+def _refuse_constant(word: str) -> float:
     raise RefusedFileError(f"{word} is not allowed as a number")
 
 
-def _finite(word: str) -> float:
+def _parse_finite(word: str) -> float:
     number = float(word)
     if isinf(number):
-        raise RefusedFileError(f"{shown(word)} is too large a number")
+        raise RefusedFileError(f"{quoted(word)} is too large a number")
     return number
 
 
-def _checked(value: object) -> object:
+def _check_nesting(value: object) -> object:
     waiting = [(value, 0)]
     while waiting:
         part, depth = waiting.pop()

@@ -23,7 +23,7 @@ DTYPES: Final = frozenset("bool uint8 int8 int16 int32 int64 float16 bfloat16 fl
 
 
 @dataclass(frozen=True)
-class Name:
+class GlobalName:
     """A class or function that a pickle names, such as `torch FloatStorage`."""
 
     module: str
@@ -51,7 +51,7 @@ class Ordered(dict[Any, Any]):
     """Stands for a collections.OrderedDict, the only value that may have an attribute."""
 
 
-def whole(number: object) -> int:
+def whole_number(number: object) -> int:
     """Return a whole number from 0; raise ValueError for anything else."""
     if type(number) is not int or number < 0:
         raise ValueError
@@ -63,10 +63,10 @@ def _tensor(*arguments: object) -> StoredTensor:
     storage, offset, shape, stride, requires_grad, hooks = arguments
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple) or hooks != {}:
         raise ValueError
-    sizes, steps = tuple(map(whole, shape)), tuple(map(whole, stride))
+    sizes, steps = tuple(map(whole_number, shape)), tuple(map(whole_number, stride))
     if len(sizes) != len(steps) or len(sizes) > _MOST_DIMENSIONS or not isinstance(requires_grad, bool):
         raise ValueError
-    start, count = whole(offset), prod(sizes)
+    start, count = whole_number(offset), prod(sizes)
     reach = 0  # of the dimensions with smaller strides, in elements
     for step, size in sorted((step, size) for step, size in zip(steps, sizes, strict=True) if size > 1 and count):
         if step <= reach:
@@ -99,11 +99,11 @@ def _counter(counts: object) -> dict[Any, Any]:
 def _size(sizes: object) -> tuple[int, ...]:
     if not isinstance(sizes, tuple):
         raise ValueError
-    return tuple(map(whole, sizes))
+    return tuple(map(whole_number, sizes))
 
 
 def _device(kind: object, number: object = 0) -> str:
-    if not isinstance(kind, str) or whole(number) > 1024:
+    if not isinstance(kind, str) or whole_number(number) > 1024:
         raise ValueError
     return f"{kind}:{number}"
 
