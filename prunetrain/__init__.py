@@ -40,7 +40,7 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
+_MODULE_BY_NAME = {
     "Guess": "prunetrain.training.prediction",
     "LayerGraph": "prunetrain.graph.layergraph",
     "Observer": "prunetrain.training.events",
@@ -60,9 +60,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module 'prunetrain' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULE_BY_NAME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -9,10 +9,10 @@ import os
 import sys
 from contextlib import suppress
 
-_code = 1  # for an exception out of `main`, whose traceback Python prints before it calls `_leave`
+_code = 1  # for an exception out of `main`, whose traceback Python prints before it calls `_exit_without_finalizing`
 
 
-def _leave() -> None:
+def _exit_without_finalizing() -> None:
     """Flush the output and end this process at once."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # the reader has gone, or the stream was closed
@@ -23,7 +23,7 @@ def _leave() -> None:
 if __name__ == "__main__":
     if "RANK" in os.environ:  # set by torchrun and `training.launching`
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would warn about what `Ranks.parallel` does on purpose
-        atexit.register(_leave)  # registered first, so called last
+        atexit.register(_exit_without_finalizing)  # registered first, so called last
 
     from prunetrain.commands import main  # after setting the environment that torch reads
 

@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunetrain.errors import ConfigError, unknown_name
-from prunetrain.method_settings import GROUP_LASSO, METHODS, RETRAINING, check_method
+from prunetrain.method_settings import GROUP_LASSO, METHODS, RETRAIN_MODES, check_method
 
 LASSO_INTERVAL = 8  # training steps between two proximal steps, with a target
-FINE_TUNING = 0.1  # learning rate of fine-tuning, as a share of the schedule's
+FINE_TUNING_LR_FACTOR = 0.1  # learning rate of fine-tuning, as a share of the schedule's
 
 
-OF_THE_LASSO = (
+LASSO_SETTINGS = (
     *("penalty_ratio", "target_macs", "target_by", "prune_interval", "threshold", "criterion", "residual"),
     *("lasso_groups", "lasso_step", "lasso_interval", "dynamic_batch", "max_batch_size"),
 )
 """Fields of `TrainConfig` that have no effect unless the group lasso acts."""
 
 
-OF_NO_RESULT = ("name", "output_dir", "download", "cache", "workers", "checkpoint_minutes", "keep", "keep_best")
+SETTINGS_WITHOUT_RESULT_EFFECT = ("name", "output_dir", "download", "cache", "workers", "checkpoint_minutes", "keep", "keep_best")
 """Fields of `TrainConfig` that do not affect what a run computes."""
 
 
@@ -142,7 +142,7 @@ class TrainConfig:
     )
     rounds: int = setting(1, "Rounds of pruning and retraining, each of which removes the same share of what remains.")
     retrain: str = setting(
-        "finetune", "How to retrain after each pruning: fine-tune, or rewind the learning rate or weights.", choices=RETRAINING
+        "finetune", "How to retrain after each pruning: fine-tune, or rewind the learning rate or weights.", choices=RETRAIN_MODES
     )
     rewind_epoch: int = setting(0, "Epoch that lr-rewind and weight-rewind return to.")
     save_epochs: tuple[int, ...] = setting((), "Epochs after which to keep a checkpoint, to rewind to.")
@@ -189,7 +189,7 @@ class TrainConfig:
         return self.lasso_interval or (LASSO_INTERVAL if self.target_macs else 1)
 
     @property
-    def penalised(self) -> bool:
+    def uses_group_lasso(self) -> bool:
         """Whether the group lasso acts."""
         return self.method == GROUP_LASSO and self.penalty_ratio > 0
 
@@ -223,7 +223,7 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
-_NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list of whole numbers"}
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "a list of whole numbers"}
 _ARGUMENTS = "a table, or a list of name=value words"
 
 
@@ -236,7 +236,7 @@ def _check_value(item: dataclasses.Field[Any], value: Any) -> None:
         member = str if repeated else int
         fits = all(isinstance(part, member) and not isinstance(part, bool) for part in value)
     if not fits:
-        raise ConfigError(f"{_key(item.name)} must be {_ARGUMENTS if repeated else _NOUNS[kind]}, not {value!r}")
+        raise ConfigError(f"{_key(item.name)} must be {_ARGUMENTS if repeated else _TYPE_NAMES[kind]}, not {value!r}")
     if repeated:
         parse_arguments(value, repeated)
     choices = item.metadata["choices"]
@@ -361,7 +361,7 @@ def _check_ranges(config: TrainConfig) -> None:
         raise ConfigError(f"save-epochs must be epochs from 0, not {','.join(map(str, config.save_epochs))}")
 
 
-_OF_DATA = {  # setting: the data sets that it affects
+_DATASETS_BY_SETTING = {  # setting: the data sets that it affects
     "data_dir": ("folder", "npz", "mnist", "fashion-mnist", "cifar10", "cifar100"),
     "download": ("mnist", "fashion-mnist", "cifar10", "cifar100"),
     "image_size": ("folder", "fake"),
@@ -369,21 +369,21 @@ _OF_DATA = {  # setting: the data sets that it affects
 }
 
 
-def check_asked(asked: Mapping[str, Any], config: TrainConfig) -> None:
+def check_ignored_settings(explicit: Mapping[str, Any], config: TrainConfig) -> None:
     """Refuse settings that the user asked for and a new run would ignore.
 
     Args:
-        asked: settings that were given individually, not by defaults or a recipe.
+        explicit: settings that were given individually, not by defaults or a recipe.
         config: all settings.
 
     Raises:
         ConfigError: for a setting that has no effect on the data set, and for a target without pruning.
     """
-    for name, sets in _OF_DATA.items():
-        if name in asked and getattr(config, name) != getattr(TrainConfig, name) and config.dataset not in sets:
+    for name, sets in _DATASETS_BY_SETTING.items():
+        if name in explicit and getattr(config, name) != getattr(TrainConfig, name) and config.dataset not in sets:
             near = " or ".join(sets[:2])
             raise ConfigError(f"{flag_of(name)} has no effect with --dataset {config.dataset}: did you mean --dataset {near}?")
-    if asked.get("target_macs") and config.method == GROUP_LASSO and config.penalty_ratio == 0:
+    if explicit.get("target_macs") and config.method == GROUP_LASSO and config.penalty_ratio == 0:
         raise ConfigError("--penalty-ratio 0 trains without pruning and never reaches --target-macs: leave one of them out")
 
 

@@ -56,7 +56,7 @@ class WorkerError(PruneTrainError):
     """Workers that cannot continue to train together."""
 
 
-_NO_MEMORY = (
+_OUT_OF_MEMORY_MESSAGES = (
     "out of memory",  # CUDA, when it fails outside torch's allocator
     "can't allocate",  # torch on a CPU
     "not enough memory",  # the same on Windows
@@ -70,7 +70,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the machine or a GPU ran out of memory. Torch has a class for that, which its libraries do not always use."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY_MESSAGES)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from prunetrain.errors import ConfigError, OutputError
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
-def followed(path: Path) -> Path:
+def resolve_links(path: Path) -> Path:
     """The absolute path with links followed; for circular links, one of them, so that the error comes from whatever opens it."""
     return Path(os.path.realpath(path))
 
@@ -56,7 +56,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_atomically(path, lambda file: file.write(content))
 
 
-def check_free(*paths: Path, force: bool) -> None:
+def check_overwrite(*paths: Path, force: bool) -> None:
     """Check that no file would be overwritten, unless that is forced.
 
     Raises:

@@ -52,7 +52,7 @@ def _acquire(path: Path) -> int | None:
             return None
         except OSError:
             return descriptor  # this file system does not support locks
-        if _is_at(descriptor, path):
+        if _is_same_file(descriptor, path):
             os.ftruncate(descriptor, 0)
             with suppress(OSError):  # a full disk
                 os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -60,7 +60,7 @@ def _acquire(path: Path) -> int | None:
         os.close(descriptor)  # its holder has removed it in the meantime
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

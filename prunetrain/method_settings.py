@@ -14,16 +14,16 @@ GROUP_LASSO = "group-lasso"
 ADMM = "admm"
 METHODS = (GROUP_LASSO, "2:4", ADMM, "filter-l1", "filter-l2", "fpgm", "magnitude", "magnitude-std", "random", "random-weights", "unit")
 WEIGHT_METHODS = (ADMM, "2:4", "magnitude", "magnitude-std", "random-weights")
-"""Methods that remove single weights; of these, `STRUCTURED` can also remove filters or input channels."""
+"""Methods that remove single weights; of these, `STRUCTURED_METHODS` can also remove filters or input channels."""
 
-STRUCTURED = (ADMM, "magnitude")
+STRUCTURED_METHODS = (ADMM, "magnitude")
 METHOD_SETTINGS = (
     *("layer_rates", "scope", "structure", "streams", "norm_share", "slice", "rounds", "retrain", "rewind_epoch"),
     *("method_interval", "rho", "rho_factor", "rho_max"),
 )
 """Fields of `TrainConfig` that a method takes beside its rate."""
 
-RETRAINING = ("finetune", "lr-rewind", "weight-rewind", "init-rewind")
+RETRAIN_MODES = ("finetune", "lr-rewind", "weight-rewind", "init-rewind")
 
 
 def check_share(what: str, rate: object) -> None:
@@ -58,10 +58,10 @@ def _check_other(config: "TrainConfig") -> None:
     """Check the settings of a method other than the group lasso."""
     if config.method != "magnitude-std":
         check_share("rate", config.rate)
-    if config.slice and config.method in WEIGHT_METHODS and (config.structure == "weights" or config.method not in STRUCTURED):
-        hint = ", or give --structure filters" if config.method in STRUCTURED else ""
+    if config.slice and config.method in WEIGHT_METHODS and (config.structure == "weights" or config.method not in STRUCTURED_METHODS):
+        hint = ", or give --structure filters" if config.method in STRUCTURED_METHODS else ""
         raise ConfigError(f"{config.method} removes single weights, which cannot be cut: leave out --slice{hint}")
-    if config.slice and config.method in STRUCTURED and config.rounds > 1:
+    if config.slice and config.method in STRUCTURED_METHODS and config.rounds > 1:
         raise ConfigError(f"--slice works with one round of {config.method} only: leave it out, or prune the pruned network again")
     if config.dynamic_batch:
         raise ConfigError(f"--dynamic-batch works with the group lasso only: leave it out with --method {config.method}")

@@ -9,7 +9,7 @@ from itertools import count, takewhile
 from pathlib import Path
 
 from prunetrain.errors import BusyError, ConfigError, OutputError
-from prunetrain.files import followed, make_folder, output_error
+from prunetrain.files import make_folder, output_error, resolve_links
 from prunetrain.locking import locked
 
 NETWORKS = "generated_nets"
@@ -107,7 +107,7 @@ class RunPaths:
 
 def run_of_checkpoint(checkpoint: Path) -> RunPaths:
     """The run that a checkpoint belongs to: `<output_dir>/checkpoints/<name>/<file>.pt`."""
-    folder = followed(checkpoint).parent
+    folder = resolve_links(checkpoint).parent
     return RunPaths(folder.parent.parent, folder.name)
 
 
@@ -143,7 +143,7 @@ def existing_run(output_dir: Path, name: str) -> RunPaths | None:
 def find_run(what: str, output_dir: Path) -> RunPaths | None:
     """The run with this name or folder, if there is one."""
     path = Path(what)
-    if path.is_dir() and (folder := followed(path)).parent.name in (NETWORKS, CHECKPOINTS):
+    if path.is_dir() and (folder := resolve_links(path)).parent.name in (NETWORKS, CHECKPOINTS):
         return RunPaths(folder.parent.parent, folder.name)
     return None if path.is_file() else existing_run(output_dir, what)
 
@@ -178,7 +178,7 @@ def _claim(run: RunPaths, held: ExitStack) -> bool:
 
 def _check_side_by_side(output_dir: Path) -> None:
     """Refuse links that separate a run's two folders, since one is found from the other."""
-    folders = [followed(output_dir / name) for name in (NETWORKS, CHECKPOINTS)]
+    folders = [resolve_links(output_dir / name) for name in (NETWORKS, CHECKPOINTS)]
     if folders != [folders[0].parent / name for name in (NETWORKS, CHECKPOINTS)]:
         raise OutputError(
             f"{output_dir} has its {NETWORKS} at {folders[0]} and its {CHECKPOINTS} at {folders[1]}: a run's folders must lie side by "

@@ -27,7 +27,7 @@ from runs import invoke, write_images
 
 import prunetrain
 from prunetrain.commands import COMMANDS, main
-from prunetrain.commands.options import resolve
+from prunetrain.commands.options import resolve_config
 from prunetrain.config import build_config
 
 SHOWN = [shown for path in DOCUMENTS for shown in commands(path)]
@@ -69,7 +69,7 @@ def test_flags_and_arguments(shown: Shown) -> None:
     if not shown.inline:
         context = command.make_context(name, args)
         if name == "train":
-            resolve(context.params)
+            resolve_config(context.params)
 
 
 @pytest.mark.parametrize("shown", those_of("make"), ids=names(those_of("make")))
@@ -103,7 +103,7 @@ def test_benchmarks_take_these_flags() -> None:
     assert train
     assert passed_on
     for flags in passed_on:
-        resolve(train.make_context("train", flags).params)
+        resolve_config(train.make_context("train", flags).params)
 
 
 class Parsed(Exception):

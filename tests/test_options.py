@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from prunetrain import commands
-from prunetrain.commands.options import config_option, config_options, given, resolve
+from prunetrain.commands.options import config_option, config_options, flag_settings, resolve_config
 from prunetrain.config import TrainConfig, flag_of, parse_arguments
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.method_settings import METHOD_SETTINGS
@@ -69,10 +69,17 @@ def test_options_follow_the_fields() -> None:
 
 
 def test_only_what_was_given_counts() -> None:
-    assert given(read()) == {}
+    assert flag_settings(read()) == {}
     params = read("-b", "8", "--lr", "0.5", "--no-augment", "--compile", "--milestones", "91,136", "--round-to", "8")
-    assert given(params) == {"batch_size": 8, "lr": 0.5, "augment": False, "compile": "default", "milestones": (91, 136), "round_to": "8"}
-    assert given({"epochs": 0, "nesterov": False, "other": 3}) == {"epochs": 0, "nesterov": False}
+    assert flag_settings(params) == {
+        "batch_size": 8,
+        "lr": 0.5,
+        "augment": False,
+        "compile": "default",
+        "milestones": (91, 136),
+        "round_to": "8",
+    }
+    assert flag_settings({"epochs": 0, "nesterov": False, "other": 3}) == {"epochs": 0, "nesterov": False}
 
 
 @pytest.mark.parametrize("item", FIELDS, ids=lambda item: item.name)
@@ -99,7 +106,7 @@ def test_flag_and_config_key_mean_the_same(item: "dataclasses.Field[Any]", tmp_p
     needed = []
     if item.name in ("rate", "prune_at", *METHOD_SETTINGS):
         needed = ["--method", "filter-l2", "--epochs", "70"] + (["--prune-at", "10"] if item.name in ("retrain", "rewind_epoch") else [])
-    by_flag, by_file = resolve(read(*needed, *args)), resolve(read(*needed, "--config", str(file)))
+    by_flag, by_file = resolve_config(read(*needed, *args)), resolve_config(read(*needed, "--config", str(file)))
     assert getattr(by_flag, item.name) == value
     assert by_flag == by_file
 
@@ -120,17 +127,19 @@ def test_bare_amp_means_bfloat16(args: list[str], amp: str | None) -> None:
 
 def test_arguments_of_the_network_are_a_repeated_flag_a_list_or_a_table(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    by_flag = resolve(read("--model-arg", "width=0.5", "--model-arg", "act=relu", "--model-arg", "sizes=[1, 2]", "--model-arg", "a==="))
+    by_flag = resolve_config(
+        read("--model-arg", "width=0.5", "--model-arg", "act=relu", "--model-arg", "sizes=[1, 2]", "--model-arg", "a===")
+    )
     assert by_flag.model_args == ("width=0.5", "act='relu'", "sizes=[1, 2]", "a='=='")
     assert parse_arguments(by_flag.model_args) == {"width": 0.5, "act": "relu", "sizes": [1, 2], "a": "=="}
     file.write_text("model-args = ['width=0.5', 'act=relu', 'sizes=[1, 2]', 'a===']\n")
-    assert resolve(read("--config", str(file))) == by_flag
+    assert resolve_config(read("--config", str(file))) == by_flag
     file.write_text("[model-args]\nwidth = 0.5\nact = 'relu'\nsizes = [1, 2]\na = '=='\n")
-    assert resolve(read("--config", str(file))) == by_flag
-    assert resolve(read("--config", str(file), "--epochs", "3")).model_args == by_flag.model_args
-    assert resolve(read("--config", str(file), "--model-arg", "x=1")).model_args == ("x=1",)
+    assert resolve_config(read("--config", str(file))) == by_flag
+    assert resolve_config(read("--config", str(file), "--epochs", "3")).model_args == by_flag.model_args
+    assert resolve_config(read("--config", str(file), "--model-arg", "x=1")).model_args == ("x=1",)
     file.write_text("[model-args]\ndigits = '3'\n")  # a string stays one
-    assert parse_arguments(resolve(read("--config", str(file))).model_args) == {"digits": "3"}
+    assert parse_arguments(resolve_config(read("--config", str(file))).model_args) == {"digits": "3"}
 
 
 def test_one_option_can_be_taken_alone() -> None:
@@ -146,22 +155,22 @@ def test_precedence(tmp_path: Path) -> None:
     recipe, file = tmp_path / "recipe.toml", tmp_path / "config.json"
     recipe.write_text("epochs = 2\nlr = 0.2\nseed = 2\n")
     file.write_text('{"lr": 0.3, "seed": 3}')
-    config = resolve(read("--recipe", str(recipe), "--config", str(file), "--seed", "4"))
+    config = resolve_config(read("--recipe", str(recipe), "--config", str(file), "--seed", "4"))
     assert (config.epochs, config.lr, config.seed, config.momentum) == (2, 0.3, 4, TrainConfig.momentum)
 
 
 def test_data_set_brings_its_recipe_unless_one_is_named(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     mnist, paper = recipes.load_recipe("mnist"), recipes.load_recipe("cifar10-resnet32")
-    assert resolve({}) == resolve(read("--recipe", "digits"))
-    assert resolve(read("--dataset", "mnist")).model == mnist["model"]
+    assert resolve_config({}) == resolve_config(read("--recipe", "digits"))
+    assert resolve_config(read("--dataset", "mnist")).model == mnist["model"]
     file.write_text('dataset = "mnist"\n')
-    assert resolve(read("--config", str(file))).model == mnist["model"]
-    assert resolve(read("--config", str(file), "--dataset", "fake")) == TrainConfig(dataset="fake")
+    assert resolve_config(read("--config", str(file))).model == mnist["model"]
+    assert resolve_config(read("--config", str(file), "--dataset", "fake")) == TrainConfig(dataset="fake")
     file.write_text('recipe = "cifar10-resnet32"\nepochs = 3\n')
-    config = resolve(read("--config", str(file)))
+    config = resolve_config(read("--config", str(file)))
     assert (config.model, config.dataset, config.epochs, config.batch_size) == ("resnet32", "cifar10", 3, paper["batch-size"])
-    assert resolve(read("--config", str(file), "--recipe", "mnist")).model == mnist["model"]
+    assert resolve_config(read("--config", str(file), "--recipe", "mnist")).model == mnist["model"]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +194,7 @@ def test_bad_config_files_get_one_line(tmp_path: Path, content: str, message: st
     file = tmp_path / "config.toml"
     file.write_text(content)
     with pytest.raises(ConfigError, match=message) as error:
-        resolve(read("--config", str(file)))
+        resolve_config(read("--config", str(file)))
     assert "\n" not in str(error.value)
 
 
@@ -193,7 +202,7 @@ def test_bad_recipe_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("recipe = 'mnist'")
     with pytest.raises(ConfigError, match=r"^recipe .*mine.toml: unknown setting 'recipe'"):
-        resolve(read("--recipe", str(file)))
+        resolve_config(read("--recipe", str(file)))
 
 
 Invoke = Callable[..., Result]
@@ -208,7 +217,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch) -> Invoke:
         @click.command()
         @config_options
         def command(**params: Any) -> None:
-            resolve(params)
+            resolve_config(params)
             action()
 
         module = ModuleType("fakes.work")

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from prunetrain.commands.inspect import network_of
-from prunetrain.commands.options import config_option, given
+from prunetrain.commands.inspect import find_network_file
+from prunetrain.commands.options import config_option, flag_settings
 from prunetrain.config import build_config
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import find_run
@@ -46,7 +46,7 @@ def command(
     from prunetrain.training.creation import check_batch
     from prunetrain.training.environment import choose_device
 
-    config = build_config(given(params))
+    config = build_config(flag_settings(params))
     setting = conditions.Conditions.of(config, choose_device(config))
     for path, graph in zip(paths, graphs, strict=True):
         check_batch(graph, setting.batch_size, str(path))
@@ -89,4 +89,4 @@ def _networks(what: str, other: str | None, output_dir: Path) -> list[Path]:
 
 def _network(what: str, output_dir: Path) -> Path:
     run = find_run(what, output_dir)
-    return run.newest_network() if run else network_of(Path(what))
+    return run.newest_network() if run else find_network_file(Path(what))

@@ -7,28 +7,30 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunetrain.commands.options import checkpoint_argument, config_option, given
+from prunetrain.commands.options import checkpoint_argument, config_option, flag_settings
 
 if TYPE_CHECKING:
     from prunetrain.training.evaluation import Measured
 
-_OWN = "as in the checkpoint"
+_FROM_CHECKPOINT = "as in the checkpoint"
 
 
 @click.command("evaluate")
 @checkpoint_argument
-@config_option("dataset", default=_OWN)
+@config_option("dataset", default=_FROM_CHECKPOINT)
 @config_option(
     "data_dir",
     help="Folder of the data sets; for `folder`, one with val/ in it or with one folder per class; for `npz`, the file.",
-    default=_OWN,
+    default=_FROM_CHECKPOINT,
 )
-@config_option("val_split", help="Share of each class's training images to measure on; 0: the set's own validation images.", default=_OWN)
-@config_option("batch_size", help="Images at a time.", default=_OWN)
-@config_option("amp", default=_OWN)
-@config_option("channels_last", default=_OWN)
-@config_option("device", default=_OWN)
-@config_option("workers", default=_OWN)
+@config_option(
+    "val_split", help="Share of each class's training images to measure on; 0: the set's own validation images.", default=_FROM_CHECKPOINT
+)
+@config_option("batch_size", help="Images at a time.", default=_FROM_CHECKPOINT)
+@config_option("amp", default=_FROM_CHECKPOINT)
+@config_option("channels_last", default=_FROM_CHECKPOINT)
+@config_option("device", default=_FROM_CHECKPOINT)
+@config_option("workers", default=_FROM_CHECKPOINT)
 @click.option("--per-class", is_flag=True, help="Also print each class's number of images and accuracy.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text, with each class's counts and the confusion matrix.")
 def command(checkpoint: Path, per_class: bool, as_json: bool, **params: Any) -> None:
@@ -41,9 +43,9 @@ def command(checkpoint: Path, per_class: bool, as_json: bool, **params: Any) -> 
     """
     from prunetrain.training.evaluation import evaluate_checkpoint
 
-    result = evaluate_checkpoint(checkpoint, given(params))
+    result = evaluate_checkpoint(checkpoint, flag_settings(params))
     if as_json:
-        click.echo(json.dumps(_described(result)))
+        click.echo(json.dumps(_to_dict(result)))
         return
     click.echo(_summary(result))
     if per_class:
@@ -53,7 +55,7 @@ def command(checkpoint: Path, per_class: bool, as_json: bool, **params: Any) -> 
         print_classes(console(), [asdict(one) for one in result.classes])
 
 
-def _described(result: "Measured") -> dict[str, Any]:
+def _to_dict(result: "Measured") -> dict[str, Any]:
     """All measurements, as JSON writes them."""
     return {
         "loss": result.loss,

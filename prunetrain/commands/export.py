@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prunetrain.commands.options import last_of_run
+from prunetrain.commands.options import resolve_checkpoint
 
 if TYPE_CHECKING:
     from prunetrain.training.export import Exported
 
 
 @click.command("export")
-@click.argument("what", metavar="CKPT|NET|RUN", type=click.Path(path_type=Path), callback=last_of_run)
+@click.argument("what", metavar="CKPT|NET|RUN", type=click.Path(path_type=Path), callback=resolve_checkpoint)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write; its ending names the format.")
 @click.option("--format", "form", default="", metavar="[onnx|pt2|safetensors|csr]", help="Format of the file.  [default: by its ending]")
 @click.option("--fold-bn", is_flag=True, help="Fold BatchNorm into the conv or linear layer before it.")

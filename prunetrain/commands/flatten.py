@@ -7,7 +7,7 @@ import click
 from prunetrain.commands.options import config_option
 from prunetrain.config import parse_arguments
 from prunetrain.errors import ConfigError
-from prunetrain.files import check_free, write_atomically, write_text
+from prunetrain.files import check_overwrite, write_atomically, write_text
 
 
 @click.command("flatten")
@@ -44,7 +44,7 @@ def command(
     if output.suffix != ".py":
         raise ConfigError(f"{output}: a network file ends in .py")
     saved = output.with_suffix(".pt")
-    check_free(output, saved, force=force)
+    check_overwrite(output, saved, force=force)
 
     import torch
 

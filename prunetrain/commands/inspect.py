@@ -43,8 +43,8 @@ def command(what: str, other: str | None, output_dir: str, as_json: bool, as_csv
         described = describe.run(run, read_metrics(run))
         printer = tables.print_run
     else:
-        path = network_of(Path(what))
-        described = describe.network(read_graph(path), _dense_beside(path))
+        path = find_network_file(Path(what))
+        described = describe.network(read_graph(path), _dense_network_of_run(path))
         printer = tables.print_network
     if as_json:
         click.echo(json.dumps(described, indent=2))
@@ -67,7 +67,7 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def network_of(path: Path) -> Path:
+def find_network_file(path: Path) -> Path:
     """The network file that a path names, directly or by its checkpoint.
 
     Raises:
@@ -88,10 +88,10 @@ def network_of(path: Path) -> Path:
 
 def _graph(what: str, output_dir: Path) -> LayerGraph:
     run = find_run(what, output_dir)
-    return read_graph(run.newest_network() if run else network_of(Path(what)))
+    return read_graph(run.newest_network() if run else find_network_file(Path(what)))
 
 
-def _dense_beside(path: Path) -> LayerGraph | None:
+def _dense_network_of_run(path: Path) -> LayerGraph | None:
     """The run's dense network, if the file belongs to a run."""
     dense = path.parent / "epoch_000.py"
     return read_graph(dense) if dense.exists() else None

@@ -23,10 +23,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def checkpoint_argument(function: _Function) -> _Function:
     """Add the argument `checkpoint`, which may also name a run."""
-    return click.argument("checkpoint", type=click.Path(path_type=Path), callback=last_of_run)(function)
+    return click.argument("checkpoint", type=click.Path(path_type=Path), callback=resolve_checkpoint)(function)
 
 
-def last_of_run(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+def resolve_checkpoint(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     """The newest checkpoint of the run that an argument names, by its name or one of its folders; any other path unchanged."""
     run = None if value is None else find_run(str(value), Path())
     return run.newest_checkpoint() if run else value
@@ -34,10 +34,10 @@ def last_of_run(ctx: click.Context, param: click.Parameter, value: Path | None) 
 
 def config_options(function: _Function) -> _Function:
     """Add `--recipe`, `--config` and a flag for every field of `TrainConfig`; flags that are not given arrive as None."""
-    return config_options_but()(function)
+    return config_options_except()(function)
 
 
-def config_options_but(*left_out: str) -> Callable[[_Function], _Function]:
+def config_options_except(*left_out: str) -> Callable[[_Function], _Function]:
     """Do what `config_options` does, without some fields."""
     return lambda function: _with_options(function, [name for name in _FIELDS if name not in left_out])
 
@@ -69,7 +69,7 @@ def config_option(name: str, *, help: str | None = None, default: str | None = N
     if item.metadata["bare"]:
         named |= {"is_flag": False, "flag_value": item.metadata["bare"]}
     if item.metadata["choices"]:
-        named["type"] = Word(item.metadata["choices"])
+        named["type"] = UncheckedChoice(item.metadata["choices"])
     elif item.metadata["repeated"]:
         named |= {"type": str, "multiple": True, "metavar": "NAME=VALUE", "callback": _arguments}
     elif kind is tuple:
@@ -79,7 +79,7 @@ def config_option(name: str, *, help: str | None = None, default: str | None = N
     return click.option(*item.metadata["flags"], flag, name, **named)
 
 
-class Word(click.Choice[str]):
+class UncheckedChoice(click.Choice[str]):
     """Shows the allowed words in the help but accepts any: `TrainConfig` refuses a wrong one with the same message as for a file."""
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
@@ -113,12 +113,12 @@ def _help(item: dataclasses.Field[Any], help: str | None, default: str | None) -
     return f"{text}  [default: {shown}]"
 
 
-def given(params: Mapping[str, Any]) -> dict[str, Any]:
+def flag_settings(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that were given as flags, by field name."""
     return {name: params[name] for name in _FIELDS if params.get(name) is not None}
 
 
-def resolve(params: Mapping[str, Any]) -> TrainConfig:
+def resolve_config(params: Mapping[str, Any]) -> TrainConfig:
     """Merge defaults, recipe, config file and flags, with later ones overriding earlier ones.
 
     A config file may name its recipe (`recipe = "cifar10"`). If no recipe is named, the data set's own is used, if it has one.
@@ -127,29 +127,29 @@ def resolve(params: Mapping[str, Any]) -> TrainConfig:
         ConfigError: for an unknown name, key or value in any of them.
     """
     recipe, file = _recipe_and_file(params)
-    flags = given(params)
+    flags = flag_settings(params)
     if recipe is None:
         recipe = recipes.default_recipe(flags.get("dataset") or file.get("dataset") or TrainConfig.dataset)
     return build_config(_settings_of(recipe), file, flags)
 
 
-def asked(params: Mapping[str, Any]) -> dict[str, Any]:
+def explicit_settings(params: Mapping[str, Any]) -> dict[str, Any]:
     """Merge the settings that the user gave individually: in the config file and as flags.
 
     Raises:
         ConfigError: for an unknown name, key or value in any of them.
     """
-    return _recipe_and_file(params)[1] | given(params)
+    return _recipe_and_file(params)[1] | flag_settings(params)
 
 
-def chosen(params: Mapping[str, Any]) -> dict[str, Any]:
+def settings_with_recipe(params: Mapping[str, Any]) -> dict[str, Any]:
     """Merge the settings that the user asked for: by naming a recipe, in the config file and as flags.
 
     Raises:
         ConfigError: for an unknown name, key or value in any of them.
     """
     recipe, file = _recipe_and_file(params)
-    return _settings_of(recipe) | file | given(params)
+    return _settings_of(recipe) | file | flag_settings(params)
 
 
 def _recipe_and_file(params: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:

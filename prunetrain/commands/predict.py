@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunetrain.commands.options import checkpoint_argument, config_option, given
+from prunetrain.commands.options import checkpoint_argument, config_option, flag_settings
 from prunetrain.errors import ConfigError
-from prunetrain.files import check_free, write_bytes
+from prunetrain.files import check_overwrite, write_bytes
 from prunetrain.foreign.refusal import printable
 
 if TYPE_CHECKING:
     from prunetrain.training.prediction import Prediction
 
-_OWN = "as in the checkpoint"
+_FROM_CHECKPOINT = "as in the checkpoint"
 
 
 @click.command("predict")
@@ -29,11 +29,11 @@ _OWN = "as in the checkpoint"
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="CSV file to write instead of printing a table.  [default: none]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
-@config_option("batch_size", help="Images at a time.", default=_OWN)
-@config_option("amp", default=_OWN)
-@config_option("channels_last", default=_OWN)
-@config_option("device", default=_OWN)
-@config_option("workers", help="Processes that decode images.", default=_OWN)
+@config_option("batch_size", help="Images at a time.", default=_FROM_CHECKPOINT)
+@config_option("amp", default=_FROM_CHECKPOINT)
+@config_option("channels_last", default=_FROM_CHECKPOINT)
+@config_option("device", default=_FROM_CHECKPOINT)
+@config_option("workers", help="Processes that decode images.", default=_FROM_CHECKPOINT)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -62,13 +62,13 @@ def command(
 
     from prunetrain.training.prediction import predict
 
-    found = predict(checkpoint, images, top=top, **given(params))
+    found = predict(checkpoint, images, top=top, **flag_settings(params))
     done = [prediction for prediction in found if not prediction.error]
     if output is not None:
         write_bytes(output, _csv(done).encode(errors="surrogateescape"))
         click.echo(f"{output}: {len(done):,} of {len(found):,} images")
     elif as_json:
-        click.echo(json.dumps([_described(prediction) for prediction in found], indent=2))
+        click.echo(json.dumps([_to_dict(prediction) for prediction in found], indent=2))
     elif done:
         click.echo(_table(done))
     for prediction in found:
@@ -83,7 +83,7 @@ def _check_output(path: Path, as_json: bool, force: bool) -> None:
         raise ConfigError("-o writes CSV, and --json prints: give only one of them")
     if path.suffix != ".csv":
         raise ConfigError(f"{path}: a file of predictions ends in .csv")
-    check_free(path, force=force)
+    check_overwrite(path, force=force)
 
 
 def _columns(guesses: int) -> list[str]:
@@ -100,7 +100,7 @@ def _csv(predictions: Sequence["Prediction"]) -> str:
     return text.getvalue()
 
 
-def _described(prediction: "Prediction") -> dict[str, Any]:
+def _to_dict(prediction: "Prediction") -> dict[str, Any]:
     if prediction.error:
         return {"image": prediction.path, "error": prediction.error}
     return {"image": prediction.path, "guesses": [{"class": one.name, "probability": one.probability} for one in prediction.guesses]}

@@ -5,13 +5,13 @@ from typing import Any
 
 import click
 
-from prunetrain.commands.options import checkpoint_argument, config_option, given
+from prunetrain.commands.options import checkpoint_argument, config_option, flag_settings
 from prunetrain.errors import ConfigError
 from prunetrain.method_settings import GROUP_LASSO, METHOD_SETTINGS
 from prunetrain.training.stopping import exit_code
 
-_OWN = "as in the checkpoint"
-_NONE = "none; required"
+_FROM_CHECKPOINT = "as in the checkpoint"
+_REQUIRED = "none; required"
 _LASSO = ("penalty_ratio", "target_macs", "target_by", "prune_interval", "round_to")
 _TRAINING = ("batch_size", "weight_decay", *_LASSO, "data_dir", "workers", "device", "seed", "checkpoint_minutes")
 
@@ -20,11 +20,11 @@ def _options(function: Any) -> Any:
     for name in reversed(METHOD_SETTINGS):
         function = config_option(name)(function)
     for name in reversed(_TRAINING):
-        function = config_option(name, default=_OWN)(function)
+        function = config_option(name, default=_FROM_CHECKPOINT)(function)
     return function
 
 
-class _ResumeAlone(click.Command):
+class _ResumeAutoCommand(click.Command):
     """Reads train's spelling `--resume auto` as `--resume`, which is a flag without a value here."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -37,11 +37,11 @@ class _ResumeAlone(click.Command):
         return super().parse_args(ctx, read)
 
 
-@click.command("prune", cls=_ResumeAlone)
+@click.command("prune", cls=_ResumeAutoCommand)
 @checkpoint_argument
-@config_option("method", default=_NONE)
-@config_option("rate", default=_NONE)
-@click.option("--global", "everywhere", is_flag=True, help="Rank the weights of all layers together; short for --scope global.")
+@config_option("method", default=_REQUIRED)
+@config_option("rate", default=_REQUIRED)
+@click.option("--global", "global_scope", is_flag=True, help="Rank the weights of all layers together; short for --scope global.")
 @click.option("--threshold-std", type=float, metavar="Q", help="With magnitude: remove weights below Q standard deviations of their layer.")
 @click.option(
     "--epochs",
@@ -66,7 +66,7 @@ def command(
     /,
     *,
     checkpoint: Path,
-    everywhere: bool,
+    global_scope: bool,
     threshold_std: float | None,
     epochs: int | None,
     during: int | None,
@@ -80,8 +80,8 @@ def command(
     Methods for weights: magnitude, magnitude-std, random-weights, 2:4, admm. For units and filters: unit, filter-l1, filter-l2, fpgm,
     random. Also group-lasso, which continues training and brings the network down to --target-macs meanwhile.
     """
-    settings = given(params)
-    if everywhere:
+    settings = flag_settings(params)
+    if global_scope:
         settings["scope"] = "global"
     if threshold_std is not None:
         if settings.get("method") not in ("magnitude", "magnitude-std") or "rate" in settings:

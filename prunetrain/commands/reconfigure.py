@@ -5,17 +5,17 @@ from typing import Any
 
 import click
 
-from prunetrain.commands.options import checkpoint_argument, config_option, given
+from prunetrain.commands.options import checkpoint_argument, config_option, flag_settings
 from prunetrain.errors import ConfigError
 
-_OWN = "as in the checkpoint"
+_FROM_CHECKPOINT = "as in the checkpoint"
 
 
 @click.command("reconfigure")
 @checkpoint_argument
-@config_option("threshold", default=_OWN)
-@config_option("criterion", default=_OWN)
-@config_option("residual", default=_OWN)
+@config_option("threshold", default=_FROM_CHECKPOINT)
+@config_option("criterion", default=_FROM_CHECKPOINT)
+@config_option("residual", default=_FROM_CHECKPOINT)
 @click.option("--round-to", default="1", show_default=True, help="Keep channel counts multiples of this.")
 @click.option("--name", help="Name of the new run.  [default: that of CHECKPOINT's run plus -cut]")
 @config_option("output_dir", default="where the run of CHECKPOINT is")
@@ -31,7 +31,7 @@ def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> Non
     from prunetrain.report.tables import count, listed, share
     from prunetrain.training.offline import reconfigure_checkpoint
 
-    done = reconfigure_checkpoint(checkpoint, given(params), int(round_to))
+    done = reconfigure_checkpoint(checkpoint, flag_settings(params), int(round_to))
     change = done.change
     click.echo(f"channels    {change.channels[0]:,} -> {change.channels[1]:,}")
     click.echo(f"MACs        {count(change.macs[0])} -> {count(change.macs[1])} ({share(change.macs[1], change.macs[0]):.1%})")

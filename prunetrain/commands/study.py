@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
-from prunetrain.commands.options import config_options_but, given, resolve
-from prunetrain.commands.pieces import Pieces, saying_how_to_go_on
+from prunetrain.commands.options import config_options_except, flag_settings, resolve_config
+from prunetrain.commands.result_printer import ResultPrinter, print_how_to_continue
 from prunetrain.errors import ConfigError
 from prunetrain.method_settings import METHOD_SETTINGS
 from prunetrain.studies import defaults
@@ -15,23 +15,23 @@ from prunetrain.studies import defaults
 _Value = TypeVar("_Value", int, float)
 
 
-def _listed(values: Iterable[str | float]) -> str:
+def _comma_separated(values: Iterable[str | float]) -> str:
     """Values separated by commas, as a user would write them."""
     return ",".join(value if isinstance(value, str) else f"{value:g}" for value in values)
 
 
 @click.command("study")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--methods", default=_listed(defaults.METHODS), show_default=True, metavar="NAME,...", help="Methods to compare.")
+@click.option("--methods", default=_comma_separated(defaults.METHODS), show_default=True, metavar="NAME,...", help="Methods to compare.")
 @click.option(
     "--rates",
-    default=_listed(defaults.RATES),
+    default=_comma_separated(defaults.RATES),
     show_default=True,
     metavar="R,...",
     help="Shares to remove: of each layer's weights or filters; for group-lasso, of the MACs.",
 )
 @click.option(
-    "--seeds", default=_listed(defaults.SEEDS), show_default=True, metavar="N,...", help="Seeds; one network is trained for each."
+    "--seeds", default=_comma_separated(defaults.SEEDS), show_default=True, metavar="N,...", help="Seeds; one network is trained for each."
 )
 @click.option(
     "--retrain-epochs",
@@ -53,7 +53,7 @@ def _listed(values: Iterable[str | float]) -> str:
 @click.option(
     "--plot", "plot_format", type=click.Choice(["svg", "png", "none"]), default="svg", show_default=True, help="Format of the plots."
 )
-@config_options_but("method", "rate", "prune_at", "name", "output_dir", "seed", *defaults.OF_OTHER_RUNS)
+@config_options_except("method", "rate", "prune_at", "name", "output_dir", "seed", *defaults.EXCLUDED_SETTINGS)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -81,11 +81,11 @@ def command(
     from prunetrain.studies.plot import check_plots
     from prunetrain.studies.results import write_study
 
-    flags = given(params)
+    flags = flag_settings(params)
     pruning = {name: flags[name] for name in METHOD_SETTINGS if name in flags}
     if retrain_lr is not None:
         pruning["lr"] = retrain_lr
-    training = resolve(params | dict.fromkeys(METHOD_SETTINGS))
+    training = resolve_config(params | dict.fromkeys(METHOD_SETTINGS))
     study = Study(
         folder=folder,
         training=training,
@@ -99,15 +99,15 @@ def command(
     )
     if plot_format != "none":
         check_plots()
-    pieces = Pieces()
-    with saying_how_to_go_on():
-        records = run_study(study, jobs, pieces.report)
+    printer = ResultPrinter()
+    with print_how_to_continue():
+        records = run_study(study, jobs, printer.report)
     if records:
         title = f"{training.model} on {training.dataset}"
         files = write_study(folder, records, title, None if plot_format == "none" else plot_format)
         click.echo(files[2].read_text(), nl=False)
         click.echo(f"written: {', '.join(map(str, files))}")
-    if pieces.failed:
+    if printer.failed:
         ctx.exit(1)
 
 

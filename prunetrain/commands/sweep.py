@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from prunetrain.commands.options import asked, resolve
-from prunetrain.commands.pieces import Pieces, saying_how_to_go_on
-from prunetrain.config import TrainConfig, check_asked
+from prunetrain.commands.options import explicit_settings, resolve_config
+from prunetrain.commands.result_printer import ResultPrinter, print_how_to_continue
+from prunetrain.config import TrainConfig, check_ignored_settings
 from prunetrain.errors import ConfigError, PruneTrainError
 
 _ENDINGS = (".toml", ".json")
@@ -31,19 +31,19 @@ def command(ctx: click.Context, /, *, folder: Path, output: Path | None, jobs: i
     from prunetrain.studies.tasks import Done
 
     output = output or folder / "runs"
-    pieces = Pieces()
+    printer = ResultPrinter()
     configs: dict[str, TrainConfig] = {}
     for path in _config_files(folder):
         try:
             if path.stem in configs:
                 raise ConfigError("another config has the same name with another ending")
-            config = resolve({"config": str(path)})
-            check_asked(asked({"config": str(path)}), config)
+            config = resolve_config({"config": str(path)})
+            check_ignored_settings(explicit_settings({"config": str(path)}), config)
             configs[path.stem] = config
         except PruneTrainError as error:
-            pieces.report(Done(path.name, failure=str(error)))
-    with saying_how_to_go_on():
-        records = run_sweep(output, configs, jobs, pieces.report)
+            printer.report(Done(path.name, failure=str(error)))
+    with print_how_to_continue():
+        records = run_sweep(output, configs, jobs, printer.report)
     if records:
         text = markdown(records, COLUMNS)
         write_csv(output / "summary.csv", records)
@@ -51,7 +51,7 @@ def command(ctx: click.Context, /, *, folder: Path, output: Path | None, jobs: i
         write_text(output / "summary.md", text)
         click.echo(text, nl=False)
         click.echo(f"written: {output / 'summary.csv'}, {output / 'summary.json'}, {output / 'summary.md'}")
-    if pieces.failed:
+    if printer.failed:
         ctx.exit(1)
 
 

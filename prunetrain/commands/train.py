@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from prunetrain.commands import ARGUMENTS
-from prunetrain.commands.options import asked, chosen, config_options, resolve
-from prunetrain.config import TrainConfig, check_asked
+from prunetrain.commands.options import config_options, explicit_settings, resolve_config, settings_with_recipe
+from prunetrain.config import TrainConfig, check_ignored_settings
 from prunetrain.errors import ConfigError
 from prunetrain.paths import LAST, RunPaths, newest_run, run_of_checkpoint
 from prunetrain.training.stopping import exit_code
@@ -65,7 +65,7 @@ def command(
     from prunetrain.training.joining import FAILED, PEER_LOST, PeerFailed, PeerLost, launched, one_voice
 
     if (gpus is not None or nproc is not None or max_restarts is not None) and not launched():
-        ctx.exit(_launch(ctx, gpus, nproc, max_restarts, resolve(params | _device(gpus))))
+        ctx.exit(_launch(ctx, gpus, nproc, max_restarts, resolve_config(params | _device(gpus))))
     try:
         with one_voice():
             stopped_by = _train(resume, params | _device(gpus), gpus or nproc, tensorboard)
@@ -99,7 +99,7 @@ def _launch(ctx: click.Context, gpus: int | None, nproc: int | None, max_restart
 
 def _train(resume: str | None, params: dict[str, Any], workers: int | None, tensorboard: bool) -> Signals | None:
     """Start or resume a run, alone or as one of several workers; return the signal that stopped it early, if any."""
-    config = resolve(params)
+    config = resolve_config(params)
 
     from prunetrain.paths import find_run
     from prunetrain.report.progress import TrainingProgress
@@ -113,7 +113,7 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None, tens
     with join(choose_device(config)) as ranks:
         if workers not in (None, ranks.world_size):
             raise ConfigError(f"the launcher started {ranks.world_size} workers, not {workers}: leave out --gpus and --nproc")
-        run = ranks.on_first(lambda: _present_run(resume, config))
+        run = ranks.on_first(lambda: _find_run_to_resume(resume, config))
         output = console()
         shown: list[TrainingProgress | TensorBoard] = [TrainingProgress(output)]
         if tensorboard:
@@ -121,14 +121,14 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None, tens
         observer = Several(*shown) if ranks.rank == 0 else Observer()
         try:
             if run is not None:
-                outcome = continue_run(run, config, chosen(params), observer)
+                outcome = continue_run(run, config, settings_with_recipe(params), observer)
             elif resume is not None and resume != "auto":
                 named = find_run(resume, Path(config.output_dir))
                 place = named.checkpoints if named else Path(resume)
                 check_same_place(place, name=params.get("name"), output_dir=params.get("output_dir"))
-                outcome = resume_run(place, chosen(params), observer)
+                outcome = resume_run(place, settings_with_recipe(params), observer)
             else:
-                check_asked(asked(params), config)
+                check_ignored_settings(explicit_settings(params), config)
                 outcome = start_run(config, observer)
         finally:
             for one in shown:
@@ -138,7 +138,7 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None, tens
     return outcome.stopped_by
 
 
-def _present_run(resume: str | None, config: TrainConfig) -> RunPaths | None:
+def _find_run_to_resume(resume: str | None, config: TrainConfig) -> RunPaths | None:
     """The run to resume from its newest checkpoint: with `--resume auto`, or after a restart of the workers."""
     from prunetrain.training.joining import noted_run
     from prunetrain.training.run import run_name

@@ -6,7 +6,7 @@ In: settings. Out: a run with network files, checkpoints and metrics.
 from pathlib import Path
 from typing import Any
 
-from prunetrain.config import TrainConfig, build_config, check_asked, settings_from
+from prunetrain.config import TrainConfig, build_config, check_ignored_settings, settings_from
 from prunetrain.paths import newest_run
 from prunetrain.training import recipes
 from prunetrain.training.events import Observer
@@ -35,5 +35,5 @@ def train(*, recipe: str | None = None, resume: bool = False, observer: Observer
     run = newest_run(Path(config.output_dir), run_name(config)) if resume else None
     if run is not None:
         return continue_run(run, config, settings_from(recipe_settings) | given, listener)
-    check_asked(given, config)
+    check_ignored_settings(given, config)
     return start_run(config, listener)

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from prunetrain.errors import ConfigError, unknown_name
-from prunetrain.files import followed
+from prunetrain.files import resolve_links
 from prunetrain.models.constructing import (
     accepts_any_argument,
     construct,
@@ -42,7 +42,7 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
             with such images.
     """
     path, _, name = (f"{spec}:" if spec.endswith(".py") else spec).rpartition(":")
-    file = followed(Path(path))
+    file = resolve_links(Path(path))
     with _folder_first_on_path(file.parent):
         found = _find(_import(Path(path), file), name, path)
         network = _make_network(spec, found, {"num_classes": num_classes, "input_shape": input_shape}, given, file.parent)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from prunetrain.config import OF_NO_RESULT, TrainConfig
+from prunetrain.config import SETTINGS_WITHOUT_RESULT_EFFECT, TrainConfig
 from prunetrain.foreign.opening import open_regular
 from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.foreign.torch_files import read_values
@@ -34,7 +34,7 @@ def _is_plain(value: object) -> bool:
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The settings that differ between the runs whose settings are known: method and rate first, the others in `TrainConfig`'s order."""
     known = [of_run for of_run in settings if of_run]
-    names = [*_FIRST, *(name for name in TrainConfig.__dataclass_fields__ if name not in (*_FIRST, *OF_NO_RESULT))]
+    names = [*_FIRST, *(name for name in TrainConfig.__dataclass_fields__ if name not in (*_FIRST, *SETTINGS_WITHOUT_RESULT_EFFECT))]
     return [name for name in names if len({written(of_run.get(name)) for of_run in known}) > 1]
 
 

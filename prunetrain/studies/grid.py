@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any, Final
 
 from prunetrain import methods
-from prunetrain.config import OF_NO_RESULT, OF_THE_LASSO, TrainConfig, settings_from
+from prunetrain.config import LASSO_SETTINGS, SETTINGS_WITHOUT_RESULT_EFFECT, TrainConfig, settings_from
 from prunetrain.errors import ConfigError, unknown_name
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.library.prune import prune
-from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS, METHODS, STRUCTURED, check_share
+from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS, METHODS, STRUCTURED_METHODS, check_share
 from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
 from prunetrain.paths import RunPaths
-from prunetrain.studies.defaults import OF_OTHER_RUNS
+from prunetrain.studies.defaults import EXCLUDED_SETTINGS
 from prunetrain.studies.fitting import unfit
 from prunetrain.studies.records import DENSE, Record, Records
 from prunetrain.studies.running import finished, train_to_the_end
 from prunetrain.studies.tasks import Done, Report, Task, run_tasks
 from prunetrain.training.run import Outcome
 
-_OF_NO_CELL: Final = (*OF_NO_RESULT, "data_dir", "device", "seed")
+_IRRELEVANT_SETTINGS: Final = (*SETTINGS_WITHOUT_RESULT_EFFECT, "data_dir", "device", "seed")
 _LEAST_EPOCHS: Final = 4  # of the group lasso: two to reach the target, two to recover
 
 
@@ -129,7 +129,7 @@ class Study:
         if self.pruning.get("retrain") in WEIGHT_REWINDING_MODES and self.pruning.get("rewind_epoch", 0):
             saved.add(self.pruning["rewind_epoch"])
         name, epochs = self.dense(seed).name, tuple(sorted(saved))
-        dense = {name: getattr(TrainConfig, name) for name in OF_THE_LASSO} | {"penalty_ratio": 0.0}
+        dense = {name: getattr(TrainConfig, name) for name in LASSO_SETTINGS} | {"penalty_ratio": 0.0}
         return replace(self.training, **dense, seed=seed, name=name, output_dir=str(self.folder), save_epochs=epochs)
 
     def pruning_of(self, cell: Cell) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Study:
         if cell.method == GROUP_LASSO:
             own = {name: value for name, value in self.pruning.items() if name not in METHOD_SETTINGS}
             aim = {"target_macs": 1 - cell.rate} if cell.rate else {"target_macs": 0.0, "penalty_ratio": 0.0}
-            lasso = {name: getattr(self.training, name) for name in OF_THE_LASSO if name not in OF_OTHER_RUNS}
+            lasso = {name: getattr(self.training, name) for name in LASSO_SETTINGS if name not in EXCLUDED_SETTINGS}
             return {**own, **lasso, **aim, "epochs": self.epochs if self.epochs is None else self.epochs * self._rounds}
         acts = cell.method == ADMM or _decides_channels(cell.method)
         during = self.during if acts or self.during is None else 0
@@ -148,7 +148,7 @@ class Study:
 
     def settings(self) -> dict[str, Any]:
         """The settings that decide the results, without the grid, which may grow."""
-        training = {key: value for key, value in self.training.to_dict().items() if key not in (*_OF_NO_CELL, *OF_OTHER_RUNS)}
+        training = {key: value for key, value in self.training.to_dict().items() if key not in (*_IRRELEVANT_SETTINGS, *EXCLUDED_SETTINGS)}
         return {**training, "pruning": dict(self.pruning), "retrain_epochs": self.epochs, "during": self.during}
 
 
@@ -251,7 +251,7 @@ def _record(cell: Cell, dense: RunPaths, outcome: Outcome, seconds: float) -> Re
 
 def _fitting(pruning: Mapping[str, Any], method: str) -> dict[str, Any]:
     """The settings, without `slice` for methods that remove single weights, so that a grid can compare these with methods that cut."""
-    structured = pruning.get("structure", "weights") != "weights" and method in STRUCTURED
+    structured = pruning.get("structure", "weights") != "weights" and method in STRUCTURED_METHODS
     return {key: value for key, value in pruning.items() if key != "slice" or structured or _decides_channels(method)}
 
 

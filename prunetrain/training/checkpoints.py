@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunetrain.errors import CheckpointError, NetworkFileError
-from prunetrain.files import followed, write_atomically
+from prunetrain.files import resolve_links, write_atomically
 from prunetrain.foreign.refusal import RefusedFileError, quoted
 from prunetrain.graph.load import read_source, sha256_of
 from prunetrain.methods.training_method import MethodState
@@ -105,7 +105,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def _checkpoint_beside(network: Path) -> str:
     """How a message names the checkpoint that belongs to a network file."""
-    file = followed(network)
+    file = resolve_links(network)
     checkpoint = file.parent.parent.parent / CHECKPOINTS / file.parent.name / file.with_suffix(".pt").name
     found = file.parent.parent.name == NETWORKS and checkpoint.exists()
     return f"its checkpoint, {checkpoint}" if found else f"a checkpoint of its run, such as {CHECKPOINTS}/RUN/last.pt"
@@ -175,7 +175,7 @@ def _check_links(path: Path) -> None:
     folders = [run.checkpoints, run.networks]
     if here.parent.parent.name == CHECKPOINTS:
         folders.append(here.parent)
-        if followed(here.parent) != followed(here).parent:
+        if resolve_links(here.parent) != resolve_links(here).parent:
             raise CheckpointError(f"{path} is a link into another folder: name the checkpoint that it links to")
     for folder in folders:
         if folder.is_symlink():

@@ -71,7 +71,7 @@ def course_epochs(config: TrainConfig) -> int:
 
 def too_short(config: TrainConfig) -> str | None:
     """A sentence on why the run has too few epochs to reach its target; None if it has enough."""
-    if not (config.penalised and config.target_macs) or config.epochs == config.prune_at:
+    if not (config.uses_group_lasso and config.target_macs) or config.epochs == config.prune_at:
         return None
     if next_macs(config, interval_start(config, config.epochs - 1)) <= config.target_macs + 1e-9:
         return None
@@ -88,7 +88,7 @@ def out_of_reach(state: TrainState) -> str | None:
     For a network the size of ResNet-50 this takes most of a second.
     """
     config, dense = state.config, costs(state.dense).macs
-    if not (config.penalised and config.target_macs):
+    if not (config.uses_group_lasso and config.target_macs):
         return None
     ranking = Ranking(state.graph, state.model.state_dict(), criterion=config.criterion)
     least, rounded = ranking.least_macs() / dense, ranking.least_macs(config.granularity or 1) / dense
@@ -104,7 +104,7 @@ def out_of_reach(state: TrainState) -> str | None:
 def missed(state: TrainState) -> str | None:
     """A sentence on why a finished run has more MACs than its target; None if it has not."""
     config, left = state.config, state.costs.macs / costs(state.dense).macs
-    if not (config.penalised and config.target_macs) or left <= config.target_macs:
+    if not (config.uses_group_lasso and config.target_macs) or left <= config.target_macs:
         return None
     return too_short(config) or out_of_reach(state) or f"{left:.1%} of the MACs are left, but --target-macs is {config.target_macs:g}"
 
@@ -125,7 +125,7 @@ def follow_course(state: TrainState) -> None:
     """
     config, progress = state.config, state.progress
     dense = costs(state.dense).macs
-    if progress.lasso_strength is None and config.penalised and state.costs.macs <= config.target_macs * dense:
+    if progress.lasso_strength is None and config.uses_group_lasso and state.costs.macs <= config.target_macs * dense:
         state.progress = replace(progress, lasso_strength=0.0)
     if not progress.lasso_strength:
         return

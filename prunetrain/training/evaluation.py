@@ -7,7 +7,7 @@ from typing import Any
 
 from prunetrain.config import TrainConfig, build_config
 from prunetrain.errors import ConfigError
-from prunetrain.files import followed
+from prunetrain.files import resolve_links
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.class_names import are_numbers
 from prunetrain.training.confusion import Confusion, Guesses, accuracies
@@ -106,7 +106,7 @@ def _check_split(config: TrainConfig, trained: TrainConfig, given: Mapping[str, 
         )
     check_unseen(path, trained.val_split, given)
     root = Path(config.data_dir)
-    same = config.dataset == trained.dataset == "folder" and followed(root) == followed(Path(trained.data_dir))
+    same = config.dataset == trained.dataset == "folder" and resolve_links(root) == resolve_links(Path(trained.data_dir))
     if same and not config.val_split and not any((root / split).is_dir() for split in ("train", "val")):
         raise ConfigError(
             f"{root} has no val/, and its images are those that {path} was trained on: "

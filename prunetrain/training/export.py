@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunetrain.channels.folding import count_batch_norms, fold_batch_norm, remove_training_heads
 from prunetrain.errors import CheckpointError, ConfigError, OutputError, unknown_name
-from prunetrain.files import check_free, followed
+from prunetrain.files import check_overwrite, resolve_links
 from prunetrain.graph.costs import Costs, costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.render import render
@@ -75,10 +75,10 @@ def export_network(
     for module in FORMATS[form].imports:
         require(module, f"--format {form}", INSTALL)
     files = (output, output.with_suffix(".py")) if not FORMATS[form].compiled else (output,)
-    check_free(*files, force=force)
+    check_overwrite(*files, force=force)
     trained = read_trained(path)
     for file in files:
-        if followed(file) in (followed(trained.network), followed(trained.weights)):
+        if resolve_links(file) in (resolve_links(trained.network), resolve_links(trained.weights)):
             raise ConfigError(f"{file} is the file to export: choose another name for the output")
     network = _exportable(trained, (batch_size,) if batch_size else BATCH_SIZES, fixed=batch_size is not None)
     folding = None

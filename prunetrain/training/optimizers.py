@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from prunetrain.config import FINE_TUNING, TrainConfig
+from prunetrain.config import FINE_TUNING_LR_FACTOR, TrainConfig
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
@@ -52,7 +52,7 @@ def lr_factor(config: TrainConfig, steps_per_epoch: int, growth: float = 1.0) ->
         if again and step >= first:
             step = back_to + (step - first) % again
         elif again and step >= total:
-            return growth * FINE_TUNING
+            return growth * FINE_TUNING_LR_FACTOR
         if step < warmup:
             return growth * (step + 1) / warmup
         if config.schedule == "step":

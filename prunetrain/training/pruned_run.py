@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from prunetrain.config import FINE_TUNING, TrainConfig, build_config
+from prunetrain.config import FINE_TUNING_LR_FACTOR, TrainConfig, build_config
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.files import write_text
 from prunetrain.graph.costs import costs
@@ -108,7 +108,7 @@ def _retraining(base: TrainConfig, given: Mapping[str, Any], epochs: int | None)
     """
     if given.get("retrain", "finetune") == "finetune":
         tuned = base.schedule == "constant" and base.prune_at > 0  # by this function already, or by a similar schedule of its own
-        schedule = {"schedule": "constant", "warmup_epochs": 0, "lr": base.lr if tuned else base.lr * FINE_TUNING}
+        schedule = {"schedule": "constant", "warmup_epochs": 0, "lr": base.lr if tuned else base.lr * FINE_TUNING_LR_FACTOR}
         return EPOCHS if epochs is None else epochs, schedule
     rest = base.schedule_epochs - given.get("rewind_epoch", 0)
     if epochs not in (None, rest) or rest < 1:

@@ -12,7 +12,7 @@ from typing import Any
 
 from prunetrain.config import TrainConfig, build_config, flag_of
 from prunetrain.errors import CheckpointError, ConfigError, NetworkFileError, OutputError
-from prunetrain.files import append_line, followed
+from prunetrain.files import append_line, resolve_links
 from prunetrain.graph.costs import costs
 from prunetrain.method_settings import GROUP_LASSO
 from prunetrain.models import short_name
@@ -141,7 +141,7 @@ def check_same_place(path: Path, *, name: str | None, output_dir: str | None) ->
         return
     run = run_of_checkpoint(path / LAST if path.is_dir() else path)
     named = name is None or re.fullmatch(rf"{re.escape(name)}(-[0-9]+)?", run.name)
-    if not named or (output_dir is not None and followed(Path(output_dir)) != run.output_dir):
+    if not named or (output_dir is not None and resolve_links(Path(output_dir)) != run.output_dir):
         raise ConfigError(
             f"{path} continues as run {run.name} in {run.output_dir}: leave out --name and --output-dir, or copy the run first"
         )
@@ -386,6 +386,6 @@ def _validate_and_cut(state: TrainState, data: DataSource, result: EpochResult) 
 def _time_to_cut(state: TrainState) -> bool:
     """Whether a reconfiguration follows the epoch just done: after every interval while the lasso acts, and at the end."""
     config, epoch = state.config, state.progress.epoch
-    if not config.penalised:
+    if not config.uses_group_lasso:
         return False
     return epoch == config.epochs or (interval_start(config, epoch) == epoch and bool(state.progress.lasso_strength))

@@ -202,7 +202,7 @@ def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: E
         optimizer=optimizer,
         scheduler=scheduler,
         scaler=scaler,
-        lasso=GroupLasso(graph, spaces, trained_parameters(model), groups=config.lasso_groups) if config.penalised else None,
+        lasso=GroupLasso(graph, spaces, trained_parameters(model), groups=config.lasso_groups) if config.uses_group_lasso else None,
         acting=acting,
         progress=progress,
         costs=costs(graph),

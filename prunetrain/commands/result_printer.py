@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from prunetrain.studies.tasks import Done
 
 
-class Pieces:
+class ResultPrinter:
     """Prints one line per part; `failed` lists the names of those that failed."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Pieces:
 
 
 @contextmanager
-def saying_how_to_go_on() -> Iterator[None]:
+def print_how_to_continue() -> Iterator[None]:
     """Inside, a request to stop also prints how to continue."""
     try:
         yield
