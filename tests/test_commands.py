@@ -19,7 +19,7 @@ from prunetrain.commands import COMMANDS, main
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import load_network, read_graph
 from prunetrain.paths import RunPaths
-from prunetrain.report.tables import count
+from prunetrain.report.tables import format_count
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.evaluation import evaluate_checkpoint
 
@@ -216,8 +216,8 @@ def test_inspect_two_runs(folder: Path, run: RunPaths, monkeypatch: pytest.Monke
         "no layer differs",
         "",
         f"top-1 {left['val_top1']:.2%} -> {right['val_top1']:.2%}",
-        f"MACs {count(left['macs'])} -> {count(right['macs'])}",
-        f"not zero {count(left['nonzero_params'])} -> {count(right['nonzero_params'])}",
+        f"MACs {format_count(left['macs'])} -> {format_count(right['macs'])}",
+        f"not zero {format_count(left['nonzero_params'])} -> {format_count(right['nonzero_params'])}",
     ]
     printed("prune", "lenet-0.94", "--method", "magnitude", "--rate", "0.5", "--epochs", "0", "--name", "at-once")
     assert "not zero \N{EN DASH} -> " in printed("inspect", "at-once", "lenet-0.94")  # no epoch tells

@@ -21,7 +21,7 @@ from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import load_network, read_graph
 from prunetrain.graph.render import render
 from prunetrain.paths import RunPaths
-from prunetrain.report.tables import count
+from prunetrain.report.tables import format_count
 from prunetrain.sparse.storage import load_sparse
 from prunetrain.training import export_formats
 from prunetrain.training.checkpoints import load_checkpoint
@@ -97,7 +97,7 @@ def test_onnx(run: RunPaths, images: Tensor, expected: Tensor, tmp_path: Path) -
     path = tmp_path / "net.onnx"
     line = exported("export", run.last, "-o", path, "--format", "onnx")
     cost = costs(read_graph(run.newest_network()))
-    numbers = f"{count(path.stat().st_size)}B, {count(cost.macs)} MACs, {count(cost.params)} parameters"
+    numbers = f"{format_count(path.stat().st_size)}B, {format_count(cost.macs)} MACs, {format_count(cost.params)} parameters"
     assert line.startswith(f"{path}: {numbers}; onnxruntime differs")
     found = re.search(r"differs from torch by (\S+) of the largest output \(random images, batches of 1 and 3\)$", line)
     assert found
@@ -137,7 +137,7 @@ def test_folded(run: RunPaths, images: Tensor, expected: Tensor, tmp_path: Path)
         assert found
         assert 0 < float(found[1]) < 1e-5
     graph = read_graph(tmp_path / "net.py")
-    assert f"{count(costs(graph).params)} parameters" in lines["safetensors"]
+    assert f"{format_count(costs(graph).params)} parameters" in lines["safetensors"]
     assert {layer.kind for layer in graph.layers} == {"Conv2d", "Linear"}
     state = safetensors.load_file(tmp_path / "net.safetensors")
     folded = outputs(tmp_path / "net.py", state, images)
@@ -244,7 +244,7 @@ def test_several_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     exported("export", "net.py", "-o", "net.onnx")
     session = onnxruntime.InferenceSession("net.onnx")
     assert [(made.name, made.shape) for made in session.get_outputs()] == [("logits", ["batch", 2]), ("output_1", ["batch", 4, 6, 6])]
-    assert exported("export", "net.py", "-o", "net.pt2").split("; ")[0].endswith(f", {count(36 + 4 * 2 + 8 + 2)} parameters")
+    assert exported("export", "net.py", "-o", "net.pt2").split("; ")[0].endswith(f", {format_count(36 + 4 * 2 + 8 + 2)} parameters")
     assert not [name for name in torch.export.load("net.pt2").state_dict if "auxiliary" in name]
     for form in ("pt2", "safetensors"):
         assert "1 of 1 BatchNorms folded" in exported("export", "net.py", "-o", f"folded.{form}", "--fold-bn")

@@ -15,9 +15,9 @@ from prunetrain.errors import ConfigError
 from prunetrain.files import write_text
 from prunetrain.graph.costs import costs
 from prunetrain.paths import RunPaths
-from prunetrain.report.alignment import ABSENT, line_up
+from prunetrain.report.alignment import ABSENT, align_files
 from prunetrain.report.history import LayerHistory, labels, read_history
-from prunetrain.report.run_settings import differing, read_settings, written
+from prunetrain.report.run_settings import differing_settings, format_setting, read_settings
 
 
 def test_layers_line_up_by_name_though_some_go(tmp_path: Path) -> None:
@@ -99,11 +99,11 @@ def test_settings_are_those_of_the_last_checkpoint(tmp_path: Path) -> None:
 def test_settings_that_differ() -> None:
     first = {"method": "magnitude", "rate": 0.5, "lr": 0.1, "seed": 0, "name": "a", "workers": 1, "save_epochs": (1,), "epochs": 3}
     second = first | {"rate": 0.9, "name": "b", "workers": 2, "save_epochs": [1], "epochs": 3.0}
-    assert differing([first, second]) == ["rate"]
-    assert differing([first, second | {"method": "unit", "epochs": 4}, {}]) == ["method", "rate", "epochs"]
-    assert differing([first, {**first, "lr": 1e-2}, {"method": "magnitude"}]) == ["rate", "epochs", "lr", "save_epochs", "seed"]
-    assert differing([first, {}]) == differing([]) == []
-    assert [written(value) for value in (True, False, 0.1, 3, "a", (), ("fc=0", "b=1"), [1, 2], None)] == [
+    assert differing_settings([first, second]) == ["rate"]
+    assert differing_settings([first, second | {"method": "unit", "epochs": 4}, {}]) == ["method", "rate", "epochs"]
+    assert differing_settings([first, {**first, "lr": 1e-2}, {"method": "magnitude"}]) == ["rate", "epochs", "lr", "save_epochs", "seed"]
+    assert differing_settings([first, {}]) == differing_settings([]) == []
+    assert [format_setting(value) for value in (True, False, 0.1, 3, "a", (), ("fc=0", "b=1"), [1, 2], None)] == [
         *("on", "off", "0.1", "3", "a", "", "fc=0, b=1", "1, 2", "")
     ]
 
@@ -122,7 +122,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
 
 def columns(*sources: str) -> list[list[str]]:
     """The lines that stand in each row."""
-    found = line_up(sources)
+    found = align_files(sources)
     return [["" if index == ABSENT else found.texts[index] for index in row] for row in zip(*found.rows, strict=True)]
 
 
@@ -130,7 +130,7 @@ def test_a_line_with_other_numbers_is_the_same_line() -> None:
     old = "self.conv1 = nn.Conv2d(3, 8)  # 8x4x4\nself.conv2 = nn.Conv2d(8, 4)\nreturn x"
     new = "self.conv1 = nn.Conv2d(3, 6)  # 6x4x4, was 8\nself.conv2 = nn.Conv2d(6, 4)\nreturn x"
     assert columns(old, new) == [list(pair) for pair in zip(old.splitlines(), new.splitlines(), strict=True)]
-    assert len(line_up([old, new]).texts) == 5  # the last line once
+    assert len(align_files([old, new]).texts) == 5  # the last line once
 
 
 def test_a_layer_that_went_leaves_a_hole_and_one_that_came_gets_a_row() -> None:
@@ -156,7 +156,7 @@ def test_names_with_numbers_are_not_sizes() -> None:
 
 @given(st.lists(st.lists(st.sampled_from(["a", "b", "x = 1", "x = 2", "y_1 = 3", "y_2 = 3", "z"]), max_size=8), min_size=1, max_size=5))
 def test_every_file_can_be_read_back_from_its_rows(files: list[list[str]]) -> None:
-    found = line_up(["\n".join(lines) for lines in files])
+    found = align_files(["\n".join(lines) for lines in files])
     assert len({len(row) for row in found.rows}) == 1
     for lines, row in zip(files, found.rows, strict=True):
         assert [found.texts[index] for index in row if index != ABSENT] == "\n".join(lines).splitlines()

@@ -13,8 +13,8 @@ from reported import write_run, write_settings
 from runs import invoke
 
 from prunetrain.paths import RunPaths
-from prunetrain.report.charts import CHARTS, horizontal
-from prunetrain.report.figures import Turn, edges_of
+from prunetrain.report.charts import CHARTS, horizontal_positions
+from prunetrain.report.figures import RunStyle, edges_of
 from prunetrain.report.history import read_history
 
 pytest.importorskip("matplotlib", reason="matplotlib, the extra `plot`, is not installed")
@@ -152,7 +152,7 @@ def test_runs_without_metrics_or_networks(tmp_path: Path) -> None:
 
 def test_charts_without_anything_to_show_are_left_out(tmp_path: Path) -> None:
     history = read_history(write_run(tmp_path, "x", sparsity=0.5, lasso_strength=0.0), "x")
-    shown = {chart.name for chart in CHARTS if chart.shown_for([history])}
+    shown = {chart.name for chart in CHARTS if chart.has_values_for([history])}
     assert "sparsity" in shown
     (size,) = (chart for chart in CHARTS if chart.name == "params")
     assert size.kinds([history]) == ()
@@ -186,10 +186,10 @@ def test_runs_with_masks_are_told_apart(pruned_runs: list[RunPaths], tmp_path: P
 
 def test_the_epoch_of_a_pruning_is_marked_on_every_axis(pruned_runs: list[RunPaths], tmp_path: Path) -> None:
     history = read_history(pruned_runs[0], "x")
-    marked = {chart.name: chart.marked(history) for chart in CHARTS if chart.marked(history)}
+    marked = {chart.name: chart.pruning_positions(history) for chart in CHARTS if chart.pruning_positions(history)}
     assert marked == {"accuracy": [2], "accuracy-by-training-macs": [3 * 600_000 * 200], "accuracy-by-time": [5.0]}
     lasso = read_history(write_run(tmp_path, "lasso"), "lasso")
-    assert not any(chart.marked(lasso) for chart in CHARTS)
+    assert not any(chart.pruning_positions(lasso) for chart in CHARTS)
 
 
 def test_a_run_is_drawn_to_its_end_and_no_further(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_run_is_drawn_to_its_end_and_no_further(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("runs", "points"), [(2, 4), (3, 20), (7, 5), (4, 200)])
 def test_lines_on_each_other_have_dots_at_other_points(runs: int, points: int) -> None:
-    dots = [Turn("#000000", index, runs).dots(points) for index in range(runs)]
+    dots = [RunStyle("#000000", index, runs).marked_points(points) for index in range(runs)]
     assert all(places[-1] == points - 1 for places in dots)
     shared = [place for places in dots for place in places[:-1]]
     assert len(shared) == len(set(shared))
@@ -214,7 +214,7 @@ def test_lines_on_each_other_have_dots_at_other_points(runs: int, points: int) -
 
 def test_time_adds_up(tmp_path: Path) -> None:
     (chart,) = (chart for chart in CHARTS if chart.name == "accuracy-by-time")
-    assert horizontal(chart, read_history(write_run(tmp_path, "x"), "x")) == [2.5, 5.0, 7.5, 10.0]
+    assert horizontal_positions(chart, read_history(write_run(tmp_path, "x"), "x")) == [2.5, 5.0, 7.5, 10.0]
 
 
 def test_errors_are_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

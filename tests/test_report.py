@@ -21,7 +21,7 @@ from prunetrain.graph.render import render
 from prunetrain.paths import RunPaths
 from prunetrain.report import describe
 from prunetrain.report.progress import TrainingProgress, batch_line
-from prunetrain.report.tables import BAR_WIDTH, bar, count, duration, print_change, print_network, print_run
+from prunetrain.report.tables import BAR_WIDTH, bar, format_count, format_duration, print_change, print_network, print_run
 from prunetrain.report.terminal import print_outcome
 from prunetrain.training.events import BatchChange, Change, Metrics, Reconfiguration, Start, Uncut
 from prunetrain.training.run import Outcome
@@ -223,9 +223,9 @@ def test_colour_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_for_csv() -> None:
-    (conv1, conv2) = describe.rows(describe.network(tiny(6), tiny(8)))
+    (conv1, conv2) = describe.table_rows(describe.network(tiny(6), tiny(8)))
     assert (conv1["output_shape"], conv1["channels"], conv1["was"], conv2["layer"]) == ("6x4x4", 6, 8, "conv2")
-    assert describe.rows(describe.change(tiny(8), tiny(6)))[0] == {
+    assert describe.table_rows(describe.change(tiny(8), tiny(6)))[0] == {
         "layer": "conv1",
         "channels_before": 8,
         "channels_after": 6,
@@ -234,7 +234,7 @@ def test_rows_for_csv() -> None:
         "params_before": 216,
         "params_after": 162,
     }
-    lines = describe.rows({"run": "x", "networks": [], "metrics": [metrics(1), {**metrics(2), "sparsity": 0.5}]})
+    lines = describe.table_rows({"run": "x", "networks": [], "metrics": [metrics(1), {**metrics(2), "sparsity": 0.5}]})
     assert ([line["sparsity"] for line in lines], [line["epoch"] for line in lines]) == ([None, 0.5], [1, 2])
 
 
@@ -246,7 +246,7 @@ def test_rows_for_csv() -> None:
     ],
 )
 def test_count(number: float, words: str) -> None:
-    assert count(number) == words
+    assert format_count(number) == words
 
 
 @pytest.mark.parametrize(("part", "filled"), [(0, 0), (0.1, 1), (1, 1), (5, 5), (10, 10)])
@@ -259,7 +259,7 @@ def test_bar(part: int, filled: int) -> None:
     [(0, "0s"), (42.4, "42s"), (59.6, "1m00s"), (190, "3m10s"), (3599, "59m59s"), (7500, "2h05m"), (90_000, "25h00m")],
 )
 def test_duration(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def event(channels: tuple[int, int], **changes: object) -> Reconfiguration:

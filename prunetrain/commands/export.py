@@ -37,11 +37,10 @@ def command(*, what: Path, output: Path, form: str, fold_bn: bool, batch_size: i
 
 def summary(done: "Exported") -> str:
     """One line: files, size, costs, what was folded, and the result of the check."""
-    from prunetrain.report.tables import count
+    from prunetrain.report.tables import format_count
 
-    parts = [
-        f"{' and '.join(map(str, done.files))}: {_size(done.size)}, {count(done.costs.macs)} MACs, {count(done.costs.params)} parameters"
-    ]
+    size, macs, params = _size(done.size), format_count(done.costs.macs), format_count(done.costs.params)
+    parts = [f"{' and '.join(map(str, done.files))}: {size}, {macs} MACs, {params} parameters"]
     if done.folding and done.folding.of:
         parts.append(f"{done.folding.folded} of {done.folding.of} BatchNorms folded, which moves outputs by {done.folding.difference:.1e}")
     elif done.folding:
@@ -61,6 +60,6 @@ def summary(done: "Exported") -> str:
 
 def _size(size: int) -> str:
     """A size in bytes for reading: 1.14 MB, 69 bytes."""
-    from prunetrain.report.tables import count
+    from prunetrain.report.tables import format_count
 
-    return f"{count(size)}B" if size >= 1000 else f"{size} bytes"
+    return f"{format_count(size)}B" if size >= 1000 else f"{size} bytes"

@@ -53,7 +53,7 @@ def command(
     from prunetrain.models import PRETRAINED, build_with_weights, pretrained
     from prunetrain.models.checked_tracing import trace_and_check, with_own_storage
     from prunetrain.models.freezing import find_partly_frozen
-    from prunetrain.report.tables import count
+    from prunetrain.report.tables import format_count
 
     arguments = parse_arguments(model_args or ())
     known = pretrained(model, shape) if weights == PRETRAINED else weights or ""
@@ -65,7 +65,7 @@ def command(
     write_text(output, render(traced.graph))
     cost = costs(traced.graph)
     image = "x".join(map(str, shape))
-    click.echo(f"{output}: {count(cost.macs)} MACs per image of {image}, {count(cost.params)} parameters; weights in {saved}")
+    click.echo(f"{output}: {format_count(cost.macs)} MACs per image of {image}, {format_count(cost.params)} parameters; weights in {saved}")
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

@@ -37,7 +37,7 @@ def command(what: str, other: str | None, output_dir: str, as_json: bool, as_csv
         described = describe.change(_graph(what, Path(output_dir)), _graph(other, Path(output_dir)))
         beside = find_run(other, Path(output_dir))
         if run is not None and beside is not None:
-            described["runs"] = [describe.end(read_history(one, one.name)) for one in (run, beside)]
+            described["runs"] = [describe.run_results(read_history(one, one.name)) for one in (run, beside)]
         printer = tables.print_change
     elif run is not None:
         described = describe.run(run, read_metrics(run))
@@ -50,7 +50,7 @@ def command(what: str, other: str | None, output_dir: str, as_json: bool, as_csv
         click.echo(json.dumps(described, indent=2))
         return
     if as_csv:
-        click.echo(_csv(describe.rows(described)), nl=False)
+        click.echo(_csv(describe.table_rows(described)), nl=False)
         return
     from prunetrain.report.terminal import console
 

@@ -28,20 +28,20 @@ def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> Non
     if not (round_to.isdecimal() and int(round_to) >= 1):
         raise ConfigError(f"round-to must be a whole number from 1 here, not {round_to!r}")
 
-    from prunetrain.report.tables import count, listed, share
+    from prunetrain.report.tables import abbreviate_names, format_count, share
     from prunetrain.training.offline import reconfigure_checkpoint
 
     done = reconfigure_checkpoint(checkpoint, flag_settings(params), int(round_to))
     change = done.change
     click.echo(f"channels    {change.channels[0]:,} -> {change.channels[1]:,}")
-    click.echo(f"MACs        {count(change.macs[0])} -> {count(change.macs[1])} ({share(change.macs[1], change.macs[0]):.1%})")
-    click.echo(f"parameters  {count(change.params[0])} -> {count(change.params[1])} ({share(change.params[1], change.params[0]):.1%})")
+    for label, (before, after) in (("MACs", change.macs), ("parameters", change.params)):
+        click.echo(f"{label:10}  {format_count(before)} -> {format_count(after)} ({share(after, before):.1%})")
     if change.channels[0] == change.channels[1] and change.macs[0] == change.macs[1]:
         click.echo("nothing to cut: a larger --threshold counts more channels as dead, which may cost accuracy")
     if change.removed_layers:
         click.echo(f"removed     {', '.join(change.removed_layers)}")
     if change.rescued_spaces:
-        click.echo(f"every channel of {listed(list(change.rescued_spaces))} was dead; the strongest stays")
+        click.echo(f"every channel of {abbreviate_names(list(change.rescued_spaces))} was dead; the strongest stays")
     click.echo(f"network     {done.network}")
     click.echo(f"checkpoint  {done.checkpoint}")
     if timing:

@@ -69,7 +69,7 @@ def _write_figures(folder: Path, form: str, runs: list[History]) -> list[Path]:
     from prunetrain.report.figures import Style, draw_channels, draw_chart
 
     drawn = {f"channels-{run.label.replace('/', '_')}": draw_channels(run, Style(), form) for run in runs if len(run.networks) > 1}
-    drawn |= {chart.name: draw_chart(chart, runs, Style(), form) for chart in CHARTS if chart.shown_for(runs)}
+    drawn |= {chart.name: draw_chart(chart, runs, Style(), form) for chart in CHARTS if chart.has_values_for(runs)}
     written = [folder / f"{name}.{form}" for name in drawn]
     for path, content in zip(written, drawn.values(), strict=True):
         write_bytes(path, content)

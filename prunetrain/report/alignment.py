@@ -1,4 +1,4 @@
-"""Aligning the network files of a run, so that any two of them can be shown side by side. In: their texts. Out: `Versions`.
+"""Aligning the network files of a run, so that any two of them can be shown side by side. In: their texts. Out: `AlignedFiles`.
 
 All files are merged into one list of rows: a row holds the lines for the same layer or statement in every file that has it. So a page
 stores each line once, and comparing two files means picking two columns.
@@ -17,14 +17,14 @@ ABSENT = -1
 
 
 @dataclass(frozen=True)
-class Versions:
+class AlignedFiles:
     """`texts`: every distinct line, once. `rows[version][row]`: the index of a line in `texts`, or `ABSENT`."""
 
     texts: tuple[str, ...]
     rows: tuple[tuple[int, ...], ...]
 
 
-def line_up(sources: Sequence[str]) -> Versions:
+def align_files(sources: Sequence[str]) -> AlignedFiles:
     """Align the texts of files, the oldest first."""
     indices: dict[str, int] = {}
     keys: list[str] = []  # of the rows
@@ -39,7 +39,7 @@ def line_up(sources: Sequence[str]) -> Versions:
                 older.insert(row, ABSENT)
         keys = [_key(lines[place]) if place != ABSENT else key for place, key in zip(column, keys, strict=True)]
         rows.append(numbers)
-    return Versions(tuple(indices), tuple(map(tuple, rows)))
+    return AlignedFiles(tuple(indices), tuple(map(tuple, rows)))
 
 
 def _place(keys: list[str], lines: list[str]) -> tuple[list[int], list[int]]:

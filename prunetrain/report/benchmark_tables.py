@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from prunetrain.report.tables import count, new_table
+from prunetrain.report.tables import format_count, new_table
 
 _ROWS = (  # key of a network, key of a comparison, label
     ("train_step_seconds", "train_step_ratio", "training step"),
@@ -31,7 +31,9 @@ def print_benchmark(console: Console, described: dict[str, Any]) -> None:
         ("params", "", "parameters"),
     ):
         ratio_key = key.removesuffix("_bytes") + "_ratio"
-        grid.add_row(label, *(count(network[key]) + unit for network in networks), *([f"{compared[ratio_key]:.3f}"] if compared else []))
+        grid.add_row(
+            label, *(format_count(network[key]) + unit for network in networks), *([f"{compared[ratio_key]:.3f}"] if compared else [])
+        )
     console.print(grid)
     if compared and compared["time_saved_of_macs_saved"]:
         console.print()
@@ -53,7 +55,7 @@ def print_layers(console: Console, described: dict[str, Any]) -> None:
     """Print a network's steps in the order of the forward pass, then their sums by kind."""
     peaks = described["peaks"]
     console.print()
-    best = f"{count(peaks['macs_per_second'])}MAC/s in a matrix product, {count(peaks['bytes_per_second'])}B/s in a copy"
+    best = f"{format_count(peaks['macs_per_second'])}MAC/s in a matrix product, {format_count(peaks['bytes_per_second'])}B/s in a copy"
     console.print(f"peaks of this machine: {best}", soft_wrap=True)
     for profile in described["profiles"]:
         console.print()
@@ -61,12 +63,12 @@ def print_layers(console: Console, described: dict[str, Any]) -> None:
         for row in profile["layers"]:
             shape = "x".join(map(str, row["output_shape"]))
             times = [_duration(row[f"{way}_seconds"]["median"]) for way in ("forward", "backward")]
-            grid.add_row(row["layer"], shape, count(row["train_macs"]), count(row["moved_bytes"]), *times, *_shares(row))
+            grid.add_row(row["layer"], shape, format_count(row["train_macs"]), format_count(row["moved_bytes"]), *times, *_shares(row))
         console.print(grid)
         console.print()
         totals = new_table("by kind", "layer", "calls", "MACs", "bytes", "time", "share", "of roofline")
         for row in profile["kinds"]:
-            figures = [count(row["train_macs"]), count(row["moved_bytes"]), _duration(row["seconds"])]
+            figures = [format_count(row["train_macs"]), format_count(row["moved_bytes"]), _duration(row["seconds"])]
             totals.add_row(row["kind"], str(row["calls"]), *figures, *_shares(row))
         console.print(totals)
 

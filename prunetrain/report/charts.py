@@ -37,7 +37,7 @@ class Chart:
     against: str = "epoch"
     prunings: bool = False
 
-    def shown_for(self, runs: Sequence[History]) -> bool:
+    def has_values_for(self, runs: Sequence[History]) -> bool:
         """Whether any run has a value to show here that is not zero."""
         return any(value and not math.isnan(value) for run in runs for curve in self.curves for value in curve.read(run))
 
@@ -46,11 +46,11 @@ class Chart:
         kinds = tuple(curve for curve in self.curves if any(not math.isnan(value) for run in runs for value in curve.read(run)))
         return kinds if len(kinds) > 1 else ()
 
-    def marked(self, run: History) -> list[float]:
+    def pruning_positions(self, run: History) -> list[float]:
         """The places on the horizontal axis where a method pruned."""
         if not self.prunings:
             return []
-        places = horizontal(self, run)
+        places = horizontal_positions(self, run)
         return [place for line, place in zip(run.metrics, places, strict=True) if line["epoch"] in run.prunings]
 
 
@@ -71,7 +71,7 @@ def _not_zero(run: History) -> list[float]:
     return run.values("nonzero_params") if masked else [math.nan] * len(run.metrics)
 
 
-def _one(field: str) -> tuple[Curve, ...]:
+def _single_curve(field: str) -> tuple[Curve, ...]:
     return (Curve("", _field(field)),)
 
 
@@ -96,7 +96,7 @@ CHARTS = (
         "cross-entropy (nats)",
         (Curve("validation", _field("val_loss")), Curve("training, without the lasso", _field("train_loss"), dashed=True)),
     ),
-    Chart("macs", "Cost of one image", "MACs, forward", _one("macs"), kind="number", zero=True),
+    Chart("macs", "Cost of one image", "MACs, forward", _single_curve("macs"), kind="number", zero=True),
     Chart(
         "params",
         "Size",
@@ -117,7 +117,7 @@ CHARTS = (
         "accuracy-by-training-macs",
         "Accuracy against the cost of training",
         "top-1, validation",
-        _one("val_top1"),
+        _single_curve("val_top1"),
         kind="percent",
         against="train_macs_total",
         prunings=True,
@@ -126,25 +126,25 @@ CHARTS = (
         "accuracy-by-time",
         "Accuracy against time",
         "top-1, validation",
-        _one("val_top1"),
+        _single_curve("val_top1"),
         kind="percent",
         against="seconds",
         prunings=True,
     ),
-    Chart("sparsity", "Weights at zero", "share of the masked weights", _one("sparsity"), kind="percent", zero=True),
-    Chart("admm", "ADMM: distance of the weights from sparse ones", "|W - Z| / |W|", _one("admm_relative"), zero=True),
-    Chart("lasso", "Group lasso", "lambda · R (nats)", _one("lasso"), zero=True),
-    Chart("lambda", "Strength of the lasso", "lambda", _one("lasso_strength"), zero=True),
-    Chart("learning-rate", "Learning rate", "learning rate", _one("lr"), log=True),
-    Chart("batch-size", "Batch size", "images per step", _one("batch_size"), zero=True),
-    Chart("epoch-seconds", "Time of an epoch", "seconds, training alone", _one("epoch_seconds"), zero=True),
-    Chart("images-per-second", "Throughput", "images per second", _one("images_per_second"), kind="number", zero=True),
-    Chart("memory", "Peak memory", "bytes", _one("peak_memory_bytes"), kind="number", zero=True),
-    Chart("exchange", "Gradients exchanged", "bytes per step and worker", _one("gradient_bytes"), kind="number", zero=True),
+    Chart("sparsity", "Weights at zero", "share of the masked weights", _single_curve("sparsity"), kind="percent", zero=True),
+    Chart("admm", "ADMM: distance of the weights from sparse ones", "|W - Z| / |W|", _single_curve("admm_relative"), zero=True),
+    Chart("lasso", "Group lasso", "lambda · R (nats)", _single_curve("lasso"), zero=True),
+    Chart("lambda", "Strength of the lasso", "lambda", _single_curve("lasso_strength"), zero=True),
+    Chart("learning-rate", "Learning rate", "learning rate", _single_curve("lr"), log=True),
+    Chart("batch-size", "Batch size", "images per step", _single_curve("batch_size"), zero=True),
+    Chart("epoch-seconds", "Time of an epoch", "seconds, training alone", _single_curve("epoch_seconds"), zero=True),
+    Chart("images-per-second", "Throughput", "images per second", _single_curve("images_per_second"), kind="number", zero=True),
+    Chart("memory", "Peak memory", "bytes", _single_curve("peak_memory_bytes"), kind="number", zero=True),
+    Chart("exchange", "Gradients exchanged", "bytes per step and worker", _single_curve("gradient_bytes"), kind="number", zero=True),
 )
 
 
-def horizontal(chart: Chart, run: History) -> list[float]:
+def horizontal_positions(chart: Chart, run: History) -> list[float]:
     """The horizontal positions of a chart's values."""
     if chart.against == "seconds":
         return list(accumulate(run.values("epoch_seconds")))

@@ -1,7 +1,7 @@
-"""The colours of a report, by meaning. In: nothing. Out: `Ink`: plain colours for files, placeholders that CSS replaces for a page.
+"""The colours of a report, by meaning. In: nothing. Out: `Palette`: plain colours for files, placeholders that CSS replaces for a page.
 
 A page is read in light and in dark mode. matplotlib knows only fixed colours, so a figure for a page is drawn in placeholders (#01...),
-each of which `vector.py` replaces with a CSS expression of variables; templates/report.css.jinja sets these from `LIGHT` and `DARK`.
+each of which `page_svg.py` replaces with a CSS expression of variables; templates/report.css.jinja sets these from `LIGHT` and `DARK`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ HEAT_STEPS = 50
 
 
 @dataclass(frozen=True)
-class Ink:
+class Palette:
     """Colours as #rrggbb: paper, text, lines in the background, the runs in order, and shares of kept channels from the least to all."""
 
     paper: str
@@ -20,11 +20,11 @@ class Ink:
     series: tuple[str, ...]
     heat: tuple[str, ...]
 
-    def of_run(self, index: int) -> str:
+    def run_colour(self, index: int) -> str:
         """The colour of a run; they repeat after the last."""
         return self.series[index % len(self.series)]
 
-    def of_share(self, kept: float) -> str:
+    def share_colour(self, kept: float) -> str:
         """The colour of a layer that kept a share of its channels, in (0, 1]."""
         return self.heat[max(0, min(HEAT_STEPS, round(kept * HEAT_STEPS)))]
 
@@ -40,15 +40,15 @@ def percent_of_heat(step: int) -> float:
     return 15 + 85 * step / HEAT_STEPS
 
 
-def _mixed(step: int) -> str:
+def _heat_colour(step: int) -> str:
     part = percent_of_heat(step) / 100
     colours = [[int(LIGHT[name][i : i + 2], 16) for i in (1, 3, 5)] for name in ("heat", "paper")]
     return "#" + "".join(f"{round(part * strong + (1 - part) * weak):02x}" for strong, weak in zip(*colours, strict=True))
 
 
-FILE = Ink(LIGHT["paper"], LIGHT["text"], LIGHT["faint"], LIGHT_SERIES, tuple(map(_mixed, range(HEAT_STEPS + 1))))
+FILE_PALETTE = Palette(LIGHT["paper"], LIGHT["text"], LIGHT["faint"], LIGHT_SERIES, tuple(map(_heat_colour, range(HEAT_STEPS + 1))))
 
-PAGE = Ink(
+PAGE_PALETTE = Palette(
     "#010000",
     "#010001",
     "#010002",
@@ -56,11 +56,14 @@ PAGE = Ink(
     tuple(f"#0102{step:02x}" for step in range(HEAT_STEPS + 1)),
 )
 
-CSS_OF = {
-    PAGE.paper: "var(--paper)",
-    PAGE.text: "var(--text)",
-    PAGE.faint: "var(--faint)",
-    **{colour: f"var(--run-{index})" for index, colour in enumerate(PAGE.series)},
-    **{colour: f"color-mix(in srgb, var(--heat) {percent_of_heat(step):.1f}%, var(--paper))" for step, colour in enumerate(PAGE.heat)},
+CSS_BY_PLACEHOLDER = {
+    PAGE_PALETTE.paper: "var(--paper)",
+    PAGE_PALETTE.text: "var(--text)",
+    PAGE_PALETTE.faint: "var(--faint)",
+    **{colour: f"var(--run-{index})" for index, colour in enumerate(PAGE_PALETTE.series)},
+    **{
+        colour: f"color-mix(in srgb, var(--heat) {percent_of_heat(step):.1f}%, var(--paper))"
+        for step, colour in enumerate(PAGE_PALETTE.heat)
+    },
 }
 """The CSS that replaces each placeholder in a page."""

@@ -80,9 +80,9 @@ def change(before: LayerGraph, after: LayerGraph) -> dict[str, Any]:
         rows.append(
             {
                 "layer": name,
-                "channels": [_of(left, "channels"), _of(right, "channels")],
-                "macs": [_of(left, "macs"), _of(right, "macs")],
-                "params": [_of(left, "params"), _of(right, "params")],
+                "channels": [_layer_value(left, "channels"), _layer_value(right, "channels")],
+                "macs": [_layer_value(left, "macs"), _layer_value(right, "macs")],
+                "params": [_layer_value(left, "params"), _layer_value(right, "params")],
             }
         )
     return {
@@ -91,7 +91,7 @@ def change(before: LayerGraph, after: LayerGraph) -> dict[str, Any]:
     }
 
 
-def end(run: History) -> dict[str, Any]:
+def run_results(run: History) -> dict[str, Any]:
     """Describe the results of a run; None for values that its files do not hold."""
     return {
         "run": run.label,
@@ -103,7 +103,7 @@ def end(run: History) -> dict[str, Any]:
     }
 
 
-def rows(described: dict[str, Any]) -> list[dict[str, Any]]:
+def table_rows(described: dict[str, Any]) -> list[dict[str, Any]]:
     """The table in one of these dictionaries, as rows of plain values with the same keys, ready for CSV.
 
     For a network: its layers. For a change: the layers that differ, with `..._before` and `..._after`. For a run: its epochs, or its
@@ -133,7 +133,7 @@ def _by_layer(graph: LayerGraph) -> dict[str, LayerCost]:
     return found
 
 
-def _of(row: LayerCost | None, what: str) -> int:
+def _layer_value(row: LayerCost | None, what: str) -> int:
     return 0 if row is None else {"channels": out_channels(row.layer) or 0, "macs": row.macs, "params": row.params}[what]
 
 

@@ -1,8 +1,8 @@
 """The figures of a report. In: `History`s. Out: matplotlib figures, as SVG or PNG bytes.
 
 matplotlib draws them (the extra `plot`): it places ticks and labels better than a few hundred lines of our own would, and gives SVG and
-PNG from one drawing. `vector.py` then adds what it lacks: colours that follow the reader's light or dark setting, and the page's own font.
-The heat map, which a phone would shrink until it is illegible, is drawn at two widths, and the page shows the one that fits.
+PNG from one drawing. `page_svg.py` then adds what it lacks: colours that follow the reader's light or dark setting, and the page's own
+font. The heat map, which a phone would shrink until it is illegible, is drawn at two widths, and the page shows the one that fits.
 """
 
 import math
@@ -15,8 +15,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from prunetrain.errors import ConfigError
-from prunetrain.report.charts import AXES, PRUNED, Chart, Curve, horizontal
-from prunetrain.report.colours import FILE, Ink
+from prunetrain.report.charts import AXES, PRUNED, Chart, Curve, horizontal_positions
+from prunetrain.report.colours import FILE_PALETTE, Palette
 from prunetrain.report.history import History
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 WIDE, NARROW = 7.2, 3.7  # inches of a heat map
 CHART_SIZE = (3.7, 2.45)  # inches
-ROW = 0.19  # height of a layer in a heat map, in inches
-LAST = 0.04  # least width of the last network in a heat map, as a share of the epochs
-DOTS = 5  # on the line of each of several runs, roughly
-DASH = 3.0  # length in line widths
+ROW_HEIGHT = 0.19  # height of a layer in a heat map, in inches
+MIN_LAST_WIDTH = 0.04  # least width of the last network in a heat map, as a share of the epochs
+DOTS_PER_LINE = 5  # on the line of each of several runs, roughly
+DASH_LENGTH = 3.0  # length in line widths
 FONT_SIZE = 8.5
 DOTS_PER_INCH = 200  # of PNG files
-TIP = "tip: "
+TOOLTIP_PREFIX = "tip: "
 """Prefix of an element's id; the rest of the id is the text to show on hover."""
 
 
@@ -39,8 +39,8 @@ TIP = "tip: "
 class Style:
     """How a figure is drawn: its colours, and whether it is a file by itself (title, legend, letters as outlines) or part of a page."""
 
-    ink: Ink = FILE
-    alone: bool = True
+    palette: Palette = FILE_PALETTE
+    standalone: bool = True
 
 
 def require_matplotlib() -> None:
@@ -60,33 +60,33 @@ def draw_chart(chart: Chart, runs: Sequence[History], style: Style, form: str) -
 
     Where lines of several runs overlap, their dots alternate between the runs, and so do the dashes of vertical lines.
     """
-    marks = _legend(chart, runs, style) if style.alone else []
+    marks = _legend(chart, runs, style) if style.standalone else []
     width, height = CHART_SIZE
     with _figure((width, height + 0.19 * len(marks)), style) as figure:
         axes = figure.add_subplot()
         _draw_prunings(axes, chart, runs, style)
         for index, run in enumerate(runs):
             for curve in chart.curves:
-                _draw(axes, horizontal(chart, run), curve, run, Turn(style.ink.of_run(index), index, len(runs)))
-        _dress(axes, chart, style)
-        if style.alone:
+                _draw(axes, horizontal_positions(chart, run), curve, run, RunStyle(style.palette.run_colour(index), index, len(runs)))
+        _format_axes(axes, chart, style)
+        if style.standalone:
             axes.set_title(chart.title, loc="left", fontsize=FONT_SIZE + 1)
             if marks:
                 figure.legend(handles=marks, loc="outside lower left", frameon=False, ncols=1)
-        return _saved(figure, chart.name, form)
+        return _file_content(figure, chart.name, form)
 
 
 @dataclass(frozen=True)
-class Turn:
+class RunStyle:
     """One of the runs in a chart: its colour, its index, and the number of runs."""
 
     colour: str
     index: int
     runs: int
 
-    def dots(self, points: int) -> list[int]:
+    def marked_points(self, points: int) -> list[int]:
         """The points of a line that get a dot: the last, and earlier ones where no other run has one."""
-        every = max(1, points // (DOTS * self.runs))
+        every = max(1, points // (DOTS_PER_LINE * self.runs))
         return [*range(self.index * every, points - 1, self.runs * every), points - 1]
 
 
@@ -94,24 +94,24 @@ def _draw_prunings(axes: "Axes", chart: Chart, runs: Sequence[History], style: S
     """Draw a vertical line wherever a method pruned a run; several in one place have dashes that leave room for each other."""
     places: dict[float, list[str]] = {}
     for index, run in enumerate(runs):
-        for place in chart.marked(run):
-            places.setdefault(place, []).append(style.ink.of_run(index))
+        for place in chart.pruning_positions(run):
+            places.setdefault(place, []).append(style.palette.run_colour(index))
     for place, colours in places.items():
         for number, colour in enumerate(colours):
-            dashes: Any = (-DASH * number, (DASH, DASH * (len(colours) - 1))) if len(colours) > 1 else "solid"
+            dashes: Any = (-DASH_LENGTH * number, (DASH_LENGTH, DASH_LENGTH * (len(colours) - 1))) if len(colours) > 1 else "solid"
             axes.axvline(place, color=colour, linestyle=dashes, linewidth=1.0)
 
 
-def _draw(axes: "Axes", across: list[float], curve: Curve, run: History, turn: Turn) -> None:
+def _draw(axes: "Axes", across: list[float], curve: Curve, run: History, line: RunStyle) -> None:
     values = curve.read(run)
     if all(map(math.isnan, values)):
         return
     marks: dict[str, Any] = {}
     if len(values) == 1:
         marks = {"marker": "o", "markersize": 4}
-    elif turn.runs > 1 and not curve.dashed:
-        marks = {"marker": "o", "markersize": 3.2, "markevery": turn.dots(len(values))}
-    axes.plot(across, values, color=turn.colour, linestyle=_dashes(curve), linewidth=1.0 if curve.dashed else 1.6, **marks)
+    elif line.runs > 1 and not curve.dashed:
+        marks = {"marker": "o", "markersize": 3.2, "markevery": line.marked_points(len(values))}
+    axes.plot(across, values, color=line.colour, linestyle=_dashes(curve), linewidth=1.0 if curve.dashed else 1.6, **marks)
 
 
 def _dashes(curve: Curve) -> Any:
@@ -122,13 +122,13 @@ def _legend(chart: Chart, runs: Sequence[History], style: Style) -> list[Any]:
     """The legend's marks for runs and for kinds of line; a single run or kind gets none."""
     from matplotlib.lines import Line2D
 
-    marks = [Line2D([], [], color=style.ink.of_run(index), linewidth=1.6, label=run.label) for index, run in enumerate(runs)]
-    kinds = [Line2D([], [], color=style.ink.text, linestyle=_dashes(curve), label=curve.label) for curve in chart.kinds(runs)]
-    pruned = [Line2D([], [], color=style.ink.text, linestyle="none", marker="|", markersize=8, label=PRUNED)]
-    return (marks if len(marks) > 1 else []) + kinds + (pruned if any(map(chart.marked, runs)) else [])
+    marks = [Line2D([], [], color=style.palette.run_colour(index), linewidth=1.6, label=run.label) for index, run in enumerate(runs)]
+    kinds = [Line2D([], [], color=style.palette.text, linestyle=_dashes(curve), label=curve.label) for curve in chart.kinds(runs)]
+    pruned = [Line2D([], [], color=style.palette.text, linestyle="none", marker="|", markersize=8, label=PRUNED)]
+    return (marks if len(marks) > 1 else []) + kinds + (pruned if any(map(chart.pruning_positions, runs)) else [])
 
 
-def _dress(axes: "Axes", chart: Chart, style: Style) -> None:
+def _format_axes(axes: "Axes", chart: Chart, style: Style) -> None:
     """Set the axes' labels, limits and number formats."""
     from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
@@ -151,8 +151,8 @@ def _dress(axes: "Axes", chart: Chart, style: Style) -> None:
         axes.yaxis.set_major_formatter(EngFormatter())
     if chart.zero:
         axes.set_ylim(0, 1.06 * axes.dataLim.y1)
-    axes.grid(axis="y", color=style.ink.faint, linewidth=0.6)
-    _open(axes, style)
+    axes.grid(axis="y", color=style.palette.faint, linewidth=0.6)
+    _hide_frame(axes, style)
 
 
 def draw_channels(run: History, style: Style, form: str, width: float = WIDE) -> bytes:
@@ -167,7 +167,7 @@ def draw_channels(run: History, style: Style, form: str, width: float = WIDE) ->
     from matplotlib.ticker import MaxNLocator
 
     layers, edges = run.layers, edges_of(run)
-    with _figure((width, ROW * len(layers) + (1.15 if style.alone else 0.95)), style) as figure:
+    with _figure((width, ROW_HEIGHT * len(layers) + (1.15 if style.standalone else 0.95)), style) as figure:
         axes = figure.add_subplot()
         for row, layer in enumerate(layers):
             spans = [(count, edges[place], edges[place + 1]) for place, count in enumerate(layer.channels)]
@@ -175,20 +175,20 @@ def draw_channels(run: History, style: Style, form: str, width: float = WIDE) ->
                 held = list(same)
                 left, right = held[0][1], held[-1][2]
                 tip = f"{layer.name}: {count} of {layer.dense} channels from epoch {left:g}"
-                colour = style.ink.of_share(count / layer.dense) if count else "none"
-                axes.barh(row, right - left, 0.84, left, color=colour, gid=TIP + tip, antialiased=False)
+                colour = style.palette.share_colour(count / layer.dense) if count else "none"
+                axes.barh(row, right - left, 0.84, left, color=colour, gid=TOOLTIP_PREFIX + tip, antialiased=False)
                 if not count:
-                    axes.plot([left, right], [row, row], color=style.ink.faint, linewidth=1)
+                    axes.plot([left, right], [row, row], color=style.palette.faint, linewidth=1)
         axes.set_yticks(range(len(layers)), [layer.name for layer in layers])
         axes.set(xlim=(edges[0], edges[-1]), ylim=(len(layers) - 0.4, -0.6), xlabel="network after epoch")
         axes.set_xticks([tick for tick in MaxNLocator(steps=[1, 2, 5, 10], integer=True).tick_values(0, run.epochs) if tick <= run.epochs])
         _label_ends(axes, run)
-        _open(axes, style)
+        _hide_frame(axes, style)
         axes.tick_params(axis="y", length=0)
-        if style.alone:
+        if style.standalone:
             axes.set_title(f"{run.label}: channels kept, layer by layer", loc="left", fontsize=FONT_SIZE + 1)
         _heat_legend(figure, style)
-        return _saved(figure, f"channels-{run.label}-{width}", form)
+        return _file_content(figure, f"channels-{run.label}-{width}", form)
 
 
 def edges_of(run: History) -> list[float]:
@@ -198,7 +198,7 @@ def edges_of(run: History) -> list[float]:
     """
     starts = [float(network.epoch) for network in run.networks]
     steps = [later - earlier for earlier, later in pairwise(starts)]
-    least = min(median(steps), LAST * starts[-1]) if steps else 1.0
+    least = min(median(steps), MIN_LAST_WIDTH * starts[-1]) if steps else 1.0
     return [*starts, max(float(run.epochs), starts[-1] + least)]
 
 
@@ -215,16 +215,16 @@ def _heat_legend(figure: "Figure", style: Style) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    marks: list[Any] = [Patch(color=style.ink.of_share(share), label=f"{share:.0%}") for share in (1.0, 0.75, 0.5, 0.25, 0.02)]
-    gone = Line2D([], [], color=style.ink.faint, linewidth=1, label="gone")
+    marks: list[Any] = [Patch(color=style.palette.share_colour(share), label=f"{share:.0%}") for share in (1.0, 0.75, 0.5, 0.25, 0.02)]
+    gone = Line2D([], [], color=style.palette.faint, linewidth=1, label="gone")
     figure.legend(handles=[*marks, gone], loc="outside lower left", ncols=6, frameon=False, handlelength=1.1, columnspacing=1.0)
 
 
-def _open(axes: "Axes", style: Style) -> None:
+def _hide_frame(axes: "Axes", style: Style) -> None:
     """Remove the frame at the top and at the right."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(style.ink.faint)
-    axes.tick_params(color=style.ink.faint)
+    axes.spines[["left", "bottom"]].set_color(style.palette.faint)
+    axes.tick_params(color=style.palette.faint)
 
 
 @contextmanager
@@ -232,24 +232,24 @@ def _figure(size: tuple[float, float], style: Style) -> Iterator["Figure"]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    background = style.ink.paper if style.alone else "none"
+    background = style.palette.paper if style.standalone else "none"
     settings: dict[Any, Any] = {
         "font.family": "sans-serif",
         "font.size": FONT_SIZE,
-        "text.color": style.ink.text,
+        "text.color": style.palette.text,
         "text.parse_math": False,
-        "axes.labelcolor": style.ink.text,
+        "axes.labelcolor": style.palette.text,
         "axes.facecolor": background,
-        "xtick.labelcolor": style.ink.text,
-        "ytick.labelcolor": style.ink.text,
-        "svg.fonttype": "path" if style.alone else "none",
+        "xtick.labelcolor": style.palette.text,
+        "ytick.labelcolor": style.palette.text,
+        "svg.fonttype": "path" if style.standalone else "none",
         "path.simplify": False,
     }
     with rc_context(settings):
         yield Figure(figsize=size, facecolor=background, layout="constrained")
 
 
-def _saved(figure: "Figure", name: str, form: str) -> bytes:
+def _file_content(figure: "Figure", name: str, form: str) -> bytes:
     """The content of a figure's file; equal figures give equal bytes."""
     from matplotlib import rc_context
 

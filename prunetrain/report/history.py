@@ -19,7 +19,7 @@ from prunetrain.paths import RunPaths
 from prunetrain.report.run_settings import read_settings
 
 METRICS = ("epoch", "train_loss", "lasso", "train_top1", "val_top1", "lr", "macs", "epoch_seconds", "images_per_second")
-MOST_METRICS = 2**28  # bytes, enough for half a million epochs
+MAX_METRICS_BYTES = 2**28  # bytes, enough for half a million epochs
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,19 @@ class History:
         return tuple(network.epoch for network in self.networks[1:] if not isinstance(first, int) or network.epoch >= first)
 
     @property
-    def measured(self) -> bool:
+    def last_network_measured(self) -> bool:
         """Whether the last line of metrics belongs to the last network; if a method pruned it at the end, no epoch measured it."""
         return bool(self.metrics) and not (self.prunings and self.prunings[-1] >= self.epochs)
 
     @property
     def top1(self) -> float:
         """Validation accuracy of the last network; NaN if no epoch measured it."""
-        return self.last("val_top1") if self.measured else math.nan
+        return self.last("val_top1") if self.last_network_measured else math.nan
 
     @property
     def nonzero(self) -> float:
         """Nonzero parameters of the last network; NaN if no epoch counted them."""
-        found = self.last("nonzero_params") if self.measured else math.nan
+        found = self.last("nonzero_params") if self.last_network_measured else math.nan
         return min(found, self.networks[-1].costs.params) if self.networks else found  # a cut after the last epoch removed more
 
     @property
@@ -161,7 +161,7 @@ def read_metrics(run: RunPaths) -> list[dict[str, Any]]:
         return []
     lines = []
     try:
-        content = read_bytes(run.metrics, MOST_METRICS)
+        content = read_bytes(run.metrics, MAX_METRICS_BYTES)
     except RefusedFileError as refused:
         raise ConfigError(f"{run.metrics}: not a file of metrics: {refused}") from None
     for row, line in enumerate(content.splitlines(), start=1):

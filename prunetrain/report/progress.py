@@ -14,7 +14,7 @@ from rich.text import Text
 from prunetrain.channels.selection import KEEP_ALL, Granularity
 from prunetrain.graph.costs import out_channels
 from prunetrain.graph.load import read_graph
-from prunetrain.report.tables import count, duration, listed, profile, share
+from prunetrain.report.tables import abbreviate_names, format_count, format_duration, profile, share
 from prunetrain.training.events import BatchChange, Metrics, Observer, Reconfiguration, Start, Uncut
 
 _NOTHING_CUT = {
@@ -76,7 +76,7 @@ class TrainingProgress(Observer):
         left = elapsed / max(1, done - self._first_epoch) * (self._total_epochs - done)
         self._console.print(
             f"{done:>4}/{self._total_epochs:<4}  {metrics['train_loss']:7.4f}  {metrics['train_top1']:6.1%}  {metrics['val_top1']:9.2%}  "
-            f"{share(metrics['macs'], self._dense_macs):9.1%}  {metrics['images_per_second']:8,.0f}  {duration(left):>9}",
+            f"{share(metrics['macs'], self._dense_macs):9.1%}  {metrics['images_per_second']:8,.0f}  {format_duration(left):>9}",
             highlight=False,
         )
 
@@ -88,16 +88,16 @@ class TrainingProgress(Observer):
         text = f"  {_NOTHING_CUT[event.uncut]}"
         drop = (event.val_top1[1] - event.val_top1[0]) * 100
         if event.nonzero is not None:
-            text = f"  pruned: {' -> '.join(map(count, event.nonzero))} nonzero parameters, top-1 {drop:+.2f} points"
+            text = f"  pruned: {' -> '.join(map(format_count, event.nonzero))} nonzero parameters, top-1 {drop:+.2f} points"
         if after < before:
-            macs = " -> ".join(map(count, change.macs))
+            macs = " -> ".join(map(format_count, change.macs))
             text = f"  cut {before - after:,} of {before:,} channels: {macs} MACs, top-1 {drop:+.2f} points"
-        text += _multiples(change.granularity)
+        text += _rounding_text(change.granularity)
         if change.removed_layers:
             text += f", {len(change.removed_layers)} layers removed"
         self._console.print(f"{text} -> {event.network}", style="cyan", highlight=False, soft_wrap=True)
         if change.rescued_spaces:
-            names = listed(list(change.rescued_spaces))
+            names = abbreviate_names(list(change.rescued_spaces))
             text = f"  every channel of {names} was dead; the strongest stays"
             self._console.print(text, style="yellow", highlight=False, soft_wrap=True)
         if event.batch is not None:
@@ -139,11 +139,11 @@ def batch_line(change: BatchChange) -> str:
     """The change of the batch in one line: "batch 128 -> 192, learning rate x1.5 (estimated 410 M of 420 M bytes per step)"."""
     old, new = change.batch_size
     how = "measured" if change.measured else "estimated"
-    memory = f"({how} {count(change.memory[1])} of {count(change.budget)} bytes per step)"
+    memory = f"({how} {format_count(change.memory[1])} of {format_count(change.budget)} bytes per step)"
     return f"batch {old} -> {new}, learning rate x{new / old:.3g} {memory}" if new > old else f"batch stays at {old} {memory}"
 
 
-def _multiples(granularity: Granularity) -> str:
+def _rounding_text(granularity: Granularity) -> str:
     """What channel counts were rounded to, if at all."""
     chosen = {granularity} if isinstance(granularity, int) else set(granularity.values())
     if chosen == {KEEP_ALL}:

@@ -31,17 +31,17 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, int | float | str)
 
 
-def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The settings that differ between the runs whose settings are known: method and rate first, the others in `TrainConfig`'s order."""
     known = [of_run for of_run in settings if of_run]
     names = [*_FIRST, *(name for name in TrainConfig.__dataclass_fields__ if name not in (*_FIRST, *SETTINGS_WITHOUT_RESULT_EFFECT))]
-    return [name for name in names if len({written(of_run.get(name)) for of_run in known}) > 1]
+    return [name for name in names if len({format_setting(of_run.get(name)) for of_run in known}) > 1]
 
 
-def written(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A setting's value as a flag or config file would spell it; empty if there is none."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list | tuple):
-        return ", ".join(map(written, value))
+        return ", ".join(map(format_setting, value))
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

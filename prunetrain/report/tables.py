@@ -11,7 +11,7 @@ from prunetrain.foreign.refusal import printable
 
 BAR_WIDTH = 10
 UNKNOWN = "\N{EN DASH}"  # for values that a run's files do not hold
-MOST_NAMES = 3  # in a line
+MAX_NAMES = 3  # in a line
 
 
 def print_network(console: Console, described: dict[str, Any]) -> None:
@@ -21,19 +21,21 @@ def print_network(console: Console, described: dict[str, Any]) -> None:
     for row in described["layers"]:
         kept = f"{row['channels']}" if row["channels"] == row["was"] else f"{row['channels']} of {row['was']}"
         output = "x".join(map(str, row["output_shape"]))
-        table.add_row(row["layer"], output, kept, _coloured(row["channels"], row["was"]), count(row["macs"]), count(row["params"]))
+        table.add_row(
+            row["layer"], output, kept, _coloured(row["channels"], row["was"]), format_count(row["macs"]), format_count(row["params"])
+        )
     total, dense = described["totals"], described.get("dense_totals")
     table.add_section()
-    table.add_row("total", "", f"{total['channels']:,}", "", count(total["macs"]), count(total["params"]))
+    table.add_row("total", "", f"{total['channels']:,}", "", format_count(total["macs"]), format_count(total["params"]))
     if dense:
         shares = [f"{share(total[key], dense[key]):.1%}" for key in ("channels", "macs", "params")]
         table.add_row("of the dense network", "", shares[0], "", shares[1], shares[2])
     console.print(table)
     console.print()
-    _print_what_stays(console, described["cuttable"], described["frozen"])
+    _print_cuttable_share(console, described["cuttable"], described["frozen"])
 
 
-def _print_what_stays(console: Console, cuttable: dict[str, Any], frozen: list[dict[str, Any]]) -> None:
+def _print_cuttable_share(console: Console, cuttable: dict[str, Any], frozen: list[dict[str, Any]]) -> None:
     """Print the share of the MACs that can be cut, the least that can be left, and the channel spaces that stay, by reason."""
     least = f", down to {100 * cuttable['least_share']:.3g}% of the MACs" if cuttable["share"] else ""
     stays = "; these stay:" if frozen else ""
@@ -44,13 +46,13 @@ def _print_what_stays(console: Console, cuttable: dict[str, Any], frozen: list[d
     for why, spaces in reasons.items():
         channels = sum(space["channels"] for space in spaces)
         channels_of = f"{channels:,} channel{'s' if channels > 1 else ''} of"
-        console.print(f"  {why}: {channels_of} {listed([space['space'] for space in spaces])}", soft_wrap=True, markup=False)
+        console.print(f"  {why}: {channels_of} {abbreviate_names([space['space'] for space in spaces])}", soft_wrap=True, markup=False)
 
 
-def listed(names: list[str]) -> str:
+def abbreviate_names(names: list[str]) -> str:
     """List the first few names: a, b, c and 9 more."""
-    more = len(names) - MOST_NAMES
-    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def print_change(console: Console, described: dict[str, Any]) -> None:
@@ -61,12 +63,16 @@ def print_change(console: Console, described: dict[str, Any]) -> None:
         console.print("no layer differs")
     if "runs" in described:
         console.print()
-        _print_ends(console, described["runs"])
+        _print_results(console, described["runs"])
 
 
-def _print_ends(console: Console, runs: list[dict[str, Any]]) -> None:
+def _print_results(console: Console, runs: list[dict[str, Any]]) -> None:
     """Print the results of two runs, one line per figure; a dash for what their files do not hold."""
-    for label, key, form in (("top-1", "val_top1", "{:.2%}".format), ("MACs", "macs", count), ("not zero", "nonzero_params", count)):
+    for label, key, form in (
+        ("top-1", "val_top1", "{:.2%}".format),
+        ("MACs", "macs", format_count),
+        ("not zero", "nonzero_params", format_count),
+    ):
         before, after = (UNKNOWN if run[key] is None else form(run[key]) for run in runs)
         console.print(f"{label:8}  {before} -> {after}", highlight=False)
 
@@ -77,10 +83,12 @@ def _print_layers(console: Console, described: dict[str, Any]) -> None:
     for row in described["layers"]:
         (old, new), macs, params = row["channels"], row["macs"], row["params"]
         label = Text(f"{old} -> {new}") if new else Text(f"{old} -> gone", style="red")
-        table.add_row(row["layer"], label, _coloured(new, max(old, new)), count(macs[0] - macs[1]), count(params[0] - params[1]))
+        table.add_row(
+            row["layer"], label, _coloured(new, max(old, new)), format_count(macs[0] - macs[1]), format_count(params[0] - params[1])
+        )
     total = described["totals"]
     table.add_section()
-    saved = [f"{count(total[key][0] - total[key][1])} ({1 - share(total[key][1], total[key][0]):.1%})" for key in ("macs", "params")]
+    saved = [f"{format_count(total[key][0] - total[key][1])} ({1 - share(total[key][1], total[key][0]):.1%})" for key in ("macs", "params")]
     table.add_row("total", f"{total['channels'][0]:,} -> {total['channels'][1]:,}", "", *saved)
     console.print(table)
 
@@ -94,9 +102,9 @@ def print_run(console: Console, described: dict[str, Any]) -> None:
             Path(row["file"]).name,
             f"{row['channels']:,}",
             _coloured(row["channels"], networks[0]["channels"]),
-            count(row["macs"]),
+            format_count(row["macs"]),
             f"{share(row['macs'], networks[0]['macs']):.1%}",
-            count(row["params"]),
+            format_count(row["params"]),
             f"{share(row['params'], networks[0]['params']):.1%}",
         )
     console.print(table)
@@ -112,7 +120,7 @@ def print_run(console: Console, described: dict[str, Any]) -> None:
             f"{line['train_top1']:.1%}",
             f"{line['val_top1']:.2%}",
             f"{line['lr']:.4g}",
-            count(line["macs"]),
+            format_count(line["macs"]),
             f"{line['epoch_seconds']:.1f}",
             f"{line['images_per_second']:,.0f}",
         )
@@ -151,7 +159,7 @@ def _coloured(part: float, whole: float) -> Text:
     return text
 
 
-def count(number: float) -> str:
+def format_count(number: float) -> str:
     """A large number in readable form: 41.2 M, 272 K, 950."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
         if abs(number) >= 0.9995 * size:  # three digits round to one of this unit
@@ -159,7 +167,7 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds in readable form: 42s, 3m10s, 2h05m."""
     whole = round(seconds)
     if whole < 60:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from prunetrain.graph.costs import TRAIN_TO_FORWARD, costs
 from prunetrain.graph.load import read_graph
-from prunetrain.report.tables import count, share
+from prunetrain.report.tables import format_count, share
 
 if TYPE_CHECKING:
     from prunetrain.training.run import Outcome
@@ -36,17 +36,17 @@ class _Terminal:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        with _may_be_closed():
+        with _ignore_closed_terminal():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with _may_be_closed():
+        with _ignore_closed_terminal():
             self._stream.flush()
 
 
 @contextmanager
-def _may_be_closed() -> Iterator[None]:
+def _ignore_closed_terminal() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -71,12 +71,13 @@ def print_outcome(output: Console, outcome: "Outcome") -> None:
     trained = history[-1]
     removed = 1 - share(trained["train_macs_total"], TRAIN_TO_FORWARD * dense.macs * trained["train_images_total"])
     say(f"validation top-1 {trained['val_top1'] if outcome.val_top1 is None else outcome.val_top1:.2%}")
-    say(f"MACs             {count(final.macs)} of {count(dense.macs)}: {1 - share(final.macs, dense.macs):.1%} removed")
+    say(f"MACs             {format_count(final.macs)} of {format_count(dense.macs)}: {1 - share(final.macs, dense.macs):.1%} removed")
     if outcome.missed is not None:
         say(f"target missed    {outcome.missed}")
-    say(f"parameters       {count(final.params)} of {count(dense.params)}: {1 - share(final.params, dense.params):.1%} removed")
+    params = f"{format_count(final.params)} of {format_count(dense.params)}"
+    say(f"parameters       {params}: {1 - share(final.params, dense.params):.1%} removed")
     if outcome.nonzero_params is not None and outcome.nonzero_params < 0.99 * final.params:
-        say(f"not zero         {count(outcome.nonzero_params)}: {1 - share(outcome.nonzero_params, dense.params):.1%} removed")
+        say(f"not zero         {format_count(outcome.nonzero_params)}: {1 - share(outcome.nonzero_params, dense.params):.1%} removed")
     say(f"training MACs    {removed:.1%} removed")
     say(f"network          {network}")
     say(f"checkpoint       {run.last}")

@@ -99,7 +99,7 @@ def _plot(path: Path, found: Sequence[Point], title: str, view: _View) -> None:
         for point in found:
             if point.is_dense:
                 axes.axhline(point.top1, color="#404040", linestyle=":", linewidth=1.4, label=DENSE, zorder=1.5)
-        _dress(axes, min(view.share(point) for point in found if point.method in view.methods))
+        _format_axes(axes, min(view.share(point) for point in found if point.method in view.methods))
         seeds = {point.seeds for point in found}
         several = f", mean and range of {'up to ' if len(seeds) > 1 else ''}{max(seeds)} seeds"
         axes.set_xlabel(view.label)
@@ -121,7 +121,7 @@ def _draw(axes: "Axes", line: Sequence[Point], places: Sequence[float], number: 
     axes.plot(places, means, color=colour, marker=marker, markersize=5, linewidth=1.6, label=line[0].method)
 
 
-def _dress(axes: "Axes", smallest: float) -> None:
+def _format_axes(axes: "Axes", smallest: float) -> None:
     """Set the axes and their ticks; from left to right, less and less is left."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 

@@ -1,4 +1,4 @@
-"""Preparing matplotlib's SVGs for a page. In: a file's bytes, in placeholder colours (`colours.PAGE`). Out: an <svg> element.
+"""Preparing matplotlib's SVGs for a page. In: a file's bytes, in placeholder colours (`colours.PAGE_PALETTE`). Out: an <svg> element.
 
 Colours become CSS variables, so that one drawing suits light and dark mode; texts take the page's font, and the drawing takes the width
 that the page gives it. Ids are prefixed with the figure's name, so that no two figures share one; unused ids are removed.
@@ -7,8 +7,8 @@ that the page gives it. Ids are prefixed with the figure's name, so that no two 
 import re
 from xml.etree import ElementTree
 
-from prunetrain.report.colours import CSS_OF
-from prunetrain.report.figures import TIP
+from prunetrain.report.colours import CSS_BY_PLACEHOLDER
+from prunetrain.report.figures import TOOLTIP_PREFIX
 
 _SVG = "http://www.w3.org/2000/svg"
 _LINK = "{http://www.w3.org/1999/xlink}href"
@@ -17,7 +17,7 @@ _PLACEHOLDER = re.compile(r"#01[0-9a-f]{4}")
 _FONT = re.compile(r"font: ([\d.]+px) [^;]*")
 
 
-def for_page(drawing: bytes, name: str, label: str) -> str:
+def prepare_svg(drawing: bytes, name: str, label: str) -> str:
     """Turn a drawing into an element of a page.
 
     Args:
@@ -50,9 +50,9 @@ def _referred(root: ElementTree.Element) -> set[str]:
 
 def _rename(element: ElementTree.Element, name: str, referred: set[str]) -> None:
     own = element.attrib.pop("id", None)
-    if own is not None and own.startswith(TIP):
+    if own is not None and own.startswith(TOOLTIP_PREFIX):
         title = ElementTree.Element(f"{{{_SVG}}}title")
-        title.text = own.removeprefix(TIP)
+        title.text = own.removeprefix(TOOLTIP_PREFIX)
         element.insert(0, title)
     elif own in referred:
         element.attrib["id"] = f"{name}-{own}"
@@ -63,4 +63,4 @@ def _rename(element: ElementTree.Element, name: str, referred: set[str]) -> None
 
 
 def _styled(style: str) -> str:
-    return _FONT.sub(r"font-size: \1", _PLACEHOLDER.sub(lambda match: CSS_OF[match[0]], style))
+    return _FONT.sub(r"font-size: \1", _PLACEHOLDER.sub(lambda match: CSS_BY_PLACEHOLDER[match[0]], style))
