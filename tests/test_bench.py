@@ -21,7 +21,7 @@ from prunetrain.paths import RunPaths
 from prunetrain.report import benchmarks
 from prunetrain.training.benchmarking import allocator, measuring, peaks
 from prunetrain.training.benchmarking.conditions import Conditions
-from prunetrain.training.benchmarking.measuring import Measured
+from prunetrain.training.benchmarking.measuring import Measurements
 from prunetrain.training.benchmarking.peaks import Peaks
 from prunetrain.training.benchmarking.profiling import StepProfile
 
@@ -113,8 +113,8 @@ def test_profiles_in_json(run: RunPaths) -> None:
 def test_ratios_are_taken_round_by_round() -> None:
     """By hand: 40% of the MACs left; steps of half the time in the first round and of all of it in the last."""
     graphs = [residual(), residual(stem=4, inner=(4, 8), wide=8)]
-    first = Measured(1000, [2.0, 4.0, 4.0], [1.0] * 3, [1.0] * 3, [0.5, 1.0, 1.0])
-    second = Measured(400, [1.0, 3.0, 4.0], [1.0] * 3, [1.0] * 3, [0.0, 0.0, 0.0])
+    first = Measurements(1000, [2.0, 4.0, 4.0], [1.0] * 3, [1.0] * 3, [0.5, 1.0, 1.0])
+    second = Measurements(400, [1.0, 3.0, 4.0], [1.0] * 3, [1.0] * 3, [0.0, 0.0, 0.0])
     compared = benchmarks.comparison(graphs, [first, second])
     saved = 1 - costs(graphs[1]).macs / costs(graphs[0]).macs
     assert compared["train_step_ratio"] == {"median": 0.75, "low": 0.625, "high": 0.875}
@@ -213,7 +213,7 @@ def test_batches_beyond_the_memory_are_refused(tmp_path: Path) -> None:
 def test_freed_memory_is_kept_before_anything_is_timed(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     order, measure = [], measuring.measure
 
-    def measured(*args: Any, **keywords: Any) -> list[Measured]:
+    def measured(*args: Any, **keywords: Any) -> list[Measurements]:
         order.append("measure")
         return measure(*args, **keywords)
 

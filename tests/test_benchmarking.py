@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunetrain.graph.costs import costs, step_macs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.training.benchmarking import rounds
-from prunetrain.training.benchmarking.conditions import Conditions, hardware, threads
+from prunetrain.training.benchmarking.conditions import Conditions, device_name, threads
 from prunetrain.training.benchmarking.measuring import measure
 from prunetrain.training.benchmarking.memory import peak_memory
-from prunetrain.training.benchmarking.peaks import Peaks, as_precise_as_convolutions
+from prunetrain.training.benchmarking.peaks import Peaks, matmul_at_conv_precision
 from prunetrain.training.benchmarking.profiling import profile_steps, step_names
 from prunetrain.training.benchmarking.rounds import Spread, ratios, time_in_turn
 from prunetrain.training.benchmarking.steps import Inference, LassoStep, TrainingStep
@@ -60,12 +60,12 @@ def test_one_cpu_thread_is_timed_by_cpu_time() -> None:
         return FLOAT32.clock() - start
 
     with threads(1):
-        assert FLOAT32.one_thread()
+        assert FLOAT32.is_single_threaded()
         assert slept() < 0.04
     with threads(2):
-        assert not FLOAT32.one_thread()
+        assert not FLOAT32.is_single_threaded()
         assert slept() >= 0.05
-    assert not Conditions(torch.device("cuda"), 2).one_thread()
+    assert not Conditions(torch.device("cuda"), 2).is_single_threaded()
 
 
 def test_an_action_without_duration_is_not_repeated_for_ever() -> None:
@@ -159,7 +159,7 @@ def test_a_gpu_does_steps_in_a_row_by_its_own_clock(monkeypatch: pytest.MonkeyPa
     net = Sketch("Toy", (2, 3, 3))
     graph = net.graph(net.classifier("fc", net.call("F.relu", net.conv("conv1", net.x, 4, kernel_size=1, bias=False)), 5))
     (once,) = profile_steps([graph], FLOAT32, rounds=1)
-    monkeypatch.setattr(Conditions, "asynchronous", True)
+    monkeypatch.setattr(Conditions, "is_asynchronous", True)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     with Counted():
         (in_a_row,) = profile_steps([graph], FLOAT32, rounds=2)
@@ -172,10 +172,10 @@ def test_a_gpus_peak_is_in_the_precision_of_convolutions() -> None:
     matmul, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     before = matmul.fp32_precision
     assert before != convolutions.fp32_precision  # torch's defaults
-    with as_precise_as_convolutions(torch.device("cuda")):
+    with matmul_at_conv_precision(torch.device("cuda")):
         assert matmul.fp32_precision == convolutions.fp32_precision
     assert matmul.fp32_precision == before
-    with as_precise_as_convolutions(CPU):
+    with matmul_at_conv_precision(CPU):
         assert matmul.fp32_precision == before
 
 
@@ -240,9 +240,9 @@ def test_the_roofline_is_the_slower_of_two() -> None:
 
 
 def test_the_machine_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hardware(CPU)
+    assert device_name(CPU)
     monkeypatch.setattr(Path, "exists", lambda path: False)
-    assert isinstance(hardware(CPU), str)
+    assert isinstance(device_name(CPU), str)
 
 
 _FAULTS = """

@@ -275,7 +275,7 @@ def test_who_puts_it_in(tmp_path: Path) -> None:
         config = settings(images, tmp_path, model=f"{tmp_path / 'narrow.py'}:Narrow", channels_last=True, compile=mode)
         state = new_state(config, RunPaths(tmp_path, f"run-{mode}"), load_data(config, CPU), Environment(CPU))
         conditions = Conditions.of(config, CPU)
-        layer = conditions.as_in_training(nn.BatchNorm2d(4))
+        layer = conditions.prepare_for_training(nn.BatchNorm2d(4))
         for model in (state.model, conditions.build(state.graph), layer):
             kinds = {type(module).__name__ for module in model.modules() if isinstance(module, nn.BatchNorm2d)}
             assert kinds == ({"BatchNorm2d"} if mode == "default" else {"_NarrowBatchNorm2d"})

@@ -17,13 +17,13 @@ from prunetrain.errors import ConfigError, DataError
 from prunetrain.paths import RunPaths
 from prunetrain.report.history import read_metrics
 from prunetrain.studies import defaults, grid, sweep
-from prunetrain.studies.fitting import unfit
 from prunetrain.studies.grid import Study, run_study
 from prunetrain.studies.plot import plot_macs, plot_sparsity
 from prunetrain.studies.records import Records, markdown
 from prunetrain.studies.results import write_study
 from prunetrain.studies.summary import LEGEND, Point, points, table
-from prunetrain.studies.tasks import Done, Task, run_tasks
+from prunetrain.studies.tasks import Task, TaskResult, run_tasks
+from prunetrain.studies.unsupported_methods import find_unsupported_methods
 from prunetrain.training.stopping import StopRequested
 
 NETWORK = {"model": "lenet-300-100", "dataset": "npz", "epochs": 1, "lr": 0.05, "device": "cpu"}
@@ -146,11 +146,13 @@ def test_a_cell_that_fails_is_one_line_and_the_others_are_run(images: Path, tmp_
 def test_the_default_methods_prune_the_default_network() -> None:
     config = TrainConfig(device="cpu")
     run = RunPaths(Path("nowhere"), "dense-seed-0")
-    assert unfit(run, config, defaults.METHODS, 0.99, {}) == {}
-    assert unfit(run, config, ("unit", "group-lasso", "admm"), 0.99, {}) == {
+    assert find_unsupported_methods(run, config, defaults.METHODS, 0.99, {}) == {}
+    assert find_unsupported_methods(run, config, ("unit", "group-lasso", "admm"), 0.99, {}) == {
         "unit": "no units of this network can go: all are frozen (fc: the network's output)"
     }
-    assert unfit(run, config, ("magnitude",), 0.5, {"layer_rates": ("fc9=0",)}) == {"magnitude": "unknown layer 'fc9': did you mean fc?"}
+    assert find_unsupported_methods(run, config, ("magnitude",), 0.5, {"layer_rates": ("fc9=0",)}) == {
+        "magnitude": "unknown layer 'fc9': did you mean fc?"
+    }
 
 
 def test_group_lasso_takes_part_by_the_macs_that_it_removes(images: Path, tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_group_lasso_trains_as_long_as_the_others_in_all_rounds(tmp_path: Path) 
         "during": 1,
     }
     study = Study(**common, pruning={"rounds": 3, "scope": "global", "lr": 0.01}, epochs=2)  # type: ignore[arg-type]
-    lasso, fpgm = (study.pruning_of(cell) for cell in study.cells(0))
+    lasso, fpgm = (study.pruning_arguments(cell) for cell in study.cells(0))
     assert lasso.items() >= {"lr": 0.01, "target_macs": 0.75, "epochs": 6, "lasso_groups": "slices"}.items()
     assert not lasso.keys() & {"rounds", "scope", "rate", "during", "penalty_ratio"}
     assert fpgm == {"lr": 0.01, "rounds": 3, "scope": "global", "rate": 0.25, "epochs": 2, "during": 1}
@@ -217,7 +219,7 @@ def test_a_stopped_study_goes_on(images: Path, tmp_path: Path, monkeypatch: pyte
     )
     told: list[str] = []
 
-    def stop_after_two(done: Done) -> None:
+    def stop_after_two(done: TaskResult) -> None:
         told.append(done.name)
         if len(told) == 2:
             raise StopRequested(signal.SIGINT)
@@ -369,7 +371,7 @@ def test_a_table_for_people() -> None:
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     records = Records(tmp_path, {"lr": 0.1})
-    records.begin()
+    records.write_settings()
     records.put("a", {"x": 1})
     assert (Records(tmp_path, {"lr": 0.1}).get("a"), records.get("b")) == ({"x": 1}, None)
     (tmp_path / "a.result.json").write_text("{")
@@ -389,7 +391,7 @@ def test_tasks_follow_each_other_and_failures_stay_apart() -> None:
         Task("a", partial(int, "1"), (Task("a1", partial(int, "2")), Task("a2", partial(fail, DataError, "no data\nat all")))),
         Task("b", partial(fail, ValueError, "odd"), (Task("b1", partial(int, "3"), (Task("b2", partial(int, "4")),)),)),
     ]
-    told: dict[str, Done] = {}
+    told: dict[str, TaskResult] = {}
     run_tasks(tasks, 1, lambda done: told.update({done.name: done}))
     assert (told["a"].result, told["a1"].result) == (1, 2)
     assert told["a2"].failure == "no data"

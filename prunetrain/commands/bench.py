@@ -52,7 +52,7 @@ def command(
         check_batch(graph, setting.batch_size, str(path))
         steps.check_logits(graph, str(path))
     allocator.keep_freed_memory()
-    with conditions.threads(threads), setting.enough_memory():
+    with conditions.threads(threads), setting.explain_out_of_memory():
         measured = measuring.measure(graphs, setting, rounds=rounds)
         described: dict[str, Any] = {
             "machine": benchmarks.machine(setting, rounds),

@@ -9,7 +9,7 @@ import click
 from prunetrain.training.stopping import StopRequested
 
 if TYPE_CHECKING:
-    from prunetrain.studies.tasks import Done
+    from prunetrain.studies.tasks import TaskResult
 
 
 class ResultPrinter:
@@ -18,7 +18,7 @@ class ResultPrinter:
     def __init__(self) -> None:
         self.failed: list[str] = []
 
-    def report(self, done: "Done") -> None:
+    def report(self, done: "TaskResult") -> None:
         """Print the result of a part, or why it failed."""
         if done.failure is None:
             click.echo(f"{done.name}: top-1 {done.result['top1']:.2%}")

@@ -28,7 +28,7 @@ def command(ctx: click.Context, /, *, folder: Path, output: Path | None, jobs: i
     from prunetrain.files import write_text
     from prunetrain.studies.records import markdown, write_csv, write_json
     from prunetrain.studies.sweep import COLUMNS, run_sweep
-    from prunetrain.studies.tasks import Done
+    from prunetrain.studies.tasks import TaskResult
 
     output = output or folder / "runs"
     printer = ResultPrinter()
@@ -41,7 +41,7 @@ def command(ctx: click.Context, /, *, folder: Path, output: Path | None, jobs: i
             check_ignored_settings(explicit_settings({"config": str(path)}), config)
             configs[path.stem] = config
         except PruneTrainError as error:
-            printer.report(Done(path.name, failure=str(error)))
+            printer.report(TaskResult(path.name, failure=str(error)))
     with print_how_to_continue():
         records = run_sweep(output, configs, jobs, printer.report)
     if records:

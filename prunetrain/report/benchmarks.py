@@ -13,8 +13,8 @@ import torch
 from prunetrain.config import LASSO_INTERVAL
 from prunetrain.graph.costs import Costs, costs
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.training.benchmarking.conditions import Conditions, hardware
-from prunetrain.training.benchmarking.measuring import Measured
+from prunetrain.training.benchmarking.conditions import Conditions, device_name
+from prunetrain.training.benchmarking.measuring import Measurements
 from prunetrain.training.benchmarking.peaks import Peaks
 from prunetrain.training.benchmarking.profiling import StepProfile
 from prunetrain.training.benchmarking.rounds import Spread, ratios
@@ -23,7 +23,7 @@ from prunetrain.training.benchmarking.rounds import Spread, ratios
 def machine(conditions: Conditions, rounds: int) -> dict[str, Any]:
     """The machine and the conditions of the measurements."""
     return {
-        "device": hardware(conditions.device),
+        "device": device_name(conditions.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -32,11 +32,11 @@ def machine(conditions: Conditions, rounds: int) -> dict[str, Any]:
         "channels_last": conditions.channels_last,
         "compile": conditions.compile,
         "rounds": rounds,
-        "clock": "CPU time" if conditions.one_thread() else "time",
+        "clock": "CPU time" if conditions.is_single_threaded() else "time",
     }
 
 
-def network(name: str, graph: LayerGraph, measured: Measured) -> dict[str, Any]:
+def network(name: str, graph: LayerGraph, measured: Measurements) -> dict[str, Any]:
     """One network's costs, times and memory."""
     cost = costs(graph)
     lasso = [alone / LASSO_INTERVAL for alone in measured.lasso_step]  # seconds per training step
@@ -53,7 +53,7 @@ def network(name: str, graph: LayerGraph, measured: Measured) -> dict[str, Any]:
     }
 
 
-def comparison(graphs: Sequence[LayerGraph], measured: Sequence[Measured]) -> dict[str, Any]:
+def comparison(graphs: Sequence[LayerGraph], measured: Sequence[Measurements]) -> dict[str, Any]:
     """The second network compared with the first; `time_saved_of_macs_saved` is None unless the second has fewer MACs."""
     first, second = measured
     before, after = map(costs, graphs)

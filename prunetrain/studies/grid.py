@@ -24,10 +24,10 @@ from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS, METHO
 from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
 from prunetrain.paths import RunPaths
 from prunetrain.studies.defaults import EXCLUDED_SETTINGS
-from prunetrain.studies.fitting import unfit
 from prunetrain.studies.records import DENSE, Record, Records
-from prunetrain.studies.running import finished, train_to_the_end
-from prunetrain.studies.tasks import Done, Report, Task, run_tasks
+from prunetrain.studies.running import require_finished, train_to_the_end
+from prunetrain.studies.tasks import Report, Task, TaskResult, run_tasks
+from prunetrain.studies.unsupported_methods import find_unsupported_methods
 from prunetrain.training.run import Outcome
 
 _IRRELEVANT_SETTINGS: Final = (*SETTINGS_WITHOUT_RESULT_EFFECT, "data_dir", "device", "seed")
@@ -123,7 +123,7 @@ class Study:
         """The run of the dense network of a seed."""
         return RunPaths(self.folder, f"{DENSE}-seed-{seed}")
 
-    def training_of(self, seed: int) -> TrainConfig:
+    def training_config(self, seed: int) -> TrainConfig:
         """The settings that train the network of a seed."""
         saved = set(self.training.save_epochs)
         if self.pruning.get("retrain") in WEIGHT_REWINDING_MODES and self.pruning.get("rewind_epoch", 0):
@@ -132,7 +132,7 @@ class Study:
         dense = {name: getattr(TrainConfig, name) for name in LASSO_SETTINGS} | {"penalty_ratio": 0.0}
         return replace(self.training, **dense, seed=seed, name=name, output_dir=str(self.folder), save_epochs=epochs)
 
-    def pruning_of(self, cell: Cell) -> dict[str, Any]:
+    def pruning_arguments(self, cell: Cell) -> dict[str, Any]:
         """The arguments of `prune` for a cell, apart from the checkpoint and where to write.
 
         Group-lasso continues training for as many epochs as the others do in all their rounds; at rate 0 without a lasso.
@@ -144,7 +144,7 @@ class Study:
             return {**own, **lasso, **aim, "epochs": self.epochs if self.epochs is None else self.epochs * self._rounds}
         acts = cell.method == ADMM or _decides_channels(cell.method)
         during = self.during if acts or self.during is None else 0
-        return {**_fitting(self.pruning, cell.method), "rate": cell.rate, "epochs": self.epochs, "during": during}
+        return {**_applicable_settings(self.pruning, cell.method), "rate": cell.rate, "epochs": self.epochs, "during": during}
 
     def settings(self) -> dict[str, Any]:
         """The settings that decide the results, without the grid, which may grow."""
@@ -167,18 +167,18 @@ def run_study(study: Study, jobs: int, report: Report) -> list[Record]:
         StopRequested: if a signal came; what is done is kept.
     """
     records = Records(study.folder / "cells", study.settings())
-    failed = _failed(study, records)
+    failed = _find_failing_methods(study, records)
     for method, reason in failed.items():
-        report(Done(method, failure=reason))
+        report(TaskResult(method, failure=reason))
 
-    def keep(done: Done) -> None:
+    def keep(done: TaskResult) -> None:
         if done.failure is None and records.get(done.name) is None:
             records.put(done.name, done.result)
         report(done)
 
     tasks = _tasks(study, records, failed)
     if tasks:
-        records.begin()
+        records.write_settings()
     run_tasks(tasks, jobs, keep)
     names = [study.dense(seed).name for seed in study.seeds]
     names += [cell.name for seed in study.seeds for cell in study.cells(seed)]
@@ -186,17 +186,17 @@ def run_study(study: Study, jobs: int, report: Report) -> list[Record]:
     return sorted((record for record in map(records.get, names) if record), key=lambda record: order.index(record["method"]))
 
 
-def _waiting(study: Study, records: Records, seed: int) -> list[Cell]:
+def _unfinished_cells(study: Study, records: Records, seed: int) -> list[Cell]:
     """The cells of a seed that are not done."""
     return [cell for cell in study.cells(seed) if records.get(cell.name) is None]
 
 
-def _failed(study: Study, records: Records) -> dict[str, str]:
+def _find_failing_methods(study: Study, records: Records) -> dict[str, str]:
     """The methods with cells left to run that cannot prune the network, and why not."""
-    waiting = {cell.method for seed in study.seeds for cell in _waiting(study, records, seed)}
+    waiting = {cell.method for seed in study.seeds for cell in _unfinished_cells(study, records, seed)}
     seed = study.seeds[0]
     asked = [method for method in study.methods if method in waiting]
-    return unfit(study.dense(seed), study.training_of(seed), asked, max(study.rates), study.pruning)
+    return find_unsupported_methods(study.dense(seed), study.training_config(seed), asked, max(study.rates), study.pruning)
 
 
 def _tasks(study: Study, records: Records, failed: Mapping[str, str]) -> list[Task]:
@@ -205,7 +205,7 @@ def _tasks(study: Study, records: Records, failed: Mapping[str, str]) -> list[Ta
         return []
     tasks = []
     for seed in study.seeds:
-        cells = [cell for cell in _waiting(study, records, seed) if cell.method not in failed]
+        cells = [cell for cell in _unfinished_cells(study, records, seed) if cell.method not in failed]
         name = study.dense(seed).name
         if cells or records.get(name) is None:
             following = tuple(Task(cell.name, partial(_run_cell, study, cell)) for cell in cells)
@@ -215,7 +215,7 @@ def _tasks(study: Study, records: Records, failed: Mapping[str, str]) -> list[Ta
 
 def _train_dense(study: Study, seed: int) -> Record:
     """Train the network of a seed, or what is left of its training."""
-    outcome = train_to_the_end(study.training_of(seed))
+    outcome = train_to_the_end(study.training_config(seed))
     seconds = sum(line["epoch_seconds"] for line in outcome.history)
     return _record(Cell(DENSE, 0.0, seed), study.dense(seed), outcome, seconds)
 
@@ -223,8 +223,8 @@ def _train_dense(study: Study, seed: int) -> Record:
 def _run_cell(study: Study, cell: Cell) -> Record:
     start = time.perf_counter()
     dense = study.dense(cell.seed)
-    outcome = finished(
-        prune(dense.last, method=cell.method, resume=True, name=cell.name, output_dir=str(study.folder), **study.pruning_of(cell))
+    outcome = require_finished(
+        prune(dense.last, method=cell.method, resume=True, name=cell.name, output_dir=str(study.folder), **study.pruning_arguments(cell))
     )
     record = _record(cell, dense, outcome, time.perf_counter() - start)
     if not study.keep_runs:
@@ -249,7 +249,7 @@ def _record(cell: Cell, dense: RunPaths, outcome: Outcome, seconds: float) -> Re
     }
 
 
-def _fitting(pruning: Mapping[str, Any], method: str) -> dict[str, Any]:
+def _applicable_settings(pruning: Mapping[str, Any], method: str) -> dict[str, Any]:
     """The settings, without `slice` for methods that remove single weights, so that a grid can compare these with methods that cut."""
     structured = pruning.get("structure", "weights") != "weights" and method in STRUCTURED_METHODS
     return {key: value for key, value in pruning.items() if key != "slice" or structured or _decides_channels(method)}

@@ -30,7 +30,7 @@ _COLOURS: Final = (
 )  # Okabe and Ito's, safe for colour blindness
 _MARKERS: Final = "osD^vP*X"
 _LEFT_TICKS: Final = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
-_LETTERS: Final = 100  # on a line of a note
+_NOTE_WIDTH: Final = 100  # on a line of a note
 
 
 def check_plots() -> None:
@@ -54,7 +54,7 @@ def plot_sparsity(path: Path, found: Sequence[Point], title: str) -> None:
         ConfigError: if matplotlib is not installed.
         OutputError: if the file cannot be written.
     """
-    _plot(path, found, title, _View("parameters removed", lambda point: point.params, methods_of(found)))
+    _plot(path, found, title, _PlotContent("parameters removed", lambda point: point.params, methods_of(found)))
 
 
 def plot_macs(path: Path, found: Sequence[Point], title: str) -> None:
@@ -65,7 +65,7 @@ def plot_macs(path: Path, found: Sequence[Point], title: str) -> None:
     smaller = methods_that_cut(found)
     stay = [method for method in methods_of(found) if method not in smaller]
     note = f"Not in this plot: {', '.join(stay)}. Setting weights to zero removes no multiply-accumulates." if stay else ""
-    _plot(path, found, title, _View("multiply-accumulates removed", lambda point: point.macs, smaller, note))
+    _plot(path, found, title, _PlotContent("multiply-accumulates removed", lambda point: point.macs, smaller, note))
 
 
 def methods_that_cut(found: Sequence[Point]) -> list[str]:
@@ -75,7 +75,7 @@ def methods_that_cut(found: Sequence[Point]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _View:
+class _PlotContent:
     """A plot's horizontal axis (its label, and the share left), the methods to show, and a note below the plot."""
 
     label: str
@@ -84,7 +84,7 @@ class _View:
     note: str = ""
 
 
-def _plot(path: Path, found: Sequence[Point], title: str, view: _View) -> None:
+def _plot(path: Path, found: Sequence[Point], title: str, view: _PlotContent) -> None:
     check_plots()
     import matplotlib
     from matplotlib.figure import Figure
@@ -107,7 +107,7 @@ def _plot(path: Path, found: Sequence[Point], title: str, view: _View) -> None:
         axes.set_title(title, fontsize=11)
         axes.legend(frameon=False)
         if view.note:
-            figure.supxlabel(fill(view.note, _LETTERS), x=0.01, ha="left", fontsize=8, color="#404040")
+            figure.supxlabel(fill(view.note, _NOTE_WIDTH), x=0.01, ha="left", fontsize=8, color="#404040")
         form = path.suffix[1:]
         metadata = {"Date": None} if form == "svg" else {}
         write_atomically(path, lambda file: figure.savefig(file, format=form, metadata=metadata, dpi=150))

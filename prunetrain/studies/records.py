@@ -43,7 +43,7 @@ class Records:
     def _settings_file(self) -> Path:
         return self._folder / "settings.json"
 
-    def begin(self) -> None:
+    def write_settings(self) -> None:
         """Write the settings, which bind the folder from now on. Call this before running anything with them.
 
         Raises:

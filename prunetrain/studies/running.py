@@ -18,10 +18,10 @@ def train_to_the_end(config: TrainConfig) -> Outcome:
     """
     run = RunPaths(Path(config.output_dir), config.name)
     given = {key: value for key, value in config.to_dict().items() if key not in ("name", "output_dir")}
-    return finished(continue_run(run, config, given, Observer()) if run.exists() else start_run(config, Observer()))
+    return require_finished(continue_run(run, config, given, Observer()) if run.exists() else start_run(config, Observer()))
 
 
-def finished(outcome: Outcome) -> Outcome:
+def require_finished(outcome: Outcome) -> Outcome:
     """Return the outcome of a run that was trained to its end.
 
     Raises:

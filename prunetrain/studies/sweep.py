@@ -15,7 +15,7 @@ from prunetrain.graph.costs import TRAIN_TO_FORWARD, costs
 from prunetrain.graph.load import read_graph
 from prunetrain.studies.records import Record, Records
 from prunetrain.studies.running import train_to_the_end
-from prunetrain.studies.tasks import Done, Report, Task, run_tasks
+from prunetrain.studies.tasks import Report, Task, TaskResult, run_tasks
 
 COLUMNS: Final = {
     "name": "config",
@@ -46,7 +46,7 @@ def run_sweep(folder: Path, configs: Mapping[str, TrainConfig], jobs: int, repor
     configs = {name: replace(config, name=name, output_dir=str(folder)) for name, config in configs.items()}
     waiting = {name: config for name, config in configs.items() if (records.get(name) or {}).get("settings") != _plain(config)}
 
-    def keep(done: Done) -> None:
+    def keep(done: TaskResult) -> None:
         if done.failure is None:
             records.put(done.name, {"settings": _plain(configs[done.name]), "result": done.result})
         report(done)

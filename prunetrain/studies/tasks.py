@@ -26,7 +26,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Done:
+class TaskResult:
     """The result of a task, or one line that says why it failed."""
 
     name: str
@@ -34,7 +34,7 @@ class Done:
     failure: str | None = None
 
 
-Report: TypeAlias = Callable[[Done], object]
+Report: TypeAlias = Callable[[TaskResult], object]
 
 
 def run_tasks(tasks: Iterable[Task], jobs: int, report: Report) -> None:
@@ -52,8 +52,8 @@ def run_tasks(tasks: Iterable[Task], jobs: int, report: Report) -> None:
         waiting = list(tasks)
         while waiting:
             task = waiting.pop(0)
-            done = _attempted(task.name, task.call)
-            waiting = _followed(task, done, report) + waiting
+            done = _run_task(task.name, task.call)
+            waiting = _report_result(task, done, report) + waiting
         return
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _share_cores, (jobs,)) as pool:
         try:
@@ -66,13 +66,13 @@ def run_tasks(tasks: Iterable[Task], jobs: int, report: Report) -> None:
 
 
 def _run_in(pool: ProcessPoolExecutor, tasks: Iterable[Task], report: Report) -> None:
-    running: dict[Future[Done], Task] = {}
+    running: dict[Future[TaskResult], Task] = {}
 
     def submit(task: Task) -> None:
         try:
-            running[pool.submit(_attempted, task.name, task.call)] = task
+            running[pool.submit(_run_task, task.name, task.call)] = task
         except BrokenProcessPool:
-            _followed(task, Done(task.name, failure=_BROKEN), report)
+            _report_result(task, TaskResult(task.name, failure=_WORKER_DIED), report)
 
     for task in tasks:
         submit(task)
@@ -82,35 +82,35 @@ def _run_in(pool: ProcessPoolExecutor, tasks: Iterable[Task], report: Report) ->
             error = future.exception()
             if isinstance(error, KeyboardInterrupt):
                 raise error
-            done = future.result() if error is None else Done(task.name, failure=_line(error))
-            for following in _followed(task, done, report):
+            done = future.result() if error is None else TaskResult(task.name, failure=_error_line(error))
+            for following in _report_result(task, done, report):
                 submit(following)
 
 
-_BROKEN = "a process died without a message, perhaps out of memory: run again with fewer --jobs"
+_WORKER_DIED = "a process died without a message, perhaps out of memory: run again with fewer --jobs"
 
 
-def _followed(task: Task, done: Done, report: Report) -> list[Task]:
+def _report_result(task: Task, done: TaskResult, report: Report) -> list[Task]:
     """Report a task's result; return the tasks that can run now. If it failed, those that follow fail as well."""
     report(done)
     if done.failure is None:
         return list(task.then)
     for following in task.then:
-        _followed(following, Done(following.name, failure=f"needs {task.name}, which failed"), report)
+        _report_result(following, TaskResult(following.name, failure=f"needs {task.name}, which failed"), report)
     return []
 
 
-def _attempted(name: str, call: Callable[[], Any]) -> Done:
+def _run_task(name: str, call: Callable[[], Any]) -> TaskResult:
     try:
-        return Done(name, result=call())
+        return TaskResult(name, result=call())
     except Exception as error:
-        return Done(name, failure=_line(error))
+        return TaskResult(name, failure=_error_line(error))
 
 
-def _line(error: BaseException) -> str:
+def _error_line(error: BaseException) -> str:
     """Why a task failed, in one line; if the error is not the user's, also where it was raised."""
     if isinstance(error, BrokenProcessPool):
-        return _BROKEN
+        return _WORKER_DIED
     text = (str(error).splitlines() or [""])[0]
     if isinstance(error, PruneTrainError):
         return text

@@ -46,11 +46,11 @@ class Conditions:
 
     def build(self, graph: LayerGraph) -> nn.Module:
         """Build a network with random weights, on the device, without touching torch's generators."""
-        with unchanged_generators(self.device), torch.device(self.device):
+        with preserve_rng_state(self.device), torch.device(self.device):
             model = instantiate(render(graph), "<benchmark>")
-        return self.as_in_training(model)
+        return self.prepare_for_training(model)
 
-    def as_in_training(self, module: nn.Module) -> nn.Module:
+    def prepare_for_training(self, module: nn.Module) -> nn.Module:
         """Prepare a network or layer on the device as a run does before it trains."""
         if self.channels_last:
             _to_channels_last_(module)
@@ -63,7 +63,7 @@ class Conditions:
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last and images.dim() == 4 else images
 
     @contextmanager
-    def enough_memory(self) -> Iterator[None]:
+    def explain_out_of_memory(self) -> Iterator[None]:
         """Inside, running out of memory raises a `ConfigError`."""
         try:
             yield
@@ -78,14 +78,14 @@ class Conditions:
         If one CPU thread does all the work, this is the CPU time of this process, which does not run while the machine does something
         else; otherwise it is wall-clock time.
         """
-        return time.process_time() if self.one_thread() else time.perf_counter()
+        return time.process_time() if self.is_single_threaded() else time.perf_counter()
 
     @property
-    def asynchronous(self) -> bool:
+    def is_asynchronous(self) -> bool:
         """Whether the device works asynchronously to Python, so that times must be taken by its own clock."""
         return self.device.type == "cuda"
 
-    def one_thread(self) -> bool:
+    def is_single_threaded(self) -> bool:
         """Whether one CPU thread does all the work."""
         return self.device.type == "cpu" and torch.get_num_threads() == 1
 
@@ -112,7 +112,7 @@ def _to_channels_last_(model: nn.Module) -> None:
 
 
 @contextmanager
-def unchanged_generators(device: torch.device) -> Iterator[None]:
+def preserve_rng_state(device: torch.device) -> Iterator[None]:
     """Inside, random numbers come from a fixed seed; afterwards torch's generators continue as if nothing had been drawn."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
@@ -130,7 +130,7 @@ def threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def hardware(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """The name of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

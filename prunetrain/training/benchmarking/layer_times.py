@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from prunetrain.graph.expressions import PLAIN_CALL
 from prunetrain.graph.layergraph import Layer
 from prunetrain.graph.windows import Shape
-from prunetrain.training.benchmarking.conditions import Conditions, unchanged_generators
+from prunetrain.training.benchmarking.conditions import Conditions, preserve_rng_state
 from prunetrain.training.precision import compute_type
 
 _TRIES = 3
-_AT_A_TIME = 10  # passes per wait on a GPU
+_PASSES_PER_WAIT = 10  # passes per wait on a GPU
 _MOST_ELEMENTS = 2**20  # of the activation that is timed for all others
 
 
@@ -34,9 +34,9 @@ class LayerTimer:
             return 0.0  # attention, which no cut changes
         key = ((layer.kind, layer.arguments), shape)
         if key not in self._known:
-            with unchanged_generators(self._conditions.device):
+            with preserve_rng_state(self._conditions.device):
                 module: nn.Module = getattr(nn, layer.kind)(**dict(layer.arguments)).to(self._conditions.device)
-            self._known[key] = self._fastest(self._conditions.as_in_training(module), shape)
+            self._known[key] = self._fastest(self._conditions.prepare_for_training(module), shape)
         return self._known[key]
 
     def _activation(self, shape: Shape) -> float:
@@ -54,7 +54,7 @@ class LayerTimer:
         if conditions.channels_last and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         images.requires_grad_()
-        together = 1 if conditions.device.type == "cpu" else _AT_A_TIME
+        together = 1 if conditions.device.type == "cpu" else _PASSES_PER_WAIT
         seconds = []
         for _ in range(_TRIES + 1):
             conditions.wait()

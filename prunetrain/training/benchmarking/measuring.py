@@ -13,7 +13,7 @@ from prunetrain.training.kernels import fastest_kernels
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """The measurements of one network: seconds, round by round, and bytes.
 
     `train_step`: forward, backward and optimizer, without the lasso, whose proximal step is `lasso_step`. `inference`: a forward pass
@@ -27,7 +27,7 @@ class Measured:
     lasso_step: list[float]
 
 
-def measure(graphs: Sequence[LayerGraph], conditions: Conditions, *, rounds: int) -> list[Measured]:
+def measure(graphs: Sequence[LayerGraph], conditions: Conditions, *, rounds: int) -> list[Measurements]:
     """Measure networks, with all measurements of all networks taking turns.
 
     Args:
@@ -42,17 +42,17 @@ def measure(graphs: Sequence[LayerGraph], conditions: Conditions, *, rounds: int
     for graph in graphs:
         step = TrainingStep(graph, conditions)
         actions += [
-            _as_in_training(step, conditions),
+            _with_fastest_kernels(step, conditions),
             Inference(graph, conditions),
             Inference(graph, conditions.with_batch(1)),
             LassoStep(graph, step.model),
         ]
     seconds = time_in_turn(actions, rounds=rounds, wait=conditions.wait, clock=conditions.clock)
     each = len(actions) // len(graphs)
-    return [Measured(peak, *seconds[number * each : (number + 1) * each]) for number, peak in enumerate(peaks)]
+    return [Measurements(peak, *seconds[number * each : (number + 1) * each]) for number, peak in enumerate(peaks)]
 
 
-def _as_in_training(step: TrainingStep, conditions: Conditions) -> Callable[[], None]:
+def _with_fastest_kernels(step: TrainingStep, conditions: Conditions) -> Callable[[], None]:
     """The step, with the kernels that a run chooses."""
 
     def action() -> None:

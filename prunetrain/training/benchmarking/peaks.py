@@ -34,7 +34,7 @@ def measure_peaks(conditions: Conditions) -> Peaks:
     kind = conditions.device.type
     side = _SIDES[kind]
     left, right = (torch.rand(side, side, device=conditions.device, dtype=compute_type(conditions.amp)) for _ in range(2))
-    with as_precise_as_convolutions(conditions.device):
+    with matmul_at_conv_precision(conditions.device):
         product = _fastest(lambda: left @ right, conditions)
     source = torch.empty(_COPIED[kind] // 4, device=conditions.device).zero_()
     target = torch.empty_like(source)
@@ -43,7 +43,7 @@ def measure_peaks(conditions: Conditions) -> Peaks:
 
 
 @contextmanager
-def as_precise_as_convolutions(device: torch.device) -> Iterator[None]:
+def matmul_at_conv_precision(device: torch.device) -> Iterator[None]:
     """Inside, float32 matrix products use the precision of convolutions: TF32 on a GPU that has it, unless torch was set otherwise."""
     if device.type != "cuda":
         yield

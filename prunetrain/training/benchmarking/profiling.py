@@ -22,7 +22,7 @@ from prunetrain.graph.expressions import expression
 from prunetrain.graph.layergraph import LayerGraph, Step, Value
 from prunetrain.training.benchmarking.conditions import Conditions
 
-_IN_A_ROW = 10  # on a GPU
+_REPEATS = 10  # on a GPU
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class StepProfile:
 
 def profile_steps(graphs: list[LayerGraph], conditions: Conditions, *, rounds: int) -> list[list[StepProfile]]:
     """Time all steps of some networks, which take turns round after round, following one round of warm-up."""
-    walks = [_Walk(graph, conditions) for graph in graphs]
-    passes: list[list[list[StepProfile]]] = [[list(walk.run()) for walk in walks] for _ in range(rounds + 1)]
-    return [[_joined(step) for step in zip(*(done[number] for done in passes[1:]), strict=True)] for number in range(len(graphs))]
+    timers = [_StepTimer(graph, conditions) for graph in graphs]
+    passes: list[list[list[StepProfile]]] = [[list(timer.run()) for timer in timers] for _ in range(rounds + 1)]
+    return [[_merge_rounds(step) for step in zip(*(done[number] for done in passes[1:]), strict=True)] for number in range(len(graphs))]
 
 
-def _joined(rounds: tuple[StepProfile, ...]) -> StepProfile:
+def _merge_rounds(rounds: tuple[StepProfile, ...]) -> StepProfile:
     forward, backward = (tuple(seconds for step in rounds for seconds in getattr(step, way)) for way in ("forward", "backward"))
     return replace(rounds[0], forward=forward, backward=backward)
 
@@ -73,7 +73,7 @@ def step_names(graph: LayerGraph) -> list[str]:
     return names
 
 
-class _Walk:
+class _StepTimer:
     """Runs a network step by step in train mode."""
 
     def __init__(self, graph: LayerGraph, conditions: Conditions) -> None:
@@ -113,7 +113,7 @@ class _Walk:
         backward, gradients = self._backward(output, learning) if output.requires_grad else (0.0, [])
         result = output.detach()
         learned = TRAIN_TO_FORWARD - (Value(0) in inputs)  # without the gradient of the images
-        moved = 0 if _shares(result, inputs.values()) else _size([*tensors, result])
+        moved = 0 if _shares_memory(result, inputs.values()) else _size([*tensors, result])
         moved += _size([result, *saved, *gradients]) if gradients else 0
         profile = StepProfile(
             self._names[number],
@@ -141,11 +141,11 @@ class _Walk:
 
         with self._conditions.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
             seconds = self._conditions.seconds(lambda: made.append(eval(code, scope)))
-        return _seconds_in_a_row(again) if self._conditions.asynchronous else seconds, made[0], saved
+        return _seconds_in_a_row(again) if self._conditions.is_asynchronous else seconds, made[0], saved
 
     def _backward(self, output: Tensor, learning: list[Tensor]) -> tuple[float, list[Tensor]]:
         """Seconds of a step's backward pass, and the gradients that it makes, without those that it passes on unchanged."""
-        several = self._conditions.asynchronous
+        several = self._conditions.is_asynchronous
         gradient = torch.ones_like(output)
         made: list[Tensor] = []
 
@@ -153,7 +153,7 @@ class _Walk:
             return torch.autograd.grad(output, learning, gradient, allow_unused=True, retain_graph=several)
 
         def once() -> None:
-            made.extend(tensor for tensor in again() if tensor is not None and not _shares(tensor, [gradient]))
+            made.extend(tensor for tensor in again() if tensor is not None and not _shares_memory(tensor, [gradient]))
 
         seconds = self._conditions.seconds(once)
         return _seconds_in_a_row(again) if several else seconds, made
@@ -167,11 +167,11 @@ def _seconds_in_a_row(action: Callable[[], object]) -> float:
     """Seconds by the GPU's clock of an action that has run before: the mean of several times in a row."""
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     first.record()
-    for _ in range(_IN_A_ROW):
+    for _ in range(_REPEATS):
         action()
     last.record()
     last.synchronize()
-    return float(first.elapsed_time(last)) / 1000 / _IN_A_ROW  # torch gives milliseconds
+    return float(first.elapsed_time(last)) / 1000 / _REPEATS  # torch gives milliseconds
 
 
 def _name(value: Value) -> str:
@@ -183,6 +183,6 @@ def _size(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _shares(tensor: Tensor, others: Iterable[Tensor]) -> bool:
+def _shares_memory(tensor: Tensor, others: Iterable[Tensor]) -> bool:
     """Whether a tensor shares the memory of another, so that nothing was moved to make it."""
     return any(tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in others)

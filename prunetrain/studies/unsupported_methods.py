@@ -24,7 +24,9 @@ from prunetrain.training.trained import read_trained
 _OPTIONS = ("scope", "structure", "streams", "norm_share")
 
 
-def unfit(run: RunPaths, config: TrainConfig, methods: Sequence[str], rate: float, pruning: Mapping[str, Any]) -> dict[str, str]:
+def find_unsupported_methods(
+    run: RunPaths, config: TrainConfig, methods: Sequence[str], rate: float, pruning: Mapping[str, Any]
+) -> dict[str, str]:
     """Find the methods that cannot prune a network; returns the reason for each, in one line.
 
     Args:
