@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError
 from prunetrain.training.data import DATASETS, DataSource, fake, load_data
-from prunetrain.training.data.base import Statistics, epoch_generator, one_line, some
+from prunetrain.training.data.base import Statistics, abbreviate_names, epoch_generator, one_line
 from prunetrain.training.data.npz import DIGITS, DIGITS_STATISTICS
 from prunetrain.training.data.public import PUBLIC_SETS
 
@@ -417,8 +417,8 @@ def test_fake_sizes(side: int, classes: int, count: int, monkeypatch: pytest.Mon
 
 
 def test_wording() -> None:
-    assert some(["a", "b", "c"]) == "a, b, c"
-    assert some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+    assert abbreviate_names(["a", "b", "c"]) == "a, b, c"
+    assert abbreviate_names(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
     assert one_line(ValueError("a\n  b")) == "a b"
     assert one_line(ValueError()) == "ValueError"
     assert len(one_line(ValueError("x" * 999))) == 200

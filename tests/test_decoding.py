@@ -11,7 +11,7 @@ import torchvision
 from datafiles import error, folder_settings, levels, write_images
 from PIL import Image, ImageOps
 
-from prunetrain.training.data import decoded
+from prunetrain.training.data import image_cache
 from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable
 from prunetrain.training.data.orientation import _TURNS
 
@@ -82,9 +82,9 @@ def test_damaged_notes_are_none(note: bytes, tmp_path: Path) -> None:
 
 def test_what_was_cached_when_images_lay_on_their_side_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ImageFiles([str(held(photo(20, 30), tmp_path / "a.png", 6))], Decoding(8, None))
-    for version in (1, decoded._VERSION):
-        monkeypatch.setattr(decoded, "_VERSION", version)
-        assert decoded.keep(files, tmp_path / "cache", "train", workers=0, say=str)
+    for version in (1, image_cache._VERSION):
+        monkeypatch.setattr(image_cache, "_VERSION", version)
+        assert image_cache.load_or_cache(files, tmp_path / "cache", "train", workers=0, say=str)
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from prunetrain.training.data import workers as data_workers
-from prunetrain.training.data.decoding import centre, random_window
-from prunetrain.training.data.workers import decoders
+from prunetrain.training.data.decoding import centre_crop, random_resized_crop
+from prunetrain.training.data.workers import decoder_count
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_gpu_has_as_many_workers_as_there_are_cores_for_it(
 ) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
     monkeypatch.setattr(data_workers, "cores", lambda: cores)
-    assert decoders(asked, torch.device(device)) == number
+    assert decoder_count(asked, torch.device(device)) == number
 
 
 @FORKS
@@ -99,7 +99,7 @@ def test_images_of_skipped_batches_are_not_opened(images: Path, monkeypatch: pyt
 def test_validation_images_equal_torchvisions(size: tuple[int, int], side: int, resized: int) -> None:
     image = Image.fromarray(levels(np.random.default_rng(5), size[1], size[0], 3))
     transform = torchvision.transforms.Compose([torchvision.transforms.Resize(resized), torchvision.transforms.CenterCrop(side)])
-    np.testing.assert_array_equal(np.array(centre(image, side, resized)), np.array(transform(image)))
+    np.testing.assert_array_equal(np.array(centre_crop(image, side, resized)), np.array(transform(image)))
 
 
 def test_large_images_are_resized_by_256_over_224(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_large_images_are_resized_by_256_over_224(tmp_path: Path) -> None:
     source = load(**folder_settings(tmp_path, image_size=70))
     x, _ = next(source.val_batches(6))
     with Image.open(tmp_path / "val" / "cat" / "2.png") as image:
-        expected = torch.from_numpy(np.array(centre(image, 70, 80)) / 255.0).permute(2, 0, 1)
+        expected = torch.from_numpy(np.array(centre_crop(image, 70, 80)) / 255.0).permute(2, 0, 1)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(x[1], ((expected - mean.view(3, 1, 1)) / std.view(3, 1, 1)).float())
 
@@ -122,7 +122,7 @@ def test_random_windows_are_parts_of_the_image(size: tuple[int, int]) -> None:
     image = Image.fromarray(ramp)
     flips, widths = [], []
     for seed in range(60):
-        window = np.array(random_window(image, 10, np.random.default_rng(seed))).astype(int)
+        window = np.array(random_resized_crop(image, 10, np.random.default_rng(seed))).astype(int)
         assert window.shape == (10, 10, 3)
         assert (window[..., 2] == 9).all()  # nothing from outside
         assert (np.diff(window[..., 1], axis=0) >= 0).all()  # never upside down
@@ -139,7 +139,7 @@ def test_random_windows_are_parts_of_the_image(size: tuple[int, int]) -> None:
 def test_of_very_long_images_the_middle_is_taken(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
     image = Image.fromarray(levels(np.random.default_rng(6), size[1], size[0], 3))
     middle = np.array(image.crop(box).resize((10, 10), Image.Resampling.BILINEAR))
-    seen = [np.array(random_window(image, 10, np.random.default_rng(seed))) for seed in range(20)]
+    seen = [np.array(random_resized_crop(image, 10, np.random.default_rng(seed))) for seed in range(20)]
     assert {np.array_equal(window, middle) + 2 * np.array_equal(window, middle[:, ::-1]) for window in seen} == {1, 2}
 
 

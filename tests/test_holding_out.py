@@ -17,7 +17,7 @@ from prunetrain.errors import ConfigError
 from prunetrain.training.data import load_data
 from prunetrain.training.data.base import Statistics
 from prunetrain.training.data.folder_scan import scan
-from prunetrain.training.data.holding_out import held_out
+from prunetrain.training.data.holding_out import held_out_indices
 from prunetrain.training.data.summary import summary
 from prunetrain.training.pruned_run import pruning_config
 from prunetrain.training.run import start_run
@@ -27,24 +27,24 @@ def test_of_each_class_a_share_and_never_all() -> None:
     counts = {0: 1000, 1: 10, 2: 2, 3: 1}
     labels = [label for label, count in counts.items() for _ in range(count)]
     names = [f"{number}.png" for number in range(len(labels))]
-    held = held_out(names, labels, 0.25)
+    held = held_out_indices(names, labels, 0.25)
     assert held == sorted(set(held))
     assert Counter(labels[number] for number in held) == {0: 250, 1: 3, 2: 1}
-    assert Counter(labels[number] for number in held_out(names, labels, 0.001)) == {0: 1, 1: 1, 2: 1}
-    assert Counter(labels[number] for number in held_out(names, labels, 0.999)) == {0: 999, 1: 9, 2: 1}
+    assert Counter(labels[number] for number in held_out_indices(names, labels, 0.001)) == {0: 1, 1: 1, 2: 1}
+    assert Counter(labels[number] for number in held_out_indices(names, labels, 0.999)) == {0: 999, 1: 9, 2: 1}
 
 
 def test_it_is_the_names_that_decide() -> None:
     """Not the order, and what is there besides only at the margin; large shares hold what small ones do."""
     names = [f"cat/{number}.png" for number in range(400)]
-    held = {names[number] for number in held_out(names, [0] * 400, 0.2)}
+    held = {names[number] for number in held_out_indices(names, [0] * 400, 0.2)}
     backwards = names[::-1]
-    assert {backwards[number] for number in held_out(backwards, [0] * 400, 0.2)} == held
+    assert {backwards[number] for number in held_out_indices(backwards, [0] * 400, 0.2)} == held
     more = [*names, *(f"cat/new{number}.png" for number in range(100))]
-    later = {more[number] for number in held_out(more, [0] * 500, 0.2)} & set(names)
+    later = {more[number] for number in held_out_indices(more, [0] * 500, 0.2)} & set(names)
     assert len(later & held) > 60
     assert later <= held or held <= later
-    assert held <= {names[number] for number in held_out(names, [0] * 400, 0.3)}
+    assert held <= {names[number] for number in held_out_indices(names, [0] * 400, 0.3)}
     assert max(Counter(int(name[4:-4]) // 100 for name in held).values()) < 40  # from all over
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from prunetrain.errors import ConfigError
 from prunetrain.foreign.refusal import quoted
 from prunetrain.training.data import DataSource
-from prunetrain.training.data.base import as_text
+from prunetrain.training.data.base import escape_non_utf8
 
 
 def names_of(data: DataSource) -> list[str]:
     """The class names of a data set as a checkpoint holds them; bytes of a folder's name that are not UTF-8 are escaped."""
-    return [as_text(name) for name in data.class_names]
+    return [escape_non_utf8(name) for name in data.class_names]
 
 
 def check_names(trained: Sequence[str], data: DataSource, what: Path) -> None:

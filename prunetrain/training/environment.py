@@ -10,7 +10,7 @@ import torch
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError
 from prunetrain.training.data import DataSource, load_data
-from prunetrain.training.data.base import Say, Share, silent
+from prunetrain.training.data.base import Say, Share, ignore_line
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.joining import launched, local_rank
 
@@ -53,7 +53,7 @@ class Environment:
             )
         return batch_size // workers
 
-    def load_data(self, config: TrainConfig, say: Say = silent) -> DataSource:
+    def load_data(self, config: TrainConfig, say: Say = ignore_line) -> DataSource:
         """Load the data set of the settings; rank 0 loads it first if it must be downloaded or cached. `say` is as for `load_data`.
 
         Raises:
@@ -63,7 +63,7 @@ class Environment:
         first_alone = self.ranks.world_size > 1 and bool(config.download or config.cache)
         if first_alone:
             self.ranks.on_first(lambda: load_data(config, self.device, say).num_train)
-        data = load_data(config, self.device, silent if first_alone else say)
+        data = load_data(config, self.device, ignore_line if first_alone else say)
         self.ranks.check_same("data set", f"{data.num_train} {data.num_val} {data.input_shape} {data.class_names}")
         return data
 

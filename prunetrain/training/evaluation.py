@@ -118,7 +118,7 @@ def _validation(config: TrainConfig, trained: TrainConfig, classes: Sequence[str
     """The data to measure on. If the checkpoint knows the names of the class folders, the data folder needs no training images."""
     named = trained.dataset == "folder" or not are_numbers(classes)
     if config.dataset == "folder" and named and not config.val_split:
-        return folder.load_known(config, classes, path, environment.device)
+        return folder.load_for_evaluation(config, classes, path, environment.device)
     return load_data(config, environment.device)
 
 

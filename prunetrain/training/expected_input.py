@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunetrain.config import TrainConfig
-from prunetrain.training.data.folder import centred_at
+from prunetrain.training.data.folder import centre_crop_decoding
 
 _CHANNELS = {1: "grey", 3: "RGB"}
 
@@ -32,6 +32,6 @@ def expected_input(
         known["channels"] = channels
     known |= {name: list(statistics[name]) for name in ("mean", "std")}
     if config.dataset == "folder":
-        centred = centred_at(config.image_size)
+        centred = centre_crop_decoding(config.image_size)
         known |= {"resize": centred.resized_side, "crop": centred.side}
     return known | {"class_names": list(class_names)}

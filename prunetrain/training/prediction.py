@@ -18,7 +18,7 @@ from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data.base import Statistics
 from prunetrain.training.data.folder_scan import find_images
 from prunetrain.training.data.new_images import NewImages, preparation_of
-from prunetrain.training.data.workers import decoders
+from prunetrain.training.data.workers import decoder_count
 from prunetrain.training.environment import choose_device
 from prunetrain.training.outputs import logits_of
 from prunetrain.training.pairs import pair_of
@@ -89,7 +89,7 @@ def _classified(
     model: nn.Module, files: NewImages, config: TrainConfig, names: Sequence[str], top: int
 ) -> Iterator[tuple[int, Prediction]]:
     """Yield each image's number and its prediction."""
-    workers = decoders(config.workers, files.device)
+    workers = decoder_count(config.workers, files.device)
     for numbers, images, unreadable in files.batches(config.batch_size, workers=workers, channels_last=config.channels_last):
         yield from ((number, Prediction(image.path, error=image.reason)) for number, image in unreadable)
         if images is None:

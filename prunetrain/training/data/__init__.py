@@ -10,7 +10,7 @@ import torch
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, DataError, unknown_name
 from prunetrain.training.data import fake, folder, npz, public
-from prunetrain.training.data.base import Batch, DataSource, Say, silent
+from prunetrain.training.data.base import Batch, DataSource, Say, ignore_line
 
 __all__ = ["DATASETS", "Batch", "DataSource", "load_data"]
 
@@ -25,7 +25,7 @@ _LOADERS: dict[str, Callable[[TrainConfig, torch.device], DataSource]] = {
 DATASETS: tuple[str, ...] = tuple(_LOADERS)
 
 
-def load_data(config: TrainConfig, device: torch.device, say: Say = silent) -> DataSource:
+def load_data(config: TrainConfig, device: torch.device, say: Say = ignore_line) -> DataSource:
     """Load the data set that `config` names; `say` is called with lines that the user should see.
 
     Raises:

@@ -16,7 +16,7 @@ Say = Callable[[str], object]
 """A function that shows one line to the user."""
 
 
-def silent(line: str) -> None:
+def ignore_line(line: str) -> None:
     """Ignore the line."""
 
 
@@ -148,12 +148,12 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def as_text(name: str) -> str:
+def escape_non_utf8(name: str) -> str:
     """A file's name with bytes that are not UTF-8 escaped."""
     return name.encode(errors="backslashreplace").decode()
 
 
-def some(names: Sequence[str], shown: int = 3) -> str:
+def abbreviate_names(names: Sequence[str], shown: int = 3) -> str:
     """The first few of many names: "a, b, c and 4 more"."""
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + rest

@@ -1,6 +1,6 @@
 """Decoding an image file, and cutting the window of it that a network sees.
 
-In: a path. Out: an RGB image, or the reason why there is none. Random cropping comes afterwards, in `random_window`.
+In: a path. Out: an RGB image, or the reason why there is none. Random cropping comes afterwards, in `random_resized_crop`.
 
 Images are turned upright according to their EXIF. Grey levels of 16 bits become 8 bits, with 65535 as 255. Floating-point pixels are
 refused, because no file says which of their levels is white.
@@ -20,8 +20,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from prunetrain.errors import DataError
-from prunetrain.training.data.base import one_line, some
-from prunetrain.training.data.orientation import Box, turn_of
+from prunetrain.training.data.base import abbreviate_names, one_line
+from prunetrain.training.data.orientation import Box, read_turn
 
 _MARGIN = 2  # least length of the shorter side after decoding, as a multiple of the wanted one
 _SHOWN = 10  # unreadable files that a message names
@@ -39,13 +39,12 @@ class Unreadable:
         return DataError(f"{self.path} cannot be read as an image ({self.reason}): replace or remove it{advice}")
 
 
-def error_of_all(images: Sequence[Unreadable]) -> DataError:
+def error_for_unreadable(images: Sequence[Unreadable]) -> DataError:
     """The error for the parent process to raise for one or more images; it names the first ten."""
     if len(images) == 1:
         return images[0].error()
-    return DataError(
-        f"{len(images):,} files cannot be read as images; replace or remove them: {some([image.path for image in images], _SHOWN)}"
-    )
+    paths = abbreviate_names([image.path for image in images], _SHOWN)
+    return DataError(f"{len(images):,} files cannot be read as images; replace or remove them: {paths}")
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,14 @@ class Decoding:
             with Image.open(path) as file:
                 extent = self._reduce(file)
                 image = _rgb(file)
-                turn = turn_of(file)
+                turn = read_turn(file)
         except Exception as error:  # Pillow's decoders raise anything on damaged files
             return _unreadable(path, error)
         box = (0.0, 0.0, *extent)
         if turn is not None:
             box = turn.box(image.size, extent)
             image = image.transpose(turn.method)
-        return image if self.resized_side is None else centre(image, self.side, self.resized_side, box)
+        return image if self.resized_side is None else centre_crop(image, self.side, self.resized_side, box)
 
     def size(self, path: str) -> tuple[int, int] | Unreadable:
         """Width and height of the result of `decode` before it is turned upright, from the file's header alone."""
@@ -131,7 +130,7 @@ class ImageFiles:
         return self.decoding.decode(self.paths[number])
 
 
-def centre(image: Image.Image, side: int, resized_side: int, box: Box | None = None) -> Image.Image:
+def centre_crop(image: Image.Image, side: int, resized_side: int, box: Box | None = None) -> Image.Image:
     """Resize the shorter side to `resized_side`, then cut the central `side` x `side`, pixel for pixel as torchvision does.
 
     Args:
@@ -150,7 +149,7 @@ def centre(image: Image.Image, side: int, resized_side: int, box: Box | None = N
     return image.crop((left, top, left + side, top + side))
 
 
-def random_window(image: Image.Image, side: int, random: np.random.Generator) -> Image.Image:
+def random_resized_crop(image: Image.Image, side: int, random: np.random.Generator) -> Image.Image:
     """A random part of the image, resized to `side` x `side` and mirrored half of the time, as torchvision's RandomResizedCrop and flip."""
     left, top, width, height = _draw_window(*image.size, random)
     image = image.crop((left, top, left + width, top + height)).resize((side, side), Image.Resampling.BILINEAR)

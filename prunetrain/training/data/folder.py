@@ -1,4 +1,4 @@
-"""Folders of images in ImageNet's layout, decoded by worker processes, or once and cached (`decoded.py`).
+"""Folders of images in ImageNet's layout, decoded by worker processes, or once and cached (`image_cache.py`).
 
 In: files. Out: a `DataSource`. Workers make batches of square uint8 images, channels last, in shared memory. They are copied to the device
 (to a GPU from pinned memory) and normalised there, a batch at a time. `--grey` turns three channels into one after all other decoding.
@@ -22,21 +22,21 @@ from torch.utils.data import Dataset, default_collate
 
 from prunetrain.config import TrainConfig
 from prunetrain.training.data.augmentation import Augmentation
-from prunetrain.training.data.base import WHOLE, Batch, Normalizer, Say, Share, Statistics, epoch_generator, silent
-from prunetrain.training.data.decoded import DecodedImages, keep
-from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable, random_window
-from prunetrain.training.data.folder_scan import FolderIndex, Samples, scan, scan_known
-from prunetrain.training.data.workers import decoders, in_workers
+from prunetrain.training.data.base import WHOLE, Batch, Normalizer, Say, Share, Statistics, epoch_generator, ignore_line
+from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable, random_resized_crop
+from prunetrain.training.data.folder_scan import FolderIndex, Samples, scan, scan_for_evaluation
+from prunetrain.training.data.image_cache import DecodedImages, load_or_cache
+from prunetrain.training.data.workers import decoder_count, load_in_workers
 
 IMAGENET = Statistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 GREY = Statistics(mean=(0.459,), std=(0.226,))  # the mean is that of IMAGENET by the weights of `as_grey`
 SMALL_SIDE = 64  # pixels; images up to this side are treated like CIFAR's
-_FIND_ALL = "; prunetrain train --cache FOLDER finds such files before it trains"
+_CACHE_HINT = "; prunetrain train --cache FOLDER finds such files before it trains"
 
 Key = tuple[int, int]  # position in the epoch, index of the image
 
 
-def centred_at(side: int) -> Decoding:
+def centre_crop_decoding(side: int) -> Decoding:
     """How files become images of `side` x `side` without randomness."""
     return Decoding(side, side if side <= SMALL_SIDE else side * 256 // 224)
 
@@ -56,14 +56,14 @@ class FolderSource:
             tuple(np.bincount(split.labels, minlength=self.num_classes).tolist()) for split in (index.train, index.val)
         )
         small = side <= SMALL_SIDE
-        centred = centred_at(side)
+        centred = centre_crop_decoding(side)
         self._augmentation = Augmentation.natural(side, side) if config.augment and small else None
         self._window_seed = config.seed if config.augment and not small else None
         windowed = Decoding(side, None)
-        self._workers = decoders(config.workers, device)
+        self._workers = decoder_count(config.workers, device)
         kept: dict[str, Any] = {"cache": config.cache, "workers": self._workers, "say": say}
-        self._train = _Half.of(index.train, centred if self._window_seed is None else windowed, "train", **kept)
-        self._val = _Half.of(index.val, centred, "val", **kept)
+        self._train = _SplitImages.of(index.train, centred if self._window_seed is None else windowed, "train", **kept)
+        self._val = _SplitImages.of(index.val, centred, "val", **kept)
         self._seed = config.seed
         self._grey = config.grey
         self._cached = bool(config.cache)
@@ -98,41 +98,41 @@ class FolderSource:
         """Number of complete batches in the training images."""
         return self.num_train // batch_size
 
-    def _load(self, half: "_Half", keys: Iterable[list[Key]], window_seed: tuple[int, int] | None) -> Iterator[Batch]:
+    def _load(self, half: "_SplitImages", keys: Iterable[list[Key]], window_seed: tuple[int, int] | None) -> Iterator[Batch]:
         """Yield batches on the device, uint8 (N, C, side, side) in the configured memory format."""
         if isinstance(half.images, DecodedImages) and window_seed is None:
-            batches = self._pinned(_gathered(half.images, half.labels, keys, grey=self._grey))
+            batches = self._pin_batches(_cached_batches(half.images, half.labels, keys, grey=self._grey))
         else:
-            views = Views(half.images, half.labels, self.input_shape[1], window_seed, grey=self._grey)
-            batches = self._decoded(views, keys)
+            views = ImageDataset(half.images, half.labels, self.input_shape[1], window_seed, grey=self._grey)
+            batches = self._decoded_batches(views, keys)
         for images, labels in batches:
             moved = images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)  # channels-last, as decoders give them
             yield moved if self._channels_last else moved.contiguous(), labels.to(self._device, non_blocking=True)
 
-    def _pinned(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _pin_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Put batches into pinned memory if the device is a GPU, which then copies them while this process continues."""
         return ((images.pin_memory(), labels.pin_memory()) for images, labels in batches) if self._device.type == "cuda" else batches
 
-    def _decoded(self, views: "Views", keys: Iterable[list[Key]]) -> Iterator[Batch]:
+    def _decoded_batches(self, views: "ImageDataset", keys: Iterable[list[Key]]) -> Iterator[Batch]:
         """Yield batches from the workers, uint8 (N, side, side, C)."""
-        for batch in in_workers(views, keys, _collate, workers=self._workers, pinned=self._device.type == "cuda"):
+        for batch in load_in_workers(views, keys, _collate, workers=self._workers, pinned=self._device.type == "cuda"):
             if isinstance(batch, Unreadable):
-                raise batch.error("" if self._cached else _FIND_ALL)
+                raise batch.error("" if self._cached else _CACHE_HINT)
             yield batch
 
 
 @dataclass(frozen=True)
-class _Half:
+class _SplitImages:
     """The images of training or validation, and their labels."""
 
     images: ImageFiles | DecodedImages
     labels: tuple[int, ...]
 
     @classmethod
-    def of(cls, samples: Samples, decoding: Decoding, split: str, *, cache: str, workers: int, say: Say) -> "_Half":
+    def of(cls, samples: Samples, decoding: Decoding, split: str, *, cache: str, workers: int, say: Say) -> "_SplitImages":
         """Read from the cache, if one is asked for and has room; from the files otherwise."""
         files = ImageFiles(samples.paths, decoding)
-        kept = keep(files, Path(cache), split, workers=workers, say=say) if cache else None
+        kept = load_or_cache(files, Path(cache), split, workers=workers, say=say) if cache else None
         return cls(kept or files, samples.labels)
 
 
@@ -141,7 +141,7 @@ def as_grey(image: Image.Image) -> np.ndarray[Any, Any]:
     return np.array(image.convert("L"))[..., None]
 
 
-def _gathered(images: DecodedImages, labels: Sequence[int], keys: Iterable[list[Key]], *, grey: bool) -> Iterator[Batch]:
+def _cached_batches(images: DecodedImages, labels: Sequence[int], keys: Iterable[list[Key]], *, grey: bool) -> Iterator[Batch]:
     """Yield batches of images that are cached at their final size: mere copies of memory, for which no worker is needed."""
     for batch in keys:
         numbers = [number for _, number in batch]
@@ -152,7 +152,7 @@ def _gathered(images: DecodedImages, labels: Sequence[int], keys: Iterable[list[
         yield torch.from_numpy(squares), torch.tensor([labels[number] for number in numbers])
 
 
-class Views(Dataset[tuple[Tensor, int] | Unreadable]):
+class ImageDataset(Dataset[tuple[Tensor, int] | Unreadable]):
     """Images as the network sees them, uint8 (side, side, C); random windows if there is a seed."""
 
     def __init__(
@@ -178,7 +178,7 @@ class Views(Dataset[tuple[Tensor, int] | Unreadable]):
         if isinstance(image, Unreadable):
             return image
         if self._window_seed is not None:
-            image = random_window(image, self._side, np.random.default_rng((*self._window_seed, position)))
+            image = random_resized_crop(image, self._side, np.random.default_rng((*self._window_seed, position)))
         return torch.from_numpy(as_grey(image) if self._grey else np.array(image)), self._labels[number]
 
 
@@ -193,11 +193,11 @@ def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> Batch | Unreadable
     return default_collate(images), torch.tensor(labels)
 
 
-def load(config: TrainConfig, device: torch.device, say: Say = silent) -> FolderSource:
+def load(config: TrainConfig, device: torch.device, say: Say = ignore_line) -> FolderSource:
     """Load the folder that `data_dir` names; `say` is called with lines about its cache."""
     return FolderSource(config, scan(Path(config.data_dir), config.val_split), device, say)
 
 
-def load_known(config: TrainConfig, classes: Sequence[str], what: Path, device: torch.device) -> FolderSource:
+def load_for_evaluation(config: TrainConfig, classes: Sequence[str], what: Path, device: torch.device) -> FolderSource:
     """Load the folder that `data_dir` names, to evaluate a network with these classes; errors call the network `what`."""
-    return FolderSource(config, scan_known(Path(config.data_dir), classes, what), device, silent)
+    return FolderSource(config, scan_for_evaluation(Path(config.data_dir), classes, what), device, ignore_line)

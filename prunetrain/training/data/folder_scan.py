@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunetrain.errors import DataError
-from prunetrain.training.data.base import as_text, one_line, some
-from prunetrain.training.data.holding_out import held_out
+from prunetrain.training.data.base import abbreviate_names, escape_non_utf8, one_line
+from prunetrain.training.data.holding_out import held_out_indices
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -25,7 +25,7 @@ class Samples:
     paths: tuple[str, ...]
     labels: tuple[int, ...]
 
-    def those(self, numbers: Iterable[int]) -> "Samples":
+    def select(self, numbers: Iterable[int]) -> "Samples":
         """The samples with these numbers."""
         chosen = list(numbers)
         return Samples(tuple(self.paths[i] for i in chosen), tuple(self.labels[i] for i in chosen))
@@ -53,7 +53,7 @@ def scan(root: Path, val_split: float = 0.0) -> FolderIndex:
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give --data-dir the folder that holds train/ and val/")
     if val_split:
-        return _divided(root / "train" if (root / "train").is_dir() else root, val_split)
+        return _scan_and_hold_out(root / "train" if (root / "train").is_dir() else root, val_split)
     for split in ("train", "val"):
         if not (root / split).is_dir():
             raise DataError(
@@ -61,24 +61,24 @@ def scan(root: Path, val_split: float = 0.0) -> FolderIndex:
                 "or hold out some of the images for validation with --val-split 0.2"
             )
     classes, val_classes = _class_folders(root / "train"), _class_folders(root / "val")
-    numbers = _numbered(root / "train", classes)
+    numbers = _label_by_class(root / "train", classes)
     unknown = [name for name in val_classes if name not in numbers]
     if unknown:
-        raise DataError(f"{root}/val has classes that {root}/train lacks: {some(unknown)}; give both the same class folders")
+        raise DataError(f"{root}/val has classes that {root}/train lacks: {abbreviate_names(unknown)}; give both the same class folders")
     return FolderIndex(classes, _samples(root / "train", classes, numbers), _samples(root / "val", val_classes, numbers))
 
 
-def _divided(folder: Path, val_split: float) -> FolderIndex:
+def _scan_and_hold_out(folder: Path, val_split: float) -> FolderIndex:
     """The images of a folder of class folders, some of them held out."""
     classes = _class_folders(folder)
-    every = _samples(folder, classes, _numbered(folder, classes))
+    every = _samples(folder, classes, _label_by_class(folder, classes))
     beyond = len(str(folder / "_")) - 1
-    held = set(held_out((path[beyond:].replace(os.sep, "/") for path in every.paths), every.labels, val_split))
-    train, val = (every.those(number for number in range(len(every.paths)) if (number in held) == out) for out in (False, True))
+    held = set(held_out_indices((path[beyond:].replace(os.sep, "/") for path in every.paths), every.labels, val_split))
+    train, val = (every.select(number for number in range(len(every.paths)) if (number in held) == out) for out in (False, True))
     return FolderIndex(classes, train, val)
 
 
-def scan_known(root: Path, classes: Sequence[str], what: Path) -> FolderIndex:
+def scan_for_evaluation(root: Path, classes: Sequence[str], what: Path) -> FolderIndex:
     """List the images to evaluate a network on, in root/val/CLASS or root/CLASS; a class without a folder has none.
 
     Args:
@@ -98,23 +98,23 @@ def scan_known(root: Path, classes: Sequence[str], what: Path) -> FolderIndex:
     folder = val if val.is_dir() and ("val" not in classes or (val / "val").is_dir()) else root
     numbers = {name: label for label, name in enumerate(classes)}
     found = _class_folders(folder)
-    unknown = [name for name in found if as_text(name) not in numbers]
+    unknown = [name for name in found if escape_non_utf8(name) not in numbers]
     if unknown:
         if folder == root and "train" in unknown:
             raise DataError(f"{root} has train/ but no val/: give --data-dir {root / 'train'} to evaluate on the images in it")
         raise DataError(
-            f"{folder} has class folders that {what} does not know: {some(unknown)}; name them as in training ({some(classes)}), "
-            "or remove them"
+            f"{folder} has class folders that {what} does not know: {abbreviate_names(unknown)}; "
+            f"name them as in training ({abbreviate_names(classes)}), or remove them"
         )
     paths = {name: images_in(folder / name) for name in found}
     if not any(paths.values()):
         raise DataError(f"{folder} has no images in its class folders: add some ({', '.join(EXTENSIONS)})")
-    labels = tuple(numbers[as_text(name)] for name in found for _ in paths[name])
+    labels = tuple(numbers[escape_non_utf8(name)] for name in found for _ in paths[name])
     samples = Samples(tuple(path for name in found for path in paths[name]), labels)
     return FolderIndex(tuple(classes), samples, samples)
 
 
-def _numbered(folder: Path, classes: Sequence[str]) -> dict[str, int]:
+def _label_by_class(folder: Path, classes: Sequence[str]) -> dict[str, int]:
     """The label of each training class."""
     if len(classes) == 1:
         raise DataError(f"{folder} has only the class {classes[0]}: training needs two classes or more")

@@ -16,7 +16,7 @@ from prunetrain.errors import ConfigError, DataError
 from prunetrain.training.data.base import Split
 
 
-def held_out(names: Iterable[str], labels: Sequence[int], share: float) -> list[int]:
+def held_out_indices(names: Iterable[str], labels: Sequence[int], share: float) -> list[int]:
     """Choose the images to hold out.
 
     Args:
@@ -41,9 +41,9 @@ def held_out(names: Iterable[str], labels: Sequence[int], share: float) -> list[
 
 
 def hold_out(split: Split, share: float) -> tuple[Split, Split]:
-    """Divide images into those to train on and those held out; see `held_out`. Their names are their indices."""
+    """Divide images into those to train on and those held out; see `held_out_indices`. Their names are their indices."""
     held = torch.zeros(len(split.labels), dtype=torch.bool)
-    held[held_out(map(str, range(len(held))), split.labels.tolist(), share)] = True
+    held[held_out_indices(map(str, range(len(held))), split.labels.tolist(), share)] = True
     kept, out = (Split(split.images[chosen], split.labels[chosen]) for chosen in (~held, held))
     return kept, out
 

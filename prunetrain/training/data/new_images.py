@@ -20,10 +20,10 @@ from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError
 from prunetrain.training.data.base import Normalizer, Statistics
 from prunetrain.training.data.decoding import Decoding, Unreadable
-from prunetrain.training.data.folder import as_grey, centred_at
-from prunetrain.training.data.workers import in_workers
+from prunetrain.training.data.folder import as_grey, centre_crop_decoding
+from prunetrain.training.data.workers import load_in_workers
 
-Numbered = tuple[list[int], Tensor | None, list[tuple[int, Unreadable]]]
+NumberedBatch = tuple[list[int], Tensor | None, list[tuple[int, Unreadable]]]
 """Indices of images; these images, (N, C, H, W), or None without any; and the indices of unreadable ones, with the reasons."""
 
 
@@ -65,7 +65,7 @@ def preparation_of(config: TrainConfig, shape: Sequence[int], what: Path) -> Pre
     channels, height, width = shape
     if channels not in (1, 3):
         raise ConfigError(f"{what} takes images of {channels} channels, but image files have 1 or 3: use it from Python, on arrays")
-    return Preparation((channels, height, width), centred_at(height) if config.dataset == "folder" else None)
+    return Preparation((channels, height, width), centre_crop_decoding(height) if config.dataset == "folder" else None)
 
 
 class NewImages:
@@ -78,12 +78,12 @@ class NewImages:
         self._normalize = Normalizer(statistics, device)
         self.device = device
 
-    def batches(self, batch_size: int, *, workers: int, channels_last: bool) -> Iterator[Numbered]:
+    def batches(self, batch_size: int, *, workers: int, channels_last: bool) -> Iterator[NumberedBatch]:
         """Yield all images in order, float32 and on the device, with at most one worker per batch."""
         spans = [range(first, min(first + batch_size, len(self.paths))) for first in range(0, len(self.paths), batch_size)]
         images = _Prepared(self.paths, self._preparation)
         workers = min(workers, len(spans)) if len(spans) > 1 else 0
-        for numbers, pixels, unreadable in in_workers(images, spans, _collate, workers=workers, pinned=self.device.type == "cuda"):
+        for numbers, pixels, unreadable in load_in_workers(images, spans, _collate, workers=workers, pinned=self.device.type == "cuda"):
             if pixels is None:
                 yield numbers, None, unreadable
                 continue
@@ -100,7 +100,7 @@ class _Prepared(Dataset[tuple[int, Tensor | Unreadable]]):
         return number, self._preparation.prepare(self._paths[number])
 
 
-def _collate(items: list[tuple[int, Tensor | Unreadable]]) -> Numbered:
+def _collate(items: list[tuple[int, Tensor | Unreadable]]) -> NumberedBatch:
     """Stack the images that could be read into a batch, uint8 (N, H, W, C), and list the others."""
     images = [(number, image) for number, image in items if isinstance(image, Tensor)]
     unreadable = [(number, image) for number, image in items if isinstance(image, Unreadable)]

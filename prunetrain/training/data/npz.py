@@ -26,7 +26,7 @@ from prunetrain.training.data.memory import InMemory
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 MAX_CHANNELS = 16
-_HOW = f"numpy.savez(path, {', '.join(f'{name}=...' for name in ARRAYS)})"
+_SAVE_EXAMPLE = f"numpy.savez(path, {', '.join(f'{name}=...' for name in ARRAYS)})"
 _COPIES = 3  # of an array in memory at once: as read, with channels first, and in 64 bits for statistics and labels
 DIGITS = Path(__file__).with_name("digits.npz")
 DIGITS_STATISTICS = Statistics(mean=(0.3049,), std=(0.3757,))
@@ -85,7 +85,7 @@ def read(path: Path, *, val_split: float = 0.0) -> tuple[Split, Split]:
     except OSError as error:
         raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     except RefusedFileError as refused:
-        raise DataError(f"{path} cannot be read as .npz ({refused}): write it with {_HOW}") from refused
+        raise DataError(f"{path} cannot be read as .npz ({refused}): write it with {_SAVE_EXAMPLE}") from refused
     _check_values(path, arrays)
     train = _split(arrays["x_train"], arrays["y_train"])
     return hold_out(train, val_split) if val_split else (train, _split(arrays["x_test"], arrays["y_test"]))
@@ -97,7 +97,7 @@ def _read_arrays(path: Path, file: ArrayFile, splits: Sequence[str]) -> dict[str
     missing = [name for name in wanted if name not in headers]
     if missing:
         holding = " or hold out some of x_train with --val-split 0.2" if missing == ["x_test", "y_test"] else ""
-        raise DataError(f"{path} lacks {', '.join(missing)}: write it with {_HOW}{holding}")
+        raise DataError(f"{path} lacks {', '.join(missing)}: write it with {_SAVE_EXAMPLE}{holding}")
     for split in splits:
         _check_images(path, f"x_{split}", headers[f"x_{split}"])
         _check_labels(path, f"y_{split}", headers[f"y_{split}"], images=headers[f"x_{split}"].shape[0])

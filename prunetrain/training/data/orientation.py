@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 _TAG = 274
-_NOTES = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for the orientation
+_METADATA_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for the orientation
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
@@ -54,9 +54,9 @@ _TURNS = {
 """Turns by EXIF's Orientation; 1 is upright."""
 
 
-def turn_of(file: Image.Image) -> Turn | None:
+def read_turn(file: Image.Image) -> Turn | None:
     """How to turn the pixels of a file that was read; None if it holds no readable orientation."""
-    if not _NOTES & file.info.keys():
+    if not _METADATA_KEYS & file.info.keys():
         return None
     with warnings.catch_warnings():  # about damaged EXIF, which is common and does not affect the pixels
         warnings.simplefilter("ignore")

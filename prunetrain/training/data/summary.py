@@ -7,7 +7,7 @@ from typing import Final
 
 from prunetrain.config import TrainConfig
 from prunetrain.foreign.refusal import printable
-from prunetrain.training.data.base import DataSource, as_text, some
+from prunetrain.training.data.base import DataSource, abbreviate_names, escape_non_utf8
 
 _IN_FILES: Final = ("folder", "npz")  # the user's own data sets, which are named by their path
 _UNEVEN: Final = 2  # ratio of the largest class to the smallest from which class sizes are mentioned
@@ -20,12 +20,12 @@ def summary(config: TrainConfig, data: DataSource) -> tuple[str, ...]:
         config: names the data set.
         data: the data set.
     """
-    name = f"{config.dataset} {printable(as_text(config.data_dir))}" if config.dataset in _IN_FILES else config.dataset
+    name = f"{config.dataset} {printable(escape_non_utf8(config.data_dir))}" if config.dataset in _IN_FILES else config.dataset
     shape = "x".join(map(str, data.input_shape))
     held = "held-out " if config.val_split else ""
     line = f"{name}: {data.num_train:,} training and {data.num_val:,} {held}validation images of {shape}, {data.num_classes:,} classes"
     fewest, most = min(data.train_counts), max(data.train_counts)
     if most >= _UNEVEN * max(1, fewest):
         line += f" of {fewest:,} to {most:,} training images"
-    missing = [printable(as_text(name)) for name, count in zip(data.class_names, data.val_counts, strict=True) if not count]
-    return (line, f"no validation images of {some(missing)}: top-1 says nothing about them") if missing else (line,)
+    missing = [printable(escape_non_utf8(name)) for name, count in zip(data.class_names, data.val_counts, strict=True) if not count]
+    return (line, f"no validation images of {abbreviate_names(missing)}: top-1 says nothing about them") if missing else (line,)

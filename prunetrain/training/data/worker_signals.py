@@ -14,7 +14,7 @@ from prunetrain.training.stopping import SIGNALS
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def block_signals() -> Iterator[None]:
     """Block requests to stop while workers start: here until the context ends, in a worker until it has set up its own handling."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -26,15 +26,15 @@ def held_back() -> Iterator[None]:
 def leave_signals_to_parent(worker: int) -> None:
     """Ignore requests to stop, except a SIGTERM from the parent, which ends workers that way when it exits.
 
-    For `DataLoader(worker_init_fn=...)`, with `held_back` around the loader's start.
+    For `DataLoader(worker_init_fn=...)`, with `block_signals` around the loader's start.
     """
     for number in set(SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_parent_says, daemon=True).start()
+    threading.Thread(target=_exit_on_parent_sigterm, daemon=True).start()
 
 
-def _end_when_parent_says() -> None:
+def _exit_on_parent_sigterm() -> None:
     parent = os.getppid()
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass

@@ -8,14 +8,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from prunetrain.training.cores import cores
-from prunetrain.training.data.worker_signals import held_back, leave_signals_to_parent
+from prunetrain.training.data.worker_signals import block_signals, leave_signals_to_parent
 
-_BESIDE_A_CPU = 2  # workers when training on a CPU, on the same cores
-_BESIDE_A_GPU = range(2, 13)
-_AHEAD = 4  # batches that each worker prefetches for a GPU, so that it need not wait; torch's default is 2
+_WORKERS_WITH_CPU = 2  # workers when training on a CPU, on the same cores
+_WORKERS_WITH_GPU = range(2, 13)
+_PREFETCHED_BATCHES = 4  # batches that each worker prefetches for a GPU, so that it need not wait; torch's default is 2
 
 
-def decoders(asked: int, device: torch.device) -> int:
+def decoder_count(asked: int, device: torch.device) -> int:
     """The number of image-decoding processes for each training process.
 
     Args:
@@ -25,12 +25,12 @@ def decoders(asked: int, device: torch.device) -> int:
     if asked >= 0:
         return asked
     if device.type == "cpu":
-        return _BESIDE_A_CPU
+        return _WORKERS_WITH_CPU
     free = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
-    return min(max(free, _BESIDE_A_GPU[0]), _BESIDE_A_GPU[-1])
+    return min(max(free, _WORKERS_WITH_GPU[0]), _WORKERS_WITH_GPU[-1])
 
 
-def in_workers(
+def load_in_workers(
     images: Dataset[Any], batches: Iterable[Sequence[Any]], collate: Callable[[list[Any]], Any], *, workers: int, pinned: bool = False
 ) -> Iterator[Any]:
     """Yield every batch, collated from its images.
@@ -46,12 +46,12 @@ def in_workers(
         images,
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=workers,
-        prefetch_factor=_AHEAD if workers and pinned else None,
+        prefetch_factor=_PREFETCHED_BATCHES if workers and pinned else None,
         collate_fn=collate,
         worker_init_fn=leave_signals_to_parent,
         pin_memory=pinned,
         generator=torch.Generator(),  # otherwise the loader would draw from torch's global state
     )
-    with held_back():
+    with block_signals():
         made = iter(loader)
     yield from made

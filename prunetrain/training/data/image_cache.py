@@ -28,14 +28,14 @@ from prunetrain.files import output_error
 from prunetrain.foreign.memory import available_memory, format_bytes
 from prunetrain.locking import locked
 from prunetrain.training.data.base import Say
-from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable, error_of_all
-from prunetrain.training.data.workers import in_workers
+from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable, error_for_unreadable
+from prunetrain.training.data.workers import load_in_workers
 
 _SIZES, _PIXELS = "sizes.npy", "pixels.bin"
-_AT_A_TIME = 16  # images that a worker decodes before it hands them over
+_IMAGES_PER_TASK = 16  # images that a worker decodes before it hands them over
 _VERSION = 2  # of the format and of the decoding
-_SHARE = 0.75  # of the free memory that cached images may take
-_LOOK_AGAIN = 0.5  # seconds between looks while another process decodes the same images
+_MAX_MEMORY_SHARE = 0.75  # of the free memory that cached images may take
+_POLL_SECONDS = 0.5  # seconds between looks while another process decodes the same images
 
 _Part = tuple[Tensor, Tensor]  # sizes, int32 (n, 2), and pixels, uint8 (bytes,)
 
@@ -48,7 +48,7 @@ class DecodedImages:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open a folder that `keep` has written.
+        """Open a folder that `load_or_cache` has written.
 
         Raises:
             OSError, ValueError: if it is incomplete.
@@ -83,7 +83,7 @@ class DecodedImages:
         return np.asarray(self.pixels).reshape(-1, height, width, 3)[numbers]
 
 
-def keep(files: ImageFiles, cache: Path, split: str, *, workers: int, say: Say) -> DecodedImages | None:
+def load_or_cache(files: ImageFiles, cache: Path, split: str, *, workers: int, say: Say) -> DecodedImages | None:
     """Return the images of some files from the cache, decoding them into it first if needed.
 
     Args:
@@ -101,17 +101,17 @@ def keep(files: ImageFiles, cache: Path, split: str, *, workers: int, say: Say) 
         OutputError: if the cache cannot be written.
     """
     folder = cache / f"{split}-{_digest(files)}"
-    while (images := _opened(folder)) is None:
+    while (images := _open_cache(folder)) is None:
         try:
             with locked(folder.with_suffix(".lock"), str(folder)):
-                if _opened(folder) is None and not _write(files, folder, workers, say):
+                if _open_cache(folder) is None and not _write_cache(files, folder, workers, say):
                     return None
         except BusyError:
-            time.sleep(_LOOK_AGAIN)
-    return images if _fits(int(images.pixels.nbytes), f"the {len(files.paths):,} {split} images in {cache}", say) else None
+            time.sleep(_POLL_SECONDS)
+    return images if _fits_in_memory(int(images.pixels.nbytes), f"the {len(files.paths):,} {split} images in {cache}", say) else None
 
 
-def _opened(folder: Path) -> DecodedImages | None:
+def _open_cache(folder: Path) -> DecodedImages | None:
     try:
         return DecodedImages(folder)
     except (OSError, ValueError, EOFError):
@@ -129,22 +129,22 @@ def _digest(files: ImageFiles) -> str:
     return digest.hexdigest()[:20]
 
 
-def _fits(size: int, what: str, say: Say) -> bool:
-    if size <= (limit := int(_SHARE * available_memory())):
+def _fits_in_memory(size: int, what: str, say: Say) -> bool:
+    if size <= (limit := int(_MAX_MEMORY_SHARE * available_memory())):
         return True
     say(f"not cached: {what} take {format_bytes(size)} or more decoded, and only {format_bytes(limit)} of memory may be used")
     return False
 
 
-def _write(files: ImageFiles, folder: Path, workers: int, say: Say) -> bool:
+def _write_cache(files: ImageFiles, folder: Path, workers: int, say: Say) -> bool:
     """Decode everything into a folder, which appears only when complete; return False if there is no room."""
     what = f"the {len(files.paths):,} images of {folder}"
     total = 0
     for number, path in enumerate(files.paths):
-        total += _bytes(files.decoding, path)
-        if number % 1000 == 0 and not _fits(total, what, say):  # with a million files, the first ones tell
+        total += _decoded_bytes(files.decoding, path)
+        if number % 1000 == 0 and not _fits_in_memory(total, what, say):  # with a million files, the first ones tell
             return False
-    if not _fits(total, what, say):
+    if not _fits_in_memory(total, what, say):
         return False
     if total > (free := shutil.disk_usage(folder.parent).free):
         say(f"not cached: {what} take {format_bytes(total)} decoded, and the disk has only {format_bytes(free)} free")
@@ -164,7 +164,7 @@ def _write(files: ImageFiles, folder: Path, workers: int, say: Say) -> bool:
     return True
 
 
-def _bytes(decoding: Decoding, path: str) -> int:
+def _decoded_bytes(decoding: Decoding, path: str) -> int:
     """The bytes of an image's pixels; 0 if its header is unreadable, which decoding reports together with other damage."""
     size = decoding.size(path)
     return 0 if isinstance(size, Unreadable) else 3 * size[0] * size[1]
@@ -175,27 +175,27 @@ def _decode_into(folder: Path, files: ImageFiles, workers: int) -> None:
     sizes: list[Tensor] = []
     unreadable: list[Unreadable] = []
     with (folder / _PIXELS).open("wb") as file:
-        for part in _parts(files, workers):
+        for part in _decode_in_workers(files, workers):
             if isinstance(part, list):
                 unreadable += part
             elif not unreadable:
                 sizes.append(part[0])
                 file.write(part[1].numpy().data)
         if unreadable:
-            raise error_of_all(unreadable)
+            raise error_for_unreadable(unreadable)
         file.flush()
         os.fsync(file.fileno())
     np.save(folder / _SIZES, torch.cat(sizes).numpy())
 
 
-def _parts(files: ImageFiles, workers: int) -> Iterator[_Part | list[Unreadable]]:
+def _decode_in_workers(files: ImageFiles, workers: int) -> Iterator[_Part | list[Unreadable]]:
     """Yield all images in order, some at a time; where some of these are unreadable, yield those instead."""
     count = len(files.paths)
-    spans = (range(first, min(first + _AT_A_TIME, count)) for first in range(0, count, _AT_A_TIME))
-    yield from in_workers(_Decoded(files), spans, _joined, workers=workers)
+    spans = (range(first, min(first + _IMAGES_PER_TASK, count)) for first in range(0, count, _IMAGES_PER_TASK))
+    yield from load_in_workers(_FilesDataset(files), spans, _join_images, workers=workers)
 
 
-class _Decoded(Dataset[Image.Image | Unreadable]):
+class _FilesDataset(Dataset[Image.Image | Unreadable]):
     def __init__(self, files: ImageFiles) -> None:
         self._files = files
 
@@ -203,7 +203,7 @@ class _Decoded(Dataset[Image.Image | Unreadable]):
         return self._files[number]
 
 
-def _joined(images: list[Image.Image | Unreadable]) -> _Part | list[Unreadable]:
+def _join_images(images: list[Image.Image | Unreadable]) -> _Part | list[Unreadable]:
     """The sizes of some images and their pixels one after the other; or the unreadable ones, if there are any."""
     if unreadable := [image for image in images if isinstance(image, Unreadable)]:
         return unreadable

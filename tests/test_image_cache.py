@@ -15,10 +15,10 @@ from PIL import Image
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, DataError, OutputError
 from prunetrain.locking import locked
-from prunetrain.training.data import decoded, load_data
+from prunetrain.training.data import image_cache, load_data
 from prunetrain.training.data.base import Normalizer, Share, Statistics
-from prunetrain.training.data.decoded import DecodedImages, keep
 from prunetrain.training.data.decoding import Decoding, ImageFiles
+from prunetrain.training.data.image_cache import DecodedImages, load_or_cache
 from prunetrain.training.environment import Environment
 
 CPU = torch.device("cpu")
@@ -83,10 +83,10 @@ def files(photos: Path, resized_side: int | None = 12) -> ImageFiles:
 
 def test_no_file_is_decoded_twice(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    assert keep(files(photos), tmp_path, "train", workers=0, say=lines.append)
+    assert load_or_cache(files(photos), tmp_path, "train", workers=0, say=lines.append)
     assert len(lines) == 1 and lines[0].startswith("cached the 8 images of ") and lines[0].endswith(": 3.4 kB of pixels")
     monkeypatch.setattr(Image, "open", None)
-    images = keep(files(photos), tmp_path, "train", workers=0, say=lines.append)
+    images = load_or_cache(files(photos), tmp_path, "train", workers=0, say=lines.append)
     assert isinstance(images, DecodedImages) and len(lines) == 1
     assert [path.suffix for path in tmp_path.iterdir()] == [""]  # no lock, nothing half written
 
@@ -95,30 +95,30 @@ def test_other_files_and_other_settings_are_decoded_anew(photos: Path, tmp_path:
     names = set()
     some = files(photos)
     for changed in (some, files(photos, None), ImageFiles(some.paths, Decoding(13, 13)), ImageFiles(some.paths[1:], some.decoding)):
-        keep(changed, tmp_path, "train", workers=0, say=print)
+        load_or_cache(changed, tmp_path, "train", workers=0, say=print)
         names.add(len(list(tmp_path.iterdir())))
     status = os.stat(some.paths[0])
     os.utime(some.paths[0], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    keep(some, tmp_path, "train", workers=0, say=print)
+    load_or_cache(some, tmp_path, "train", workers=0, say=print)
     assert names | {len(list(tmp_path.iterdir()))} == {1, 2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("file", ["pixels.bin", "sizes.npy"])
 def test_a_damaged_cache_is_written_anew(file: str, photos: Path, tmp_path: Path) -> None:
-    first = keep(files(photos), tmp_path, "train", workers=0, say=print)
+    first = load_or_cache(files(photos), tmp_path, "train", workers=0, say=print)
     assert first is not None
     (folder,) = tmp_path.iterdir()
     (folder / file).write_bytes((folder / file).read_bytes()[:-100])
     lines: list[str] = []
-    again = keep(files(photos), tmp_path, "train", workers=0, say=lines.append)
+    again = load_or_cache(files(photos), tmp_path, "train", workers=0, say=lines.append)
     assert again is not None and len(lines) == 1
     assert np.array_equal(again.squares([0, 7]), np.stack([np.array(files(photos)[number]) for number in (0, 7)]))
 
 
 def test_what_does_not_fit_is_not_cached(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(decoded, "available_memory", lambda: 4000)
-    assert keep(files(photos), tmp_path, "train", workers=0, say=lines.append) is None
+    monkeypatch.setattr(image_cache, "available_memory", lambda: 4000)
+    assert load_or_cache(files(photos), tmp_path, "train", workers=0, say=lines.append) is None
     (line,) = lines
     assert line.startswith("not cached: the 8 images of ") and line.endswith(
         " take 3.4 kB or more decoded, and only 3 kB of memory may be used"
@@ -130,31 +130,31 @@ def test_what_does_not_fit_is_not_cached(photos: Path, tmp_path: Path, monkeypat
 
 
 def test_a_cache_that_another_process_writes_is_waited_for(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoded, "_LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(image_cache, "_POLL_SECONDS", 0.01)
     waited = threading.Event()
-    original = decoded.locked
+    original = image_cache.locked
 
     def busy(path: Path, what: str) -> Any:
         if not waited.is_set():
             waited.set()
-            raise decoded.BusyError("in use")
+            raise image_cache.BusyError("in use")
         return original(path, what)
 
-    monkeypatch.setattr(decoded, "locked", busy)
-    assert keep(files(photos), tmp_path, "train", workers=0, say=print) is not None
+    monkeypatch.setattr(image_cache, "locked", busy)
+    assert load_or_cache(files(photos), tmp_path, "train", workers=0, say=print) is not None
     assert waited.is_set() and original is locked
 
 
 def test_what_a_killed_process_left_goes(photos: Path, tmp_path: Path) -> None:
-    keep(files(photos), tmp_path, "train", workers=0, say=print)
+    load_or_cache(files(photos), tmp_path, "train", workers=0, say=print)
     (folder,) = tmp_path.iterdir()
     folder.rename(folder.with_suffix(".partial"))
-    assert keep(files(photos), tmp_path, "train", workers=0, say=print) is not None
+    assert load_or_cache(files(photos), tmp_path, "train", workers=0, say=print) is not None
     assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_process_that_is_not_forked_maps_the_file_itself(photos: Path, tmp_path: Path) -> None:
-    images = keep(files(photos, None), tmp_path, "train", workers=0, say=print)
+    images = load_or_cache(files(photos, None), tmp_path, "train", workers=0, say=print)
     assert images is not None
     message = pickle.dumps(images)
     assert len(message) < 2000 < images.pixels.nbytes
@@ -170,10 +170,10 @@ def test_errors(workers: int, photos: Path, tmp_path: Path) -> None:
         bad.write_bytes(content)
         for resized_side in (12, None):
             with pytest.raises(DataError, match=r"bad.jpg cannot be read as an image \(.*\): replace or remove it"):
-                keep(ImageFiles([str(bad)], Decoding(12, resized_side)), tmp_path / "cache", "train", workers=workers, say=print)
+                load_or_cache(ImageFiles([str(bad)], Decoding(12, resized_side)), tmp_path / "cache", "train", workers=workers, say=print)
     assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(OutputError, match=r"bad\.jpg"):
-        keep(files(photos), bad, "train", workers=0, say=print)
+        load_or_cache(files(photos), bad, "train", workers=0, say=print)
     with pytest.raises(ConfigError, match="--cache is for --dataset folder: digits is in memory already"):
         load_data(TrainConfig(cache="x"), CPU)
 
@@ -193,7 +193,9 @@ def test_all_unreadable_files_are_named_at_once(workers: int, photos: Path, tmp_
 
     def said(chosen: list[Path]) -> str:
         with pytest.raises(DataError) as caught:
-            keep(ImageFiles([str(path) for path in chosen], Decoding(12, None)), tmp_path / "cache", "train", workers=workers, say=print)
+            load_or_cache(
+                ImageFiles([str(path) for path in chosen], Decoding(12, None)), tmp_path / "cache", "train", workers=workers, say=print
+            )
         return str(caught.value)
 
     named = ", ".join(str(path) for path in paths[1:31:3])
@@ -204,10 +206,12 @@ def test_all_unreadable_files_are_named_at_once(workers: int, photos: Path, tmp_
 
 def test_a_link_to_nothing_is_not_left_out_of_what_a_cache_is_known_by(photos: Path, tmp_path: Path) -> None:
     some = files(photos)
-    keep(some, tmp_path / "cache", "train", workers=0, say=print)
+    load_or_cache(some, tmp_path / "cache", "train", workers=0, say=print)
     (tmp_path / "link.jpg").symlink_to("nowhere")
     with pytest.raises(DataError, match=r"link\.jpg cannot be read as an image"):
-        keep(ImageFiles([*some.paths, str(tmp_path / "link.jpg")], some.decoding), tmp_path / "cache", "train", workers=0, say=print)
+        load_or_cache(
+            ImageFiles([*some.paths, str(tmp_path / "link.jpg")], some.decoding), tmp_path / "cache", "train", workers=0, say=print
+        )
 
 
 def test_the_environment_says_what_was_cached(photos: Path, tmp_path: Path) -> None:
