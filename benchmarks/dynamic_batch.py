@@ -34,7 +34,7 @@ from prunetrain.training.environment import Environment
 from prunetrain.training.memory import step_memory
 from prunetrain.training.pairs import read_pair
 from prunetrain.training.state import TrainState, load_state
-from prunetrain.training.stored import stored_config
+from prunetrain.training.stored_config import stored_config
 
 VARIANTS = {"fixed": "--no-dynamic-batch", "dynamic": "--dynamic-batch"}
 MIB = 2**20

@@ -86,7 +86,7 @@ def _prepare(work: Path) -> None:
     import prunetrain.report.progress
     import prunetrain.training.evaluation
     import prunetrain.training.export
-    import prunetrain.training.offline  # noqa: F401
+    import prunetrain.training.offline_reconfiguration  # noqa: F401
     from prunetrain.foreign import memory
 
     torch.set_num_threads(1)

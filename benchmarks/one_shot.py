@@ -27,7 +27,7 @@ from prunetrain.methods.registry import decide
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import DataSource, load_data
-from prunetrain.training.trained import read_trained
+from prunetrain.training.trained_network import read_trained_network
 
 RATES = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 
@@ -48,7 +48,7 @@ def main() -> None:
     for seed in seeds:
         train(arguments.folder, f"seed-{seed}", [*flags.split(), "--seed", seed], arguments.threads)
         checkpoint = RunPaths(arguments.folder, f"seed-{seed}").last
-        trained = read_trained(checkpoint)
+        trained = read_trained_network(checkpoint)
         data = load_data(build_config(load_checkpoint(checkpoint).config), torch.device("cpu"))
         options = Options(layer_rates=dict.fromkeys(arguments.spare.split(","), 0.0))
         for (method, rate), values in found.items():

@@ -29,7 +29,7 @@ from prunetrain.training.checkpoints import save_checkpoint
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
-from prunetrain.training.offline import reconfigure_checkpoint
+from prunetrain.training.offline_reconfiguration import reconfigure_checkpoint
 from prunetrain.training.state import TrainState
 
 
@@ -96,7 +96,7 @@ def _stepped(folder: Path, model: str) -> TrainState:
 
 
 def _choose(state: TrainState) -> None:
-    """Do what a run does at the start of an interval (`training/course.py`)."""
+    """Do what a run does at the start of an interval (`training/lasso_schedule.py`)."""
     ranking = Ranking(state.graph, state.model.state_dict(), criterion=state.config.criterion)
     ranking.weakest(0.75 * state.costs.macs, ranking.coarsest_blocks(0.5 * state.costs.macs, state.dense))
 

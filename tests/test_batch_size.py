@@ -22,8 +22,8 @@ from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.evaluation import evaluate_checkpoint
 from prunetrain.training.events import BatchChange, Metrics, Reconfiguration
-from prunetrain.training.loop import Evaluation, Guessed, evaluate
-from prunetrain.training.offline import reconfigure_checkpoint
+from prunetrain.training.loop import Evaluation, GuessCallback, evaluate
+from prunetrain.training.offline_reconfiguration import reconfigure_checkpoint
 from prunetrain.training.pairs import read_pair
 from prunetrain.training.run import Outcome, resume_run, start_run
 from prunetrain.training.state import TrainState, load_state
@@ -189,9 +189,9 @@ def test_offline_cut_and_evaluation_of_a_grown_run(images: Path, tmp_path: Path,
     assert resume_run(done.checkpoint, {}, Recorder()).finished
     used: list[int] = []
 
-    def noted(state: TrainState, data: DataSource, guessed: Guessed | None) -> Evaluation:
+    def noted(state: TrainState, data: DataSource, on_guesses: GuessCallback | None) -> Evaluation:
         used.append(state.batch_size)
-        return evaluate(state, data, guessed)
+        return evaluate(state, data, on_guesses)
 
     monkeypatch.setattr(evaluation, "evaluate", noted)
     few, many = evaluate_checkpoint(done.checkpoint, {"batch_size": 4}), evaluate_checkpoint(done.checkpoint, {})

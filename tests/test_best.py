@@ -17,7 +17,7 @@ from prunetrain.training.events import Metrics
 from prunetrain.training.run import Outcome, resume_run, start_run
 from prunetrain.training.state import TrainState
 from prunetrain.training.stopping import StopRequested
-from prunetrain.training.stored import stored_config
+from prunetrain.training.stored_config import stored_config
 
 # To half of the MACs by epoch 3 of 7, and pruned by magnitude after epoch 3 of 6; images so much alike that top-1 goes up and down.
 COMMON = {"keep_best": True, "lr": 0.1, "schedule": "constant", "name": "x"}

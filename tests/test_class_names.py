@@ -15,7 +15,7 @@ from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.class_names import check_names, names_of
 from prunetrain.training.data import load_data
-from prunetrain.training.offline import reconfigure_checkpoint
+from prunetrain.training.offline_reconfiguration import reconfigure_checkpoint
 
 CPU = torch.device("cpu")
 OTHER = (

@@ -38,9 +38,9 @@ from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import Batch, DataSource, load_data
 from prunetrain.training.data.base import Share
-from prunetrain.training.distribution import Agreement, Ranks
+from prunetrain.training.distribution import Ranks, StepAgreement
 from prunetrain.training.environment import Environment
-from prunetrain.training.joining import STORE, PeerFailed, PeerLost, one_voice
+from prunetrain.training.joining import STORE, PeerFailed, PeerLost, report_failure_once
 from prunetrain.training.loop import train_one_epoch
 from prunetrain.training.run import resume_run, start_run
 from prunetrain.training.state import TrainState
@@ -198,7 +198,7 @@ def fail(rank: int) -> int:
 def tell(rank: int) -> str:
     """Whether it is on this worker to tell of a mistake that each of them finds."""
     try:
-        with one_voice():
+        with report_failure_once():
             raise ConfigError("no such thing")
     except PeerFailed:
         return "silent"
@@ -208,31 +208,31 @@ def tell(rank: int) -> str:
 
 def patience(rank: int) -> str:
     """What rank 0 says that takes longer for it than the others would wait for any exchange."""
-    distribution.SIGN_OF_LIFE = 0.2  # type: ignore[misc]  # of this process alone
+    distribution.KEEPALIVE_SECONDS = 0.2  # type: ignore[misc]  # of this process alone
     group = distributed.new_group(timeout=timedelta(seconds=1))
 
     def slow() -> str:
         time.sleep(2.5)
         return "done"
 
-    return Ranks(group).on_first(slow)
+    return Ranks(group).on_rank_zero(slow)
 
 
 def talk(rank: int, config: TrainConfig, store: str) -> dict[str, Any]:
     ranks = Ranks.joined()
     environment = Environment.of(config)
-    agreement = Agreement(ranks)
+    agreement = StepAgreement(ranks)
     facts: dict[str, Any] = {
         "identity": (ranks.rank, ranks.world_size),
         "mean": ranks.mean(rank + 1.0, CPU),
         "gathered": ranks.gather(f"of {rank}"),
-        "shared": ranks.share(f"of {rank}"),
-        "on first": ranks.on_first(lambda: rank + 10),
+        "shared": ranks.broadcast(f"of {rank}"),
+        "on first": ranks.on_rank_zero(lambda: rank + 10),
         "patience": patience(rank),
-        "failing": caught(lambda: ranks.on_first(lambda: fail(rank))),
+        "failing": caught(lambda: ranks.on_rank_zero(lambda: fail(rank))),
         "same": caught(lambda: ranks.check_same("file", "a")),
         "different": caught(lambda: ranks.check_same("file", "ab"[rank])),
-        "agreed": [agreement.after_step(wish) for wish in ([0, 3, 0] if rank else [0, 0, 1])] + [agreement.settle(), agreement.settle()],
+        "agreed": [agreement.after_step(wish) for wish in ([0, 3, 0] if rank else [0, 0, 1])] + [agreement.wait(), agreement.wait()],
         "uneven": caught(lambda: environment.images_each(7)),
         "each": environment.images_each(8),
     }
@@ -272,7 +272,7 @@ def test_tensors_that_a_group_cannot_send_stay(monkeypatch: pytest.MonkeyPatch, 
     seen = []
     monkeypatch.setattr(distributed, "get_backend_config", lambda group: backends)
     monkeypatch.setattr(distributed, "broadcast", lambda tensor, **how: seen.append(tensor.device.type))
-    Ranks(object()).share_([torch.zeros(2)])  # type: ignore[arg-type]
+    Ranks(object()).broadcast_([torch.zeros(2)])  # type: ignore[arg-type]
     assert seen == sent
 
 
@@ -283,10 +283,10 @@ def test_signs_of_life_come_from_the_same_gpu(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "gpu", 0))
     monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: setattr(current, "gpu", gpu))
-    monkeypatch.setattr(distribution, "SIGN_OF_LIFE", 0.01)
-    monkeypatch.setattr(Ranks, "share", lambda ranks, value: told.append(torch.cuda.current_device()))
+    monkeypatch.setattr(distribution, "KEEPALIVE_SECONDS", 0.01)
+    monkeypatch.setattr(Ranks, "broadcast", lambda ranks, value: told.append(torch.cuda.current_device()))
     torch.cuda.set_device(3)
-    with Ranks()._signs_of_life():
+    with Ranks()._keepalive():
         while not told:
             time.sleep(0.01)
     assert set(told) == {3}
@@ -381,18 +381,18 @@ def test_a_request_to_stop_reaches_a_worker_that_waits_for_the_others(monkeypatc
     begun = time.monotonic()
     with stopping_on_signals(), pytest.raises(StopRequested):
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        joining._meet(store)
+        joining._rendezvous(store)
     assert time.monotonic() - begun < 2
 
 
 def test_a_worker_that_never_comes_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    monkeypatch.setattr(joining, "PATIENCE", timedelta(seconds=0.1))
+    monkeypatch.setattr(joining, "TIMEOUT", timedelta(seconds=0.1))
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, missed in ((0, 1), (1, 0)):
         monkeypatch.setenv("RANK", str(rank))
         with pytest.raises(PeerLost, match=rf"^worker {missed} did not arrive$"):
-            joining._meet(store)
+            joining._rendezvous(store)
 
 
 _ASKED_TO_STOP = """
@@ -442,7 +442,7 @@ def test_a_request_to_stop_while_workers_are_started_anew_is_not_lost(monkeypatc
     with agent.forwarding():
         if when == "before":
             signal.raise_signal(signal.SIGUSR1)
-            with pytest.raises(launching._Ended) as ended:
+            with pytest.raises(launching._WorkersEnded) as ended:
                 agent._start_workers(agent.get_worker_group())
             assert (ended.value.code, children) == (128 + signal.SIGUSR1, [])
         else:

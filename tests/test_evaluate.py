@@ -17,11 +17,11 @@ from runs import Recorder, invoke, settings
 
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import load_checkpoint
-from prunetrain.training.confusion import Confusion, Guesses, accuracies
+from prunetrain.training.confusion import Confusion, GuessCollector, accuracies
 from prunetrain.training.data import load_data
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.environment import Environment
-from prunetrain.training.evaluation import Measured, OfAClass, evaluate_checkpoint
+from prunetrain.training.evaluation import CheckpointEvaluation, ClassResult, evaluate_checkpoint
 from prunetrain.training.loop import logits
 from prunetrain.training.pairs import read_pair
 from prunetrain.training.run import resume_run, start_run
@@ -63,19 +63,19 @@ def refusal(*args: str | Path) -> str:
 
 
 def test_confusion_by_hand() -> None:
-    guesses = Guesses(3)
+    guesses = GuessCollector(3)
     for guessed, labels in (([0, 0, 1], [0, 1, 1]), ([], []), ([1, 1], [1, 0])):
         guesses(torch.tensor(guessed, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64))
-    counted = guesses.counted(Ranks())
+    counted = guesses.count(Ranks())
     assert counted.matrix() == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
     assert (counted.images, counted.correct) == ([2, 3, 0], [1, 2, 0])
     assert accuracies(counted.correct, counted.images) == [1 / 2, 2 / 3, None]
-    measured = Measured(1.0, 0.6, None, tuple(OfAClass("", 0, 0, share) for share in (1 / 2, 2 / 3, None)), counted)
+    measured = CheckpointEvaluation(1.0, 0.6, None, tuple(ClassResult("", 0, 0, share) for share in (1 / 2, 2 / 3, None)), counted)
     assert measured.balanced_accuracy == pytest.approx(7 / 12)
 
 
 def test_of_nothing_nothing_is_counted() -> None:
-    counted = Guesses(2).counted(Ranks())
+    counted = GuessCollector(2).count(Ranks())
     assert (counted.matrix(), counted.images, counted.correct) == ([[0, 0], [0, 0]], [0, 0], [0, 0])
 
 

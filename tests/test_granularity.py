@@ -22,7 +22,7 @@ from prunetrain.training.creation import new_state
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.events import Observer
-from prunetrain.training.granularity import Effort, Timing, choose_granularity, measured_choice, pick
+from prunetrain.training.granularity import Effort, Timing, choose_granularity, measured_choice, pick_fastest
 from prunetrain.training.run import resume_run, start_run
 from prunetrain.training.state import TrainState
 
@@ -43,8 +43,8 @@ ENOUGH = {"epoch_seconds": 1e4, "images_per_second": 16.0}  # a line of history 
     ],
 )
 def test_pick(timings: list[tuple[int, float, int]], chosen: int) -> None:
-    assert pick([Timing(*timing) for timing in timings]) == chosen
-    assert pick([Timing(*timing) for timing in reversed(timings)]) == chosen
+    assert pick_fastest([Timing(*timing) for timing in timings]) == chosen
+    assert pick_fastest([Timing(*timing) for timing in reversed(timings)]) == chosen
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_layers_are_timed_at_the_sizes_that_they_get() -> None:
 def test_time_that_is_up_ends_the_choice() -> None:
     proposal = with_dead(residual(), layer1_0_conv1=3, layer2_0_conv1=5)
     asked: list[Layer | None] = []
-    choice = choose_by_layer(proposal, lambda layer, shape: asked.append(layer) or 1.0, enough=lambda: True)  # type: ignore[func-returns-value]
+    choice = choose_by_layer(proposal, lambda layer, shape: asked.append(layer) or 1.0, should_stop=lambda: True)  # type: ignore[func-returns-value]
     assert asked == []
     assert {name: kept for name, (kept, _) in proposal.plan(choice).counts().items() if name in choice} == {
         "layer1_0_conv1": 8,

@@ -27,7 +27,7 @@ from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training import lasso as lasso_module
 from prunetrain.training import loop as loop_module
 from prunetrain.training.checkpoints import load_checkpoint
-from prunetrain.training.confusion import Guesses
+from prunetrain.training.confusion import GuessCollector
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.data.base import Share
@@ -350,7 +350,7 @@ def test_no_step_waits_for_the_device_or_sends_it_anything(
         start.state.progress = replace(start.state.progress, epoch=2, step=0, running={})
     if case == "masks":
         weights = trained_parameters(start.state.model)
-        start.state.acting.method = HeldMasks(weights, Masks({name: weight.detach() > 0 for name, weight in weights.items()}))
+        start.state.run_method.method = HeldMasks(weights, Masks({name: weight.detach() > 0 for name, weight in weights.items()}))
     counts, sent, observer, train_step = [], [], Recorder(), loop_module._train_step
 
     def watched(*args: Any) -> tuple[Tensor, Tensor]:
@@ -372,12 +372,12 @@ def test_no_step_waits_for_the_device_or_sends_it_anything(
 
 def test_counting_guesses_does_not_wait_for_the_device(images: Path, tmp_path: Path) -> None:
     start = Start(images, tmp_path)
-    guesses, counts = Guesses(4), []
+    guesses, counts = GuessCollector(4), []
     with Waits() as waits:
         evaluate(start.state, start.data, lambda *batch: (guesses(*batch), counts.append(waits.count)))
         assert len(counts) > 2
         assert set(counts) == {0}
-        counted = guesses.counted(start.state.environment.ranks)
+        counted = guesses.count(start.state.environment.ranks)
     assert waits.count > 0
     assert sum(counted.images) == 300
 
@@ -458,7 +458,7 @@ def test_an_epoch_lasts_until_the_device_has_done_it(monkeypatch: pytest.MonkeyP
             clock[0] += 5
             return 1.0
 
-    running = loop_module._Running(cast(Tensor, Late()), cast(Tensor, Late()), images=4, seconds=2.0)
+    running = loop_module._RunningSums(cast(Tensor, Late()), cast(Tensor, Late()), images=4, seconds=2.0)
     assert running.sums(9.0, Ranks()) == {"loss": 1.0, "correct": 1.0, "images": 4, "seconds": 2.0 + 11.0}
 
 

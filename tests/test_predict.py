@@ -27,7 +27,7 @@ from prunetrain.training.loop import logits
 from prunetrain.training.pairs import read_pair
 from prunetrain.training.run import start_run
 from prunetrain.training.state import load_state
-from prunetrain.training.trained import read_trained
+from prunetrain.training.trained_network import read_trained_network
 
 CPU = torch.device("cpu")
 
@@ -254,8 +254,8 @@ def test_from_python_a_run_is_none_by_its_name(here: Path) -> None:
 
 def test_nothing_moves_the_networks_statistics(run: RunPaths, here: Path) -> None:
     """One image at a time or all together: the same, and the checkpoint's tensors stay."""
-    before = {name: tensor.clone() for name, tensor in read_trained(run.last).state.items()}
+    before = {name: tensor.clone() for name, tensor in read_trained_network(run.last).state.items()}
     single, together = (prunetrain.predict(run.last, here, batch_size=size) for size in (1, 100))
     assert [one.guesses[0].name for one in single] == [one.guesses[0].name for one in together]
-    after = read_trained(run.last).state
+    after = read_trained_network(run.last).state
     assert all(torch.equal(before[name], after[name]) for name in before)

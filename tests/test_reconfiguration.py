@@ -27,7 +27,7 @@ from prunetrain.training.environment import Environment
 from prunetrain.training.evaluation import evaluate_checkpoint
 from prunetrain.training.events import Metrics
 from prunetrain.training.loop import evaluate, train_one_epoch
-from prunetrain.training.offline import reconfigure_checkpoint
+from prunetrain.training.offline_reconfiguration import reconfigure_checkpoint
 from prunetrain.training.pairs import read_pair
 from prunetrain.training.reconfiguration import reconfigure
 from prunetrain.training.run import resume_run, start_run

@@ -21,7 +21,7 @@ from prunetrain.locking import locked
 from prunetrain.paths import RunPaths
 from prunetrain.training import divergence, loop, run
 from prunetrain.training.checkpoints import load_checkpoint
-from prunetrain.training.recovery import keep_newest, newest_whole
+from prunetrain.training.recovery import find_newest_checkpoint, remove_old_checkpoints
 from prunetrain.training.run import Outcome, continue_run, resume_run, start_run
 from prunetrain.training.state import TrainState
 
@@ -86,7 +86,7 @@ def test_the_newest_whole_pair(
     for name, damage in damages:
         damage((stopped.networks if name.endswith(".py") else stopped.checkpoints) / name)
     said: list[str] = []
-    assert newest_whole(stopped, said.append) == stopped.checkpoints / chosen
+    assert find_newest_checkpoint(stopped, said.append) == stopped.checkpoints / chosen
     assert len(said) == len(skipped)
     assert all(line.startswith(start) for line, start in zip(said, skipped, strict=True)), said
     result = invoke(*arguments(settings(images, stopped.output_dir, name="x")), "--resume", "auto")
@@ -99,10 +99,10 @@ def test_the_newest_whole_pair(
 def test_a_newer_numbered_checkpoint_is_taken_and_a_damaged_one_replaced(images: Path, stopped: RunPaths, reference: Outcome) -> None:
     for folder, files in ((stopped.networks, reference.run.network_files()), (stopped.checkpoints, reference.run.checkpoint_files())):
         shutil.copy(files[4], folder)
-    assert newest_whole(stopped, pytest.fail) == stopped.checkpoint(4)  # as after a kill between epoch_004.pt and last.pt
+    assert find_newest_checkpoint(stopped, pytest.fail) == stopped.checkpoint(4)  # as after a kill between epoch_004.pt and last.pt
     half(stopped.checkpoint(4))
     said: list[str] = []
-    assert newest_whole(stopped, said.append) == stopped.last
+    assert find_newest_checkpoint(stopped, said.append) == stopped.last
     assert [line.partition(":")[0] for line in said] == ["skipped epoch_004.pt"]
     assert invoke(*arguments(settings(images, stopped.output_dir, name="x")), "--resume", "auto").exit_code == 0
     assert_same_run(stopped, reference.run)
@@ -110,7 +110,7 @@ def test_a_newer_numbered_checkpoint_is_taken_and_a_damaged_one_replaced(images:
 
 def test_an_older_one_that_is_damaged_is_in_nobodys_way(stopped: RunPaths) -> None:
     half(stopped.checkpoint(2))
-    assert newest_whole(stopped, pytest.fail) == stopped.last
+    assert find_newest_checkpoint(stopped, pytest.fail) == stopped.last
     assert continue_run(stopped, TrainConfig(), {}, Recorder()).finished
 
 
@@ -148,7 +148,7 @@ def test_nothing_whole_is_an_error_and_no_new_run(images: Path, stopped: RunPath
 def test_the_dense_network_is_needed(stopped: RunPaths, damage: Callable[[Path], None]) -> None:
     damage(stopped.network(0))
     with pytest.raises(NetworkFileError, match=r"epoch_000.py.*; it is the dense network, and every checkpoint of the run needs it: "):
-        newest_whole(stopped, pytest.fail)
+        find_newest_checkpoint(stopped, pytest.fail)
 
 
 @pytest.mark.parametrize("left", ["nothing", "a temporary file", "the network file", "an empty folder"])
@@ -204,7 +204,7 @@ def test_keep_leaves_the_epochs_to_rewind_to(images: Path, tmp_path: Path) -> No
 
 def test_keep_can_change_and_removed_checkpoints_say_why(images: Path, tmp_path: Path, reference: Outcome) -> None:
     run = start_run(settings(images, tmp_path, name="x"), Recorder((3, 5))).run
-    keep_newest(run, 0, ())
+    remove_old_checkpoints(run, 0, ())
     assert list(run.checkpoint_files()) == [0, 2]
     resume_run(run.last, {"keep": 1}, Recorder())
     assert list(run.checkpoint_files()) == [4]

@@ -14,7 +14,7 @@ from prunetrain.graph.load import read_graph, sha256_of
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data import load_data
-from prunetrain.training.environment import Environment, left_out
+from prunetrain.training.environment import Environment, warning_images_left_out
 from prunetrain.training.events import Metrics, Reconfiguration
 from prunetrain.training.loop import evaluate
 from prunetrain.training.pairs import read_pair
@@ -243,7 +243,7 @@ def test_run_in_its_folder(images: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_an_epoch_leaves_out(images: int, batch_size: int, workers: int, said: str | None) -> None:
-    assert left_out(images, batch_size, workers) == (said and f"an epoch leaves out {said}")
+    assert warning_images_left_out(images, batch_size, workers) == (said and f"an epoch leaves out {said}")
 
 
 def test_a_run_says_once_what_its_epochs_leave_out(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from prunetrain.training.data import worker_signals
 from prunetrain.training.environment import Environment
 from prunetrain.training.run import Outcome, resume_run, start_run
 from prunetrain.training.state import TrainState
-from prunetrain.training.stopping import SIGNALS, Action, Pacer, Requests, StopRequested, exit_code, stopping_on_signals
+from prunetrain.training.stopping import SIGNALS, Action, Pacer, StopRequested, StopRequests, exit_code, stopping_on_signals
 
 TOP = Path(__file__).parent.parent
 
@@ -68,7 +68,7 @@ def test_a_request_waits_while_something_is_finished_and_the_second_does_not() -
 
 
 def test_what_a_cluster_sends_to_all_and_the_launcher_passes_on_is_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "ECHO", 0.5)
+    monkeypatch.setattr(stopping, "ECHO_SECONDS", 0.5)
     monkeypatch.setenv("RANK", "1")
     with stopping_on_signals() as requests, requests.deferred():
         signal.raise_signal(signal.SIGTERM)
@@ -140,7 +140,7 @@ def test_threads_and_forked_processes_leave_signals_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [None, True]
-    requests = Requests()
+    requests = StopRequests()
     requests._process += 1
     requests.handle(signal.SIGTERM, None)
     assert requests.asked is None
@@ -148,7 +148,7 @@ def test_threads_and_forked_processes_leave_signals_alone() -> None:
 
 def test_a_checkpoint_is_due_after_so_many_minutes() -> None:
     now = [1000.0]
-    requests = Requests()
+    requests = StopRequests()
     pacer = Pacer(requests, 2, clock=lambda: now[0])
     actions = []
     for seconds in (1, 118, 1, 1):
@@ -159,7 +159,7 @@ def test_a_checkpoint_is_due_after_so_many_minutes() -> None:
     assert pacer.action() is Action.GO_ON
     requests.asked = signal.SIGTERM
     assert pacer.action() is Action.STOP
-    assert Pacer(Requests(), 0, clock=now.pop).action() is Action.GO_ON  # looks at the clock once, to begin with
+    assert Pacer(StopRequests(), 0, clock=now.pop).action() is Action.GO_ON  # looks at the clock once, to begin with
 
 
 def test_minutes_make_checkpoints_within_an_epoch(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +257,7 @@ def test_a_signal_before_training_leaves_nothing(
     assert [path for path in (tmp_path / "runs").rglob("*") if path.name not in ("generated_nets", "checkpoints")] == []
 
 
-@pytest.mark.parametrize("name", ["_in_the_way", "note_run", "Pacer"])
+@pytest.mark.parametrize("name", ["_warning_before_training", "note_run", "Pacer"])
 def test_a_signal_between_creation_and_the_first_step_stops_after_that(
     images: Path, tmp_path: Path, reference: Outcome, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -12,7 +12,7 @@ from prunetrain.graph.costs import out_channels
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
 from prunetrain.report.tensorboard import TAGS, TensorBoard
-from prunetrain.training.events import Several
+from prunetrain.training.events import ObserverGroup
 from prunetrain.training.run import resume_run, start_run
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed")
@@ -54,7 +54,7 @@ def test_a_run_that_goes_on_has_no_epoch_twice(tmp_path: Path) -> None:
 
     def trained(go: Any, *, stop_at: tuple[int, int] | None = None) -> None:
         board = TensorBoard()
-        go(Several(Recorder(stop_at), board))
+        go(ObserverGroup(Recorder(stop_at), board))
         board.close()
 
     trained(lambda observer: start_run(config, observer))

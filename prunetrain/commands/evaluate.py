@@ -10,7 +10,7 @@ import click
 from prunetrain.commands.options import checkpoint_argument, config_option, flag_settings
 
 if TYPE_CHECKING:
-    from prunetrain.training.evaluation import Measured
+    from prunetrain.training.evaluation import CheckpointEvaluation
 
 _FROM_CHECKPOINT = "as in the checkpoint"
 
@@ -55,7 +55,7 @@ def command(checkpoint: Path, per_class: bool, as_json: bool, **params: Any) -> 
         print_classes(console(), [asdict(one) for one in result.classes])
 
 
-def _to_dict(result: "Measured") -> dict[str, Any]:
+def _to_dict(result: "CheckpointEvaluation") -> dict[str, Any]:
     """All measurements, as JSON writes them."""
     return {
         "loss": result.loss,
@@ -68,7 +68,7 @@ def _to_dict(result: "Measured") -> dict[str, Any]:
     }
 
 
-def _summary(result: "Measured") -> str:
+def _summary(result: "CheckpointEvaluation") -> str:
     """One line, with top-5 where it is defined, and with the number of classes that have images unless all do."""
     parts = [f"loss {result.loss:.4f}", f"top-1 {result.top1:.2%}"]
     if result.top5 is not None:

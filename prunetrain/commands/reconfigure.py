@@ -29,7 +29,7 @@ def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> Non
         raise ConfigError(f"round-to must be a whole number from 1 here, not {round_to!r}")
 
     from prunetrain.report.tables import abbreviate_names, format_count, share
-    from prunetrain.training.offline import reconfigure_checkpoint
+    from prunetrain.training.offline_reconfiguration import reconfigure_checkpoint
 
     done = reconfigure_checkpoint(checkpoint, flag_settings(params), int(round_to))
     change = done.change

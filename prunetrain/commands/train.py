@@ -62,17 +62,17 @@ def command(
         from prunetrain.report.tensorboard import require_tensorboard
 
         require_tensorboard()
-    from prunetrain.training.joining import FAILED, PEER_LOST, PeerFailed, PeerLost, launched, one_voice
+    from prunetrain.training.joining import EXIT_PEER_LOST, EXIT_USER_ERROR, PeerFailed, PeerLost, is_launched_worker, report_failure_once
 
-    if (gpus is not None or nproc is not None or max_restarts is not None) and not launched():
+    if (gpus is not None or nproc is not None or max_restarts is not None) and not is_launched_worker():
         ctx.exit(_launch(ctx, gpus, nproc, max_restarts, resolve_config(params | _device(gpus))))
     try:
-        with one_voice():
+        with report_failure_once():
             stopped_by = _train(resume, params | _device(gpus), gpus or nproc, tensorboard)
     except PeerFailed:
-        ctx.exit(FAILED)
+        ctx.exit(EXIT_USER_ERROR)
     except PeerLost:
-        ctx.exit(PEER_LOST)
+        ctx.exit(EXIT_PEER_LOST)
     if stopped_by is not None:
         ctx.exit(exit_code(stopped_by))
 
@@ -106,19 +106,19 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None, tens
     from prunetrain.report.tensorboard import TensorBoard
     from prunetrain.report.terminal import console, print_outcome
     from prunetrain.training.environment import choose_device
-    from prunetrain.training.events import Observer, Several
+    from prunetrain.training.events import Observer, ObserverGroup
     from prunetrain.training.joining import join
     from prunetrain.training.run import check_same_place, continue_run, resume_run, start_run
 
     with join(choose_device(config)) as ranks:
         if workers not in (None, ranks.world_size):
             raise ConfigError(f"the launcher started {ranks.world_size} workers, not {workers}: leave out --gpus and --nproc")
-        run = ranks.on_first(lambda: _find_run_to_resume(resume, config))
+        run = ranks.on_rank_zero(lambda: _find_run_to_resume(resume, config))
         output = console()
         shown: list[TrainingProgress | TensorBoard] = [TrainingProgress(output)]
         if tensorboard:
             shown.append(TensorBoard())
-        observer = Several(*shown) if ranks.rank == 0 else Observer()
+        observer = ObserverGroup(*shown) if ranks.rank == 0 else Observer()
         try:
             if run is not None:
                 outcome = continue_run(run, config, settings_with_recipe(params), observer)

@@ -12,9 +12,9 @@ from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.paths import RunPaths, newest_run
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.events import Observer
-from prunetrain.training.pruned_run import create_pruned, pruning_config, read_source_run
+from prunetrain.training.pruned_run import create_pruned_run, pruning_config, read_pruning_source
 from prunetrain.training.run import CHANGEABLE, Outcome, continue_run, start_run
-from prunetrain.training.stored import stored_config
+from prunetrain.training.stored_config import stored_config
 
 
 def prune(
@@ -49,8 +49,8 @@ def prune(
     config = pruning_config(path, given, epochs=epochs, during=during)
     listener = observer or Observer()
     run = newest_run(Path(config.output_dir), config.name) if resume else None
-    source = read_source_run(path, config)
-    create = partial(create_pruned, source)
+    source = read_pruning_source(path, config)
+    create = partial(create_pruned_run, source)
     if run is None:
         return start_run(config, listener, create)
     _check_prune_epoch(run, config)

@@ -217,7 +217,7 @@ class PruneTrain:
         if steps < 1:
             raise ConfigError(f"steps must be 1 or more, not {steps}")
         dense, weights = costs(self._dense).macs, self._penalty.trained_weights()
-        channels, left = self._wrapping.ranks.on_first(lambda: weakest_channels(self._network, weights, macs * dense, self._settings))
+        channels, left = self._wrapping.ranks.on_rank_zero(lambda: weakest_channels(self._network, weights, macs * dense, self._settings))
         self._fade = Fade(self._network.graph, weights, self._average(), channels=channels, steps=steps)
         return left / dense
 
@@ -259,14 +259,14 @@ class PruneTrain:
         if cut.graph == network.graph:
             if file is not None:
                 flat = network.cut(cut, source, filename).module
-                ranks.on_first(lambda: _write(file, source, flat))
+                ranks.on_rank_zero(lambda: _write(file, source, flat))
             self._fade = None
             return Reconfigured(self._model, self._optimizer, self._ema, _timed(change, start), file)
         smaller = network.cut(cut, source, filename)
         swapped = prepare_swap(self._optimizer, network, smaller, cut.sources)
         put_average = self._cut_average(cut, source, filename)
         if file is not None:
-            ranks.on_first(lambda: _write(file, source, smaller.module))
+            ranks.on_rank_zero(lambda: _write(file, source, smaller.module))
         model = self._wrapping(smaller.module)
         # From here on nothing can fail.
         swapped.apply_(self._optimizer)
@@ -281,7 +281,7 @@ class PruneTrain:
     def _cut(self, keep: Mapping[str, Collection[int]]) -> Cut:
         """Cut the dead channels, and in layers of `keep` all but the chosen filters. First, all ranks take over rank 0's weights."""
         network, settings = self._network, self._settings
-        self._wrapping.ranks.share_(network.state().values())
+        self._wrapping.ranks.broadcast_(network.state().values())
         proposal = propose_cut(
             network.graph,
             network.state(),

@@ -19,7 +19,7 @@ from prunetrain.models import build
 from prunetrain.models.checked_tracing import trace_and_check, with_own_storage
 from prunetrain.paths import RunPaths
 from prunetrain.training.data import load_data
-from prunetrain.training.trained import read_trained
+from prunetrain.training.trained_network import read_trained_network
 
 _OPTIONS = ("scope", "structure", "streams", "norm_share")
 
@@ -57,7 +57,7 @@ def find_unsupported_methods(
 def _network(run: RunPaths, config: TrainConfig) -> tuple[LayerGraph, Mapping[str, Tensor]]:
     """The network with its trained weights, or with random ones if the run does not exist yet."""
     if run.last.exists():
-        trained = read_trained(run.last)
+        trained = read_trained_network(run.last)
         return trained.graph, trained.state
     data = load_data(config, torch.device("cpu"))
     arguments = parse_arguments(config.model_args)

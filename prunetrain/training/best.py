@@ -17,13 +17,13 @@ from prunetrain.training.state import TrainState
 
 def best_epoch(state: TrainState) -> int | None:
     """The epoch with the highest validation top-1 since the last cut or pruning, the first of equal ones; None if there is none yet."""
-    lines = list(_of_this_network(state))
+    lines = list(_metrics_since_cut(state))
     return max(reversed(lines), key=lambda line: line["val_top1"])["epoch"] if lines else None
 
 
-def _of_this_network(state: TrainState) -> Iterator[Metrics]:
+def _metrics_since_cut(state: TrainState) -> Iterator[Metrics]:
     """The present network's lines of metrics, newest first."""
-    now = (state.costs.macs, state.acting.method.metrics().get("sparsity"))
+    now = (state.costs.macs, state.run_method.method.metrics().get("sparsity"))
     return takewhile(lambda line: (line["macs"], line.get("sparsity")) == now, reversed(state.progress.history))
 
 

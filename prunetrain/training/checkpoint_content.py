@@ -37,7 +37,7 @@ def check_content(content: Mapping[str, Any], progress: type) -> None:
     for name in ("network", "network_sha256"):
         _require(isinstance(content[name], str), f"its {name} is not a string")
     for name in ("config", "scaler"):
-        _require(_has_words_as_keys(content[name]), f"its {name} is not a dictionary")
+        _require(_is_dict_with_str_keys(content[name]), f"its {name} is not a dictionary")
     _check_weights(content["model"])
     _check_progress(content["progress"], get_type_hints(progress))
     for name, value in content["scaler"].items():
@@ -59,7 +59,7 @@ def _is_number(value: object, most: int = _LARGEST) -> bool:
     return isinstance(value, float) or (type(value) is int and abs(value) <= most)
 
 
-def _has_words_as_keys(value: object) -> bool:
+def _is_dict_with_str_keys(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
@@ -80,7 +80,7 @@ def _check_progress(progress: Mapping[str, Any], kinds: Mapping[str, Any]) -> No
         if name == "train_macs":
             _check_count(progress[name], "its train_macs", _MOST_MACS)
         else:
-            _require(_is(progress[name], kind), f"the {name} of its progress has the wrong type")
+            _require(_has_type(progress[name], kind), f"the {name} of its progress has the wrong type")
     _require(progress["epoch"] <= _MOST_EPOCHS, f"its epoch is over {_MOST_EPOCHS:,}")
     strength, running = progress["lasso_strength"], progress["running"]
     _require(strength is None or not strength < 0, "its lasso_strength is negative")
@@ -102,16 +102,16 @@ def _check_line(line: Mapping[str, Any]) -> None:
         _require(1 <= line[name] <= most, f"its history has a line whose {name} is out of range")
 
 
-def _is(value: object, kind: Any) -> bool:
+def _has_type(value: object, kind: Any) -> bool:
     """Whether a value has the annotated type: whole numbers start at 0, keys are strings, and Any is left to other checks."""
     if kind is Any:
         return True
     if get_origin(kind) in (Union, types.UnionType):
-        return any(_is(value, part) for part in get_args(kind))
+        return any(_has_type(value, part) for part in get_args(kind))
     if get_origin(kind) is dict:
-        return _has_words_as_keys(value) and all(_is(item, get_args(kind)[1]) for item in value.values())  # type: ignore[attr-defined]
+        return _is_dict_with_str_keys(value) and all(_has_type(item, get_args(kind)[1]) for item in value.values())  # type: ignore[attr-defined]
     if get_origin(kind) in (list, tuple):
-        return isinstance(value, get_origin(kind)) and all(_is(item, get_args(kind)[0]) for item in value)
+        return isinstance(value, get_origin(kind)) and all(_has_type(item, get_args(kind)[0]) for item in value)
     if kind is int:
         return type(value) is int and 0 <= value <= _LARGEST
     if kind is float:
@@ -121,7 +121,7 @@ def _is(value: object, kind: Any) -> bool:
 
 def _check_generators(rng: object) -> None:
     """Check the states of random generators: tensors of bytes, in lists or dictionaries nested in any way."""
-    _require(_has_words_as_keys(rng), "its rng is not a dictionary")
+    _require(_is_dict_with_str_keys(rng), "its rng is not a dictionary")
     assert isinstance(rng, dict)
     wanted = torch.get_rng_state().shape
     _require(isinstance(rng.get("cpu"), Tensor) and rng["cpu"].shape == wanted, f"its rng has no state of {wanted[0]:,} bytes for the CPU")
@@ -161,14 +161,14 @@ def _check_optimizer(optimizer: object, parameters: object, model: Mapping[str, 
     )
     for index, entries in state.items():
         _require(type(index) is int and 0 <= index < len(parameters), "its optimizer has state for a parameter that it does not have")
-        _require(_has_words_as_keys(entries), "its optimizer's state is not readable")
+        _require(_is_dict_with_str_keys(entries), "its optimizer's state is not readable")
         for key, entry in entries.items():
             fits = _is_state_of(entry, model[parameters[index]])
             _require(fits, f"its optimizer's {quoted(key)} does not fit the parameter {quoted(parameters[index])}")
 
 
 def _is_group(group: object) -> bool:
-    if not _has_words_as_keys(group):
+    if not _is_dict_with_str_keys(group):
         return False
     assert isinstance(group, dict)
     indices = group.get("params")
@@ -186,16 +186,16 @@ def _check_method(method: object, model: Mapping[str, Tensor]) -> None:
     """Check a method's state: tensors, each of the shape of the weight of the same name, and numbers."""
     _require(isinstance(method, dict) and set(method) == {"tensors", "numbers"}, "its method is not readable")
     assert isinstance(method, dict)
-    _require(_has_words_as_keys(method["tensors"]), "its method's tensors are not a dictionary")
+    _require(_is_dict_with_str_keys(method["tensors"]), "its method's tensors are not a dictionary")
     for kind, tensors in method["tensors"].items():
-        _require(_has_words_as_keys(tensors), f"its method's {quoted(kind)} is not a dictionary")
+        _require(_is_dict_with_str_keys(tensors), f"its method's {quoted(kind)} is not a dictionary")
         _require(kind != EARLY or tensors.keys() == model.keys(), "its method's early weights are not those of its network")
         for name, tensor in tensors.items():
             fits = type(tensor) is Tensor and name in model and tensor.shape == model[name].shape and not tensor.requires_grad
             _require(fits, f"its method's {quoted(kind)} of {quoted(name)} does not fit a weight")
             wanted = torch.bool if kind == KEEP else model[name].dtype
             _require(tensor.dtype == wanted, f"its method's {quoted(kind)} of {quoted(name)} has the wrong dtype")
-    _require(_has_words_as_keys(method["numbers"]), "its method's numbers are not a dictionary")
+    _require(_is_dict_with_str_keys(method["numbers"]), "its method's numbers are not a dictionary")
     for name, number in method["numbers"].items():
         _require(_is_number(number) and isfinite(number) and number >= 0, f"its method's {quoted(name)} is not a number of at least 0")
 

@@ -53,7 +53,7 @@ class Checkpoint:
 
     `model`, `optimizer` and `scaler` are state dicts; `parameters` names the optimizer's parameters in order;
     `rng` holds the generators' states, those of the workers after the first under `others`; `config` the run's settings; `method` the
-    state of the method that acts in training (`training/acting.py`); `class_names` the data's classes, in the order of the network's
+    state of the method that acts in training (`training/run_method.py`); `class_names` the data's classes, in the order of the network's
     outputs; `statistics` the `mean` and `std` of each channel by which pixels in [0, 1] are normalised.
     """
 
@@ -89,7 +89,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: if it is missing or damaged, or not a checkpoint of prunetrain.
     """
     if not path.exists():
-        raise _absent(path)
+        raise _missing_checkpoint_error(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name a checkpoint in it, such as {path / 'last.pt'}")
     if path.suffix == ".py":
@@ -111,7 +111,7 @@ def _checkpoint_beside(network: Path) -> str:
     return f"its checkpoint, {checkpoint}" if found else f"a checkpoint of its run, such as {CHECKPOINTS}/RUN/last.pt"
 
 
-def _absent(path: Path) -> CheckpointError:
+def _missing_checkpoint_error(path: Path) -> CheckpointError:
     network = run_of_checkpoint(path).networks / path.with_suffix(".py").name
     if path.parent.is_dir() and NETWORK_NAME.fullmatch(network.name) and network.exists():
         return CheckpointError(f"{path}: removed because of --keep; only its network file {network} is left")

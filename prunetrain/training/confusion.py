@@ -14,8 +14,8 @@ from torch import Tensor
 from prunetrain.training.distribution import Ranks
 
 
-class Guesses:
-    """Collects first guesses with their labels; a `loop.Guessed`."""
+class GuessCollector:
+    """Collects first guesses with their labels; a `loop.GuessCallback`."""
 
     def __init__(self, classes: int) -> None:
         """Start empty, for a network with this many outputs."""
@@ -26,7 +26,7 @@ class Guesses:
         """Keep a batch's guesses and labels, each (N,)."""
         self._pairs.append(labels * self._classes + guesses)
 
-    def counted(self, ranks: Ranks) -> "Confusion":
+    def count(self, ranks: Ranks) -> "Confusion":
         """Count the guesses of all processes together."""
         pairs = torch.cat(self._pairs).cpu() if self._pairs else torch.empty(0, dtype=torch.int64)
         return Confusion.of(torch.cat(ranks.gather(pairs)), self._classes)

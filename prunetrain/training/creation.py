@@ -30,14 +30,14 @@ from prunetrain.training.data import DataSource
 from prunetrain.training.data.base import Statistics
 from prunetrain.training.environment import Environment
 from prunetrain.training.pairs import read_pair, write_pair
-from prunetrain.training.pruning import start_of
+from prunetrain.training.pruning import starting_checkpoint
 from prunetrain.training.state import TrainState, load_state
 
 Claim: TypeAlias = Callable[[RunPaths], RunPaths]
 """Claims a run's name, or the next free one if it is taken; the run's files are removed again if it fails to start."""
 
 
-class Creation(Protocol):
+class RunCreator(Protocol):
     """Writes the first pair of files of a run, under the name that `claim` returns for it; returns the checkpoint's path."""
 
     def __call__(
@@ -54,10 +54,10 @@ class Creation(Protocol):
         ...
 
 
-def create_network(
+def create_dense_run(
     config: TrainConfig, run: RunPaths, data: DataSource, environment: Environment, *, say: Callable[[str], object], claim: Claim
 ) -> Path:
-    """Create a run of a flattened network with random weights, or the weights that the settings name; a `Creation`."""
+    """Create a run of a flattened network with random weights, or the weights that the settings name; a `RunCreator`."""
     _check_method(config)
     known = pretrained(config.model, data.input_shape) if config.weights == PRETRAINED else None
     if known and len(known.statistics["mean"]) == data.input_shape[0]:
@@ -90,7 +90,7 @@ def create_network(
         class_names=names_of(data),
         statistics=data.statistics.to_dict(),
     )
-    pruned = start_of(config, traced.graph, first, traced.state)
+    pruned = starting_checkpoint(config, traced.graph, first, traced.state)
     if pruned.graph != traced.graph:
         raise ConfigError(
             f"{config.method} cuts the network, which must be trained for at least one epoch first: give --prune-at 1 or more"
@@ -105,7 +105,7 @@ def new_state(
     environment: Environment,
     *,
     say: Callable[[str], object] = lambda line: None,
-    create: Creation = create_network,
+    create: RunCreator = create_dense_run,
     created: Callable[[], object] = lambda: None,
     held: ExitStack | None = None,
 ) -> TrainState:
@@ -131,7 +131,7 @@ def new_state(
         def claim(wanted: RunPaths) -> RunPaths:
             return files.enter_context(new_run(wanted.output_dir, wanted.name, held))
 
-        path = environment.ranks.on_first(lambda: create(config, run, data, environment, say=say, claim=claim))
+        path = environment.ranks.on_rank_zero(lambda: create(config, run, data, environment, say=say, claim=claim))
         state = load_state(read_pair(path), replace(config, name=run_of_checkpoint(path).name), data, environment)
         created()
     return state

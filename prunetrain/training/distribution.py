@@ -20,8 +20,8 @@ from prunetrain.errors import PruneTrainError, WorkerError
 
 _Value = TypeVar("_Value")
 
-SIGN_OF_LIFE: Final = 300.0
-"""Seconds between two signs of life of a rank that the others wait for: well under the patience of `joining.py`."""
+KEEPALIVE_SECONDS: Final = 300.0
+"""Seconds between two keepalive messages of a rank that the others wait for: well under `TIMEOUT` of `joining.py`."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Ranks:
         distributed.all_gather_object(values, value, group=self.group)
         return values
 
-    def share(self, value: _Value) -> _Value:
+    def broadcast(self, value: _Value) -> _Value:
         """The value of rank 0. For small values only: it is pickled."""
         if self.group is None:
             return value
@@ -73,7 +73,7 @@ class Ranks:
         distributed.broadcast_object_list(values, group=self.group, group_src=0)
         return values[0]
 
-    def share_(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Give every rank the values of rank 0: each rank's BatchNorm statistics come from its own batches, and rounding may differ.
 
         Tensors on a device for which the group has no backend, such as CPU tensors with NCCL alone, are not changed.
@@ -88,7 +88,7 @@ class Ranks:
             distributed.broadcast(values, group=self.group, group_src=0)
             tensor.detach().copy_(values)
 
-    def on_first(self, action: Callable[[], _Value]) -> _Value:
+    def on_rank_zero(self, action: Callable[[], _Value]) -> _Value:
         """Run an action on rank 0 only; the others wait for its pickled result, however long it takes, and fail as it does.
 
         The action must not communicate with other ranks.
@@ -100,15 +100,15 @@ class Ranks:
             return action()
         done: tuple[_Value | None, PruneTrainError | None] | None = None
         if self.rank == 0:
-            with self._signs_of_life():
+            with self._keepalive():
                 try:
                     done = (action(), None)
                 except PruneTrainError as error:
                     done = (None, error)
-            done = self.share(done)
+            done = self.broadcast(done)
         else:
             while done is None:
-                done = self.share(None)
+                done = self.broadcast(None)
         assert done is not None
         value, failure = done
         if failure is not None:
@@ -116,19 +116,19 @@ class Ranks:
         return value  # type: ignore[return-value]  # only a failure leaves it None
 
     @contextmanager
-    def _signs_of_life(self) -> Iterator[None]:
-        """Send the others, which wait in `share`, a None now and then, so that they do not take this rank for lost."""
+    def _keepalive(self) -> Iterator[None]:
+        """Send the others, which wait in `broadcast`, a None now and then, so that they do not take this rank for lost."""
         done = threading.Event()
         gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
 
-        def tell() -> None:
+        def send_keepalives() -> None:
             if gpu is not None:  # a new thread starts on the first GPU, and NCCL would send from there
                 torch.cuda.set_device(gpu)
             with suppress(RuntimeError):  # another rank is lost: the next exchange reports it
-                while not done.wait(SIGN_OF_LIFE):
-                    self.share(None)
+                while not done.wait(KEEPALIVE_SECONDS):
+                    self.broadcast(None)
 
-        thread = threading.Thread(target=tell, name="signs of life", daemon=True)
+        thread = threading.Thread(target=send_keepalives, name="keepalive", daemon=True)
         thread.start()
         try:
             yield
@@ -174,10 +174,10 @@ class Ranks:
 
     def sum_with_gradient(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over the ranks, for autograd: its gradient is the sum of all ranks' gradients."""
-        return tensor if self.group is None else _Sum.apply(tensor, self.group)
+        return tensor if self.group is None else _AllReduceSum.apply(tensor, self.group)
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """All-reduce in both directions. L = L_0(s) + L_1(s) + ... with s = x_0 + x_1 + ..., so dL/dx_r = the sum of all dL_q/ds."""
 
     @staticmethod
@@ -194,7 +194,7 @@ class _Sum(torch.autograd.Function):
         return total, None
 
 
-class Agreement:
+class StepAgreement:
     """What all ranks do after a step: the largest of their wishes, known one step later.
 
     Each rank's wish is a whole number on the CPU, so that nothing waits for a GPU. Since the answer is read a step later, no rank waits
@@ -209,14 +209,14 @@ class Agreement:
         """Submit this rank's wish; return what all wished for after the previous step, or 0 if there was none."""
         if self._group is None:
             return wish
-        agreed = self.settle()
+        agreed = self.wait()
         number = torch.tensor(wish)
         work = distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self._group, async_op=True)
         assert work is not None
         self._pending = (work, number)
         return agreed
 
-    def settle(self) -> int:
+    def wait(self) -> int:
         """Return what all wished for after the last step; 0 if that was returned before."""
         if self._pending is None:
             return 0

@@ -12,7 +12,7 @@ from prunetrain.errors import ConfigError
 from prunetrain.training.data import DataSource, load_data
 from prunetrain.training.data.base import Say, Share, ignore_line
 from prunetrain.training.distribution import Ranks
-from prunetrain.training.joining import launched, local_rank
+from prunetrain.training.joining import is_launched_worker, local_rank
 
 _ONE_IN = 20  # images may be left out of an epoch without a message
 
@@ -62,13 +62,13 @@ class Environment:
         """
         first_alone = self.ranks.world_size > 1 and bool(config.download or config.cache)
         if first_alone:
-            self.ranks.on_first(lambda: load_data(config, self.device, say).num_train)
+            self.ranks.on_rank_zero(lambda: load_data(config, self.device, say).num_train)
         data = load_data(config, self.device, ignore_line if first_alone else say)
         self.ranks.check_same("data set", f"{data.num_train} {data.num_val} {data.input_shape} {data.class_names}")
         return data
 
 
-def left_out(images: int, batch_size: int, workers: int = 1) -> str | None:
+def warning_images_left_out(images: int, batch_size: int, workers: int = 1) -> str | None:
     """A sentence on how many images an epoch leaves out because they do not fill a batch, and a smaller batch that leaves out few.
 
     None if it leaves out no more than one in twenty.
@@ -99,7 +99,7 @@ def choose_device(config: TrainConfig) -> torch.device:
         ConfigError: if the settings name a device that this machine does not have or torch cannot use.
     """
     name = config.device if config.device != "auto" else ("cuda" if _usable_gpus() else "cpu")
-    if launched() and name == "cuda":
+    if is_launched_worker() and name == "cuda":
         alone = torch.cuda.device_count() == 1  # the launcher shows each process only one GPU
         name = f"cuda:{0 if alone else local_rank()}"
     absent = f"device {config.device!r} is not on this machine: use auto, cpu, or cuda where there is a GPU"

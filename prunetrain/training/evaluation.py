@@ -10,20 +10,20 @@ from prunetrain.errors import ConfigError
 from prunetrain.files import resolve_links
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.class_names import are_numbers
-from prunetrain.training.confusion import Confusion, Guesses, accuracies
+from prunetrain.training.confusion import Confusion, GuessCollector, accuracies
 from prunetrain.training.data import DataSource, folder, load_data
 from prunetrain.training.data.holding_out import check_unseen
 from prunetrain.training.environment import Environment
 from prunetrain.training.loop import evaluate
 from prunetrain.training.pairs import pair_of
 from prunetrain.training.state import load_state
-from prunetrain.training.stored import stored_config
+from prunetrain.training.stored_config import stored_config
 
 _GUESSES = 5  # of the top-5 accuracy, which says nothing with as many classes or fewer
 
 
 @dataclass(frozen=True)
-class OfAClass:
+class ClassResult:
     """The results on the images of one class; `accuracy` is None if there are none."""
 
     name: str
@@ -33,7 +33,7 @@ class OfAClass:
 
 
 @dataclass(frozen=True)
-class Measured:
+class CheckpointEvaluation:
     """A network's results on validation images.
 
     Attributes:
@@ -47,7 +47,7 @@ class Measured:
     loss: float
     top1: float
     top5: float | None
-    classes: tuple[OfAClass, ...]
+    classes: tuple[ClassResult, ...]
     confusion: Confusion
 
     @property
@@ -62,7 +62,7 @@ class Measured:
         return sum(found) / len(found)
 
 
-def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Measured:
+def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> CheckpointEvaluation:
     """Measure the loss and accuracy of a checkpoint on validation images.
 
     Args:
@@ -78,19 +78,19 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> Measured:
     config = build_config(trained.to_dict(), unlimited, given)
     _check_split(config, trained, given, path)
     environment = Environment.of(config)
-    data = _validation(config, trained, checkpoint.class_names, path, environment)
+    data = _load_validation_data(config, trained, checkpoint.class_names, path, environment)
     state = load_state(pair_of(path, checkpoint), config, data, environment)
     if "batch_size" in given:  # otherwise keep a batch that grew in training
         state.progress = replace(state.progress, batch_size=None)
     state.check_fits(data)
-    guesses = Guesses(data.num_classes)
+    guesses = GuessCollector(data.num_classes)
     result = evaluate(state, data, guesses)
-    confusion = guesses.counted(environment.ranks)
-    return Measured(
+    confusion = guesses.count(environment.ranks)
+    return CheckpointEvaluation(
         result.loss,
         result.top1,
         result.top5 if data.num_classes > _GUESSES else None,
-        _of_classes(state.class_names, confusion),
+        _class_results(state.class_names, confusion),
         confusion,
     )
 
@@ -114,7 +114,9 @@ def _check_split(config: TrainConfig, trained: TrainConfig, given: Mapping[str, 
         )
 
 
-def _validation(config: TrainConfig, trained: TrainConfig, classes: Sequence[str], path: Path, environment: Environment) -> DataSource:
+def _load_validation_data(
+    config: TrainConfig, trained: TrainConfig, classes: Sequence[str], path: Path, environment: Environment
+) -> DataSource:
     """The data to measure on. If the checkpoint knows the names of the class folders, the data folder needs no training images."""
     named = trained.dataset == "folder" or not are_numbers(classes)
     if config.dataset == "folder" and named and not config.val_split:
@@ -122,6 +124,6 @@ def _validation(config: TrainConfig, trained: TrainConfig, classes: Sequence[str
     return load_data(config, environment.device)
 
 
-def _of_classes(names: Sequence[str], confusion: Confusion) -> tuple[OfAClass, ...]:
+def _class_results(names: Sequence[str], confusion: Confusion) -> tuple[ClassResult, ...]:
     images, correct = confusion.images, confusion.correct
-    return tuple(map(OfAClass, names, images, correct, accuracies(correct, images)))
+    return tuple(map(ClassResult, names, images, correct, accuracies(correct, images)))

@@ -113,7 +113,7 @@ class Observer:
         """Anything else worth a line."""
 
 
-class Several(Observer):
+class ObserverGroup(Observer):
     """An observer that passes every event on to others, in order."""
 
     def __init__(self, *observers: Observer) -> None:

@@ -15,7 +15,7 @@ from prunetrain.graph.render import render
 from prunetrain.models.constructing import require
 from prunetrain.sparse.storage import FileSizes, file_sizes
 from prunetrain.training.export_formats import FORMATS, INSTALL, TOLERANCE, Exportable, Sample, outputs_of, relative_difference
-from prunetrain.training.trained import Trained, read_trained
+from prunetrain.training.trained_network import TrainedNetwork, read_trained_network
 
 BATCH_SIZES = (1, 3)  # tried with a file for any number of images
 
@@ -76,16 +76,16 @@ def export_network(
         require(module, f"--format {form}", INSTALL)
     files = (output, output.with_suffix(".py")) if not FORMATS[form].compiled else (output,)
     check_overwrite(*files, force=force)
-    trained = read_trained(path)
+    trained = read_trained_network(path)
     for file in files:
         if resolve_links(file) in (resolve_links(trained.network), resolve_links(trained.weights)):
             raise ConfigError(f"{file} is the file to export: choose another name for the output")
     network = _exportable(trained, (batch_size,) if batch_size else BATCH_SIZES, fixed=batch_size is not None)
     folding = None
     if fold:
-        trained, network, folding = _folded(trained, network)
+        trained, network, folding = _fold_batch_norms(trained, network)
     elif FORMATS[form].compiled and trained.graph.auxiliary:
-        trained, network, _ = _replaced(trained, network, *remove_training_heads(trained.graph, trained.state))
+        trained, network, _ = _replace_network(trained, network, *remove_training_heads(trained.graph, trained.state))
     difference = FORMATS[form].write(network, output)
     return Exported(
         files,
@@ -95,12 +95,12 @@ def export_network(
         tuple(len(sample.images) for sample in network.samples),
         FORMATS[form].engine,
         folding,
-        _same_for_all(network),
+        _has_constant_outputs(network),
         file_sizes(trained.state) if form == "csr" else None,
     )
 
 
-def _exportable(trained: Trained, batch_sizes: tuple[int, ...], *, fixed: bool) -> Exportable:
+def _exportable(trained: TrainedNetwork, batch_sizes: tuple[int, ...], *, fixed: bool) -> Exportable:
     """The network with random images, drawn from the normal distribution, and its outputs for them.
 
     Raises:
@@ -116,7 +116,7 @@ def _exportable(trained: Trained, batch_sizes: tuple[int, ...], *, fixed: bool) 
     return Exportable(model, trained.source, tuple(samples), fixed, trained.metadata)
 
 
-def _folded(trained: Trained, network: Exportable) -> tuple[Trained, Exportable, Folding]:
+def _fold_batch_norms(trained: TrainedNetwork, network: Exportable) -> tuple[TrainedNetwork, Exportable, Folding]:
     """The network for inference, with every BatchNorm folded that can be.
 
     Raises:
@@ -124,7 +124,7 @@ def _folded(trained: Trained, network: Exportable) -> tuple[Trained, Exportable,
     """
     graph, state = remove_training_heads(trained.graph, trained.state)
     before = count_batch_norms(graph)
-    folded, network, difference = _replaced(trained, network, *fold_batch_norm(graph, state))
+    folded, network, difference = _replace_network(trained, network, *fold_batch_norm(graph, state))
     if difference > TOLERANCE:
         raise OutputError(
             f"nothing is written: folding BatchNorm moves the outputs by {difference:.2g} of the largest: leave --fold-bn out"
@@ -132,7 +132,9 @@ def _folded(trained: Trained, network: Exportable) -> tuple[Trained, Exportable,
     return folded, network, Folding(before - count_batch_norms(folded.graph), before, difference)
 
 
-def _replaced(trained: Trained, network: Exportable, graph: LayerGraph, state: dict[str, Tensor]) -> tuple[Trained, Exportable, float]:
+def _replace_network(
+    trained: TrainedNetwork, network: Exportable, graph: LayerGraph, state: dict[str, Tensor]
+) -> tuple[TrainedNetwork, Exportable, float]:
     """Replace a network by another; also return how far the outputs of the two are apart."""
     other = replace(trained, source=render(graph), graph=graph, state=state)
     model = other.build()
@@ -141,7 +143,7 @@ def _replaced(trained: Trained, network: Exportable, graph: LayerGraph, state: d
     return other, replace(network, model=model, source=other.source, samples=samples), difference
 
 
-def _same_for_all(network: Exportable) -> bool:
+def _has_constant_outputs(network: Exportable) -> bool:
     """Whether every image has the same outputs."""
     each = zip(*(sample.outputs for sample in network.samples), strict=True)
     rows = [torch.cat(outputs) for outputs in each]

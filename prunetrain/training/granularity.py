@@ -8,7 +8,7 @@ In: a run, and what can be cut. Out: a `Granularity`. Two stages:
    without the cut. The fastest wins; among those within a few percent of it, the one with the fewest MACs. So a cut does not make a run
    slower.
 
-A MACs target takes precedence: only networks with no more MACs than the course of the run allows are considered, and if there is just
+A MACs target takes precedence: only networks with no more MACs than the schedule of the run allows are considered, and if there is just
 one, nothing is timed.
 
 All of this takes at most 1% of the run's training time. If that is too little for the layers, only whole steps are timed, on smaller
@@ -43,7 +43,7 @@ from prunetrain.training.benchmarking.layer_times import LayerTimer
 from prunetrain.training.benchmarking.rounds import time_in_turn
 from prunetrain.training.benchmarking.steps import TrainingStep
 from prunetrain.training.compilation import OFF
-from prunetrain.training.course import most_macs
+from prunetrain.training.lasso_schedule import most_macs
 from prunetrain.training.layer_choice import choose_by_layer
 from prunetrain.training.state import TrainState
 
@@ -78,7 +78,7 @@ class Effort:
 
 
 @dataclass
-class Notes:
+class TimingNotes:
     """What a run remembers: the seconds that timing has taken, and its choices by the key of what they were made for, the latest last."""
 
     spent_seconds: float = 0.0
@@ -119,7 +119,7 @@ def choose_granularity(state: TrainState, proposal: Proposal) -> Granularity:
     return notes.choices[key]
 
 
-def pick(timings: list[Timing]) -> Granularity:
+def pick_fastest(timings: list[Timing]) -> Granularity:
     """The granularity of the fastest step; of those about as fast, the one with the fewest MACs."""
     fastest = min(timing.seconds for timing in timings)
     return min((t for t in timings if t.seconds <= fastest * _TOLERANCE), key=lambda t: t.macs).granularity
@@ -170,14 +170,14 @@ def measured_choice(
     if len(graphs) == 1:
         return next(iter(graphs.values()))
     if effort.layers:
-        by_layer = choose_by_layer(proposal, LayerTimer(conditions), enough=lambda: time.perf_counter() > layers_until)
+        by_layer = choose_by_layer(proposal, LayerTimer(conditions), should_stop=lambda: time.perf_counter() > layers_until)
         graph = proposal.graph_for(proposal.plan(by_layer))
         if costs(graph).macs <= most_macs:
             graphs.pop(graph, None)
             graphs = {graph: by_layer} | graphs  # to be timed first
     chosen = list(graphs)[: effort.networks]
     seconds = _time_steps(chosen, conditions)
-    return pick([Timing(graphs[graph], time, costs(graph).macs) for graph, time in zip(chosen, seconds, strict=True)])
+    return pick_fastest([Timing(graphs[graph], time, costs(graph).macs) for graph, time in zip(chosen, seconds, strict=True)])
 
 
 def _macs(proposal: Proposal, granularity: Granularity) -> int:
@@ -198,13 +198,13 @@ def _key(state: TrainState, proposal: Proposal) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _read(path: Path) -> Notes:
+def _read(path: Path) -> TimingNotes:
     """Read the notes; empty ones if the file is absent or damaged, which costs only time."""
     try:
         content: Any = read_json(read_text(path, _MOST_BYTES))
-        return Notes(float(content["spent_seconds"]), {str(key): _checked(choice) for key, choice in content["choices"].items()})
+        return TimingNotes(float(content["spent_seconds"]), {str(key): _checked(choice) for key, choice in content["choices"].items()})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RefusedFileError):
-        return Notes()
+        return TimingNotes()
 
 
 def _checked(choice: Any) -> Granularity:
@@ -219,7 +219,7 @@ def _checked(choice: Any) -> Granularity:
     return dict(choice) if isinstance(choice, Mapping) else int(choice)
 
 
-def _write(path: Path, notes: Notes) -> None:
+def _write(path: Path, notes: TimingNotes) -> None:
     try:
         write_text(path, json.dumps(vars(notes), indent=1) + "\n")
     except OutputError:

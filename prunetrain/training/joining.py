@@ -28,12 +28,12 @@ from prunetrain.errors import PruneTrainError, WorkerError
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.stopping import SIGNALS, StopRequested
 
-FAILED = 2  # exit code after a user's mistake
-PEER_LOST = 75  # exit code of a worker that lost the others; EX_TEMPFAIL of sysexits.h
-PATIENCE = timedelta(minutes=30)  # for a worker that hangs, or a machine that vanished; a worker that died is noticed at once
-_STORE_PATIENCE = timedelta(seconds=10)
+EXIT_USER_ERROR = 2  # exit code after a user's mistake
+EXIT_PEER_LOST = 75  # exit code of a worker that lost the others; EX_TEMPFAIL of sysexits.h
+TIMEOUT = timedelta(minutes=30)  # for a worker that hangs, or a machine that vanished; a worker that died is noticed at once
+_STORE_TIMEOUT = timedelta(seconds=10)
 _LONGEST_REASON = 1000  # characters of torch's message about a lost connection
-RUN = "run"  # key in the launcher's store: the checkpoint folder of the run that the workers train
+RUN_KEY = "run"  # key in the launcher's store: the checkpoint folder of the run that the workers train
 STORE = "PRUNETRAIN_STORE"  # environment variable: host:port of the store of `launching.launch`
 LAUNCHER = "PRUNETRAIN_LAUNCHER"  # environment variable: the process id of `launching.launch`
 _PARTS = "prunetrain/parts"  # key in torchelastic's store: how many parts of it have been opened
@@ -48,7 +48,7 @@ class PeerLost(WorkerError):
     """Another worker is gone without a word: it was killed, or its machine is gone."""
 
 
-def launched() -> bool:
+def is_launched_worker() -> bool:
     """Whether a launcher started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
@@ -59,7 +59,7 @@ def local_rank() -> int:
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
+def report_failure_once() -> Iterator[None]:
     """Let one worker report a failure inside, however many workers fail. Does nothing for a single process.
 
     Raises:
@@ -68,7 +68,7 @@ def one_voice() -> Iterator[None]:
         PeerLost: if this worker lost the others, and none of them reported why.
         StopRequested: what was raised inside.
     """
-    if not launched():
+    if not is_launched_worker():
         yield
         return
     try:
@@ -80,11 +80,11 @@ def one_voice() -> Iterator[None]:
         _ignore_signals()
         if isinstance(error, PeerLost):
             _note_loss(error)
-        elif not _first_to_tell():
+        elif not _must_report_failure():
             raise PeerFailed(str(error)) from error
         raise
     except RuntimeError as error:
-        if _told():
+        if _has_failure_report():
             raise PeerFailed(str(error)) from error
         if _is_lost_connection(error):
             _ignore_signals()
@@ -103,16 +103,16 @@ def join(device: torch.device) -> Iterator[Ranks]:
     Raises:
         WorkerError: if the others cannot be reached.
     """
-    if not launched():
+    if not is_launched_worker():
         yield Ranks()
         return
     _stop_with_the_launcher()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        store, rank, world_size = _meet(_agent_store(PATIENCE)), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store, rank, world_size = _rendezvous(_agent_store(TIMEOUT)), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=world_size)
+        distributed.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=world_size)
     except (ValueError, KeyError) as error:  # a variable is missing or not a number
         raise WorkerError(f"cannot join the other workers ({error}): start all of them with --nproc, --gpus or torchrun") from None
     ranks = Ranks.joined()
@@ -134,16 +134,16 @@ def _ignore_signals() -> None:
 def note_run(checkpoints: Path) -> None:
     """Tell the launcher which run this is, so that restarted workers resume it."""
     if store := _store():
-        store.set(RUN, str(checkpoints.resolve()))
+        store.set(RUN_KEY, str(checkpoints.resolve()))
 
 
 def noted_run() -> Path | None:
     """The checkpoint folder of the run that the previous workers trained; None for the first ones."""
     store = _store()
-    return Path(store.get(RUN).decode()) if store and store.check([RUN]) else None
+    return Path(store.get(RUN_KEY).decode()) if store and store.check([RUN_KEY]) else None
 
 
-def _meet(store: Store | None) -> Store | None:
+def _rendezvous(store: Store | None) -> Store | None:
     """Open a part of torchelastic's store for the present workers only.
 
     The store may be older than these workers, and what earlier ones left there, such as addresses, would mislead. So rank 0 opens a
@@ -155,7 +155,7 @@ def _meet(store: Store | None) -> Store | None:
     if store is None:
         return None
     rank, world_size, me = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), uuid.uuid4().hex
-    deadline = time.monotonic() + PATIENCE.total_seconds()
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
     if rank == 0:
         part = PrefixStore(f"prunetrain/{store.add(_PARTS, 1)}", store)
         for other in range(1, world_size):
@@ -174,11 +174,11 @@ def _meet(store: Store | None) -> Store | None:
     raise PeerLost("worker 0 did not arrive")
 
 
-def _agent_store(patience: timedelta) -> Store | None:
+def _agent_store(timeout: timedelta) -> Store | None:
     """The store of torch's elastic launcher; None without that launcher."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
         return None
-    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience)
+    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
 
 
 def _store() -> Store | None:
@@ -186,18 +186,18 @@ def _store() -> Store | None:
     with suppress(RuntimeError):
         if address := os.environ.get(STORE):
             host, port = address.split(":")
-            return TCPStore(host, int(port), is_master=False, timeout=_STORE_PATIENCE)
-        store = _agent_store(_STORE_PATIENCE)
+            return TCPStore(host, int(port), is_master=False, timeout=_STORE_TIMEOUT)
+        store = _agent_store(_STORE_TIMEOUT)
         return store and PrefixStore("prunetrain", store)
     return None
 
 
-def _restarts() -> int:
+def _restart_count() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def _told_key() -> str:
-    return f"told/{_restarts()}"
+def _failure_report_key() -> str:
+    return f"told/{_restart_count()}"
 
 
 def lost_key(restarts: int, rank: int) -> str:
@@ -216,9 +216,9 @@ def _note_stop() -> None:
     The launcher itself may have asked this one to stop because others were lost: then these have left a note, and this one leaves none.
     """
     with suppress(RuntimeError):
-        store = _store() if STORE in os.environ and not _orphaned() else None
-        if store and not any(store.check([lost_key(_restarts(), rank)]) for rank in range(int(os.environ["WORLD_SIZE"]))):
-            store.set(stopped_key(_restarts()), "")
+        store = _store() if STORE in os.environ and not _is_orphaned() else None
+        if store and not any(store.check([lost_key(_restart_count(), rank)]) for rank in range(int(os.environ["WORLD_SIZE"]))):
+            store.set(stopped_key(_restart_count()), "")
 
 
 def _note_loss(error: Exception) -> None:
@@ -228,22 +228,22 @@ def _note_loss(error: Exception) -> None:
         print(f"worker {rank} lost the others: {reason}", file=sys.stderr, flush=True)
     with suppress(RuntimeError):
         if store := _store():
-            store.set(lost_key(_restarts(), rank), reason)
+            store.set(lost_key(_restart_count(), rank), reason)
 
 
-def _first_to_tell() -> bool:
+def _must_report_failure() -> bool:
     """Whether this worker must report what went wrong."""
     with suppress(RuntimeError):
         if store := _store():
-            return bool(store.add(_told_key(), 1) == 1)
+            return bool(store.add(_failure_report_key(), 1) == 1)
     return os.environ["RANK"] == "0"
 
 
-def _told() -> bool:
+def _has_failure_report() -> bool:
     """Whether another worker has reported what went wrong."""
     with suppress(RuntimeError):
         if store := _store():
-            return bool(store.check([_told_key()]))
+            return bool(store.check([_failure_report_key()]))
     return False
 
 
@@ -259,10 +259,10 @@ def _stop_with_the_launcher() -> None:
     """Ask the system for a SIGTERM when the launcher dies, so that no worker keeps training unseen. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGTERM)
-    if _orphaned():  # since before this request
+    if _is_orphaned():  # since before this request
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _orphaned() -> bool:
+def _is_orphaned() -> bool:
     """Whether our own launcher started this process and has died."""
     return os.environ.get(LAUNCHER) not in (None, str(os.getppid()))

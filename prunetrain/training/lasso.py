@@ -20,13 +20,13 @@ from prunetrain.channels.spaces import find_spaces
 from prunetrain.methods.training_method import TrainingMethod
 from prunetrain.regularizers.fading import Fading
 from prunetrain.regularizers.group_lasso import GroupLasso, proximal_step_size
-from prunetrain.training.course import interval_start
+from prunetrain.training.lasso_schedule import interval_start
 from prunetrain.training.state import TrainState, trained_parameters
 
 _SMOOTH = 16  # a step fades at most 1 / _SMOOTH of what is left, as long as there are enough steps
 
 
-class Lasso(TrainingMethod):
+class LassoMethod(TrainingMethod):
     """The group lasso as a `TrainingMethod`, for the rest of an epoch.
 
     Args:
@@ -62,10 +62,10 @@ class Lasso(TrainingMethod):
         self._done += 1
         if self._state.config.lasso_step == "proximal" and self._shrinks(self._done):
             amount = self._strength * proximal_step_size(optimizer, optimizer.param_groups[0])
-            self._lasso.shrink_(amount * self._since(self._shrinks), unless=skipped)
+            self._lasso.shrink_(amount * self._steps_since(self._shrinks), unless=skipped)
         if self._fading and self._fades(self._done):  # linearly, to zero at the last step
             left = self._steps_to_cut - self._done
-            self._fading.scale_(left / (left + self._since(self._fades)))
+            self._fading.scale_(left / (left + self._steps_since(self._fades)))
 
     def _shrinks(self, step: int) -> bool:
         """Whether the proximal step follows a step of the epoch."""
@@ -75,7 +75,7 @@ class Lasso(TrainingMethod):
         """Whether fading follows a step of the epoch."""
         return self._shrinks(step) or self._steps_to_cut - step < _SMOOTH * self._state.config.proximal_interval
 
-    def _since(self, acts: Callable[[int], bool]) -> int:
+    def _steps_since(self, acts: Callable[[int], bool]) -> int:
         """Steps since the last one after which `acts` was true; since the epoch's start if there is none."""
         return next(count for count in range(1, self._done + 1) if count == self._done or acts(self._done - count))
 

@@ -29,10 +29,10 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
 import prunetrain
 from prunetrain.errors import WorkerError
 from prunetrain.training.cores import cores
-from prunetrain.training.joining import FAILED, LAUNCHER, PEER_LOST, RUN, STORE, lost_key, stopped_key
+from prunetrain.training.joining import EXIT_PEER_LOST, EXIT_USER_ERROR, LAUNCHER, RUN_KEY, STORE, lost_key, stopped_key
 from prunetrain.training.stopping import SIGNALS
 
-STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes after a request to stop
+STOP_EXIT_CODES = tuple(128 + number for number in SIGNALS)  # exit codes after a request to stop
 
 
 def launch(arguments: Sequence[str], workers: int, max_restarts: int) -> int:
@@ -55,14 +55,14 @@ def launch(arguments: Sequence[str], workers: int, max_restarts: int) -> int:
         try:
             with agent.forwarding():
                 agent.run()
-        except _Ended as end:
+        except _WorkersEnded as end:
             return end.code
         except SignalException as stop:  # after torch started the workers, but before `forwarding` took the signals back
             return 128 + int(stop.sigval)
         return 0
 
 
-class _Ended(Exception):
+class _WorkersEnded(Exception):
     """The workers have ended for good, with this exit code."""
 
     def __init__(self, code: int) -> None:
@@ -86,17 +86,17 @@ class _Agent(LocalElasticAgent):
         """Forward Ctrl-C and SIGTERM to the workers, which are in their own sessions. Their exit codes tell what they did."""
         before = {number: signal.getsignal(number) for number in SIGNALS}
         try:
-            self._take_signals()
+            self._install_handlers()
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _take_signals(self) -> None:
+    def _install_handlers(self) -> None:
         for number in SIGNALS:
-            signal.signal(number, self._pass_on)
+            signal.signal(number, self._forward_signal)
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def _forward_signal(self, number: int, frame: FrameType | None) -> None:
         self._asked = number
         for pid in self._pids:
             with suppress(ProcessLookupError):
@@ -104,44 +104,44 @@ class _Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         if self._asked is not None:  # while there were no workers to pass it on to
-            raise _Ended(128 + self._asked)
+            raise _WorkersEnded(128 + self._asked)
         started: dict[int, Any] = super()._start_workers(worker_group)
-        self._take_signals()  # torch has just put its own handlers there
+        self._install_handlers()  # torch has just put its own handlers there
         self._pids = list(started.values())
         if self._asked is not None:  # meanwhile
-            self._pass_on(self._asked, None)
+            self._forward_signal(self._asked, None)
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.is_failed():
             self._pids = []  # all have ended, and other processes may get their numbers
-            self._judge({rank: failure.exitcode for rank, failure in result.failures.items()})
+            self._check_restart({rank: failure.exitcode for rank, failure in result.failures.items()})
         return result
 
-    def _judge(self, codes: dict[int, int]) -> None:
+    def _check_restart(self, codes: dict[int, int]) -> None:
         """Return to let torch restart the workers; raise otherwise.
 
         Args:
             codes: exit codes of the workers that failed, by rank; for one killed by a signal, the signal's number, negative.
 
         Raises:
-            _Ended: if they ended for good: after a user's mistake or a request to stop.
+            _WorkersEnded: if they ended for good: after a user's mistake or a request to stop.
             WorkerError: if they have died too often, or lost each other before there was anything to resume from.
         """
-        if FAILED in codes.values():
-            raise _Ended(FAILED)
+        if EXIT_USER_ERROR in codes.values():
+            raise _WorkersEnded(EXIT_USER_ERROR)
         if self._asked is not None:
-            raise _Ended(128 + self._asked)
+            raise _WorkersEnded(128 + self._asked)
         ends = {128 - code if -code in SIGNALS else code for code in codes.values()}
-        asked = ends.intersection(STOPPED)
-        if asked and ends <= asked | ({PEER_LOST} if self._notes.check([stopped_key(self._deaths)]) else set()):
-            raise _Ended(max(asked))  # somebody asked the workers directly
-        rank = min(codes, key=lambda rank: (_collateral(codes[rank]), rank))
-        what = f"worker {rank} {_death(codes[rank])}"
-        if _collateral(codes[rank]) and (loss := self._loss()):
+        asked = ends.intersection(STOP_EXIT_CODES)
+        if asked and ends <= asked | ({EXIT_PEER_LOST} if self._notes.check([stopped_key(self._deaths)]) else set()):
+            raise _WorkersEnded(max(asked))  # somebody asked the workers directly
+        rank = min(codes, key=lambda rank: (_ended_by_another(codes[rank]), rank))
+        what = f"worker {rank} {_describe_exit(codes[rank])}"
+        if _ended_by_another(codes[rank]) and (loss := self._find_lost_connection()):
             what = "worker {} lost the others ({})".format(*loss)
-            if not self._notes.check([RUN]):
+            if not self._notes.check([RUN_KEY]):
                 raise WorkerError(f"{what} before training began")
         self._deaths += 1
         limit = self._spec.max_restarts
@@ -149,19 +149,19 @@ class _Agent(LocalElasticAgent):
             raise WorkerError(f"{what}, and --max-restarts {limit} does not allow another restart: continue with --resume auto")
         print(f"{what}; all resume from the last checkpoint (restart {self._deaths} of at most {limit})", file=sys.stderr, flush=True)
 
-    def _loss(self) -> tuple[int, str] | None:
+    def _find_lost_connection(self) -> tuple[int, str] | None:
         """The rank of a worker that lost the others, and torch's message to it; of several, one from NCCL, which says more."""
         keys = {rank: lost_key(self._deaths, rank) for rank in range(self._spec.local_world_size)}
         told = {rank: self._notes.get(key).decode() for rank, key in keys.items() if self._notes.check([key])}
         return min(told.items(), key=lambda loss: ("NCCL" not in loss[1], loss[0]), default=None)
 
 
-def _collateral(code: int) -> bool:
+def _ended_by_another(code: int) -> bool:
     """Whether an exit code says that a worker ended because another one did."""
-    return code in (PEER_LOST, -signal.SIGTERM, *STOPPED)
+    return code in (EXIT_PEER_LOST, -signal.SIGTERM, *STOP_EXIT_CODES)
 
 
-def _death(code: int) -> str:
+def _describe_exit(code: int) -> str:
     """How a worker ended, in words."""
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
@@ -184,7 +184,7 @@ def _spec(arguments: Sequence[str], workers: int, max_restarts: int) -> WorkerSp
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the logs of torch's launcher: the workers and `_judge` report what a user needs to know."""
+    """Silence the logs of torch's launcher: the workers and `_check_restart` report what a user needs to know."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -27,7 +27,7 @@ TimeOf = Callable[[Layer | None, Shape], float]
 
 
 @dataclass(frozen=True)
-class _Call:
+class _TimedStep:
     """A step whose time depends on channels: its layer (None for a function), the ids of its axes, and its input's shape and ids."""
 
     layer: Layer | None
@@ -50,20 +50,20 @@ class _Call:
         return set(np.unique(spaces.space_of[np.concatenate(parts)]).tolist())
 
 
-def choose_by_layer(proposal: Proposal, time_of: TimeOf, *, enough: Callable[[], bool] = lambda: False) -> dict[str, int]:
+def choose_by_layer(proposal: Proposal, time_of: TimeOf, *, should_stop: Callable[[], bool] = lambda: False) -> dict[str, int]:
     """Choose the granularity of every space that can lose channels, by its name.
 
     Args:
         proposal: what can be cut.
         time_of: seconds of a layer on an input of a shape; None stands for an activation function.
-        enough: called before every space; once it returns True, the choices made so far are returned.
+        should_stop: called before every space; once it returns True, the choices made so far are returned.
     """
     spaces = proposal.candidates.spaces
     kept = {multiple: proposal.plan(multiple).keep for multiple in (*MULTIPLES, KEEP_ALL)}
     options = {number: _options(space.channels, kept) for number, space in enumerate(spaces.spaces)}
     free = [number for number, found in options.items() if len(found) > 1]
-    calls: dict[int, list[_Call]] = {number: [] for number in options}
-    for call in _calls(proposal):
+    calls: dict[int, list[_TimedStep]] = {number: [] for number in options}
+    for call in _timed_steps(proposal):
         for number in call.spaces(spaces):
             calls[number].append(call)
     choice = {number: max(option for option in options[number] if option <= _START) for number in free}
@@ -78,13 +78,13 @@ def choose_by_layer(proposal: Proposal, time_of: TimeOf, *, enough: Callable[[],
     for _ in range(_SWEEPS):
         before = dict(choice)
         for number in free:
-            if enough():
+            if should_stop():
                 return {spaces.spaces[number].name: multiple for number, multiple in choice.items()}
             seconds = {}
             for multiple in options[number]:
                 set_to(number, multiple)
                 seconds[multiple] = sum(call.seconds(keep, time_of) for call in calls[number])
-            choice[number] = _fewest_of_the_fast(seconds)
+            choice[number] = _smallest_fast_multiple(seconds)
             set_to(number, choice[number])
         if choice == before:
             break
@@ -99,13 +99,13 @@ def _options(channels: Ids, kept: dict[int, Bools]) -> list[int]:
     return [found[count] for count in sorted(found)]
 
 
-def _fewest_of_the_fast(seconds: dict[int, float]) -> int:
+def _smallest_fast_multiple(seconds: dict[int, float]) -> int:
     """The first, and so the one with the fewest channels, of the options that are about as fast as the fastest."""
     fastest = min(seconds.values())
     return next(multiple for multiple, time in seconds.items() if time <= fastest * _TOLERANCE)
 
 
-def _calls(proposal: Proposal) -> Sequence[_Call]:
+def _timed_steps(proposal: Proposal) -> Sequence[_TimedStep]:
     """The steps of the network, each with what its time depends on."""
     graph, spaces = proposal.graph, proposal.candidates.spaces
     layers = {layer.name: layer for layer in graph.layers}
@@ -116,5 +116,5 @@ def _calls(proposal: Proposal) -> Sequence[_Call]:
         if isinstance(operand, Value):
             axes = {axis: spaces.ids[step.layer, axis] for axis in AXES if step.layer and (step.layer, axis) in spaces.ids}
             layer = layers[step.layer] if step.layer else None
-            calls.append(_Call(layer, axes, shapes[operand.index], spaces.values[operand.index]))
+            calls.append(_TimedStep(layer, axes, shapes[operand.index], spaces.values[operand.index]))
     return calls

@@ -14,17 +14,17 @@ from torch.nn import functional as F
 
 from prunetrain.graph.costs import TRAIN_TO_FORWARD
 from prunetrain.methods.training_method import TrainingMethod
-from prunetrain.training.course import follow_course
 from prunetrain.training.data import DataSource
-from prunetrain.training.distribution import Agreement, Ranks
+from prunetrain.training.distribution import Ranks, StepAgreement
 from prunetrain.training.events import Observer
 from prunetrain.training.kernels import fastest_kernels
-from prunetrain.training.lasso import Lasso
+from prunetrain.training.lasso import LassoMethod
+from prunetrain.training.lasso_schedule import set_lasso_for_epoch
 from prunetrain.training.outputs import balanced_weights, logits_of, loss_of
 from prunetrain.training.state import TrainState, mixed_seed
 from prunetrain.training.stopping import Action
 
-Guessed = Callable[[Tensor, Tensor], object]
+GuessCallback = Callable[[Tensor, Tensor], object]
 """Receives the first guesses of a batch and its labels, both (N,) and on the device."""
 
 
@@ -60,15 +60,15 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, wis
     """
     config, progress, ranks = state.config, state.progress, state.environment.ranks
     state.model.train()
-    running = _Running.of(progress.running, ranks, state.device)
+    running = _RunningSums.of(progress.running, ranks, state.device)
     start = time.perf_counter()
     step = progress.step
     if step == 0:
-        follow_course(state)
+        set_lasso_for_epoch(state)
         torch.manual_seed(mixed_seed(config.seed, progress.epoch, ranks.rank))
-    agreement, action = Agreement(ranks), Action.GO_ON
+    agreement, action = StepAgreement(ranks), Action.GO_ON
     lasso = state.lasso if progress.epoch >= config.prune_at else None
-    method = Lasso(state, lasso, data.steps_per_epoch(state.batch_size)) if lasso else state.acting.method
+    method = LassoMethod(state, lasso, data.steps_per_epoch(state.batch_size)) if lasso else state.run_method.method
     class_weights = balanced_weights(data.train_counts).to(state.device) if config.class_weights == "balanced" else None
     for images, labels in data.train_batches(progress.epoch, state.batch_size, start=step, share=state.environment.share):
         with fastest_kernels(state.device):
@@ -79,7 +79,7 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, wis
         action = Action(agreement.after_step(wish()))
         if action is not Action.GO_ON:
             break
-    action = max(action, Action(agreement.settle()))
+    action = max(action, Action(agreement.wait()))
     sums = running.sums(start, ranks)
     images_now = (step - progress.step) * state.batch_size
     state.progress = replace(
@@ -94,7 +94,7 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, wis
 
 
 @dataclass
-class _Running:
+class _RunningSums:
     """Sums over an epoch, kept on the device. Each rank adds up its own, so that a resumed run adds in the same order."""
 
     loss: Tensor
@@ -103,7 +103,7 @@ class _Running:
     seconds: float
 
     @classmethod
-    def of(cls, sums: dict[str, float], ranks: Ranks, device: torch.device) -> "_Running":
+    def of(cls, sums: dict[str, float], ranks: Ranks, device: torch.device) -> "_RunningSums":
         """This rank's part of what `sums` returned. If the number of processes has changed, rank 0 takes it all."""
         losses = _losses(sums)
         if len(losses) != ranks.world_size:
@@ -147,26 +147,26 @@ def _train_step(
     torch.autograd.backward(state.scaler.scale(loss))
     state.scaler.unscale_(state.optimizer)
     method.after_backward_(loss.detach())
-    scale = _scale(state) if state.scaler.is_enabled() else None
+    scale = _loss_scale(state) if state.scaler.is_enabled() else None
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    skipped = None if scale is None else scale > _scale(state)  # after an overflow, which lowers the scale
+    skipped = None if scale is None else scale > _loss_scale(state)  # after an overflow, which lowers the scale
     method.after_step_(state.optimizer, skipped)
     state.scheduler.step()
     return loss.detach(), (logits_of(outputs).detach().argmax(1) == labels).sum()
 
 
-def _scale(state: TrainState) -> Tensor:
+def _loss_scale(state: TrainState) -> Tensor:
     """The loss scaler's factor; still on the device, where `get_scale` would wait for it."""
     return state.scaler.scale(torch.ones((), device=state.device))
 
 
 @torch.inference_mode()
-def evaluate(state: TrainState, data: DataSource, guessed: Guessed | None = None) -> Evaluation:
+def evaluate(state: TrainState, data: DataSource, on_guesses: GuessCallback | None = None) -> Evaluation:
     """Loss and accuracy over the validation images, with rank 0's BatchNorm statistics, which checkpoints hold."""
-    state.environment.ranks.share_(state.model.buffers())
-    return evaluate_batches(state, data.val_batches(validation_batch(state), share=state.environment.share), guessed)
+    state.environment.ranks.broadcast_(state.model.buffers())
+    return evaluate_batches(state, data.val_batches(validation_batch(state), share=state.environment.share), on_guesses)
 
 
 def validation_batch(state: TrainState) -> int:
@@ -177,16 +177,16 @@ def validation_batch(state: TrainState) -> int:
     return max(state.batch_size, min(256, 4 * state.batch_size))
 
 
-def evaluate_batches(state: TrainState, batches: Iterable[tuple[Tensor, Tensor]], guessed: Guessed | None = None) -> Evaluation:
-    """Loss and accuracy over batches of images and labels, of all ranks together; `guessed` receives only this rank's."""
+def evaluate_batches(state: TrainState, batches: Iterable[tuple[Tensor, Tensor]], on_guesses: GuessCallback | None = None) -> Evaluation:
+    """Loss and accuracy over batches of images and labels, of all ranks together; `on_guesses` receives only this rank's."""
     state.model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=state.device)  # loss, first guess right, among the first five, images
     for pixels, labels in batches:
         with state.autocast():
             outputs = logits_of(state.predict(state.to_memory_format(pixels)))
         guesses = outputs.topk(min(5, outputs.shape[1]), dim=1).indices
-        if guessed is not None:
-            guessed(guesses[:, 0], labels)
+        if on_guesses is not None:
+            on_guesses(guesses[:, 0], labels)
         hits = guesses == labels[:, None]
         sums[0] += F.cross_entropy(outputs.float(), labels, reduction="sum")
         sums[1] += hits[:, 0].sum()

@@ -17,7 +17,7 @@ from prunetrain.training.state import TrainState
 def metrics_of(state: TrainState, result: EpochResult, evaluation: Evaluation) -> Metrics:
     """The metrics line of the epoch just trained; all processes must call this, and all get the same line."""
     ranks = state.environment.ranks
-    return ranks.share(
+    return ranks.broadcast(
         {
             "epoch": state.progress.epoch + 1,
             "train_loss": result.loss,
@@ -39,7 +39,7 @@ def metrics_of(state: TrainState, result: EpochResult, evaluation: Evaluation) -
             "peak_memory_bytes": max(ranks.gather(_peak_memory(state.device))),
             "workers": ranks.world_size,
             "gradient_bytes": state.gradient_bytes,
-            **state.acting.method.metrics(),
+            **state.run_method.method.metrics(),
         }
     )
 

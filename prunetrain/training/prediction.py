@@ -23,8 +23,8 @@ from prunetrain.training.environment import choose_device
 from prunetrain.training.outputs import logits_of
 from prunetrain.training.pairs import pair_of
 from prunetrain.training.precision import autocast
-from prunetrain.training.stored import stored_config
-from prunetrain.training.trained import Trained
+from prunetrain.training.stored_config import stored_config
+from prunetrain.training.trained_network import TrainedNetwork
 
 _SETTINGS = {"device", "amp", "channels_last", "batch_size", "workers"}
 
@@ -77,7 +77,7 @@ def predict(checkpoint: str | Path, images: str | Path | Iterable[str | Path], *
     config = replace(config, batch_size=max(1, min(config.batch_size, len(paths))))
     if device.type == "cpu":
         check_results_fit(pair.graph, str(pair.network), config.batch_size)
-    model = Trained(pair.network, pair.source, pair.graph, path, loaded.model).build().to(device)
+    model = TrainedNetwork(pair.network, pair.source, pair.graph, path, loaded.model).build().to(device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     found = dict(_classified(model, files, config, loaded.class_names, top))

@@ -32,17 +32,17 @@ from prunetrain.training.loop import evaluate
 from prunetrain.training.memory import restart_peak
 from prunetrain.training.metrics import count_nonzero
 from prunetrain.training.pairs import pair_of, read_pair, write_pair
-from prunetrain.training.pruning import prune_checkpoint, start_of
-from prunetrain.training.reconfiguration import Watch
+from prunetrain.training.pruning import prune_checkpoint, starting_checkpoint
+from prunetrain.training.reconfiguration import PhaseTimer
 from prunetrain.training.state import TrainState, load_state
-from prunetrain.training.stored import stored_config
+from prunetrain.training.stored_config import stored_config
 
 EPOCHS: Final = 10
 """Default number of epochs of retraining after each pruning."""
 
 
 @dataclass(frozen=True)
-class Source:
+class PruningSource:
     """What will be pruned: a checkpoint, its graph, its settings, its dense network's text, and the weights to rewind to, if any."""
 
     path: Path
@@ -61,7 +61,7 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
         given: settings that differ from those inside it.
         epochs: epochs of retraining after each pruning; by default 10, or if the schedule is rewound, the rest of it.
         during: epochs of training with the method before it prunes for good; by default none, and for ADMM as many as of retraining; not
-            for the group lasso, whose course begins at once.
+            for the group lasso, whose schedule begins at once.
 
     Raises:
         PruneTrainError: for a checkpoint that cannot be used, or settings that do not go together.
@@ -85,7 +85,7 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
     epochs, schedule = _retraining(base, given, epochs)
     values |= schedule
     if retrain != "finetune":
-        _check_trained(path, checkpoint, base, given.get("rewind_epoch", 0))
+        _check_not_fine_tuned(path, checkpoint, base, given.get("rewind_epoch", 0))
     if method == GROUP_LASSO:
         return build_config(values, {"prune_at": done, "epochs": done + epochs}, given)
     during = (epochs if method == ADMM else 0) if during is None else during
@@ -119,7 +119,7 @@ def _retraining(base: TrainConfig, given: Mapping[str, Any], epochs: int | None)
     return rest, {}
 
 
-def _check_trained(path: Path, checkpoint: Checkpoint, config: TrainConfig, first: int) -> None:
+def _check_not_fine_tuned(path: Path, checkpoint: Checkpoint, config: TrainConfig, first: int) -> None:
     """Refuse to repeat a schedule of which the run has trained only the end, as a fine-tuned run has.
 
     Args:
@@ -141,7 +141,7 @@ def _check_trained(path: Path, checkpoint: Checkpoint, config: TrainConfig, firs
         )
 
 
-def read_source_run(path: Path, config: TrainConfig) -> Source:
+def read_pruning_source(path: Path, config: TrainConfig) -> PruningSource:
     """Read what a pruning starts from.
 
     Args:
@@ -158,10 +158,12 @@ def read_source_run(path: Path, config: TrainConfig) -> Source:
     pair.build()  # to check that the weights fit
     run = run_of_checkpoint(path)
     dense = read_source(run.network(0)) if run.network(0).exists() else pair.source
-    return Source(path, checkpoint, pair.graph, stored_config(path, checkpoint), dense, _early(run, config, checkpoint))
+    return PruningSource(
+        path, checkpoint, pair.graph, stored_config(path, checkpoint), dense, _load_rewind_weights(run, config, checkpoint)
+    )
 
 
-def _early(run: RunPaths, config: TrainConfig, now: Checkpoint) -> Mapping[str, Tensor]:
+def _load_rewind_weights(run: RunPaths, config: TrainConfig, now: Checkpoint) -> Mapping[str, Tensor]:
     """The weights of the epoch to rewind to, from the run's own checkpoints."""
     if config.retrain not in WEIGHT_REWINDING_MODES:
         return {}
@@ -177,8 +179,8 @@ def _early(run: RunPaths, config: TrainConfig, now: Checkpoint) -> Mapping[str, 
     return early
 
 
-def create_pruned(
-    source: Source,
+def create_pruned_run(
+    source: PruningSource,
     config: TrainConfig,
     run: RunPaths,
     data: DataSource,
@@ -197,7 +199,7 @@ def create_pruned(
     epoch = source.checkpoint.progress.epoch
     free = claim(run)
     named = replace(source.checkpoint, config=replace(config, name=free.name).to_dict())
-    pruned = start_of(config, source.graph, named, source.early)
+    pruned = starting_checkpoint(config, source.graph, named, source.early)
     dense = parse(source.dense, source.checkpoint.network)
     if epoch == 0 and pruned.graph != dense:
         raise CheckpointError(f"{source.path} was never trained, and its network is the dense one, which is kept: train an epoch first")
@@ -219,25 +221,25 @@ def prune_in_training(state: TrainState, data: DataSource, val_top1: float) -> t
     Returns:
         The run to continue with, and what was done.
     """
-    watch = Watch()
+    timer = PhaseTimer()
     checkpoint = state.checkpoint()
-    path, change = state.environment.ranks.on_first(lambda: _prune_and_write(state, checkpoint, watch))
+    path, change = state.environment.ranks.on_rank_zero(lambda: _prune_and_write(state, checkpoint, timer))
     after = load_state(read_pair(path), state.config, data, state.environment)
     restart_peak(after)
-    watch.lap("load")
+    timer.end_phase("load")
     top1 = evaluate(after, data).top1
-    watch.lap("validate")
-    change = replace(change, seconds={**change.seconds, **watch.seconds})
+    timer.end_phase("validate")
+    change = replace(change, seconds={**change.seconds, **timer.seconds})
     nonzero = (count_nonzero(state.model), count_nonzero(after.model))
     return after, Reconfiguration(state.progress.epoch, change, after.network, (val_top1, top1), nonzero=nonzero)
 
 
-def _prune_and_write(state: TrainState, checkpoint: Checkpoint, watch: Watch) -> tuple[Path, Change]:
+def _prune_and_write(state: TrainState, checkpoint: Checkpoint, timer: PhaseTimer) -> tuple[Path, Change]:
     pruned = prune_checkpoint(state.graph, checkpoint, state.config)
-    watch.lap("prune")
+    timer.end_phase("prune")
     path = write_pair(state.run, pruned.graph, state.dense, pruned.checkpoint)
-    watch.lap("write")
+    timer.end_phase("write")
     removed = pruned.cut.removed_layers if pruned.cut else ()
     before, after = state.costs, costs(pruned.graph)
     counts = ((before.channels, after.channels), (before.macs, after.macs), (before.params, after.params))
-    return path, Change(*counts, state.config.granularity or 1, removed, (), dict(watch.seconds))
+    return path, Change(*counts, state.config.granularity or 1, removed, (), dict(timer.seconds))

@@ -25,12 +25,19 @@ from prunetrain.methods.registry import decide
 from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES, cut_start_weights, masked_start_weights
 from prunetrain.methods.training_method import EARLY, KEEP, cut_state, empty_method_state
 from prunetrain.methods.weights import maskable_layers
-from prunetrain.training.acting import amount_of, early_weights, first_sizes, options_of, pruned_state, rounds_done
 from prunetrain.training.checkpoints import Checkpoint
+from prunetrain.training.run_method import (
+    channels_before_pruning,
+    early_weights,
+    next_amount,
+    next_options,
+    rounds_done,
+    state_after_pruning,
+)
 
 
 @dataclass(frozen=True)
-class Pruned:
+class PruningResult:
     """A network after a pruning, and its checkpoint; its masks, if weights stay zero; the cut, if channels were removed."""
 
     graph: LayerGraph
@@ -57,7 +64,7 @@ def is_due(config: TrainConfig, rounds: int, epoch: int) -> bool:
     return config.method != GROUP_LASSO and rounds < config.rounds and epoch >= config.prune_at + rounds * config.retrain_epochs
 
 
-def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainConfig) -> Pruned:
+def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainConfig) -> PruningResult:
     """Do the next pruning of a run, on its checkpoint; the arguments are not changed.
 
     Args:
@@ -70,10 +77,10 @@ def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainCon
     """
     rounds = rounds_done(checkpoint.method)
     kept = checkpoint.method["tensors"].get(KEEP)
-    options = options_of(config, rounds, Masks(kept) if kept and rounds else None)
-    sizes = first_sizes(checkpoint.method) if rounds else channels_of(graph)
+    options = next_options(config, rounds, Masks(kept) if kept and rounds else None)
+    sizes = channels_before_pruning(checkpoint.method) if rounds else channels_of(graph)
     if config.rounds > 1 and _cuts(config):
-        options = replace(options, layer_rates=_shares_of_round(graph, config, rounds, sizes))
+        options = replace(options, layer_rates=_layer_rates_of_round(graph, config, rounds, sizes))
     decision = _decide(graph, checkpoint.model, config, rounds, options)
     early = early_weights(checkpoint.method) if config.retrain in WEIGHT_REWINDING_MODES else {}
     last = rounds + 1 == config.rounds
@@ -81,16 +88,16 @@ def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainCon
     epoch = checkpoint.progress.epoch
     if isinstance(decision, Masks):
         state = masked_start_weights(decision, checkpoint.model, early or None)
-        method = pruned_state(masks=decision, early={} if last else early, rounds=rounds + 1, epoch=epoch)
-        return Pruned(graph, replace(fresh, model=state, method=method), decision, None)
+        method = state_after_pruning(masks=decision, early={} if last else early, rounds=rounds + 1, epoch=epoch)
+        return PruningResult(graph, replace(fresh, model=state, method=method), decision, None)
     masks, plan = decision
     cut = remove_channels(graph, masks.applied(checkpoint.model) if masks else checkpoint.model, plan).cut
     moved = masks.cut(cut.sources) if masks else None
     early_cut = {} if last else _gathered(cut, early)
-    method = pruned_state(masks=moved, early=early_cut, rounds=rounds + 1, epoch=epoch, sizes={} if last else sizes)
+    method = state_after_pruning(masks=moved, early=early_cut, rounds=rounds + 1, epoch=epoch, sizes={} if last else sizes)
     state = cut_start_weights(cut, early or None)
     state = moved.applied(state) if moved else state
-    return Pruned(cut.graph, replace(fresh, model=state, method=method), moved, cut)
+    return PruningResult(cut.graph, replace(fresh, model=state, method=method), moved, cut)
 
 
 def _decide(
@@ -98,7 +105,7 @@ def _decide(
 ) -> Masks | tuple[Masks | None, KeepPlan]:
     """The masks to hold; or a plan of what to cut, with the masks to hold in what is left, if any."""
     name = "magnitude" if config.method == ADMM else config.method
-    decision: Decision = decide(name, graph, state, amount_of(config, rounds), options)
+    decision: Decision = decide(name, graph, state, next_amount(config, rounds), options)
     if isinstance(decision, Masks):
         return (decision, plan_of_masks(graph, decision, options.granularity)) if config.slice else decision
     return (None, decision) if _cuts(config) else filter_masks(graph, state, decision)
@@ -109,7 +116,7 @@ def _cuts(config: TrainConfig) -> bool:
     return config.method != ADMM and methods.entry(config.method).decides == "channels" and (config.slice or config.method != "unit")
 
 
-def _shares_of_round(graph: LayerGraph, config: TrainConfig, rounds: int, sizes: Mapping[str, int]) -> dict[str, float]:
+def _layer_rates_of_round(graph: LayerGraph, config: TrainConfig, rounds: int, sizes: Mapping[str, int]) -> dict[str, float]:
     """For each layer, the share of its present channels to cut, so that floor(rate * n) of its first n are gone after this round.
 
     The share is half a channel larger than that, so that floating-point rounding cannot lose a channel.
@@ -133,7 +140,7 @@ def _gathered(cut: Cut, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return cut_state({"tensors": {"kept": dict(tensors)}, "numbers": {}}, cut.sources)["tensors"]["kept"]
 
 
-def start_of(config: TrainConfig, graph: LayerGraph, checkpoint: Checkpoint, early: Mapping[str, Tensor]) -> Pruned:
+def starting_checkpoint(config: TrainConfig, graph: LayerGraph, checkpoint: Checkpoint, early: Mapping[str, Tensor]) -> PruningResult:
     """The checkpoint that a run with these settings begins with, already pruned if that is due at once.
 
     Args:
@@ -148,5 +155,5 @@ def start_of(config: TrainConfig, graph: LayerGraph, checkpoint: Checkpoint, ear
     if config.retrain in WEIGHT_REWINDING_MODES:
         begun = replace(begun, method={"tensors": {EARLY: dict(early)}, "numbers": {}})
     if not is_due(config, 0, epoch):
-        return Pruned(graph, begun, None, None)
+        return PruningResult(graph, begun, None, None)
     return prune_checkpoint(graph, begun, config)

@@ -17,10 +17,10 @@ from prunetrain.graph.load import read_source, sha256_of
 from prunetrain.methods.training_method import cut_state
 from prunetrain.training.batch_size import choose_batch_size
 from prunetrain.training.checkpoints import Checkpoint
-from prunetrain.training.course import uncut
 from prunetrain.training.data import DataSource
 from prunetrain.training.events import BatchChange, Change, Reconfiguration, Uncut
 from prunetrain.training.granularity import choose_granularity
+from prunetrain.training.lasso_schedule import uncut_meaning
 from prunetrain.training.loop import evaluate, logits
 from prunetrain.training.memory import restart_peak
 from prunetrain.training.pairs import read_pair, write_pair
@@ -34,14 +34,14 @@ _COMPARED: Final = 64
 """Images whose logits show whether a cut changed the network: logits say more than guesses, so few images are enough."""
 
 
-class Watch:
+class PhaseTimer:
     """Seconds by phase."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, phase: str) -> None:
+    def end_phase(self, phase: str) -> None:
         """End a phase; the next one begins."""
         now = time.perf_counter()
         self.seconds[phase] = now - self._last
@@ -59,20 +59,20 @@ def reconfigure(state: TrainState, data: DataSource, val_top1: float) -> tuple[T
     Returns:
         The run to continue with, and what was done.
     """
-    watch = Watch()
+    timer = PhaseTimer()
     checkpoint = state.checkpoint()
-    path, new, change, batch = state.environment.ranks.on_first(lambda: _cut_and_write(state, data, checkpoint, watch))
-    after = load_state(read_pair(path), state.config, data, state.environment) if new else _renamed(state, checkpoint, batch)
+    path, new, change, batch = state.environment.ranks.on_rank_zero(lambda: _cut_and_write(state, data, checkpoint, timer))
+    after = load_state(read_pair(path), state.config, data, state.environment) if new else _with_new_network_file(state, checkpoint, batch)
     restart_peak(after)
-    watch.lap("load")
+    timer.end_phase("load")
     top1 = _top1_after(state, after, data, val_top1)
-    watch.lap("validate")
-    change = replace(change, seconds={**change.seconds, **watch.seconds})
-    meaning = uncut(after) if after.graph == state.graph else Uncut.YET
+    timer.end_phase("validate")
+    change = replace(change, seconds={**change.seconds, **timer.seconds})
+    meaning = uncut_meaning(after) if after.graph == state.graph else Uncut.YET
     return after, Reconfiguration(state.progress.epoch, change, after.network, (val_top1, top1), batch, uncut=meaning)
 
 
-def _renamed(state: TrainState, checkpoint: Checkpoint, batch: BatchChange | None) -> TrainState:
+def _with_new_network_file(state: TrainState, checkpoint: Checkpoint, batch: BatchChange | None) -> TrainState:
     """The run with the network file of this epoch, which differs from the previous one only in its header.
 
     Network, optimizer and method are those of `state`: nothing is rebuilt or recompiled.
@@ -103,27 +103,27 @@ def _close(before: Tensor, after: Tensor) -> bool:
 
 
 def _cut_and_write(
-    state: TrainState, data: DataSource, checkpoint: Checkpoint, watch: Watch
+    state: TrainState, data: DataSource, checkpoint: Checkpoint, timer: PhaseTimer
 ) -> tuple[Path, bool, Change, BatchChange | None]:
     """Cut and write; return the new checkpoint's path, whether network or batch changed, what was cut, and how the batch grows."""
     config = state.config
     proposal = propose_cut(state.graph, state.model.state_dict(), threshold=config.threshold, criterion=config.criterion)
-    watch.lap("select")
+    timer.end_phase("select")
     granularity = choose_granularity(state, proposal)
-    watch.lap("time")
+    timer.end_phase("time")
     cut = proposal.apply(proposal.plan(granularity))
     if config.residual == "gating":
         cut = gate(cut, threshold=config.threshold, granularity=most_common_granularity(granularity))
     smaller = cut_checkpoint(checkpoint, cut)
-    watch.lap("slice")
+    timer.end_phase("slice")
     batch = choose_batch_size(state, cut.graph, data) if config.dynamic_batch else None
     if batch is not None:
         smaller = replace(smaller, progress=replace(smaller.progress, batch_size=batch.batch_size[1]))
-    watch.lap("batch")
+    timer.end_phase("batch")
     path = write_pair(state.run, cut.graph, state.dense, smaller)
-    watch.lap("write")
+    timer.end_phase("write")
     new = cut.graph != state.graph or (batch is not None and batch.batch_size[0] != batch.batch_size[1])
-    return path, new, Change.of(state.costs, cut, granularity, dict(watch.seconds)), batch
+    return path, new, Change.of(state.costs, cut, granularity, dict(timer.seconds)), batch
 
 
 def cut_checkpoint(checkpoint: Checkpoint, cut: Cut) -> Checkpoint:

@@ -15,10 +15,10 @@ from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import Progress
 from prunetrain.training.pairs import read_pair
 
-_OTHERWISE = "or start a new run with another --name"
+_OR_START_ANEW = "or start a new run with another --name"
 
 
-def newest_whole(run: RunPaths, say: Callable[[str], object], first: int = 0) -> Path | None:
+def find_newest_checkpoint(run: RunPaths, say: Callable[[str], object], first: int = 0) -> Path | None:
     """Find the checkpoint with the most progress, of those that load and whose network file is there, unchanged, and takes their weights.
 
     Args:
@@ -41,15 +41,15 @@ def newest_whole(run: RunPaths, say: Callable[[str], object], first: int = 0) ->
     for epoch, path in ((None, run.last), *sorted(numbered.items(), reverse=True)):
         if epoch is not None and epoch <= place[0]:
             break
-        progress = _progress_of_whole(path, say) if path.exists() else None
+        progress = _progress_if_whole(path, say) if path.exists() else None
         if progress and (progress.epoch, progress.step) > place:
             newest, place = path, (progress.epoch, progress.step)
     if newest is None:
-        raise CheckpointError(f"{run.checkpoints} has no whole checkpoint to resume from: restore one, {_OTHERWISE}")
+        raise CheckpointError(f"{run.checkpoints} has no whole checkpoint to resume from: restore one, {_OR_START_ANEW}")
     return newest
 
 
-def _progress_of_whole(path: Path, say: Callable[[str], object]) -> Progress | None:
+def _progress_if_whole(path: Path, say: Callable[[str], object]) -> Progress | None:
     """A checkpoint's progress, if it and its network file are whole."""
     try:
         pair = read_pair(path)
@@ -65,11 +65,11 @@ def _check_dense(run: RunPaths) -> None:
         read_graph(run.network(0))
     except NetworkFileError as error:
         raise NetworkFileError(
-            f"{error}; it is the dense network, and every checkpoint of the run needs it: restore it, {_OTHERWISE}"
+            f"{error}; it is the dense network, and every checkpoint of the run needs it: restore it, {_OR_START_ANEW}"
         ) from None
 
 
-def make_newest(run: RunPaths, checkpoint: Path, epoch: int, say: Callable[[str], object]) -> None:
+def roll_back_to(run: RunPaths, checkpoint: Path, epoch: int, say: Callable[[str], object]) -> None:
     """Make a checkpoint of a run its newest: remove what was written after it.
 
     Args:
@@ -93,7 +93,7 @@ def make_newest(run: RunPaths, checkpoint: Path, epoch: int, say: Callable[[str]
         remove_leftovers(folder)
 
 
-def keep_newest(run: RunPaths, count: int, wanted: Collection[int]) -> None:
+def remove_old_checkpoints(run: RunPaths, count: int, wanted: Collection[int]) -> None:
     """Remove all but the newest `count` checkpoints of reconfigurations; 0 keeps all. last.pt and the network files stay.
 
     Call this only when a newer checkpoint is on disk.
@@ -108,8 +108,8 @@ def keep_newest(run: RunPaths, count: int, wanted: Collection[int]) -> None:
         path.unlink(missing_ok=True)
 
 
-def discard_unborn(run: RunPaths, first: int = 0) -> None:
-    """Remove what a process killed while creating a run left, if `newest_whole` found no checkpoint. Other files stay."""
+def remove_unstarted_run(run: RunPaths, first: int = 0) -> None:
+    """Remove what a process killed while creating a run left, if `find_newest_checkpoint` found no checkpoint. Other files stay."""
     for folder in (run.networks, run.checkpoints):
         if folder.is_dir():
             remove_leftovers(folder)

@@ -1,6 +1,6 @@
 """A whole training run: epochs, validation, reconfigurations, files. What `prunetrain train` does, without the terminal.
 
-With several processes, all of them run this, in step. The first one finds, locks and writes files; `Ranks.on_first` tells the others.
+With several processes, all of them run this, in step. The first one finds, locks and writes files; `Ranks.on_rank_zero` tells the others.
 """
 
 import re
@@ -19,15 +19,15 @@ from prunetrain.models import short_name
 from prunetrain.paths import LAST, RunPaths, run_of_checkpoint
 from prunetrain.training.best import best_epoch, keep_best, restore_best
 from prunetrain.training.checkpoints import COPY_BOTH, Checkpoint, load_checkpoint
-from prunetrain.training.course import interval_start, missed, out_of_reach, too_short
-from prunetrain.training.creation import Creation, create_network, new_state
+from prunetrain.training.creation import RunCreator, create_dense_run, new_state
 from prunetrain.training.data import DataSource
 from prunetrain.training.data.summary import summary
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.divergence import check_finite
-from prunetrain.training.environment import Environment, left_out
+from prunetrain.training.environment import Environment, warning_images_left_out
 from prunetrain.training.events import Metrics, Observer, Reconfiguration, Start
 from prunetrain.training.joining import note_run
+from prunetrain.training.lasso_schedule import interval_start, warning_target_unreachable, warning_too_few_epochs, why_target_missed
 from prunetrain.training.loop import EpochResult, evaluate, train_one_epoch
 from prunetrain.training.memory import release_memory
 from prunetrain.training.metrics import count_nonzero, line_of, metrics_of, rewrite_metrics
@@ -35,10 +35,10 @@ from prunetrain.training.pairs import pair_of
 from prunetrain.training.pruned_run import prune_in_training
 from prunetrain.training.pruning import is_due
 from prunetrain.training.reconfiguration import reconfigure
-from prunetrain.training.recovery import discard_unborn, keep_newest, make_newest, newest_whole
+from prunetrain.training.recovery import find_newest_checkpoint, remove_old_checkpoints, remove_unstarted_run, roll_back_to
 from prunetrain.training.state import TrainState, load_state
-from prunetrain.training.stopping import Action, Pacer, Requests, StopRequested, stopping_on_signals
-from prunetrain.training.stored import stored_config
+from prunetrain.training.stopping import Action, Pacer, StopRequested, StopRequests, stopping_on_signals
+from prunetrain.training.stored_config import stored_config
 
 # What may change between a run and its continuation; everything else decides what the run computes.
 CHANGEABLE = frozenset(
@@ -72,7 +72,7 @@ class Outcome:
         return self.stopped_by is None
 
 
-def start_run(config: TrainConfig, observer: Observer, create: Creation = create_network) -> Outcome:
+def start_run(config: TrainConfig, observer: Observer, create: RunCreator = create_dense_run) -> Outcome:
     """Train from the beginning under the first free name.
 
     Args:
@@ -106,11 +106,11 @@ def resume_run(path: Path, given: dict[str, Any], observer: Observer) -> Outcome
         StopRequested: if a signal came before training began, or came twice.
     """
     with stopping_on_signals() as requests, ExitStack() as held:
-        checkpoint = Ranks.joined().on_first(lambda: _find_and_lock(path, given, observer, held))
-        return _train([_go_on(checkpoint, given, observer, requests)], observer, requests)
+        checkpoint = Ranks.joined().on_rank_zero(lambda: _lock_checkpoint(path, given, observer, held))
+        return _train([_resume(checkpoint, given, observer, requests)], observer, requests)
 
 
-def _find_and_lock(path: Path, given: dict[str, Any], observer: Observer, held: ExitStack) -> Path:
+def _lock_checkpoint(path: Path, given: dict[str, Any], observer: Observer, held: ExitStack) -> Path:
     """Find the checkpoint that a path means; its run stays locked until `held` is closed."""
     if not path.is_dir():
         config_of(path, load_checkpoint(path), given)  # refuse what cannot be resumed before anything is locked
@@ -120,7 +120,7 @@ def _find_and_lock(path: Path, given: dict[str, Any], observer: Observer, held: 
             f"{path} is not part of a run: its network files belong in {run.networks}, which does not exist: {COPY_BOTH}"
         )
     held.enter_context(run.locked())
-    checkpoint = newest_whole(run, observer.message) if path.is_dir() else path
+    checkpoint = find_newest_checkpoint(run, observer.message) if path.is_dir() else path
     if checkpoint is None:
         raise CheckpointError(f"{path} has no checkpoint: start the run again without --resume")
     return checkpoint
@@ -148,7 +148,7 @@ def check_same_place(path: Path, *, name: str | None, output_dir: str | None) ->
 
 
 def continue_run(
-    run: RunPaths, config: TrainConfig, given: dict[str, Any], observer: Observer, create: Creation = create_network, *, first: int = 0
+    run: RunPaths, config: TrainConfig, given: dict[str, Any], observer: Observer, create: RunCreator = create_dense_run, *, first: int = 0
 ) -> Outcome:
     """Resume a run from its newest whole checkpoint; start it if it was killed before it had one.
 
@@ -165,23 +165,25 @@ def continue_run(
         StopRequested: as `resume_run` and `start_run`.
     """
     with stopping_on_signals() as requests, ExitStack() as held:
-        path = Ranks.joined().on_first(lambda: _lock_and_find(run, observer, held, first))
+        path = Ranks.joined().on_rank_zero(lambda: _lock_newest_checkpoint(run, observer, held, first))
         if path is not None:
-            return _train([_go_on(path, given, observer, requests)], observer, requests)
+            return _train([_resume(path, given, observer, requests)], observer, requests)
         return _train([_start(replace(config, name=run.name), observer, requests, held, create)], observer, requests)
 
 
-def _lock_and_find(run: RunPaths, observer: Observer, held: ExitStack, first: int) -> Path | None:
+def _lock_newest_checkpoint(run: RunPaths, observer: Observer, held: ExitStack, first: int) -> Path | None:
     """Find the checkpoint to resume from, and lock the run until `held` is closed. None, with nothing locked or left, if there is none."""
     held.enter_context(run.locked())
-    path = newest_whole(run, observer.message, first)
+    path = find_newest_checkpoint(run, observer.message, first)
     if path is None:
-        discard_unborn(run, first)
+        remove_unstarted_run(run, first)
         held.close()
     return path
 
 
-def _start(config: TrainConfig, observer: Observer, requests: Requests, held: ExitStack, create: Creation) -> tuple[TrainState, DataSource]:
+def _start(
+    config: TrainConfig, observer: Observer, requests: StopRequests, held: ExitStack, create: RunCreator
+) -> tuple[TrainState, DataSource]:
     environment = Environment.of(config)
     data = environment.load_data(config, observer.message)
     requests.check()
@@ -198,13 +200,15 @@ def _start(config: TrainConfig, observer: Observer, requests: Requests, held: Ex
     )
     if state.progress.history:  # of the run that it continues
         state.check_fits(data)
-        environment.ranks.on_first(lambda: rewrite_metrics(state))
-    if config.epochs > state.progress.epoch and (line := left_out(data.num_train, state.batch_size, environment.ranks.world_size)):
+        environment.ranks.on_rank_zero(lambda: rewrite_metrics(state))
+    if config.epochs > state.progress.epoch and (
+        line := warning_images_left_out(data.num_train, state.batch_size, environment.ranks.world_size)
+    ):
         observer.message(line)
     return state, data
 
 
-def _go_on(path: Path, given: dict[str, Any], observer: Observer, requests: Requests) -> tuple[TrainState, DataSource]:
+def _resume(path: Path, given: dict[str, Any], observer: Observer, requests: StopRequests) -> tuple[TrainState, DataSource]:
     checkpoint = load_checkpoint(path)
     config = config_of(path, checkpoint, given)
     observer.message(f"resuming from {path}")
@@ -212,16 +216,16 @@ def _go_on(path: Path, given: dict[str, Any], observer: Observer, requests: Requ
     data = environment.load_data(config, observer.message)
     state = load_state(pair_of(path, checkpoint), config, data, environment)
     state.check_fits(data)
-    _check_place(path, state, data)
+    _check_position(path, state, data)
     requests.check()
-    environment.ranks.on_first(lambda: _tidy(state, path, observer))
+    environment.ranks.on_rank_zero(lambda: _match_files_to_checkpoint(state, path, observer))
     if state.progress.epoch >= config.epochs:
         more = ": continue with a larger --epochs" if config.method == GROUP_LASSO else ""  # rounds fix the epochs of other methods
         observer.message(f"all {config.epochs} epochs are done{more}")
     return state, data
 
 
-def _check_place(path: Path, state: TrainState, data: DataSource) -> None:
+def _check_position(path: Path, state: TrainState, data: DataSource) -> None:
     """Refuse a place in an epoch that the data does not have, as after an edit of the checkpoint or with another data set of that name."""
     steps = data.steps_per_epoch(state.batch_size)
     if steps == 0 or state.progress.step > steps:
@@ -231,10 +235,10 @@ def _check_place(path: Path, state: TrainState, data: DataSource) -> None:
         )
 
 
-def _tidy(state: TrainState, path: Path, observer: Observer) -> None:
+def _match_files_to_checkpoint(state: TrainState, path: Path, observer: Observer) -> None:
     """Make the run's files match the checkpoint that it resumes from."""
-    make_newest(state.run, path, state.progress.epoch, observer.message)
-    keep_newest(state.run, state.config.keep, state.config.save_epochs)
+    roll_back_to(state.run, path, state.progress.epoch, observer.message)
+    remove_old_checkpoints(state.run, state.config.keep, state.config.save_epochs)
     if state.config.keep_best:
         restore_best(state)
     rewrite_metrics(state)
@@ -256,7 +260,7 @@ def config_of(path: Path, checkpoint: Checkpoint, given: dict[str, Any]) -> Trai
     return build_config(config.to_dict(), {key: value for key, value in changed.items() if key in changeable})
 
 
-def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, requests: Requests) -> Outcome:
+def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, requests: StopRequests) -> Outcome:
     """Train to the end. A run that has just begun already defers requests to stop, since there is something to resume from.
 
     The run comes in a list, from which it is popped: a variable of the caller would keep its first, largest network in memory.
@@ -267,7 +271,7 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
     if ranks.world_size > 1:
         each = state.environment.images_each(state.batch_size)
         observer.message(f"{ranks.world_size} workers: {each} images per step each, {state.batch_size} in all")
-    if state.progress.epoch < config.epochs and (warning := _in_the_way(state)):
+    if state.progress.epoch < config.epochs and (warning := _warning_before_training(state)):
         observer.message(warning)
     observer.started(
         Start(
@@ -299,22 +303,22 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
         if top1 is None:  # there was nothing to train, and nothing is lost if this stops
             with requests.at_once() if ranks.world_size == 1 else nullcontext():
                 top1 = evaluate(state, data).top1
-            if not ranks.on_first(state.run.last.exists):
+            if not ranks.on_rank_zero(state.run.last.exists):
                 _save(state)
         return _outcome(state, top1)
 
 
-def _in_the_way(state: TrainState) -> str | None:
+def _warning_before_training(state: TrainState) -> str | None:
     """A sentence on what keeps a run from its target; None if nothing does."""
-    if warning := too_short(state.config):
+    if warning := warning_too_few_epochs(state.config):
         return warning
     if state.progress.lasso_strength is not None:  # said when the run began
         return None
-    return state.environment.ranks.on_first(lambda: out_of_reach(state))
+    return state.environment.ranks.on_rank_zero(lambda: warning_target_unreachable(state))
 
 
 def _outcome(state: TrainState, top1: float | None, stopped_by: signal.Signals | None = None) -> Outcome:
-    why = None if stopped_by else state.environment.ranks.on_first(lambda: missed(state))
+    why = None if stopped_by else state.environment.ranks.on_rank_zero(lambda: why_target_missed(state))
     best = best_epoch(state) if state.config.keep_best and state.run.best.exists() else None
     return Outcome(state.run, state.progress.history, state.network, stopped_by, top1, count_nonzero(state.model), why, best)
 
@@ -325,7 +329,7 @@ def _save(state: TrainState) -> None:
     Raises:
         OutputError: if it cannot be written, or the network file that it needs is gone.
     """
-    state.environment.ranks.on_first(lambda: _check_files(state))
+    state.environment.ranks.on_rank_zero(lambda: _check_files(state))
     state.save(state.run.last)
 
 
@@ -336,16 +340,16 @@ def _check_files(state: TrainState) -> None:
 
 
 def _end_epoch(
-    state: TrainState, data: DataSource, result: EpochResult, observer: Observer, requests: Requests
+    state: TrainState, data: DataSource, result: EpochResult, observer: Observer, requests: StopRequests
 ) -> tuple[TrainState, float | None]:
     """Let the method act, validate, cut or prune when it is time, write everything, tell the observer.
 
     On a request to stop, save the epoch as it is instead. Return the run, and its present validation top-1.
     """
     trained, ranks = state.progress, state.environment.ranks
-    state.acting.settle_(trained.epoch + 1)
+    state.run_method.end_epoch_(trained.epoch + 1)
     if trained.epoch + 1 == state.config.rewind_epoch:
-        state.keep_early()
+        state.keep_rewind_weights()
     try:
         # Several processes would each stop at a different place, so they finish the end of the epoch first.
         with requests.at_once() if ranks.world_size == 1 else nullcontext():
@@ -359,10 +363,10 @@ def _end_epoch(
         after.save(after.run.checkpoint(after.progress.epoch))
     _save(after)
     if after.config.keep_best:
-        ranks.on_first(lambda: keep_best(after))
-    ranks.on_first(lambda: append_line(after.run.metrics, line_of(metrics)))
+        ranks.on_rank_zero(lambda: keep_best(after))
+    ranks.on_rank_zero(lambda: append_line(after.run.metrics, line_of(metrics)))
     if event is not None:
-        ranks.on_first(lambda: keep_newest(after.run, after.config.keep, after.config.save_epochs))
+        ranks.on_rank_zero(lambda: remove_old_checkpoints(after.run, after.config.keep, after.config.save_epochs))
     observer.epoch_ended(metrics)
     if event is not None:
         observer.reconfigured(event)
@@ -375,15 +379,15 @@ def _validate_and_cut(state: TrainState, data: DataSource, result: EpochResult) 
     metrics = metrics_of(state, result, evaluation)
     epoch = state.progress.epoch + 1
     state.progress = replace(state.progress, epoch=epoch, step=0, running={}, history=[*state.progress.history, metrics])
-    if is_due(state.config, state.acting.rounds, epoch):
+    if is_due(state.config, state.run_method.rounds, epoch):
         return prune_in_training(state, data, evaluation.top1)
-    if _time_to_cut(state):
+    if _is_cut_due(state):
         state.progress = replace(state.progress, fading=[])
         return reconfigure(state, data, evaluation.top1)
     return state, None
 
 
-def _time_to_cut(state: TrainState) -> bool:
+def _is_cut_due(state: TrainState) -> bool:
     """Whether a reconfiguration follows the epoch just done: after every interval while the lasso acts, and at the end."""
     config, epoch = state.config, state.progress.epoch
     if not config.uses_group_lasso:

@@ -26,8 +26,6 @@ from prunetrain.graph.shapes import infer_shapes
 from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
 from prunetrain.paths import RunPaths
 from prunetrain.regularizers.group_lasso import GroupLasso
-from prunetrain.training.acting import Acting, acting_in, copied
-from prunetrain.training.batch_norm import synchronise
 from prunetrain.training.checkpoints import Checkpoint, Progress, restore_rng, rng_state, save_checkpoint
 from prunetrain.training.class_names import check_names
 from prunetrain.training.compilation import OFF, compiled
@@ -42,8 +40,10 @@ from prunetrain.training.optimizers import build_optimizer, build_scheduler
 from prunetrain.training.outputs import Outputs
 from prunetrain.training.pairs import Pair
 from prunetrain.training.precision import autocast
+from prunetrain.training.run_method import RunMethod, build_run_method, copy_state_dict
+from prunetrain.training.sync_batch_norm import synchronise
 
-_OF_A_MACHINE = ("data_dir", "download", "cache", "workers", "device", "output_dir")  # settings that may differ from machine to machine
+_MACHINE_SETTINGS = ("data_dir", "download", "cache", "workers", "device", "output_dir")  # settings that may differ from machine to machine
 
 
 @dataclass
@@ -68,7 +68,7 @@ class TrainState:
     scheduler: LambdaLR
     scaler: GradScaler
     lasso: GroupLasso | None
-    acting: Acting
+    run_method: RunMethod
     progress: Progress
     costs: Costs
     class_names: list[str]
@@ -127,15 +127,15 @@ class TrainState:
             rng=first | {"others": others},
             config=self.config.to_dict(),
             progress=self.progress,
-            method=self.acting.state_dict(),
+            method=self.run_method.state_dict(),
             class_names=self.class_names,
             statistics=self.statistics.to_dict(),
         )
 
-    def keep_early(self) -> None:
+    def keep_rewind_weights(self) -> None:
         """Keep the present weights to rewind to, if the run will."""
-        if self.acting.rounds == 0 and self.config.rewinds and self.config.retrain in WEIGHT_REWINDING_MODES:
-            self.acting.early = copied(self.model)
+        if self.run_method.rounds == 0 and self.config.rewinds and self.config.retrain in WEIGHT_REWINDING_MODES:
+            self.run_method.early = copy_state_dict(self.model)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint: called by all processes, written by the first.
@@ -144,7 +144,7 @@ class TrainState:
             OutputError: if it cannot be written.
         """
         checkpoint = self.checkpoint()
-        self.environment.ranks.on_first(lambda: save_checkpoint(path, checkpoint))
+        self.environment.ranks.on_rank_zero(lambda: save_checkpoint(path, checkpoint))
 
 
 def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: Environment) -> TrainState:
@@ -172,18 +172,18 @@ def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: E
     pair.check_data()
     statistics = Statistics.from_dict(checkpoint.statistics)
     data.normalize_by(statistics)
-    model = _prepared(pair.build(), config, environment)
+    model = _prepare_model(pair.build(), config, environment)
     optimizer = build_optimizer(model.parameters(), config)
     steps_per_epoch = max(1, data.steps_per_epoch(batch_size))  # data to evaluate on may have too few images for a batch of the run
     scheduler = build_scheduler(optimizer, config, steps_per_epoch, batch_size)
     scaler = GradScaler(device.type, enabled=config.amp == "float16")
-    with _fitting(pair.path):
+    with _checking_state_fits(pair.path):
         if checkpoint.optimizer:
             load_optimizer(optimizer, checkpoint.optimizer)
-        _set_place(scheduler, progress.epoch * steps_per_epoch + progress.step)
+        _set_scheduler_step(scheduler, progress.epoch * steps_per_epoch + progress.step)
         if checkpoint.scaler:
             scaler.load_state_dict(checkpoint.scaler)
-        acting = acting_in(config, graph, model, progress.epoch, checkpoint.method)
+        run_method = build_run_method(config, graph, model, progress.epoch, checkpoint.method)
         restore_generators(checkpoint.rng, config.seed, progress, environment)
     _check_same(environment.ranks, checkpoint, model, config)
     run = RunPaths(network.parent.parent.parent, network.parent.name)
@@ -203,7 +203,7 @@ def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: E
         scheduler=scheduler,
         scaler=scaler,
         lasso=GroupLasso(graph, spaces, trained_parameters(model), groups=config.lasso_groups) if config.uses_group_lasso else None,
-        acting=acting,
+        run_method=run_method,
         progress=progress,
         costs=costs(graph),
         class_names=checkpoint.class_names,
@@ -211,7 +211,7 @@ def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: E
     )
 
 
-def _prepared(model: nn.Module, config: TrainConfig, environment: Environment) -> nn.Module:
+def _prepare_model(model: nn.Module, config: TrainConfig, environment: Environment) -> nn.Module:
     """Put a network on its device, in the form in which it is trained."""
     model = model.to(environment.device)
     if config.channels_last:
@@ -222,7 +222,7 @@ def _prepared(model: nn.Module, config: TrainConfig, environment: Environment) -
     return model
 
 
-def _set_place(scheduler: LambdaLR, step: int) -> None:
+def _set_scheduler_step(scheduler: LambdaLR, step: int) -> None:
     """Set a new scheduler, and the learning rates of its optimizer, to a step of the run."""
     scheduler.last_epoch = step
     for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
@@ -230,7 +230,7 @@ def _set_place(scheduler: LambdaLR, step: int) -> None:
 
 
 @contextmanager
-def _fitting(path: Path) -> Iterator[None]:
+def _checking_state_fits(path: Path) -> Iterator[None]:
     """Blame the checkpoint for errors raised inside, where its parts are loaded.
 
     Raises:
@@ -278,4 +278,4 @@ def _check_same(ranks: Ranks, checkpoint: Checkpoint, model: nn.Module, config: 
     of_the_data = [checkpoint.class_names, checkpoint.statistics]
     held = [model.state_dict(), checkpoint.optimizer, vars(checkpoint.progress), checkpoint.method, *of_the_data]
     ranks.check_same("checkpoint", fingerprint(held))
-    ranks.check_same("settings", fingerprint({key: value for key, value in config.to_dict().items() if key not in _OF_A_MACHINE}))
+    ranks.check_same("settings", fingerprint({key: value for key, value in config.to_dict().items() if key not in _MACHINE_SETTINGS}))

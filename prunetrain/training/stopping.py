@@ -14,7 +14,7 @@ from enum import IntEnum
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 SECONDS_PER_MINUTE = 60
-ECHO = 1.0
+ECHO_SECONDS = 1.0
 """Seconds within which the same signal to one of several workers counts as one request: a signal that a cluster sends to all processes of
 a job is also passed on by the launcher."""
 
@@ -32,7 +32,7 @@ def exit_code(number: signal.Signals) -> int:
     return 128 + number
 
 
-class Requests:
+class StopRequests:
     """The requests to stop that this process has received.
 
     A request raises `StopRequested` at once, except inside `deferred`: there it is noted in `asked`, and only a second signal of the same
@@ -43,7 +43,7 @@ class Requests:
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
         self._seen: dict[int, float] = {}  # when each came first
-        self._echo = ECHO if "RANK" in os.environ else 0.0
+        self._echo = ECHO_SECONDS if "RANK" in os.environ else 0.0
         self._deferring = False
         self._process = os.getpid()
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
@@ -57,11 +57,11 @@ class Requests:
             return
         self.asked = self.asked or signal.Signals(number)
         if number == signal.SIGHUP:
-            self._leave_terminal()
+            self._discard_terminal_output()
         if again or not self._deferring:
             raise StopRequested(signal.Signals(number))
 
-    def _leave_terminal(self) -> None:
+    def _discard_terminal_output(self) -> None:
         """Discard what is printed to the terminal: it is gone, and an error in printing would lose the checkpoint."""
         nothing = os.open(os.devnull, os.O_WRONLY)
         for descriptor in self._terminals:
@@ -103,7 +103,7 @@ class Requests:
 
 
 @contextmanager
-def stopping_on_signals() -> Iterator[Requests]:
+def stopping_on_signals() -> Iterator[StopRequests]:
     """Inside, signals that ask to stop become requests. Signals that were ignored (nohup) stay ignored; other threads change no handler.
 
     Inside another such context, yield the same requests.
@@ -114,11 +114,11 @@ def stopping_on_signals() -> Iterator[Requests]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     around = next(filter(None, map(_requests_of, before.values())), None)
     if around is not None or threading.current_thread() is not threading.main_thread():
-        requests = around or Requests()
+        requests = around or StopRequests()
         requests.check()
         yield requests
         return
-    requests = Requests()
+    requests = StopRequests()
     ours = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
     try:
         for number in ours:
@@ -129,10 +129,10 @@ def stopping_on_signals() -> Iterator[Requests]:
             signal.signal(number, before[number])
 
 
-def _requests_of(handler: object) -> Requests | None:
+def _requests_of(handler: object) -> StopRequests | None:
     """The requests that a signal handler belongs to."""
     owner = getattr(handler, "__self__", None)
-    return owner if isinstance(owner, Requests) else None
+    return owner if isinstance(owner, StopRequests) else None
 
 
 class Action(IntEnum):
@@ -152,7 +152,7 @@ class Pacer:
         clock: seconds, never going back.
     """
 
-    def __init__(self, requests: Requests, minutes: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, requests: StopRequests, minutes: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._requests = requests
         self._seconds = minutes * SECONDS_PER_MINUTE
         self._clock = clock

@@ -14,12 +14,12 @@ from prunetrain.graph.parse import parse
 from prunetrain.paths import new_run, run_of_checkpoint
 from prunetrain.training.events import Change
 from prunetrain.training.pairs import read_pair, write_pair
-from prunetrain.training.reconfiguration import Watch, cut_checkpoint
-from prunetrain.training.stored import stored_config
+from prunetrain.training.reconfiguration import PhaseTimer, cut_checkpoint
+from prunetrain.training.stored_config import stored_config
 
 
 @dataclass(frozen=True)
-class Done:
+class OfflineReconfiguration:
     """The files of an offline reconfiguration, and what it changed."""
 
     change: Change
@@ -27,7 +27,7 @@ class Done:
     checkpoint: Path
 
 
-def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) -> Done:
+def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) -> OfflineReconfiguration:
     """Cut a checkpoint, and write the result as a run of its own: the dense network, the smaller one, the checkpoint.
 
     Args:
@@ -38,20 +38,20 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
     Raises:
         PruneTrainError: for a checkpoint or network file that cannot be used, or files that cannot be written.
     """
-    watch = Watch()
+    timer = PhaseTimer()
     pair = read_pair(path)
     checkpoint, graph = pair.checkpoint, pair.graph
     config = build_config(stored_config(path, checkpoint).to_dict(), given)
     pair.build()  # to check that the weights fit
-    watch.lap("read")
+    timer.end_phase("read")
     proposal = propose_cut(graph, checkpoint.model, threshold=config.threshold, criterion=config.criterion)
     plan = proposal.plan(granularity)
-    watch.lap("select")
+    timer.end_phase("select")
     cut = proposal.apply(plan)
     if config.residual == "gating":
         cut = gate(cut, threshold=config.threshold, granularity=granularity)
     smaller = cut_checkpoint(checkpoint, cut)
-    watch.lap("slice")
+    timer.end_phase("slice")
     old_run = run_of_checkpoint(path)
     name = given.get("name") or f"{old_run.name}-cut"
     dense_source = read_source(old_run.network(0)) if old_run.network(0).exists() else pair.source
@@ -62,8 +62,8 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
         if checkpoint.progress.epoch > 0:
             write_text(run.network(0), dense_source)
         written = write_pair(run, cut.graph, dense, replace(smaller, config=config.to_dict() | {"name": run.name}))
-        watch.lap("write")
+        timer.end_phase("write")
         read_pair(written).build()
-        watch.lap("load")
-    change = Change.of(costs(graph), cut, granularity, watch.seconds)
-    return Done(change, run.network(checkpoint.progress.epoch), written)
+        timer.end_phase("load")
+    change = Change.of(costs(graph), cut, granularity, timer.seconds)
+    return OfflineReconfiguration(change, run.network(checkpoint.progress.epoch), written)

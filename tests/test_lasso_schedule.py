@@ -19,11 +19,20 @@ from prunetrain.paths import RunPaths
 from prunetrain.training import granularity
 from prunetrain.training.benchmarking.conditions import Conditions
 from prunetrain.training.checkpoints import Progress, load_checkpoint
-from prunetrain.training.course import course_epochs, missed, most_macs, next_macs, next_strength, out_of_reach, too_short, uncut
 from prunetrain.training.creation import new_state
 from prunetrain.training.data import load_data
 from prunetrain.training.environment import Environment
 from prunetrain.training.events import Uncut
+from prunetrain.training.lasso_schedule import (
+    epochs_to_target,
+    most_macs,
+    next_macs,
+    next_strength,
+    uncut_meaning,
+    warning_target_unreachable,
+    warning_too_few_epochs,
+    why_target_missed,
+)
 from prunetrain.training.run import Outcome, resume_run, start_run
 
 CPU = torch.device("cpu")
@@ -45,7 +54,7 @@ def test_the_lasso_is_released_at_the_target_or_when_its_time_is_over() -> None:
     [(1, 0.25, 5), (1, 0.26, 6), (1, 0.0, 2), (2, 0.25, 6), (5, 0.25, 10), (10, 0.25, 20), (1, 1.0, 20), (3, 1.0, 21), (1, 0.15, 3)],
 )
 def test_the_course_takes_whole_intervals_and_two_at_least(interval: int, by: float, epochs: int) -> None:
-    assert course_epochs(TrainConfig(epochs=20, target_by=by, prune_interval=interval)) == epochs
+    assert epochs_to_target(TrainConfig(epochs=20, target_by=by, prune_interval=interval)) == epochs
 
 
 @pytest.mark.parametrize(
@@ -155,11 +164,11 @@ def test_what_it_means_that_nothing_was_cut(images: Path, tmp_path: Path, change
 def test_of_single_channels_nothing_more_will_be_cut(images: Path, tmp_path: Path) -> None:
     config = settings(images, tmp_path, epochs=9, target_macs=0.001)
     state = new_state(config, RunPaths(tmp_path, "x"), load_data(config, CPU), Environment(CPU))
-    assert uncut(state) is Uncut.YET
+    assert uncut_meaning(state) is Uncut.YET
     nothing = {name: torch.zeros_like(tensor) for name, tensor in state.model.state_dict().items()}
     proposal = propose_cut(state.graph, nothing, threshold=1e-4, criterion="either")
     smallest = proposal.graph_for(proposal.plan())
-    assert uncut(replace(state, graph=smallest, costs=costs(smallest))) is Uncut.FINAL
+    assert uncut_meaning(replace(state, graph=smallest, costs=costs(smallest))) is Uncut.FINAL
 
 
 @pytest.mark.parametrize(
@@ -205,7 +214,7 @@ def test_a_target_is_met_where_no_cut_would_be_faster(
     ids=str,
 )
 def test_a_run_that_is_too_short_for_its_target_says_so(changes: dict[str, Any], epochs: str | None) -> None:
-    said = too_short(TrainConfig(**changes))
+    said = warning_too_few_epochs(TrainConfig(**changes))
     assert (said is None) if epochs is None else (said or "").startswith(f"{epochs} too few for --target-macs 0.5: ")
 
 
@@ -231,7 +240,7 @@ def test_a_target_out_of_reach_is_known_before_training(
     config = settings(images, tmp_path, **changes)
     state = new_state(config, RunPaths(tmp_path, "x"), load_data(config, CPU), Environment(CPU))
     said = f"--target-macs {config.target_macs:g} is out of reach, since at most {most} of the MACs can go: "
-    assert out_of_reach(state) == (said + advice.format(network=state.network) if most else None)
+    assert warning_target_unreachable(state) == (said + advice.format(network=state.network) if most else None)
 
 
 def test_a_missed_target_is_said_at_the_start_and_at_the_end(images: Path, tmp_path: Path) -> None:
@@ -259,7 +268,7 @@ def test_a_target_that_is_met_is_not_missed(images: Path, tmp_path: Path) -> Non
 def test_why_a_target_in_reach_was_missed(images: Path, tmp_path: Path, epochs: int, why: str) -> None:
     config = settings(images, tmp_path, epochs=epochs, prune_interval=1, target_macs=0.5)
     state = new_state(config, RunPaths(tmp_path, "x"), load_data(config, CPU), Environment(CPU))
-    assert (missed(state) or "").startswith(why)
+    assert (why_target_missed(state) or "").startswith(why)
 
 
 @pytest.mark.parametrize("stop", [(2, 10), (3, 1), (3, 6), (4, 10), (5, 4)], ids=str)

@@ -14,13 +14,13 @@ from prunetrain.graph.parse import parse
 from prunetrain.models.weights import read_weights
 from prunetrain.training.expected_input import expected_input
 from prunetrain.training.pairs import read_pair, weights_fitting
-from prunetrain.training.stored import stored_config
+from prunetrain.training.stored_config import stored_config
 
 _WEIGHTS = (".pt", ".safetensors")
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """A network with its weights, on the CPU: the network file's path, text and graph; the state dict, and the file that it was in.
 
     `metadata` is JSON with what a checkpoint knows about the network's input and classes; empty without a checkpoint.
@@ -49,7 +49,7 @@ class Trained:
         return model.eval()
 
 
-def read_trained(path: Path) -> Trained:
+def read_trained_network(path: Path) -> TrainedNetwork:
     """Read the network of a checkpoint, or of a network file with weights of the same stem beside it.
 
     Raises:
@@ -60,14 +60,14 @@ def read_trained(path: Path) -> Trained:
     if path.suffix == ".py":
         source = read_source(path)
         graph, weights = parse(source, str(path)), _weights_beside(path)
-        return Trained(path, source, graph, weights, read_weights(weights))
+        return TrainedNetwork(path, source, graph, weights, read_weights(weights))
     if path.suffix != ".pt" and not path.is_dir():
         raise ConfigError(f"{path} is neither a checkpoint (.pt) nor a network file (.py): name one of these")
     pair = read_pair(path)
     pair.check_data()
     saved = pair.checkpoint
     expected = expected_input(pair.graph.input_shape, stored_config(path, saved), saved.class_names, saved.statistics)
-    return Trained(pair.network, pair.source, pair.graph, path, saved.model, json.dumps(expected))
+    return TrainedNetwork(pair.network, pair.source, pair.graph, path, saved.model, json.dumps(expected))
 
 
 def _weights_beside(network: Path) -> Path:

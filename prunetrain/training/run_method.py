@@ -23,46 +23,46 @@ from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
 from prunetrain.methods.soft_filters import SoftFilters
 from prunetrain.methods.training_method import EARLY, KEEP, MethodState, TrainingMethod
 
-_ROUND, _SETTLED = "round", "settled"
+_ROUND, _LAST_EPOCH = "round", "settled"
 _SIZE = "channels of "
 
 
 @dataclass
-class Acting:
+class RunMethod:
     """A run's method and what it remembers.
 
-    `rounds` prunings are done; `settled` is the last epoch at whose end the method has acted; `early` holds the weights to rewind to;
+    `rounds` prunings are done; `last_epoch` is the last epoch at whose end the method has acted; `early` holds the weights to rewind to;
     `sizes` the number of channels of each layer before the first of several cuts.
     """
 
     method: TrainingMethod = field(default_factory=TrainingMethod)
     rounds: int = 0
-    settled: int = 0
+    last_epoch: int = 0
     early: Mapping[str, Tensor] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
 
-    def settle_(self, epoch: int) -> None:
+    def end_epoch_(self, epoch: int) -> None:
         """Let the method act at the end of an epoch, but only once: an interrupted end of an epoch is repeated on resume."""
-        if epoch > self.settled:
+        if epoch > self.last_epoch:
             self.method.after_epoch_(epoch)
-            self.settled = epoch
+            self.last_epoch = epoch
 
     def state_dict(self) -> MethodState:
-        """Return everything that `acting_in` needs to resume."""
+        """Return everything that `build_run_method` needs to resume."""
         kept = self.method.state_dict()
         tensors = kept["tensors"] | ({EARLY: dict(self.early)} if self.early else {})
-        own = {_ROUND: self.rounds, _SETTLED: self.settled, **{f"{_SIZE}{name}": size for name, size in self.sizes.items()}}
+        own = {_ROUND: self.rounds, _LAST_EPOCH: self.last_epoch, **{f"{_SIZE}{name}": size for name, size in self.sizes.items()}}
         return {"tensors": tensors, "numbers": kept["numbers"] | own}
 
 
 _NO_SIZES: Mapping[str, int] = {}
 
 
-def pruned_state(
+def state_after_pruning(
     *, masks: Masks | None, early: Mapping[str, Tensor], rounds: int, epoch: int, sizes: Mapping[str, int] = _NO_SIZES
 ) -> MethodState:
-    """Return the method's state right after a pruning, for `acting_in` to resume from."""
-    own = Acting(TrainingMethod(), rounds, epoch, early, sizes).state_dict()
+    """Return the method's state right after a pruning, for `build_run_method` to resume from."""
+    own = RunMethod(TrainingMethod(), rounds, epoch, early, sizes).state_dict()
     return {"tensors": own["tensors"] | ({KEEP: dict(masks.keep)} if masks else {}), "numbers": own["numbers"]}
 
 
@@ -71,7 +71,7 @@ def rounds_done(state: MethodState) -> int:
     return int(state["numbers"].get(_ROUND, 0))
 
 
-def first_sizes(state: MethodState) -> dict[str, int]:
+def channels_before_pruning(state: MethodState) -> dict[str, int]:
     """The number of channels of each layer before the first of several cuts."""
     return {name.removeprefix(_SIZE): int(size) for name, size in state["numbers"].items() if name.startswith(_SIZE)}
 
@@ -81,7 +81,7 @@ def early_weights(state: MethodState) -> Mapping[str, Tensor]:
     return state["tensors"].get(EARLY, {})
 
 
-def amount_of(config: TrainConfig, rounds: int) -> float:
+def next_amount(config: TrainConfig, rounds: int) -> float:
     """How much a method removes at its next pruning; with several rounds, the rate grows from round to round.
 
     Args:
@@ -92,8 +92,8 @@ def amount_of(config: TrainConfig, rounds: int) -> float:
     return rates_of_rounds(config.rate, config.rounds)[rounds] if grows else config.rate
 
 
-def options_of(config: TrainConfig, rounds: int, earlier: Masks | None = None) -> Options:
-    """The options of a method's next pruning, after `rounds` prunings; rates of single layers grow as in `amount_of`."""
+def next_options(config: TrainConfig, rounds: int, earlier: Masks | None = None) -> Options:
+    """The options of a method's next pruning, after `rounds` prunings; rates of single layers grow as in `next_amount`."""
     return Options(
         layer_rates={layer: rates_of_rounds(rate, config.rounds)[rounds] for layer, rate in config.rates.items()},
         scope=config.scope,
@@ -106,7 +106,7 @@ def options_of(config: TrainConfig, rounds: int, earlier: Masks | None = None) -
     )
 
 
-def acting_in(config: TrainConfig, graph: LayerGraph, model: nn.Module, epoch: int, saved: MethodState) -> Acting:
+def build_run_method(config: TrainConfig, graph: LayerGraph, model: nn.Module, epoch: int, saved: MethodState) -> RunMethod:
     """Build what acts in a run's training.
 
     Args:
@@ -121,32 +121,32 @@ def acting_in(config: TrainConfig, graph: LayerGraph, model: nn.Module, epoch: i
         KeyError, RuntimeError, TypeError, ValueError: if the saved state does not fit the method.
     """
     if config.method == GROUP_LASSO:
-        return Acting(settled=epoch)
+        return RunMethod(last_epoch=epoch)
     weights = dict(model.named_parameters())
     rounds = rounds_done(saved)
-    method = HeldMasks(weights, Masks({})) if rounds else _before_pruning(config, graph, weights)
+    method = HeldMasks(weights, Masks({})) if rounds else _method_before_pruning(config, graph, weights)
     device = next(iter(weights.values())).device
     # Copies: right after a pruning, some of the checkpoint's tensors are both these and the network's, which training changes.
     early = {name: tensor.to(device, copy=True) for name, tensor in early_weights(saved).items()}
     if epoch == config.rewind_epoch and rounds == 0 and not early and config.retrain in WEIGHT_REWINDING_MODES:
-        early = copied(model)
-    acting = Acting(method, rounds, int(saved["numbers"].get(_SETTLED, epoch)), early, first_sizes(saved))
+        early = copy_state_dict(model)
+    run_method = RunMethod(method, rounds, int(saved["numbers"].get(_LAST_EPOCH, epoch)), early, channels_before_pruning(saved))
     own: MethodState = {
         "tensors": {kind: tensors for kind, tensors in saved["tensors"].items() if kind != EARLY},
         "numbers": {
-            name: number for name, number in saved["numbers"].items() if name not in (_ROUND, _SETTLED) and not name.startswith(_SIZE)
+            name: number for name, number in saved["numbers"].items() if name not in (_ROUND, _LAST_EPOCH) and not name.startswith(_SIZE)
         },
     }
     if own["tensors"] or own["numbers"]:
         method.load_state_dict(own)
-    return acting
+    return run_method
 
 
-def _before_pruning(config: TrainConfig, graph: LayerGraph, weights: Mapping[str, Tensor]) -> TrainingMethod:
+def _method_before_pruning(config: TrainConfig, graph: LayerGraph, weights: Mapping[str, Tensor]) -> TrainingMethod:
     """The method that acts until the first pruning, at that pruning's rate."""
     if config.prune_at == 0:
         return TrainingMethod()
-    rate, options = amount_of(config, rounds=0), options_of(config, rounds=0)
+    rate, options = next_amount(config, rounds=0), next_options(config, rounds=0)
     if config.method == ADMM:
         settings = AdmmSettings(rho=config.rho, rho_factor=config.rho_factor, rho_max=config.rho_max, interval=config.method_interval)
         return Admm(weights, projection(graph, rate, options), settings)
@@ -155,6 +155,6 @@ def _before_pruning(config: TrainConfig, graph: LayerGraph, weights: Mapping[str
     return TrainingMethod()
 
 
-def copied(model: nn.Module) -> dict[str, Tensor]:
+def copy_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """A copy of a network's state dict, which training does not change."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -18,11 +18,11 @@ def synchronise(model: nn.Module, ranks: Ranks) -> nn.Module:
     if next(model.parameters()).is_cuda:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model, ranks.group)  # type: ignore[no-untyped-call, no-any-return]
     for name, module in model.named_children():
-        setattr(model, name, _Synchronised(module, ranks) if isinstance(module, _BatchNorm) else synchronise(module, ranks))
+        setattr(model, name, _SyncBatchNorm(module, ranks) if isinstance(module, _BatchNorm) else synchronise(module, ranks))
     return model
 
 
-class _Synchronised(_BatchNorm):
+class _SyncBatchNorm(_BatchNorm):
     """BatchNorm whose mean and variance in train mode are those of all ranks' images (arXiv 1502.03167, algorithm 1).
 
     The variance is the mean of squared distances from the common mean: a second sum over the ranks, exact to rounding.

@@ -1,7 +1,7 @@
-"""The course of a run's pruning: lambda in the next epoch, and how many MACs the next cut should leave.
+"""The schedule of a run's group lasso: lambda in the next epoch, and how many MACs the next cut should leave.
 
 In: a run between two epochs. Out: its progress with the next lambda and the channels to fade. Both depend only on the settings, the epochs
-done and the weights, and are part of every checkpoint, so a resumed run takes the same course.
+done and the weights, and are part of every checkpoint, so a resumed run has the same schedule.
 
 Intervals last `prune_interval` epochs and begin after epoch `prune_at`; before that, nothing acts. Without a target, lambda keeps its value
 from the first batch. With one, the weakest channels are faded out interval by interval (`regularizers/fading.py`). Then lambda drops to
@@ -37,7 +37,7 @@ def next_strength(config: TrainConfig, epoch: int, strength: float, macs_left: f
         strength: lambda in the epoch just done.
         macs_left: MACs of the present network, as a share of the dense network's.
     """
-    if config.target_macs and (macs_left <= config.target_macs or epoch >= config.prune_at + course_epochs(config)):
+    if config.target_macs and (macs_left <= config.target_macs or epoch >= config.prune_at + epochs_to_target(config)):
         return 0.0
     return strength
 
@@ -45,14 +45,14 @@ def next_strength(config: TrainConfig, epoch: int, strength: float, macs_left: f
 def next_macs(config: TrainConfig, epoch: int) -> float:
     """The share of the dense network's MACs that the cut at the end of the interval should leave.
 
-    It falls linearly from 1, after the first interval, to `target_macs`, at the end of the course. The first interval gives the channels
+    It falls linearly from 1, after the first interval, to `target_macs`, at the end of the schedule. The first interval gives the channels
     time to become unequal.
 
     Args:
         config: the settings, with a target.
         epoch: number of epochs done when the interval begins.
     """
-    done = (epoch - config.prune_at) / (course_epochs(config) - config.prune_interval)
+    done = (epoch - config.prune_at) / (epochs_to_target(config) - config.prune_interval)
     return 1 - (1 - config.target_macs) * min(1.0, done)
 
 
@@ -64,12 +64,12 @@ def most_macs(state: TrainState) -> float:
     return next_macs(config, interval_start(config, progress.epoch - 1)) * costs(state.dense).macs
 
 
-def course_epochs(config: TrainConfig) -> int:
+def epochs_to_target(config: TrainConfig) -> int:
     """Epochs from `prune_at` until the target is reached: the share `target_by` of the rest, in whole intervals, at least two."""
     return config.prune_interval * max(2, ceil(round(config.target_by * (config.epochs - config.prune_at), 6) / config.prune_interval))
 
 
-def too_short(config: TrainConfig) -> str | None:
+def warning_too_few_epochs(config: TrainConfig) -> str | None:
     """A sentence on why the run has too few epochs to reach its target; None if it has enough."""
     if not (config.uses_group_lasso and config.target_macs) or config.epochs == config.prune_at:
         return None
@@ -82,7 +82,7 @@ def too_short(config: TrainConfig) -> str | None:
     )
 
 
-def out_of_reach(state: TrainState) -> str | None:
+def warning_target_unreachable(state: TrainState) -> str | None:
     """A sentence on why removing everything that can go would still miss the target; None if it would not.
 
     For a network the size of ResNet-50 this takes most of a second.
@@ -101,15 +101,19 @@ def out_of_reach(state: TrainState) -> str | None:
     return f"--target-macs {config.target_macs:g} is out of reach, since {share} of the MACs can go: {advice}"
 
 
-def missed(state: TrainState) -> str | None:
+def why_target_missed(state: TrainState) -> str | None:
     """A sentence on why a finished run has more MACs than its target; None if it has not."""
     config, left = state.config, state.costs.macs / costs(state.dense).macs
     if not (config.uses_group_lasso and config.target_macs) or left <= config.target_macs:
         return None
-    return too_short(config) or out_of_reach(state) or f"{left:.1%} of the MACs are left, but --target-macs is {config.target_macs:g}"
+    return (
+        warning_too_few_epochs(config)
+        or warning_target_unreachable(state)
+        or f"{left:.1%} of the MACs are left, but --target-macs is {config.target_macs:g}"
+    )
 
 
-def uncut(state: TrainState) -> Uncut:
+def uncut_meaning(state: TrainState) -> Uncut:
     """What it means that the reconfiguration after the epoch just done cut nothing."""
     config, macs = state.config, state.costs.macs
     if config.target_macs and macs <= config.target_macs * costs(state.dense).macs:
@@ -118,7 +122,7 @@ def uncut(state: TrainState) -> Uncut:
     return Uncut.FINAL if over else Uncut.YET
 
 
-def follow_course(state: TrainState) -> None:
+def set_lasso_for_epoch(state: TrainState) -> None:
     """Set lambda for an epoch that begins, and at the start of an interval the channels to fade.
 
     The first batch sets the first lambda, except for a network that is already as small as its target: there it is zero.
@@ -132,11 +136,11 @@ def follow_course(state: TrainState) -> None:
     strength = next_strength(config, progress.epoch, progress.lasso_strength, state.costs.macs / dense)
     fading = progress.fading if strength else []
     if strength and config.target_macs and interval_start(config, progress.epoch) == progress.epoch:
-        fading = state.environment.ranks.on_first(lambda: _choose(state, dense))
+        fading = state.environment.ranks.on_rank_zero(lambda: _choose_fading_channels(state, dense))
     state.progress = replace(progress, lasso_strength=strength, fading=fading)
 
 
-def _choose(state: TrainState, dense_macs: int) -> list[int]:
+def _choose_fading_channels(state: TrainState, dense_macs: int) -> list[int]:
     """Choose the channels to fade; with `--round-to auto`, in the coarsest blocks that leave a choice and meet the target."""
     config = state.config
     ranking = Ranking(state.graph, state.model.state_dict(), criterion=config.criterion)
