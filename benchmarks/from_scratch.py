@@ -23,8 +23,8 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
 
-EPOCHS = 16
-TARGETS = (0.5, 0.3)
+WAYS = {"0.5": 1, "0.3": 2}  # the number of each target in the names of the runs of `cifar10.py`
+OF_CIFAR10 = 16  # epochs of the runs that `cifar10.py` makes, whose names have no number of epochs
 NETWORKS = Path(__file__).with_name("scratch_networks.py")
 
 
@@ -43,13 +43,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--epochs", type=int, default=OF_CIFAR10)
+    parser.add_argument("--targets", default="0.5,0.3")
     arguments = parser.parse_args()
     rows: dict[str, list[Trained]] = {}
     for seed in arguments.seeds.split(","):
-        for way, trained in ways(arguments.folder, arguments.data, seed):
+        for way, trained in ways(arguments.folder, arguments.data, seed, arguments.epochs, arguments.targets.split(",")):
             rows.setdefault(way, []).append(trained)
             print(way, trained, flush=True)
-    print(f"\n{machine()}, one thread; seeds {arguments.seeds}\n")
+    print(f"\n{machine()}, one thread; seeds {arguments.seeds}; {arguments.epochs} epochs\n")
     print("| ResNet-20 | top-1 | MACs | training MACs |")
     print("| --- | --- | --- | --- |")
     for way, found in rows.items():
@@ -57,34 +59,40 @@ def main() -> None:
         print(f"| {way} | {top1_spread([trained.result for trained in found])} | {macs:.1%} | {train_macs:.1%} |")
 
 
-def ways(folder: Path, data: Path, seed: str) -> Iterator[tuple[str, Trained]]:
+def ways(folder: Path, data: Path, seed: str, epochs: int, targets: list[str]) -> Iterator[tuple[str, Trained]]:
     """Train one seed of every row, one after the other; the dense network comes first."""
     dense_macs = 0
+    schedule = "" if epochs == OF_CIFAR10 else f"-{epochs}"
 
-    def run(name: str, model: str, flags: str, epochs: int = EPOCHS) -> Trained:
+    def run(name: str, model: str, flags: str, longer: int = epochs) -> Trained:
         nonlocal dense_macs
-        words = f"{COMMON} --lr 0.05 --epochs {epochs} --seed {seed} --data-dir {data} --model {model} {flags}".split()
-        result = train(folder, f"{name}-s{seed}", words, threads=1)
+        words = f"{COMMON} --lr 0.05 --epochs {longer} --seed {seed} --data-dir {data} --model {model} {flags}".split()
+        result = train(folder, f"{name}{schedule}-s{seed}", words, threads=1)
         first = costs(read_graph(RunPaths(folder, result.name).network(0))).macs
         dense_macs = dense_macs or first
-        return Trained(result, result.macs_left * first / dense_macs, result.train_macs_left * first / dense_macs * epochs / EPOCHS)
+        return Trained(result, result.macs_left * first / dense_macs, result.train_macs_left * first / dense_macs * longer / epochs)
 
     yield "dense", run("resnet20-0", "resnet20", "--penalty-ratio 0")
-    for number, target in enumerate(TARGETS, start=1):
+    for target in targets:
+        number = WAYS[target]
         pruned = run(f"resnet20-{number}", "resnet20", f"--target-macs {target}")
         yield f"pruned, `--target-macs {target}`", pruned
         last = RunPaths(folder, pruned.result.name).newest_network()
         scratch = f"{NETWORKS}:reinitialised", f"--model-arg file={last} --penalty-ratio 0"
         yield f"the architecture of {target} from scratch, as many epochs", run(f"scratch-{number}", *scratch)
-        longer = round(EPOCHS * pruned.train_macs / pruned.macs)
-        yield f"the architecture of {target} from scratch, as many training MACs", run(f"scratch-longer-{number}", *scratch, epochs=longer)
-        most = round(EPOCHS / pruned.train_macs)
+        longer = round(epochs * pruned.train_macs / pruned.macs)
+        yield f"the architecture of {target} from scratch, as many training MACs", run(f"scratch-longer-{number}", *scratch, longer=longer)
+        most = round(epochs / pruned.train_macs)
         yield (
             f"pruned, `--target-macs {target}`, for the dense run's training MACs",
-            run(f"pruned-longer-{number}", "resnet20", f"--target-macs {target}", epochs=most),
+            run(f"pruned-longer-{number}", "resnet20", f"--target-macs {target}", longer=most),
         )
-        narrow = f"--model-arg factor={math.sqrt(target):.3f} --penalty-ratio 0"
-        yield f"all widths times {math.sqrt(target):.3f}, from scratch", run(f"narrow-{number}", f"{NETWORKS}:NarrowResNet20", narrow)
+        factor = f"{math.sqrt(float(target)):.3f}"
+        narrow = f"{NETWORKS}:NarrowResNet20", f"--model-arg factor={factor} --penalty-ratio 0"
+        narrower = run(f"narrow-{number}", *narrow)
+        yield f"all widths times {factor}, from scratch, as many epochs", narrower
+        longer = round(epochs * pruned.train_macs / narrower.macs)
+        yield f"all widths times {factor}, from scratch, as many training MACs", run(f"narrow-longer-{number}", *narrow, longer=longer)
 
 
 if __name__ == "__main__":
