@@ -18,7 +18,7 @@ from fuzz_texts import spoil_metrics, spoil_network, spoil_settings
 from prunetrain.graph.load import sha256_of
 
 Command = list[str]
-_NEW = "train --dataset npz --data-dir images.npz --model lenet-300-100 --epochs 1 --name y --device cpu --no-compile --round-to 1"
+_NEW = "train --dataset npz --data-dir images.npz --model lenet-300-100 --epochs 1 --name y --device cpu --compile off --round-to 1"
 _ON_A_CHECKPOINT = (
     f"train --resume {LAST} --epochs 3 --round-to 1",
     f"train --resume {LAST} --epochs 3",

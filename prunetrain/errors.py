@@ -13,7 +13,7 @@ PruneTrainError
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class PruneTrainError(Exception):
@@ -71,6 +71,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY_MESSAGES)
+
+
+def abbreviate_names(names: Sequence[str], shown: int = 3) -> str:
+    """The first few of many names: "a, b, c and 4 more"."""
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -148,6 +148,12 @@ def find_run(what: str, output_dir: Path) -> RunPaths | None:
     return None if path.is_file() else existing_run(output_dir, what)
 
 
+def checkpoint_of(what: str | Path) -> Path:
+    """The newest checkpoint of the run with this name, in the current folder, or with this folder; any other path unchanged."""
+    run = find_run(str(what), Path())
+    return run.newest_checkpoint() if run else Path(what)
+
+
 def newest_run(output_dir: Path, name: str) -> RunPaths | None:
     """The last run in the unbroken series `name`, `name-2`, `name-3`, ..."""
     taken = list(takewhile(RunPaths.exists, _numbered(output_dir, name)))

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prunetrain.config import TrainConfig
-from prunetrain.errors import ConfigError
+from prunetrain.errors import ConfigError, abbreviate_names
 from prunetrain.training.data import DATASETS, DataSource, fake, load_data
-from prunetrain.training.data.base import Statistics, abbreviate_names, epoch_generator, one_line
+from prunetrain.training.data.base import Statistics, epoch_generator, one_line
 from prunetrain.training.data.npz import DIGITS, DIGITS_STATISTICS
 from prunetrain.training.data.public import PUBLIC_SETS
 

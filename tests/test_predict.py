@@ -247,9 +247,12 @@ def test_refusals(tmp_path: Path) -> None:
     assert prunetrain.predict("checkpoints/x/last.pt", []) == []
 
 
-def test_from_python_a_run_is_none_by_its_name(here: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"^x is a run: name a checkpoint of it, such as checkpoints/x/last.pt$"):
-        prunetrain.predict("x", here)
+def test_from_python_a_run_goes_by_its_name_as_well(here: Path) -> None:
+    found = prunetrain.predict("checkpoints/x/last.pt", here)
+    assert found
+    assert prunetrain.predict("x", here) == prunetrain.predict("checkpoints/x", here) == found
+    with pytest.raises(CheckpointError, match=r"^y is no file, and no run here: "):
+        prunetrain.predict("y", here)
 
 
 def test_nothing_moves_the_networks_statistics(run: RunPaths, here: Path) -> None:

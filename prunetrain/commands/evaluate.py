@@ -7,30 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunetrain.commands.options import checkpoint_argument, config_option, flag_settings
+from prunetrain.commands.options import FROM_CHECKPOINT, checkpoint_argument, config_option, flag_settings
 
 if TYPE_CHECKING:
     from prunetrain.training.evaluation import CheckpointEvaluation
 
-_FROM_CHECKPOINT = "as in the checkpoint"
-
 
 @click.command("evaluate")
 @checkpoint_argument
-@config_option("dataset", default=_FROM_CHECKPOINT)
+@config_option("dataset", default=FROM_CHECKPOINT)
 @config_option(
     "data_dir",
     help="Folder of the data sets; for `folder`, one with val/ in it or with one folder per class; for `npz`, the file.",
-    default=_FROM_CHECKPOINT,
+    default=FROM_CHECKPOINT,
 )
 @config_option(
-    "val_split", help="Share of each class's training images to measure on; 0: the set's own validation images.", default=_FROM_CHECKPOINT
+    "val_split", help="Share of each class's training images to measure on; 0: the set's own validation images.", default=FROM_CHECKPOINT
 )
-@config_option("batch_size", help="Images at a time.", default=_FROM_CHECKPOINT)
-@config_option("amp", default=_FROM_CHECKPOINT)
-@config_option("channels_last", default=_FROM_CHECKPOINT)
-@config_option("device", default=_FROM_CHECKPOINT)
-@config_option("workers", default=_FROM_CHECKPOINT)
+@config_option("batch_size", help="Images at a time.", default=FROM_CHECKPOINT)
+@config_option("amp", default=FROM_CHECKPOINT)
+@config_option("channels_last", default=FROM_CHECKPOINT)
+@config_option("device", default=FROM_CHECKPOINT)
+@config_option("workers", default=FROM_CHECKPOINT)
 @click.option("--per-class", is_flag=True, help="Also print each class's number of images and accuracy.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text, with each class's counts and the confusion matrix.")
 def command(checkpoint: Path, per_class: bool, as_json: bool, **params: Any) -> None:

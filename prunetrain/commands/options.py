@@ -13,8 +13,11 @@ import click
 
 from prunetrain.config import TrainConfig, argument_words, build_config, flag_of, parse_arguments, settings_from
 from prunetrain.errors import ConfigError
-from prunetrain.paths import find_run
+from prunetrain.paths import checkpoint_of
 from prunetrain.training import recipes
+
+FROM_CHECKPOINT = "as in the checkpoint"
+"""The default, in a help text, of a setting that a checkpoint has."""
 
 _FIELDS = {item.name: item for item in dataclasses.fields(TrainConfig)}
 
@@ -27,9 +30,8 @@ def checkpoint_argument(function: _Function) -> _Function:
 
 
 def resolve_checkpoint(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """The newest checkpoint of the run that an argument names, by its name or one of its folders; any other path unchanged."""
-    run = None if value is None else find_run(str(value), Path())
-    return run.newest_checkpoint() if run else value
+    """Let an argument that names a run, or one of its folders, stand for the run's newest checkpoint."""
+    return None if value is None else checkpoint_of(value)
 
 
 def config_options(function: _Function) -> _Function:

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunetrain.commands.options import checkpoint_argument, config_option, flag_settings
+from prunetrain.commands.options import FROM_CHECKPOINT, checkpoint_argument, config_option, flag_settings
 from prunetrain.errors import ConfigError
 from prunetrain.files import check_overwrite, write_bytes
 from prunetrain.foreign.refusal import printable
 
 if TYPE_CHECKING:
     from prunetrain.training.prediction import Prediction
-
-_FROM_CHECKPOINT = "as in the checkpoint"
 
 
 @click.command("predict")
@@ -29,11 +27,11 @@ _FROM_CHECKPOINT = "as in the checkpoint"
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="CSV file to write instead of printing a table.  [default: none]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
-@config_option("batch_size", help="Images at a time.", default=_FROM_CHECKPOINT)
-@config_option("amp", default=_FROM_CHECKPOINT)
-@config_option("channels_last", default=_FROM_CHECKPOINT)
-@config_option("device", default=_FROM_CHECKPOINT)
-@config_option("workers", help="Processes that decode images.", default=_FROM_CHECKPOINT)
+@config_option("batch_size", help="Images at a time.", default=FROM_CHECKPOINT)
+@config_option("amp", default=FROM_CHECKPOINT)
+@config_option("channels_last", default=FROM_CHECKPOINT)
+@config_option("device", default=FROM_CHECKPOINT)
+@config_option("workers", help="Processes that decode images.", default=FROM_CHECKPOINT)
 @click.pass_context
 def command(
     ctx: click.Context,

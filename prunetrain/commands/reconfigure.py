@@ -5,17 +5,15 @@ from typing import Any
 
 import click
 
-from prunetrain.commands.options import checkpoint_argument, config_option, flag_settings
-from prunetrain.errors import ConfigError
-
-_FROM_CHECKPOINT = "as in the checkpoint"
+from prunetrain.commands.options import FROM_CHECKPOINT, checkpoint_argument, config_option, flag_settings
+from prunetrain.errors import ConfigError, abbreviate_names
 
 
 @click.command("reconfigure")
 @checkpoint_argument
-@config_option("threshold", default=_FROM_CHECKPOINT)
-@config_option("criterion", default=_FROM_CHECKPOINT)
-@config_option("residual", default=_FROM_CHECKPOINT)
+@config_option("threshold", default=FROM_CHECKPOINT)
+@config_option("criterion", default=FROM_CHECKPOINT)
+@config_option("residual", default=FROM_CHECKPOINT)
 @click.option("--round-to", default="1", show_default=True, help="Keep channel counts multiples of this.")
 @click.option("--name", help="Name of the new run.  [default: that of CHECKPOINT's run plus -cut]")
 @config_option("output_dir", default="where the run of CHECKPOINT is")
@@ -28,7 +26,7 @@ def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> Non
     if not (round_to.isdecimal() and int(round_to) >= 1):
         raise ConfigError(f"round-to must be a whole number from 1 here, not {round_to!r}")
 
-    from prunetrain.report.tables import abbreviate_names, format_count, share
+    from prunetrain.report.tables import format_count, share
     from prunetrain.training.offline_reconfiguration import reconfigure_checkpoint
 
     done = reconfigure_checkpoint(checkpoint, flag_settings(params), int(round_to))

@@ -9,7 +9,7 @@ from typing import Any
 
 from prunetrain.config import TrainConfig, settings_from
 from prunetrain.errors import CheckpointError, ConfigError
-from prunetrain.paths import RunPaths, newest_run
+from prunetrain.paths import RunPaths, checkpoint_of, newest_run
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.events import Observer
 from prunetrain.training.pruned_run import create_pruned_run, pruning_config, read_pruning_source
@@ -31,7 +31,8 @@ def prune(
     """Prune a checkpoint and retrain it, as a run of its own: `outcome.run.last` is its last checkpoint.
 
     Args:
-        checkpoint: an end-of-epoch checkpoint of a `prunetrain train` run.
+        checkpoint: an end-of-epoch checkpoint of a `prunetrain train` run; or the name of a run in the current folder, which stands for
+            its last.pt.
         method: one of `prunetrain.method_settings.METHODS`.
         rate: share to remove, in [0, 1); for magnitude-std the factor of the standard deviation; group-lasso has `penalty_ratio` instead.
         epochs: epochs of retraining after each pruning; by default 10, or the rest of the schedule where `retrain` rewinds it.
@@ -44,7 +45,7 @@ def prune(
     Raises:
         PruneTrainError: for unusable files, settings or networks; all are checked before anything is written.
     """
-    path = Path(checkpoint)
+    path = checkpoint_of(checkpoint)
     given = settings_from({"method": method, "rate": rate, **settings})
     config = pruning_config(path, given, epochs=epochs, during=during)
     listener = observer or Observer()

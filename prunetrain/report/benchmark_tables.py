@@ -47,8 +47,9 @@ def machine_line(machine: dict[str, Any]) -> str:
     parts += ["channels-last"] if machine["channels_last"] else []
     parts += [f"compiled ({machine['compile']})"] if machine["compile"] != "off" else []
     parts.append(f"batch {machine['batch_size']}; torch {machine['torch']}, Python {machine['python']}")
+    rounds = f"median of {machine['rounds']} rounds (quartiles)" if machine["rounds"] > 1 else "one round"
     clock = ", CPU time" if machine["clock"] == "CPU time" else ""
-    return f"{', '.join(parts)}; median of {machine['rounds']} rounds (quartiles){clock}"
+    return f"{', '.join(parts)}; {rounds}{clock}"
 
 
 def print_layers(console: Console, described: dict[str, Any]) -> None:

@@ -12,9 +12,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 from prunetrain.channels.selection import KEEP_ALL, Granularity
+from prunetrain.errors import abbreviate_names
 from prunetrain.graph.costs import out_channels
 from prunetrain.graph.load import read_graph
-from prunetrain.report.tables import abbreviate_names, format_count, format_duration, profile, share
+from prunetrain.report.tables import format_count, format_duration, profile, share
 from prunetrain.training.events import BatchChange, Metrics, Observer, Reconfiguration, Start, Uncut
 
 _NOTHING_CUT = {

@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prunetrain.errors import abbreviate_names
 from prunetrain.foreign.refusal import printable
 
 BAR_WIDTH = 10
 UNKNOWN = "\N{EN DASH}"  # for values that a run's files do not hold
-MAX_NAMES = 3  # in a line
 
 
 def print_network(console: Console, described: dict[str, Any]) -> None:
@@ -47,12 +47,6 @@ def _print_cuttable_share(console: Console, cuttable: dict[str, Any], frozen: li
         channels = sum(space["channels"] for space in spaces)
         channels_of = f"{channels:,} channel{'s' if channels > 1 else ''} of"
         console.print(f"  {why}: {channels_of} {abbreviate_names([space['space'] for space in spaces])}", soft_wrap=True, markup=False)
-
-
-def abbreviate_names(names: list[str]) -> str:
-    """List the first few names: a, b, c and 9 more."""
-    more = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def print_change(console: Console, described: dict[str, Any]) -> None:

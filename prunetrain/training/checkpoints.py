@@ -18,7 +18,7 @@ from prunetrain.foreign.refusal import RefusedFileError, quoted
 from prunetrain.graph.load import read_source, sha256_of
 from prunetrain.methods.training_method import MethodState
 from prunetrain.models.torch_files import load_torch_file
-from prunetrain.paths import CHECKPOINTS, NETWORK_NAME, NETWORKS, find_run, run_of_checkpoint
+from prunetrain.paths import CHECKPOINTS, NETWORK_NAME, NETWORKS, run_of_checkpoint
 from prunetrain.training.checkpoint_content import check_content
 
 FORMAT = 3
@@ -115,8 +115,6 @@ def _missing_checkpoint_error(path: Path) -> CheckpointError:
     network = run_of_checkpoint(path).networks / path.with_suffix(".py").name
     if path.parent.is_dir() and NETWORK_NAME.fullmatch(network.name) and network.exists():
         return CheckpointError(f"{path}: removed because of --keep; only its network file {network} is left")
-    if run := find_run(str(path), Path()):  # commands have looked up names already; from Python a name is a path
-        return CheckpointError(f"{path} is a run: name a checkpoint of it, such as {run.last}")
     if not path.suffix:
         return CheckpointError(f"{path} is no file, and no run here: name a .pt file, or go to the folder that has the run's checkpoints/")
     return CheckpointError(f"{path}: no such checkpoint")

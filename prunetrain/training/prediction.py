@@ -14,6 +14,7 @@ from torch import nn
 from prunetrain.config import TrainConfig, build_config, settings_from
 from prunetrain.errors import ConfigError
 from prunetrain.graph.memory import check_results_fit
+from prunetrain.paths import checkpoint_of
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.data.base import Statistics
 from prunetrain.training.data.folder_scan import find_images
@@ -47,10 +48,10 @@ class Prediction:
 
 
 def predict(checkpoint: str | Path, images: str | Path | Iterable[str | Path], *, top: int = 1, **settings: Any) -> list[Prediction]:
-    """Classify images: `prunetrain.predict("checkpoints/RUN/last.pt", "photos")[0].guesses[0].name`.
+    """Classify images: `prunetrain.predict("resnet18-folder", "photos")[0].guesses[0].name`.
 
     Args:
-        checkpoint: a run's checkpoint file.
+        checkpoint: a run's checkpoint file; or the name of a run in the current folder, which stands for its last.pt.
         images: image files, and folders, which stand for all image files in them; prepared as in the run's validation.
         top: number of guesses per image.
         settings: fields of `TrainConfig` that differ from the checkpoint's: device, amp, channels_last, batch_size, workers.
@@ -64,7 +65,7 @@ def predict(checkpoint: str | Path, images: str | Path | Iterable[str | Path], *
     given = settings_from(settings)
     if foreign := sorted(given.keys() - _SETTINGS):
         raise ConfigError(f"{foreign[0]} has no effect on a prediction: leave it out")
-    path = Path(checkpoint)
+    path = checkpoint_of(checkpoint)
     named = [images] if isinstance(images, str | Path) else images
     paths = find_images([Path(image) for image in named])
     loaded = load_checkpoint(path)

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SMALL_SIDE = 64
+"""Pixels; images up to this side are treated like CIFAR's."""
+
 Batch = tuple[Tensor, Tensor]
 Say = Callable[[str], object]
 """A function that shows one line to the user."""
@@ -151,9 +154,3 @@ def one_line(error: BaseException) -> str:
 def escape_non_utf8(name: str) -> str:
     """A file's name with bytes that are not UTF-8 escaped."""
     return name.encode(errors="backslashreplace").decode()
-
-
-def abbreviate_names(names: Sequence[str], shown: int = 3) -> str:
-    """The first few of many names: "a, b, c and 4 more"."""
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + rest

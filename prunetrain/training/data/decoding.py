@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from prunetrain.errors import DataError
-from prunetrain.training.data.base import abbreviate_names, one_line
+from prunetrain.errors import DataError, abbreviate_names
+from prunetrain.training.data.base import one_line
 from prunetrain.training.data.orientation import Box, read_turn
 
 _MARGIN = 2  # least length of the shorter side after decoding, as a multiple of the wanted one

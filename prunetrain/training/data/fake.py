@@ -8,12 +8,11 @@ import torch
 
 from prunetrain.config import TrainConfig
 from prunetrain.training.data.augmentation import Augmentation
-from prunetrain.training.data.base import Split, Statistics
+from prunetrain.training.data.base import SMALL_SIDE, Split, Statistics
 from prunetrain.training.data.holding_out import hold_out
 from prunetrain.training.data.memory import InMemory
 
 MAX_TRAIN, MIN_TRAIN, MAX_BYTES = 1024, 64, 2**28
-SMALL_SIDE = 64  # pixels; images up to this side are treated like CIFAR's
 UNIFORM = Statistics(mean=(0.5,) * 3, std=(0.2898,) * 3)  # of uniformly distributed levels 0..255
 
 

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, default_collate
 
 from prunetrain.config import TrainConfig
 from prunetrain.training.data.augmentation import Augmentation
-from prunetrain.training.data.base import WHOLE, Batch, Normalizer, Say, Share, Statistics, epoch_generator, ignore_line
+from prunetrain.training.data.base import SMALL_SIDE, WHOLE, Batch, Normalizer, Say, Share, Statistics, epoch_generator, ignore_line
 from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable, random_resized_crop
 from prunetrain.training.data.folder_scan import FolderIndex, Samples, scan, scan_for_evaluation
 from prunetrain.training.data.image_cache import DecodedImages, load_or_cache
@@ -30,7 +30,6 @@ from prunetrain.training.data.workers import decoder_count, load_in_workers
 
 IMAGENET = Statistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 GREY = Statistics(mean=(0.459,), std=(0.226,))  # the mean is that of IMAGENET by the weights of `as_grey`
-SMALL_SIDE = 64  # pixels; images up to this side are treated like CIFAR's
 _CACHE_HINT = "; prunetrain train --cache FOLDER finds such files before it trains"
 
 Key = tuple[int, int]  # position in the epoch, index of the image

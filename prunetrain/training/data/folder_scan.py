@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunetrain.errors import DataError
-from prunetrain.training.data.base import abbreviate_names, escape_non_utf8, one_line
+from prunetrain.errors import DataError, abbreviate_names
+from prunetrain.training.data.base import escape_non_utf8, one_line
 from prunetrain.training.data.holding_out import held_out_indices
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

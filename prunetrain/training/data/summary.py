@@ -6,8 +6,9 @@ In: a data set. Out: one line, and a second if some classes have no validation i
 from typing import Final
 
 from prunetrain.config import TrainConfig
+from prunetrain.errors import abbreviate_names
 from prunetrain.foreign.refusal import printable
-from prunetrain.training.data.base import DataSource, abbreviate_names, escape_non_utf8
+from prunetrain.training.data.base import DataSource, escape_non_utf8
 
 _IN_FILES: Final = ("folder", "npz")  # the user's own data sets, which are named by their path
 _UNEVEN: Final = 2  # ratio of the largest class to the smallest from which class sizes are mentioned
