@@ -101,7 +101,7 @@ TRAIN = ("train", "--dataset", "npz", "--data-dir", "images.npz", "--model", "le
         (("train", "--config", "none.toml"), "none.toml: no such file or directory"),
         (("train", "--config", "images.npz"), "images.npz: a config file ends in .toml or .json"),
         (("evaluate", "nowhere.pt"), "nowhere.pt: no such checkpoint"),
-        (("evaluate", "nowhere"), "nowhere is no file, and no run here: name a .pt file, or go to the folder that has "),
+        (("evaluate", "nowhere"), "nowhere is neither a file nor a run here: name a .pt file, or go to the folder that has "),
         (("evaluate", "images.npz"), "images.npz: damaged, or not a checkpoint of prunetrain (it was not written by torch.save)"),
         (("evaluate",), "missing argument 'CHECKPOINT'. Try prunetrain evaluate --help"),
         (("reconfigure", "nowhere.pt"), "nowhere.pt: no such checkpoint"),

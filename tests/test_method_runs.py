@@ -278,7 +278,7 @@ def halved(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 @pytest.mark.parametrize("source", ["trained", "halved"])
 def test_the_lasso_takes_a_trained_network_to_a_target(source: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """In a course that begins where the run does, whatever its source's lambda was: dense networks have none, those at their target 0."""
+    """In a schedule that begins where the run does, whatever its source's lambda was: dense networks have none, those at their target 0."""
     run = request.getfixturevalue(source).run
     outcome = prune(run.last, method="group-lasso", target_macs=0.2, target_by=1.0, prune_interval=1, epochs=5, output_dir=str(tmp_path))
     dense, lines = costs(read_graph(run.network(0))).macs, outcome.history[3:]
@@ -296,7 +296,7 @@ def test_a_batch_that_has_grown_is_forgotten(tmp_path: Path) -> None:
     assert outcome.history[-1]["lr"] == pytest.approx(0.1 * 0.05)
 
 
-def test_prune_at_is_where_the_course_begins(images: Path, tmp_path: Path) -> None:
+def test_prune_at_is_where_the_schedule_begins(images: Path, tmp_path: Path) -> None:
     changes = {
         "penalty_ratio": 0.1,
         "target_macs": 0.5,
@@ -431,7 +431,10 @@ def test_the_command(trained: Outcome, tmp_path: Path) -> None:
     ("flags", "message"),
     [
         ((), "no method to prune with: give one, such as --method magnitude"),
-        (("--method", "fpgm", "--threshold-std", "1"), "--threshold-std replaces --rate, and only with --method magnitude"),
+        (
+            ("--method", "fpgm", "--threshold-std", "1"),
+            "--threshold-std is for --method magnitude, in place of --rate: leave out --rate and other methods",
+        ),
         (("--method", "unit", "--rate", "2"), "rate must be at least 0 and below 1, the fraction to remove, not 2.0"),
         (("--method", "magnitude", "--rate", "0.5", "--global", "--structure", "filters"), "filters are pruned layer by layer"),
     ],

@@ -251,7 +251,7 @@ def test_from_python_a_run_goes_by_its_name_as_well(here: Path) -> None:
     found = prunetrain.predict("checkpoints/x/last.pt", here)
     assert found
     assert prunetrain.predict("x", here) == prunetrain.predict("checkpoints/x", here) == found
-    with pytest.raises(CheckpointError, match=r"^y is no file, and no run here: "):
+    with pytest.raises(CheckpointError, match=r"^y is neither a file nor a run here: "):
         prunetrain.predict("y", here)
 
 

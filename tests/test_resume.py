@@ -201,7 +201,7 @@ def test_a_name_or_a_folder_means_the_newest_whole_checkpoint(images: Path, tmp_
         assert_same_run(run, reference.run)
     result = invoke("train", "--output-dir", tmp_path, "--resume", "y")
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: y is no file, and no run here: ")
+    assert result.stderr.startswith("error: y is neither a file nor a run here: ")
 
 
 def test_auto_after_a_crash_before_the_first_checkpoint(images: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def command(
         settings["scope"] = "global"
     if threshold_std is not None:
         if settings.get("method") not in ("magnitude", "magnitude-std") or "rate" in settings:
-            raise ConfigError("--threshold-std replaces --rate, and only with --method magnitude")
+            raise ConfigError("--threshold-std is for --method magnitude, in place of --rate: leave out --rate and other methods")
         settings |= {"method": "magnitude-std", "rate": threshold_std}
     if "method" not in settings:
         raise ConfigError("no method to prune with: give one, such as --method magnitude")

@@ -116,7 +116,9 @@ def _missing_checkpoint_error(path: Path) -> CheckpointError:
     if path.parent.is_dir() and NETWORK_NAME.fullmatch(network.name) and network.exists():
         return CheckpointError(f"{path}: removed because of --keep; only its network file {network} is left")
     if not path.suffix:
-        return CheckpointError(f"{path} is no file, and no run here: name a .pt file, or go to the folder that has the run's checkpoints/")
+        return CheckpointError(
+            f"{path} is neither a file nor a run here: name a .pt file, or go to the folder that has the run's checkpoints/"
+        )
     return CheckpointError(f"{path}: no such checkpoint")
 
 
