@@ -34,7 +34,7 @@ class Phase(IntEnum):
 
 
 _WORDS = {
-    Phase.START: "start-up, and loading what to go on from",
+    Phase.START: "start-up, and loading what to resume from",
     Phase.STEPS: "in the steps of an epoch",
     Phase.VALIDATION: "validation",
     Phase.RECONFIGURATION: "reconfiguration, apart from its files",

@@ -50,7 +50,7 @@ class Report:
             f"{self.kills.total()} kills of {self.runs} runs, {self.starts} starts; {len(self.skipped)} damaged files skipped",
             *sorted(set(self.skipped)),
             *self.failures,
-            f"all runs ended in the same bits as the one that was left alone: {'no' if self.failures else 'yes'}",
+            f"all runs ended in the same bits as the undisturbed one: {'no' if self.failures else 'yes'}",
         ]
         return "\n".join(["| where the kill hit | kills |", "| --- | --- |", *rows, "", *totals])
 
@@ -83,7 +83,7 @@ class CrashTest:
         process = self._start("alone")
         process.join()
         if process.exitcode != 0:
-            raise RuntimeError(f"the run that is left alone ended with {process.exitcode}: {self._output('alone').read_text()}")
+            raise RuntimeError(f"the undisturbed run ended with {process.exitcode}: {self._output('alone').read_text()}")
         return time.monotonic() - start
 
     def kill(self, kills: int, seconds: float) -> None:

@@ -206,7 +206,7 @@ def tell(rank: int) -> str:
         return "told"
 
 
-def patience(rank: int) -> str:
+def slow_on_rank_zero(rank: int) -> str:
     """What rank 0 says that takes longer for it than the others would wait for any exchange."""
     distribution.KEEPALIVE_SECONDS = 0.2  # type: ignore[misc]  # of this process alone
     group = distributed.new_group(timeout=timedelta(seconds=1))
@@ -227,8 +227,8 @@ def talk(rank: int, config: TrainConfig, store: str) -> dict[str, Any]:
         "mean": ranks.mean(rank + 1.0, CPU),
         "gathered": ranks.gather(f"of {rank}"),
         "shared": ranks.broadcast(f"of {rank}"),
-        "on first": ranks.on_rank_zero(lambda: rank + 10),
-        "patience": patience(rank),
+        "on rank zero": ranks.on_rank_zero(lambda: rank + 10),
+        "slow": slow_on_rank_zero(rank),
         "failing": caught(lambda: ranks.on_rank_zero(lambda: fail(rank))),
         "same": caught(lambda: ranks.check_same("file", "a")),
         "different": caught(lambda: ranks.check_same("file", "ab"[rank])),
@@ -240,21 +240,21 @@ def talk(rank: int, config: TrainConfig, store: str) -> dict[str, Any]:
     state = new_state(config, RunPaths(Path(config.output_dir), "x"), data, environment)
     facts |= overflow(state, data)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", STORE: store}  # from here on as `launching` would have started it
-    return facts | {"voice": tell(rank)}
+    return facts | {"reporting": tell(rank)}
 
 
 def test_workers_talk(tmp_path: Path) -> None:
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     first, second = together(2, talk, tmp_path, TrainConfig(**LENET, output_dir=str(tmp_path)), f"localhost:{store.port}")
     assert (first.pop("identity"), second.pop("identity")) == ((0, 2), (1, 2))
-    assert {first.pop("voice"), second.pop("voice")} == {"told", "silent"}
+    assert {first.pop("reporting"), second.pop("reporting")} == {"told", "silent"}
     assert first == second
     assert first == {
         "mean": 1.5,
         "gathered": ["of 0", "of 1"],
         "shared": "of 0",
-        "on first": 10,
-        "patience": "done",
+        "on rank zero": 10,
+        "slow": "done",
         "failing": "OutputError: the disk of worker 0 is full",
         "same": "nothing",
         "different": "WorkerError: worker 1 does not have worker 0's file: give all machines the same files, settings and version",
@@ -276,7 +276,7 @@ def test_tensors_that_a_group_cannot_send_stay(monkeypatch: pytest.MonkeyPatch, 
     assert seen == sent
 
 
-def test_signs_of_life_come_from_the_same_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keepalives_come_from_the_same_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread begins with the first one."""
     current = threading.local()
     told: list[int] = []

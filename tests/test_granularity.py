@@ -42,7 +42,7 @@ ENOUGH = {"epoch_seconds": 1e4, "images_per_second": 16.0}  # a line of history 
         ([(1, 0.82, 100), (8, 0.9, 120), (KEEP_ALL, 0.8, 200)], 1),
     ],
 )
-def test_pick(timings: list[tuple[int, float, int]], chosen: int) -> None:
+def test_pick_fastest(timings: list[tuple[int, float, int]], chosen: int) -> None:
     assert pick_fastest([Timing(*timing) for timing in timings]) == chosen
     assert pick_fastest([Timing(*timing) for timing in reversed(timings)]) == chosen
 
@@ -285,7 +285,7 @@ def test_where_all_choices_lead_to_one_network_nothing_is_timed(state: TrainStat
 
 
 def test_the_target_goes_before_the_last_choice(state: TrainState, chooser: Chooser) -> None:
-    """The course allows all MACs in the first interval, and the target's in the last of the two; then there is no time to measure anew."""
+    """All MACs are allowed in the first interval, and the target's in the last of the two; there is no time to measure anew then."""
     dense = costs(state.dense).macs
     state.config = replace(state.config, epochs=2, target_macs=0.5, target_by=1.0, prune_interval=1)
     state.progress = replace(state.progress, epoch=1, lasso_strength=1.0)

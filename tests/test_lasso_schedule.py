@@ -1,4 +1,4 @@
-"""The course of lambda over a run: released, steered to a target, and the same after a resume."""
+"""The schedule of lambda over a run: released, steered to a target, and the same after a resume."""
 
 import math
 from dataclasses import replace
@@ -53,18 +53,18 @@ def test_the_lasso_is_released_at_the_target_or_when_its_time_is_over() -> None:
     ("interval", "by", "epochs"),
     [(1, 0.25, 5), (1, 0.26, 6), (1, 0.0, 2), (2, 0.25, 6), (5, 0.25, 10), (10, 0.25, 20), (1, 1.0, 20), (3, 1.0, 21), (1, 0.15, 3)],
 )
-def test_the_course_takes_whole_intervals_and_two_at_least(interval: int, by: float, epochs: int) -> None:
+def test_the_schedule_takes_whole_intervals_and_two_at_least(interval: int, by: float, epochs: int) -> None:
     assert epochs_to_target(TrainConfig(epochs=20, target_by=by, prune_interval=interval)) == epochs
 
 
 @pytest.mark.parametrize(
-    ("interval", "course"),
+    ("interval", "schedule"),
     [(1, {1: 0.8, 2: 0.6, 3: 0.4, 4: 0.2, 5: 0.2, 19: 0.2}), (2, {2: 0.6, 4: 0.2, 6: 0.2}), (5, {5: 0.2, 10: 0.2})],
 )
-def test_course_of_the_macs_by_hand(interval: int, course: dict[int, float]) -> None:
+def test_schedule_of_the_macs_by_hand(interval: int, schedule: dict[int, float]) -> None:
     """From 1 to 0.2 in the first 5 of 20 epochs, of which the first interval cuts nothing."""
     config = TrainConfig(epochs=20, target_by=0.25, target_macs=0.2, prune_interval=interval)
-    assert {epoch: next_macs(config, epoch) for epoch in course} == pytest.approx(course)
+    assert {epoch: next_macs(config, epoch) for epoch in schedule} == pytest.approx(schedule)
 
 
 def test_what_a_cut_may_leave_hangs_on_its_interval(images: Path, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_of_single_channels_nothing_more_will_be_cut(images: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("changes", "course"),  # after which epoch at most which share of the MACs is left
+    ("changes", "schedule"),  # after which epoch at most which share of the MACs is left
     [
         ({"epochs": 4, "prune_interval": 1, "target_by": 0.75, "target_macs": 0.5}, {2: 0.75, 3: 0.5}),
         ({"epochs": 8, "prune_interval": 3, "target_by": 1.0, "target_macs": 0.4}, {6: 0.7, 8: 0.4}),  # the last interval is a short one
@@ -180,7 +180,7 @@ def test_of_single_channels_nothing_more_will_be_cut(images: Path, tmp_path: Pat
     ids=str,
 )
 def test_a_target_is_met_where_no_cut_would_be_faster(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], course: dict[int, float]
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], schedule: dict[int, float]
 ) -> None:
     """The clock says that the largest network is ten times as fast as any other."""
 
@@ -194,7 +194,7 @@ def test_a_target_is_met_where_no_cut_would_be_faster(
     )
     outcome = start_run(settings(images, tmp_path, model="resnet20", penalty_ratio=0.1, round_to="auto", **changes), Recorder())
     dense = outcome.history[0]["macs"]
-    for epoch, most in course.items():
+    for epoch, most in schedule.items():
         left = costs(read_graph(outcome.run.network(epoch))).macs / dense
         assert most - 0.15 < left <= most
 
@@ -272,7 +272,7 @@ def test_why_a_target_in_reach_was_missed(images: Path, tmp_path: Path, epochs: 
 
 
 @pytest.mark.parametrize("stop", [(2, 10), (3, 1), (3, 6), (4, 10), (5, 4)], ids=str)
-def test_the_course_resumes(images: Path, tmp_path: Path, stop: tuple[int, int]) -> None:
+def test_the_schedule_resumes(images: Path, tmp_path: Path, stop: tuple[int, int]) -> None:
     changes: dict[str, Any] = {"epochs": 6, "penalty_ratio": 0.1, "target_macs": 0.5, "target_by": 0.67}
     whole = start_run(settings(images, tmp_path / "whole", **changes), Recorder())
     parts = start_run(settings(images, tmp_path / "parts", **changes), Recorder(stop))
@@ -281,7 +281,7 @@ def test_the_course_resumes(images: Path, tmp_path: Path, stop: tuple[int, int])
     assert repeatable(resumed.history) == repeatable(whole.history)
 
 
-def test_the_course_goes_on_from_the_checkpoint_of_a_cut(images: Path, tmp_path: Path) -> None:
+def test_the_schedule_goes_on_from_the_checkpoint_of_a_cut(images: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"epochs": 6, "prune_interval": 1, "penalty_ratio": 0.1, "target_macs": 0.5, "target_by": 0.5}
     outcome = start_run(settings(images, tmp_path, **changes), Recorder())
     last = load_checkpoint(outcome.run.last)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules by hand, optimizers as the settings say, and the lasso's pull."""
+"""Learning-rate schedules by hand, optimizers as the settings say, and the size of the lasso's proximal step."""
 
 import math
 from typing import Any
@@ -53,21 +53,21 @@ def test_scheduler_sets_the_rate_of_the_next_step() -> None:
 @pytest.mark.parametrize("changes", [{}, {"schedule": "cosine", "warmup_epochs": 1}, {"schedule": "constant"}], ids=str)
 def test_learning_rate_grows_with_the_batch(changes: dict[str, Any]) -> None:
     config = TrainConfig(epochs=4, lr=0.1, batch_size=32, momentum=0.9, **changes)
-    rates, pulls = {}, {}
+    rates, moved = {}, {}
     for batch_size, steps_per_epoch in ((32, 12), (96, 4)):
         optimizer = build_optimizer([nn.Parameter(torch.ones(1))], config)
         scheduler = build_scheduler(optimizer, config, steps_per_epoch, batch_size)
-        rates[batch_size], pulls[batch_size] = [], 0.0
+        rates[batch_size], moved[batch_size] = [], 0.0
         for _ in range(4 * steps_per_epoch):
             rates[batch_size].append(optimizer.param_groups[0]["lr"])
-            pulls[batch_size] += 0.02 * proximal_step_size(optimizer, optimizer.param_groups[0])
+            moved[batch_size] += 0.02 * proximal_step_size(optimizer, optimizer.param_groups[0])
             optimizer.step()
             scheduler.step()
     if changes.get("warmup_epochs"):  # the first step after it, and the same place later
         assert rates[96][4::4] == pytest.approx([3 * rate for rate in rates[32][12::12]])
     else:
         assert rates[96] == pytest.approx([3 * rate for rate in rates[32][::3]])
-        assert pulls[96] == pytest.approx(pulls[32])  # the lasso shrinks as much in an epoch
+        assert moved[96] == pytest.approx(moved[32])  # the lasso shrinks as much in an epoch
 
 
 def test_optimizers_follow_the_settings() -> None:
@@ -91,7 +91,7 @@ def test_optimizers_follow_the_settings() -> None:
         ({"optimizer": "adamw", "lr": 0.001, "momentum": 0.9}, 0.001 * 0.02),
     ],
 )
-def test_pull(settings: dict[str, Any], moved: float) -> None:
+def test_proximal_step_size(settings: dict[str, Any], moved: float) -> None:
     optimizer = build_optimizer([nn.Parameter(torch.ones(1))], TrainConfig(**settings))
     assert 0.02 * proximal_step_size(optimizer, optimizer.param_groups[0]) == pytest.approx(moved)
 

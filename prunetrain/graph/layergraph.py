@@ -343,7 +343,7 @@ def check_identifier(name: str, what: str) -> None:
     """Refuse names that cannot be attributes of a network.
 
     Raises:
-        GraphError: for one that is no identifier, is a keyword, starts with an underscore, or hides a name of torch.nn.Module or the file.
+        GraphError: for a keyword or other non-identifier, a leading underscore, or a name that hides one of torch.nn.Module or the file.
     """
     hidden = name in (RESERVED_NAMES if what == "layer" else FILE_NAMES)
     if not name.isascii() or not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_") or hidden:

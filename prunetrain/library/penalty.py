@@ -45,8 +45,8 @@ class Penalty:
 
     def shrink_(self, strength: float, *, unless: Tensor | None = None) -> None:
         """Make the proximal step of the optimizer step just made; `unless` as in `GroupLasso.shrink_`."""
-        pulls = {self._layer_of[weight]: size for weight, size in self._proximal_step_sizes().items()}
-        self._current_lasso().shrink_({layer: strength * size for layer, size in pulls.items()}, unless=unless)
+        sizes = {self._layer_of[weight]: size for weight, size in self._proximal_step_sizes().items()}
+        self._current_lasso().shrink_({layer: strength * size for layer, size in sizes.items()}, unless=unless)
 
     def trained_weights(self) -> dict[str, nn.Parameter]:
         """The weights that the optimizer trains now, under the graph's names."""

@@ -77,7 +77,7 @@ def start_run(config: TrainConfig, observer: Observer, create: RunCreator = crea
 
     Args:
         config: the settings.
-        observer: is told what happens.
+        observer: receives the run's events.
         create: writes the first files; by default of a network with random weights.
 
     Raises:
@@ -99,7 +99,7 @@ def resume_run(path: Path, given: dict[str, Any], observer: Observer) -> Outcome
     Args:
         path: the checkpoint; or a run's folder of checkpoints, for the newest whole one in it.
         given: settings to change; only those in `CHANGEABLE` may change.
-        observer: is told what happens.
+        observer: receives the run's events.
 
     Raises:
         PruneTrainError: for a checkpoint, network file or setting that cannot be used.
@@ -156,7 +156,7 @@ def continue_run(
         run: a run of which some files exist.
         config: settings for a start.
         given: settings that differ from those of the run.
-        observer: is told what happens.
+        observer: receives the run's events.
         create: writes the first files of a start.
         first: the epoch of these files.
 

@@ -66,7 +66,7 @@ def described() -> dict[str, str]:
 
 
 def build(name: str, *, input_shape: ImageShape, num_classes: int) -> "nn.Module":
-    """Build a network with freshly drawn weights.
+    """Build a network with newly initialised weights.
 
     Args:
         name: one of `names()`.
