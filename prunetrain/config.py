@@ -387,6 +387,16 @@ def check_ignored_settings(explicit: Mapping[str, Any], config: TrainConfig) -> 
         raise ConfigError("--penalty-ratio 0 trains without pruning and never reaches --target-macs: leave one of them out")
 
 
+def check_resume(resume: object) -> None:
+    """Refuse a run's name or file as Python's `resume`, which as a true value would resume or start another run.
+
+    Raises:
+        ConfigError: for anything but True and False.
+    """
+    if not isinstance(resume, bool):
+        raise ConfigError(f"resume must be True or False, not {resume!r}: to resume a run, give its name as name, and resume=True")
+
+
 def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]:
     """Turn keys into field names and lists into tuples, and check each value on its own.
 

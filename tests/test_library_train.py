@@ -29,7 +29,20 @@ def test_it_goes_on(images: Path, tmp_path: Path) -> None:
     stopped = prunetrain.train(observer=Recorder((2, 3)), **given)
     assert not stopped.finished
     assert_same_run(prunetrain.train(resume=True, **given).run, whole.run)
-    assert prunetrain.train(**given | {"epochs": 1}).run.name == f"{whole.run.name}-2"  # a new one
+    recorder = Recorder()
+    assert prunetrain.train(observer=recorder, **given | {"epochs": 1}).run.name == f"{whole.run.name}-2"  # a new one
+    assert recorder.messages[0] == f"run {whole.run.name} exists already: this one is {whole.run.name}-2"
+
+
+@pytest.mark.parametrize("resume", ["some-run", "auto", None, 1])
+def test_resume_is_yes_or_no(tmp_path: Path, resume: Any) -> None:
+    """A run's name, as `--resume` takes it, is true and would start a run of another name."""
+    message = f"^resume must be True or False, not {resume!r}: to resume a run, give its name as name, and resume=True$"
+    with pytest.raises(ConfigError, match=message):
+        prunetrain.train(resume=resume, model="lenet-300-100", epochs=1, output_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=message):
+        prunetrain.prune(tmp_path / "last.pt", method="magnitude", rate=0.5, resume=resume)
+    assert not list(tmp_path.iterdir())
 
 
 def test_recipes(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prunetrain.config import TrainConfig, settings_from
+from prunetrain.config import TrainConfig, check_resume, settings_from
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.paths import RunPaths, checkpoint_of, newest_run
 from prunetrain.training.checkpoints import load_checkpoint
@@ -45,6 +45,7 @@ def prune(
     Raises:
         PruneTrainError: for unusable files, settings or networks; all are checked before anything is written.
     """
+    check_resume(resume)
     path = checkpoint_of(checkpoint)
     given = settings_from({"method": method, "rate": rate, **settings})
     config = pruning_config(path, given, epochs=epochs, during=during)

@@ -6,7 +6,7 @@ In: settings. Out: a run with network files, checkpoints and metrics.
 from pathlib import Path
 from typing import Any
 
-from prunetrain.config import TrainConfig, build_config, check_ignored_settings, settings_from
+from prunetrain.config import TrainConfig, build_config, check_ignored_settings, check_resume, settings_from
 from prunetrain.paths import newest_run
 from prunetrain.training import recipes
 from prunetrain.training.events import Observer
@@ -27,6 +27,7 @@ def train(*, recipe: str | None = None, resume: bool = False, observer: Observer
     Raises:
         PruneTrainError: for unusable settings, data or networks; all are checked before anything is written.
     """
+    check_resume(resume)
     given = settings_from(settings)
     recipe_settings = recipes.load_recipe(recipe) if recipe is not None else {}
     default_recipe = None if recipe is not None else recipes.default_recipe(given.get("dataset", TrainConfig.dataset))

@@ -198,6 +198,8 @@ def _start(
         created=lambda: held.enter_context(requests.deferred()),
         held=held,
     )
+    if state.run.name != place.name:
+        observer.message(f"run {place.name} exists already: this one is {state.run.name}")
     if state.progress.history:  # of the run that it continues
         state.check_fits(data)
         environment.ranks.on_rank_zero(lambda: rewrite_metrics(state))
