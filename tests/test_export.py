@@ -292,7 +292,7 @@ def refusal(*args: str | Path) -> str:
         (("lenet.py", "-o", "net.tflite"), "unknown format 'tflite': choose from csr, onnx, pt2, safetensors"),
         (("lenet.py", "-o", "net.onnx", "--format", "onx"), "unknown format 'onx': did you mean onnx?"),
         (("lenet.py", "-o", "net.onnx", "--format", "pt2"), "net.onnx: a file of format pt2 ends in .pt2"),
-        (("lenet.py", "-o", "net"), "unknown format '': choose from csr, onnx, pt2, safetensors"),
+        (("lenet.py", "-o", "net"), "net has no ending to name the format: choose from .csr, .onnx, .pt2, .safetensors"),
         (
             ("lenet.py", "-o", "net.safetensors", "--batch-size", "2"),
             "--batch-size is for onnx and pt2: the network file beside net.safetensors takes any number of images",

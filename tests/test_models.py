@@ -468,7 +468,7 @@ def test_what_does_not_fit_is_told_and_left_alone(tmp_path: Path) -> None:
         "weights: 5 of the network's 8 tensors are in the file",
         "  not saved, newly initialised: scale",
         "  of another shape, newly initialised: fc.weight (saved as 3x2, here 4x2), fc.bias (saved as 3, here 4)",
-        "  not in the network, left out: aux.0, aux.1, aux.2, aux.3, aux.4 and 2 more (7)",
+        "  not in the network, left out: aux.0, aux.1, aux.2, aux.3, aux.4 and 2 more, 7 in all",
     ]
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in ("scale", "fc.weight", "fc.bias"))

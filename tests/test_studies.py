@@ -418,7 +418,7 @@ def configs(images: Path, tmp_path: Path) -> Path:
 def test_a_sweep_runs_every_config_and_sums_up(configs: Path) -> None:
     result = invoke("sweep", configs)
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: typo.toml: ")
+    assert result.stderr.startswith("error: typo.toml: unknown setting 'learning-rate'")
     assert result.stderr.count("\n") == 1
     rows = list(csv.DictReader((configs / "runs" / "summary.csv").read_text().splitlines()))
     assert [row["name"] for row in rows] == ["masked", "plain"]

@@ -10,7 +10,6 @@ from prunetrain.errors import ConfigError
 from prunetrain.method_settings import GROUP_LASSO, METHOD_SETTINGS
 from prunetrain.training.stopping import exit_code
 
-_REQUIRED = "none; required"
 _LASSO = ("penalty_ratio", "target_macs", "target_by", "prune_interval", "round_to")
 _TRAINING = ("batch_size", "weight_decay", *_LASSO, "data_dir", "workers", "device", "seed", "checkpoint_minutes")
 
@@ -38,8 +37,8 @@ class _ResumeAutoCommand(click.Command):
 
 @click.command("prune", cls=_ResumeAutoCommand)
 @checkpoint_argument
-@config_option("method", default=_REQUIRED)
-@config_option("rate", default=_REQUIRED)
+@config_option("method", default="none; required")
+@config_option("rate", default="none; required, except for group-lasso")
 @click.option("--global", "global_scope", is_flag=True, help="Rank the weights of all layers together; short for --scope global.")
 @click.option("--threshold-std", type=float, metavar="Q", help="With magnitude: remove weights below Q standard deviations of their layer.")
 @click.option(

@@ -41,7 +41,7 @@ def command(ctx: click.Context, /, *, folder: Path, output: Path | None, jobs: i
             check_ignored_settings(explicit_settings({"config": str(path)}), config)
             configs[path.stem] = config
         except PruneTrainError as error:
-            printer.report(TaskResult(path.name, failure=str(error)))
+            printer.report(TaskResult(path.name, failure=str(error).removeprefix(f"{path}: ")))
     with print_how_to_continue():
         records = run_sweep(output, configs, jobs, printer.report)
     if records:

@@ -19,7 +19,8 @@ from prunetrain.training.stopping import exit_code
 @click.option(
     "--resume",
     metavar="auto|RUN|CKPT",
-    help="Resume from a checkpoint, or from the newest intact one of a run, given by name or folder; auto: resume this run, or start it.",
+    help="Resume from the newest intact checkpoint of a run, given by name or folder; or from a certain checkpoint, and remove what "
+    "the run wrote after it; auto: resume this run, or start it.",
 )
 @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Train on N GPUs of this machine, one worker each.  [default: one]")
 @click.option("--nproc", type=click.IntRange(min=1), metavar="N", help="Train with N workers on this machine.  [default: one process]")

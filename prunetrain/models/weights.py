@@ -189,4 +189,4 @@ def _difference(report: LoadReport) -> str:
 
 def _listed(names: tuple[str, ...]) -> str:
     more = len(names) - _SHOWN
-    return ", ".join(map(printable, names[:_SHOWN])) + (f" and {more} more ({len(names)})" if more > 0 else "")
+    return ", ".join(map(printable, names[:_SHOWN])) + (f" and {more} more, {len(names)} in all" if more > 0 else "")

@@ -66,6 +66,8 @@ def export_network(
         PruneTrainError: for a network that cannot be used, files that exist or cannot be written, or outputs that differ.
     """
     form = form or output.suffix[1:]
+    if not form:
+        raise ConfigError(f"{output} has no ending to name the format: choose from {', '.join(f'.{known}' for known in sorted(FORMATS))}")
     if form not in FORMATS:
         raise ConfigError(unknown_name("format", form, FORMATS))
     if output.suffix != f".{form}":
