@@ -264,7 +264,7 @@ def test_a_target_that_is_met_is_not_missed(images: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("epochs", "why"),
     [
-        (1, "1 epoch is too few for --target-macs 0.5: nothing is cut in the first --prune-interval (1), so train for at least 2"),
+        (1, "1 epoch is too few for --target-macs 0.5: nothing is cut in the first --prune-interval (1), so train for at least 2 epochs"),
         (9, "100.0% of the MACs are left, but --target-macs is 0.5"),
     ],
 )

@@ -78,7 +78,7 @@ def warning_too_few_epochs(config: TrainConfig) -> str | None:
     epochs = config.epochs - config.prune_at
     return (
         f"{epochs} {'epoch is' if epochs == 1 else 'epochs are'} too few for --target-macs {config.target_macs:g}: "
-        f"nothing is cut in the first --prune-interval ({config.prune_interval}), so train for at least {config.prune_interval + 1}"
+        f"nothing is cut in the first --prune-interval ({config.prune_interval}), so train for at least {config.prune_interval + 1} epochs"
     )
 
 
