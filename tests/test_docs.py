@@ -203,6 +203,8 @@ def same_files(args: list[str], place: Path) -> list[str]:
         run = match[2] if match else word
         if match or (re.fullmatch(r"[\w-]+", word) and not found):
             copy_run(place, run)
+        if re.fullmatch(r"\w+\.py", word) and not (place / word).exists():  # what a command before this one in the document writes
+            shutil.copy(place / "B.py", place / word)
         found.append(re.sub(r"epoch_(?!000)\d+", "epoch_004", word))
     return found
 
