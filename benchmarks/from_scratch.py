@@ -23,8 +23,8 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
 
-WAYS = {"0.5": 1, "0.3": 2}  # the number of each target in the names of the runs of `cifar10.py`
-OF_CIFAR10 = 16  # epochs of the runs that `cifar10.py` makes, whose names have no number of epochs
+NUMBER_BY_TARGET = {"0.5": 1, "0.3": 2}  # the number of each target in the names of the runs of `cifar10.py`
+CIFAR10_EPOCHS = 16  # epochs of the runs that `cifar10.py` makes, whose names have no number of epochs
 NETWORKS = Path(__file__).with_name("scratch_networks.py")
 
 
@@ -43,8 +43,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--epochs", type=int, default=OF_CIFAR10)
-    parser.add_argument("--targets", default="0.5,0.3")
+    parser.add_argument("--epochs", type=int, default=CIFAR10_EPOCHS)
+    parser.add_argument("--targets", default="0.5,0.3", help=f"out of {', '.join(NUMBER_BY_TARGET)}")
     arguments = parser.parse_args()
     rows: dict[str, list[Trained]] = {}
     for seed in arguments.seeds.split(","):
@@ -62,7 +62,7 @@ def main() -> None:
 def ways(folder: Path, data: Path, seed: str, epochs: int, targets: list[str]) -> Iterator[tuple[str, Trained]]:
     """Train one seed of every row, one after the other; the dense network comes first."""
     dense_macs = 0
-    schedule = "" if epochs == OF_CIFAR10 else f"-{epochs}"
+    schedule = "" if epochs == CIFAR10_EPOCHS else f"-{epochs}"
 
     def run(name: str, model: str, flags: str, longer: int = epochs) -> Trained:
         nonlocal dense_macs
@@ -74,7 +74,7 @@ def ways(folder: Path, data: Path, seed: str, epochs: int, targets: list[str]) -
 
     yield "dense", run("resnet20-0", "resnet20", "--penalty-ratio 0")
     for target in targets:
-        number = WAYS[target]
+        number = NUMBER_BY_TARGET[target]
         pruned = run(f"resnet20-{number}", "resnet20", f"--target-macs {target}")
         yield f"pruned, `--target-macs {target}`", pruned
         last = RunPaths(folder, pruned.result.name).newest_network()

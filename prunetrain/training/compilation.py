@@ -1,8 +1,8 @@
 """`--compile`: torch.compile in one of its modes. In: a network. Out: what a training step or validation calls instead of it.
 
 `reduce-overhead` and `max-autotune` record the kernels of a forward and a backward pass as CUDA graphs and replay them, which removes the
-launch of every single kernel; on a CPU they do as `default` does. A network keeps its batch's shape, so nothing is compiled for changing
-shapes; after a cut there is another network, which is compiled anew.
+launch of every single kernel; a CPU has no such graphs. Batches keep their shape, so nothing is compiled for changing shapes. After a cut
+there is another network, which is compiled anew.
 """
 
 from collections.abc import Callable
