@@ -267,6 +267,7 @@ class Narrow(nn.Sequential):
 """
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch 2.11 about its compiler's own code
 def test_who_puts_it_in(tmp_path: Path) -> None:
     """Runs and measurements alike, so that what is measured is what runs; not where the network is compiled."""
     (tmp_path / "narrow.py").write_text(NETWORK)
