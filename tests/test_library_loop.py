@@ -4,6 +4,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from loops import EXAMPLE, INNER, KEPT, STEM, Nested, batches, kept_of, kill_, logits, network, sgd, train_
@@ -117,6 +118,14 @@ def test_chosen_filters_stay_and_the_rest_goes() -> None:
     assert kept.change.channels == (20, 6 + len(INNER) + 6 + 3)
 
 
+@pytest.mark.parametrize("chosen", [torch.tensor([3, 1]), np.array([3, 1]), [torch.tensor(3), torch.tensor(1)], [np.int64(3), 1]])
+def test_filters_may_be_chosen_by_tensors_and_arrays(chosen: Any) -> None:
+    model = network()
+    step = pruner_of(model, sgd(model)).reconfigure(keep={"body_0_branch_0": chosen})
+    weight = model.get_parameter("body.0.branch.0.weight")
+    assert torch.equal(step.model.get_parameter("body_0_branch_0.weight"), weight[[1, 3]])
+
+
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
@@ -125,9 +134,11 @@ def test_chosen_filters_stay_and_the_rest_goes() -> None:
         ({"stem_0": [0, 6]}, "keep some of the filters 0 to 5 of stem_0"),
         ({"stem_0": [-1]}, "keep some of the filters 0 to 5 of stem_0"),
         ({"stem_0": []}, "keep some of the filters 0 to 5 of stem_0"),
+        ({"stem_0": [True, False, True, False, False, False]}, "keep some of the filters 0 to 5 of stem_0, by number"),
+        ({"stem_0": [0.5]}, "keep some of the filters 0 to 5 of stem_0, by number"),
     ],
 )
-def test_choice_that_does_not_work(keep: dict[str, list[int]], message: str) -> None:
+def test_choice_that_does_not_work(keep: dict[str, Any], message: str) -> None:
     model = network()
     with pytest.raises(ConfigError, match=message):
         pruner_of(model, sgd(model)).reconfigure(keep=keep)

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+import torch
+
 from prunetrain.channels.slicing import Proposal
 from prunetrain.errors import ConfigError, unknown_name
 
@@ -28,8 +30,9 @@ def keep_filters(proposal: Proposal, keep: Mapping[str, Collection[int]]) -> Pro
             raise ConfigError(f"the channels of {name} are never cut: {frozen}")
         removable[spaces.ids[name, "out"]] = True
     for name, filters in keep.items():
-        count = len(spaces.ids[name, "out"])
-        if not filters or not all(0 <= position < count for position in filters):
-            raise ConfigError(f"keep some of the filters 0 to {count - 1} of {name}, not {sorted(filters)}")
-        removable[spaces.ids[name, "out"][sorted(filters)]] = False
+        count, positions = len(spaces.ids[name, "out"]), torch.as_tensor(list(filters))
+        numbers = not (positions.is_floating_point() or positions.dtype == torch.bool)  # an empty list is of floats
+        if not numbers or not all(0 <= position < count for position in positions.tolist()):
+            raise ConfigError(f"keep some of the filters 0 to {count - 1} of {name}, by number, not {positions.tolist()}")
+        removable[spaces.ids[name, "out"][positions.numpy()]] = False
     return replace(proposal, candidates=replace(candidates, removable=removable))
