@@ -130,6 +130,8 @@ def test_average_of_another_model() -> None:
         PruneTrain(model, sgd(model), EXAMPLE, ema=nn.Linear(2, 2))
     with pytest.raises(ConfigError, match=r"the ema, a AveragedModel, holds no copy"):
         PruneTrain(model, sgd(model), EXAMPLE, ema=averaged(nn.Linear(2, 2)))
+    with pytest.raises(ConfigError, match=r"OrderedDict is not a torch.nn.Module"):
+        PruneTrain(model, sgd(model), EXAMPLE, ema=model.state_dict())  # type: ignore[arg-type]
 
 
 def test_average_of_a_compiled_model() -> None:

@@ -129,9 +129,40 @@ class Lists(optim.SGD):
                 self.state[parameter]["history"] = [torch.zeros(7)]
 
 
+class Ascends(optim.Optimizer):
+    """Makes no steps itself, as sharpness-aware minimisation does: another optimizer, which shares its groups, makes the second half."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.05, "momentum": 0.9})
+        self.base = optim.SGD(self.param_groups, lr=0.05, momentum=0.9)
+        self.param_groups = self.base.param_groups
+
+
+class Delegates(optim.Optimizer):
+    """Passes everything on and has no hooks, as in Accelerate."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.optimizer = inner
+        self.param_groups, self.state = inner.param_groups, inner.state
+
+
+class Shares(optim.SGD):
+    """Is the other optimizer but for its class and its step, as in Lightning."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.__dict__ = dict(vars(inner))
+        self._optimizer = inner
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self._optimizer.step(closure)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (Ascends, "Ascends only wraps SGD, which makes the steps: give its attribute 'base'"),
+        (lambda p: Delegates(optim.Adam(p)), "Delegates only wraps Adam, which makes the steps: give its attribute 'optimizer'"),
+        (type("ZeroRedundancyOptimizer", (optim.SGD,), {}), "only part of the state in each process"),
         (optim.LBFGS, "LBFGS keeps a single state for all parameters"),
         (lambda p: optim.SGD(p, lr=0.1, maximize=True), "maximize=False"),
         (lambda p: optim.SGD(network().parameters(), lr=0.1), "none of the model's parameters"),
@@ -143,6 +174,32 @@ def test_optimizers_that_cannot_be_used(make: Callable[[Any], Any], message: str
     model = network()
     with pytest.raises(ConfigError, match=message):
         PruneTrain(model, make(model.parameters()), EXAMPLE)
+
+
+def test_the_optimizer_inside_a_wrapper() -> None:
+    model = network()
+    wrapper = Ascends(model.parameters())
+    smaller = _cut_in_training(model, wrapper.base, wrapper.base)
+    assert all(parameter in wrapper.base.state for parameter in smaller.parameters())
+    assert wrapper.param_groups[0]["params"] == list(smaller.parameters())
+
+
+def test_a_wrapper_that_shares_everything() -> None:
+    model = network()
+    inner = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    smaller = _cut_in_training(model, Shares(inner), inner)
+    assert all(parameter in inner.state for parameter in smaller.parameters())
+
+
+def _cut_in_training(model: nn.Module, given: Optimizer, steps: Optimizer) -> nn.Module:
+    """Train with one optimizer, give the pruner another, and cut what has faded."""
+    pruner = PruneTrain(model, given, EXAMPLE)
+    left = pruner.fade(macs=0.7, steps=2)
+    train_(model, steps, 2, pruner=pruner)
+    step = pruner.reconfigure()
+    assert step.change.macs[1] == round(left * step.change.macs[0])
+    train_(step.model, steps, 1, pruner=pruner)
+    return step.model
 
 
 def test_state_of_unknown_shape_is_refused_and_nothing_changes() -> None:

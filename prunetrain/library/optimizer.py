@@ -40,11 +40,14 @@ def check_optimizer(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]
     """Refuse an optimizer that cannot be cut along with a network.
 
     Raises:
-        ConfigError: if it is not a torch optimizer, keeps one state for all parameters, has no learning rate, maximizes, has none of
-            these parameters, or has uninitialised ones.
+        ConfigError: if it is not a torch optimizer, wraps another one, keeps one state for all parameters, has no learning rate,
+            maximizes, has none of these parameters, or has uninitialised ones.
     """
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"{type(optimizer).__name__} is not a torch.optim.Optimizer")
+    if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
+        raise ConfigError("ZeroRedundancyOptimizer has only part of the state in each process, which cannot be cut: use a plain optimizer")
+    _check_steps_itself(optimizer)
     if isinstance(optimizer, LBFGS):
         raise ConfigError("LBFGS keeps a single state for all parameters, which cannot be cut: use another optimizer")
     if not all("lr" in group for group in optimizer.param_groups):
@@ -55,6 +58,23 @@ def check_optimizer(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]
         raise ConfigError("the optimizer has none of the model's parameters: make it from model.parameters()")
     if any(is_lazy(parameter) for group in optimizer.param_groups for parameter in group["params"]):
         raise ConfigError("the optimizer has parameters of a lazy layer that no batch reaches: leave out these parameters, or the layer")
+
+
+def _check_steps_itself(optimizer: Optimizer) -> None:
+    """Refuse an optimizer whose steps another one makes: hooks on it do not run, and its state is not the one to cut.
+
+    Wrappers that share the other one's hooks, such as Lightning's, are fine.
+
+    Raises:
+        ConfigError: for such an optimizer.
+    """
+    hooks = vars(optimizer).get("_optimizer_step_post_hooks")
+    for name, inner in vars(optimizer).items():
+        if isinstance(inner, Optimizer) and (hooks is None or vars(inner).get("_optimizer_step_post_hooks") is not hooks):
+            raise ConfigError(
+                f"{type(optimizer).__name__} only wraps {type(inner).__name__}, which makes the steps: give its attribute {name!r}, "
+                "and step the wrapper as before"
+            )
 
 
 def prepare_swap(optimizer: Optimizer, network: Network, smaller: Network, sources: Mapping[str, Source]) -> ParameterSwap:

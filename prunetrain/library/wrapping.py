@@ -36,8 +36,10 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, Wrapping]:
     """Return the network inside, and its wrapping.
 
     Raises:
-        ConfigError: for DataParallel, whose replicas of the network a cut would not reach.
+        ConfigError: for DataParallel, whose replicas of the network a cut would not reach, and for anything but a module.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{type(model).__name__} is not a torch.nn.Module")
     wraps: list[Wrap] = []
     ranks = Ranks()
     while True:
