@@ -1,5 +1,6 @@
 """`PruneTrain` in a plain loop: what it penalises, what it cuts, what it writes, and how it goes on."""
 
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -614,3 +615,25 @@ def test_fixed_filters_are_not_trained_after_a_cut() -> None:
             "fc.bias": True,
         }
     assert torch.equal(cut.get_parameter("blur.weight"), model.get_buffer("blur")[3:])
+
+
+@pytest.mark.parametrize("kind", ["inference mode", "no_grad", "default device"])
+def test_it_may_be_called_in_any_mode(kind: str) -> None:
+    """As from a callback that runs in inference mode after validation; a default device of "meta" stands for a GPU."""
+
+    def surroundings() -> AbstractContextManager[object]:
+        return torch.device("meta") if kind == "default device" else torch.inference_mode() if kind == "inference mode" else torch.no_grad()
+
+    model: nn.Module = network()
+    optimizer = sgd(model)
+    with surroundings():
+        pruner = pruner_of(model, optimizer)
+        assert pruner.penalty() == 0
+        pruner.fade(macs=0.7, steps=2)
+    train_(model, optimizer, 2, pruner=pruner)
+    with surroundings():
+        step = pruner.reconfigure()
+        pruner.load_state_dict(pruner.state_dict())
+    assert step.change.macs[1] < step.change.macs[0]
+    train_(step.model, optimizer, 2, pruner=pruner)
+    assert all(parameter.requires_grad and not parameter.is_inference() for parameter in step.model.parameters())

@@ -8,6 +8,7 @@ from prunetrain.channels.slices import sliced_layers
 from prunetrain.channels.spaces import find_spaces
 from prunetrain.errors import ConfigError
 from prunetrain.library.network import Network
+from prunetrain.library.undisturbed import undisturbed
 from prunetrain.regularizers.group_lasso import GroupLasso, proximal_step_size
 
 
@@ -71,5 +72,6 @@ class Penalty:
         if self._lasso is None or key != self._key:
             if len(key[1]) > 1:
                 raise ConfigError("the model's weights are on several devices: put them on one")
-            self._lasso, self._key = GroupLasso(self._graph, self._spaces, weights, groups=self._groups), key
+            with undisturbed():
+                self._lasso, self._key = GroupLasso(self._graph, self._spaces, weights, groups=self._groups), key
         return self._lasso

@@ -57,6 +57,7 @@ from prunetrain.library.network import Network
 from prunetrain.library.optimizer import check_optimizer, prepare_swap
 from prunetrain.library.penalty import Penalty
 from prunetrain.library.settings import Settings
+from prunetrain.library.undisturbed import undisturbed
 from prunetrain.library.wrapping import unwrap
 from prunetrain.paths import NETWORK_NAME
 from prunetrain.training.events import Change
@@ -111,6 +112,7 @@ class PruneTrain:
         TraceError: for a model that cannot be written as a network file.
     """
 
+    @undisturbed()
     def __init__(
         self,
         model: nn.Module,
@@ -194,6 +196,7 @@ class PruneTrain:
         else:
             self._penalty.add_gradient_(self._strength or 0.0, scale=self._gradient_scale())
 
+    @undisturbed()
     def fade(self, macs: float, steps: int) -> float:
         """Fade out the weakest channels over the next optimizer steps, so that cutting them afterwards does not change the outputs.
 
@@ -221,6 +224,7 @@ class PruneTrain:
         self._fade = Fade(self._network.graph, weights, self._average(), channels=channels, steps=steps)
         return left / dense
 
+    @undisturbed()
     def reconfigure(self, path: str | Path | None = None, *, keep: Mapping[str, Collection[int]] | None = None) -> Reconfigured:
         """Cut the dead channels. Call it between two optimizer steps; under DistributedDataParallel, on every rank.
 
@@ -249,7 +253,7 @@ class PruneTrain:
             warnings.warn(
                 f"only {self._fade.unfinished} of the fade were made, so its channels are not zero yet and stay: call fade() with no more "
                 "steps than there are calls of optimizer.step() before reconfigure()",
-                stacklevel=2,
+                stacklevel=3,  # the decorator is one more
             )
         network, ranks = self._network, self._wrapping.ranks
         cut = self._cut(keep or {})
@@ -309,6 +313,7 @@ class PruneTrain:
         fade = self._fade and self._fade.state_dict()
         return {"lasso_strength": self._strength, "network": network, "dense": dense, "settings": asdict(self._settings), "fade": fade}
 
+    @undisturbed()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue as the pruner whose `state_dict` this is; its settings replace those given to this one.
 
