@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from loops import EXAMPLE, INNER, KEPT, STEM, Nested, batches, kept_of, kill_, logits, network, sgd, train_
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
 import prunetrain
 from prunetrain.errors import CheckpointError, ConfigError, OutputError, TraceError
+from prunetrain.graph.render import render
 
 
 def pruner_of(model: nn.Module, optimizer: torch.optim.Optimizer, **settings: Any) -> prunetrain.PruneTrain:
@@ -464,6 +465,46 @@ def test_saved_and_loaded(tmp_path: Path, cut: bool) -> None:
         assert torch.equal(left, right)
     assert resumed.dense == pruner.dense
     assert resumed.state_dict() == pruner.state_dict()
+
+
+class Shuffled(nn.Module):
+    """Parts that lose different channels, so that its file has positions; and a view whose file, traced again, is spelled otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Conv2d(2, 6, 3), nn.Conv2d(2, 6, 3), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.channel_shuffle(torch.cat((self.left(x), self.right(x)), 1), 2)
+        x = x.view(len(x), -1, 1, 1, 4, 4).transpose(3, 4)
+        return self.head(x.flatten(2).mean(2))
+
+
+def test_a_network_goes_on_from_its_file_however_it_is_spelled(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Shuffled().double()
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer)
+    first = pruner.reconfigure(tmp_path / "net.py", keep={"left": [0, 1, 4], "right": [1, 2, 3, 5]}).model
+    pruner.fade(macs=0.3, steps=4)
+    train_(first, optimizer, 2, pruner=pruner)
+    again = prunetrain.load_network(tmp_path / "net.py").double()
+    again.load_state_dict(first.state_dict())
+    other = sgd(again)
+    other.load_state_dict(deepcopy(optimizer.state_dict()))
+    resumed = pruner_of(again, other)
+    assert resumed.graph != pruner.graph
+    random = torch.get_rng_state()
+    resumed.load_state_dict(pruner.state_dict())
+    assert torch.equal(random, torch.get_rng_state())
+    assert resumed.graph == pruner.graph
+    train_(first, optimizer, 2, seed=1, pruner=pruner)
+    train_(again, other, 2, seed=1, pruner=resumed)
+    left, right = pruner.reconfigure(), resumed.reconfigure()
+    assert left.change.channels == right.change.channels
+    assert left.change.channels[1] < left.change.channels[0]
+    assert render(pruner.graph) == render(resumed.graph)
+    assert torch.equal(logits(left.model), logits(right.model))
 
 
 def test_state_of_another_network() -> None:

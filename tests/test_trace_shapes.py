@@ -1,6 +1,7 @@
 """Reshapes, slices and writes into them: one canonical form for all spellings, none that bakes a size it does not need."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from traced import IMAGES, check_same, network, targets
 
 from prunetrain.errors import TraceError
 from prunetrain.graph.layergraph import BatchSize, Step, Value
+from prunetrain.graph.load import instantiate
+from prunetrain.graph.parse import parse
 from prunetrain.graph.trace import trace
 
 
@@ -178,6 +181,26 @@ def test_positions_become_an_index() -> None:
     for forward in (lambda self, x: x[:, swapped], lambda self, x: x[:, [2, 0, 1]], lambda self, x: x.index_select(1, swapped)):
         graph = check_same(network(forward), (2, 3, 8, 8))
         assert [(tensor.role, tensor.values) for tensor in graph.declared] == [("index", (2, 0, 1))]
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_positions_of_a_buffer_become_an_index(persistent: bool) -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        swapped = torch.index_select(x, 1, self.order)
+        return torch.index_add(x[:, self.order], 1, self.some, swapped[:, :2])
+
+    model = network(forward)
+    model.register_buffer("order", torch.tensor([2, 0, 1]), persistent=persistent)
+    model.register_buffer("some", torch.tensor([1, 2]), persistent=persistent)
+    graph = check_same(model, (2, 3, 8, 8))
+    assert [(tensor.name, tensor.values) for tensor in graph.declared] == [("order", (2, 0, 1)), ("some", (1, 2))]
+
+
+@pytest.mark.parametrize("name", ["gating", "shuffle"])
+def test_a_file_with_positions_is_traced_as_it_is(name: str) -> None:
+    source = (Path(__file__).parent / "golden" / f"{name}.py").read_text()
+    graph = parse(source)
+    assert trace(instantiate(source, "net.py"), torch.zeros(2, *graph.input_shape)) == graph
 
 
 def test_a_table_is_looked_up() -> None:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from prunetrain.channels.slicing import Cut
 from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.load import instantiate
+from prunetrain.graph.render import render
 from prunetrain.library.wrapping import compilation_disabled
 from prunetrain.models.assembling import assemble
 from prunetrain.models.checked_tracing import trace_and_check
@@ -41,6 +43,18 @@ class Network:
         declared = tuple(replace(tensor, trainable=True) for tensor in traced.graph.declared)
         graph = replace(traced.graph, layers=layers, declared=declared)
         return cls(module, graph, traced.names, {name: t for name, t in traced.state.items() if name not in known})
+
+    def fits(self, graph: LayerGraph) -> bool:
+        """Whether this is a graph's network: the graph is its own, or its file is traced as its own, since steps have several spellings.
+
+        Raises:
+            NetworkFileError, TraceError: if it is neither, and the other cannot be made.
+        """
+        if graph == self.graph or graph.layers != self.graph.layers:
+            return graph == self.graph
+        with torch.random.fork_rng(devices=[]):
+            module = instantiate(render(graph), graph.class_name)
+        return Network.of(module, torch.zeros(1, *graph.input_shape)).graph == self.graph
 
     @property
     def device(self) -> torch.device:

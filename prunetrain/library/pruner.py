@@ -44,7 +44,7 @@ from torch.optim import Optimizer
 
 from prunetrain.channels.slicing import Cut, propose_cut
 from prunetrain.config import TrainConfig
-from prunetrain.errors import CheckpointError, ConfigError, NetworkFileError
+from prunetrain.errors import CheckpointError, ConfigError, NetworkFileError, TraceError
 from prunetrain.files import write_atomically, write_text
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
@@ -323,15 +323,17 @@ class PruneTrain:
         try:
             network, dense, settings = parse(state["network"], "network"), parse(state["dense"], "dense"), Settings(**state["settings"])
             strength = None if state["lasso_strength"] is None else float(state["lasso_strength"])
-            if network != self._network.graph:
+            if not self._network.fits(network):
                 raise CheckpointError(
                     "the pruner's state is of another network: make the PruneTrain for the network that it was saved with"
                 )
-            penalty = Penalty(self._network, self._optimizer, settings.lasso_groups)
+            saved = replace(self._network, graph=network)
+            penalty = Penalty(saved, self._optimizer, settings.lasso_groups)
             fade = None if state["fade"] is None else Fade(network, penalty.trained_weights(), self._average(), **state["fade"])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError, NetworkFileError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError, NetworkFileError, TraceError) as error:
             raise CheckpointError(f"this is not what PruneTrain.state_dict() returns ({type(error).__name__}: {error})") from None
-        self._settings, self._dense, self._strength, self._penalty, self._fade = settings, dense, strength, penalty, fade
+        self._settings, self._dense, self._network = settings, dense, saved
+        self._strength, self._penalty, self._fade = strength, penalty, fade
 
     def close(self) -> None:
         """Remove the hook from the optimizer: the lasso and fading no longer act."""

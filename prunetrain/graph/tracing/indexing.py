@@ -92,17 +92,34 @@ def select(build: Builder, tensor: Tensor, dim: int, leaf: object) -> Tensor:
         taken = build.add("torch.index_select", input=tensor, dim=dim, index=flat)
         had = list(zip(*build.sizes_of(tensor), strict=True))
         return to_shape(build, taken, [*had[:dim], *sizes, *had[dim + 1 :]])
-    if isinstance(leaf, Constant):
-        return build.add(
-            "torch.index_select", input=tensor, dim=dim, index=build.registry.declare_constant(leaf.tensor, build.place, positions=True)
-        )
-    return build.add("torch.index_select", input=tensor, dim=dim, index=build.tensor(leaf))
+    return build.add("torch.index_select", input=tensor, dim=dim, index=_index(build, leaf))
+
+
+def _index(build: Builder, leaf: object) -> Tensor:
+    """Return positions along a dimension; those that depend on no image are architecture, and so in the file."""
+    match leaf:
+        case Constant(values):
+            return build.registry.declare_constant(values, build.place, positions=True)
+        case ModelTensor(name):
+            return build.registry.declare_tensor(name, build.place, positions=True)
+    return build.tensor(leaf)
 
 
 def index_select(build: Builder, call: Call) -> Tensor:
     """torch.index_select."""
     given = arguments(call, "input dim index")
     return select(build, build.tensor(given["input"]), given["dim"], given["index"])
+
+
+def index_add(build: Builder, call: Call) -> Tensor:
+    """torch.index_add."""
+    given = arguments(call, "input dim index source alpha")
+    if given.get("alpha", 1) != 1:
+        raise ValueError("alpha is not supported: multiply the source by it")
+    source = build.tensor(given["source"])
+    return build.add(
+        "torch.index_add", input=build.tensor(given["input"]), dim=given["dim"], index=_index(build, given["index"]), source=source
+    )
 
 
 def embedding(build: Builder, call: Call) -> Tensor:
@@ -202,6 +219,7 @@ def split(build: Builder, call: Call) -> tuple[Argument, ...]:
 INDEXING = {
     "__getitem__": getitem,
     "index_select": index_select,
+    "index_add": index_add,
     "embedding": embedding,
     "__setitem__": setitem,
     **dict.fromkeys(("zero_", "fill_"), fill),

@@ -75,8 +75,8 @@ class Registry:
         """Give a layer a tensor that the model does not have."""
         self._layers[layer].tensors.setdefault(own, tensor)
 
-    def declare_tensor(self, tensor: str, place: Place) -> Attribute:
-        """Declare one of the model's tensors, unless it is declared already, and return it."""
+    def declare_tensor(self, tensor: str, place: Place, *, positions: bool = False) -> Attribute:
+        """Declare one of the model's tensors, unless it is declared already, and return it; as positions if it can be such."""
         tensor = self._first[id(self.tensors[tensor])]
         if tensor in self._by_content:
             return Attribute(self._by_content[tensor])
@@ -85,7 +85,8 @@ class Registry:
         name = self._name_in_file(tensor, place)
         self._claim_tensor(tensor, name, place)
         role, trainable = "parameter" if is_parameter else "buffer", value.requires_grad or not is_parameter
-        self._declare(Declared(name, tuple(value.shape), role, _dtype(value, place), trainable=trainable), value)
+        made = Declared(name, tuple(value.shape), role, _dtype(value, place), trainable=trainable)
+        self._declare(Declared.index(name, tuple(value.tolist())) if positions and _are_positions(value) else made, value)
         self.names[tensor] = name
         self._by_content[tensor] = name
         return Attribute(name)
@@ -101,7 +102,7 @@ class Registry:
     def declare_constant(self, value: Tensor, place: Place, *, positions: bool = False) -> Attribute:
         """Declare a constant as a buffer and return it; as positions if they are wanted and it is a list of them."""
         scope = place.scope + "." if place.scope else ""
-        positions = positions and value.dtype == torch.int64 and value.ndim == 1 and bool((value >= 0).all())
+        positions = positions and _are_positions(value)
         wanted = scope + ("index" if positions else "constant")
         for name, tensor in self.values.items():
             same = (wanted, tensor.dtype, tensor.shape) == (self._by_content.get(("constant", name)), value.dtype, value.shape)
@@ -159,6 +160,10 @@ class Registry:
         except GraphError as error:
             raise place.error(str(error)) from None
         return name
+
+
+def _are_positions(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.int64 and tensor.ndim == 1 and tensor.numel() > 0 and bool((tensor >= 0).all())
 
 
 def _dtype(tensor: Tensor, place: Place) -> str:
