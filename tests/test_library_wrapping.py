@@ -7,6 +7,7 @@ import pytest
 import torch
 from loops import EXAMPLE, kill_, logits, network, sgd, train_
 from torch import Tensor, distributed, fx, multiprocessing, nn
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from prunetrain import PruneTrain
@@ -71,6 +72,7 @@ def in_process(rank: int, folder: str, world: int) -> None:
     try:
         facts = [train_together(rank, Path(folder), order) for order in ("plain", "compiled inside", "compiled outside")]
         facts.append(fail_together(Path(folder)))
+        facts.append(compress_together(rank))
         torch.save(facts, f"{folder}/rank{rank}.pt")
     finally:
         distributed.destroy_process_group()
@@ -132,6 +134,22 @@ def fail_together(folder: Path) -> dict[str, Any]:
     return {"error": str(caught.value)}
 
 
+def compress_together(rank: int) -> dict[str, Any]:
+    """A communication hook that keeps tensors of the gradients' shapes."""
+    together = DistributedDataParallel(network(), find_unused_parameters=True)
+    state = PowerSGDState(process_group=None, start_powerSGD_iter=2, min_compression_rate=0.1)
+    together.register_comm_hook(state, powerSGD_hook)
+    optimizer = sgd(together)
+    pruner = PruneTrain(together, optimizer, EXAMPLE)
+    train_(together, optimizer, 4, seed=rank)
+    before = {tensor.numel() for tensor in state.error_dict.values()}
+    kill_(together.module)
+    step = pruner.reconfigure()
+    train_(step.model, optimizer, 2, seed=rank)
+    after = {tensor.numel() for tensor in state.error_dict.values()}
+    return {"before": before, "after": after, "weights": [parameter.detach().clone() for parameter in step.model.parameters()]}
+
+
 def test_data_parallel_is_refused() -> None:
     model = nn.DataParallel(network())
     with pytest.raises(ConfigError, match="give the module inside, or use DistributedDataParallel"):
@@ -141,7 +159,7 @@ def test_data_parallel_is_refused() -> None:
 def test_two_processes_agree(tmp_path: Path) -> None:
     multiprocessing.spawn(in_process, args=(str(tmp_path), 2), nprocs=2)  # type: ignore[no-untyped-call]
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
-    for left, right in zip(first[:-1], second[:-1], strict=True):
+    for left, right in zip(first[:-2], second[:-2], strict=True):
         assert left["loss"] != right["loss"]
         assert left["strength"] == right["strength"]
         assert left["channels"] == right["channels"]
@@ -154,5 +172,10 @@ def test_two_processes_agree(tmp_path: Path) -> None:
                 assert torch.equal(a, b), (left["order"], kind)
         assert sorted(path.name for path in (tmp_path / left["order"] / "rank0").iterdir()) == ["epoch_001.pt", "epoch_001.py"]
         assert not (tmp_path / left["order"] / "rank1").exists()
-    assert first[-1] == second[-1]
-    assert "cannot write" in first[-1]["error"]
+    assert first[-2] == second[-2]
+    assert "cannot write" in first[-2]["error"]
+    for result in (first[-1], second[-1]):
+        assert result["before"]
+        assert result["after"]
+        assert result["before"].isdisjoint(result["after"])
+    assert all(torch.equal(a, b) for a, b in zip(first[-1]["weights"], second[-1]["weights"], strict=True))

@@ -105,7 +105,17 @@ def _data_parallel_like(model: DistributedDataParallel) -> Wrap:
     def wrap(network: nn.Module) -> nn.Module:
         wrapped = DistributedDataParallel(network, **settings)
         for hook, state in hooks:
+            _forget_shapes_(state)
             wrapped.register_comm_hook(state, hook)
         return wrapped
 
     return wrap
+
+
+def _forget_shapes_(state: object) -> None:
+    """Drop what PowerSGD keeps of each bucket of gradients, whose shapes a cut changes: it begins anew with the next step."""
+    from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState  # not in builds without torch.distributed
+
+    if isinstance(state, PowerSGDState):
+        for memory in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
+            memory.clear()
