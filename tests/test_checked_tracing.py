@@ -69,6 +69,22 @@ def test_code_that_tracing_does_not_see() -> None:
         trace_and_check(network(forward, conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2)), EXAMPLE)
 
 
+@pytest.mark.parametrize("way", ["module", "in place", "function"])
+def test_parts_that_are_compiled_run_as_they_are_written(way: str) -> None:
+    """Names are those of the parts, and nothing is compiled."""
+
+    def backend(graph: Any, inputs: list[Tensor]) -> Any:
+        raise AssertionError("was compiled")
+
+    part = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    expected = trace_and_check(network(lambda self, x: self.part(x).relu().mean((2, 3)), part=part), EXAMPLE).graph
+    relu = torch.compile(F.relu, backend=backend) if way == "function" else F.relu
+    if way == "in place":
+        part.compile(backend=backend)
+    compiled: Any = torch.compile(part, backend=backend) if way == "module" else part
+    assert trace_and_check(network(lambda self, x: relu(self.part(x)).mean((2, 3)), part=compiled), EXAMPLE).graph == expected
+
+
 def test_code_that_fails_with_numbers() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         if type(x) is Tensor:

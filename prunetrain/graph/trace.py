@@ -23,6 +23,7 @@ from prunetrain.errors import TraceError
 from prunetrain.graph.catalog import FILE_NAMES
 from prunetrain.graph.layergraph import GraphError, LayerGraph
 from prunetrain.graph.shapes import check_shapes
+from prunetrain.graph.tracing.compilation import compilation_disabled
 from prunetrain.graph.tracing.merge import merge_modes
 from prunetrain.graph.tracing.pairing import check_single_image, pair_recordings
 from prunetrain.graph.tracing.places import place_of_error, summary_of_error
@@ -114,6 +115,7 @@ def _record(model: nn.Module, snapshot: Snapshot, registry: Registry, shape: tup
     with (
         preserve_random_state() as random_states,
         snapshot.in_mode(training=training),
+        compilation_disabled(),
         _quiet(),
         torch.inference_mode(False),
         torch.enable_grad(),

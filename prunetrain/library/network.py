@@ -10,7 +10,6 @@ from prunetrain.channels.slicing import Cut
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
-from prunetrain.library.wrapping import compilation_disabled
 from prunetrain.models.assembling import assemble
 from prunetrain.models.checked_tracing import trace_and_check
 
@@ -35,8 +34,7 @@ class Network:
         Raises:
             TraceError: if the module cannot be written as a network file.
         """
-        with compilation_disabled(module):
-            traced = trace_and_check(module, example_input, same_return_type=True)
+        traced = trace_and_check(module, example_input, same_return_type=True)
         known = set(traced.names.values())
         # Which parameters are trained is the module's business, and may change from step to step.
         layers = tuple(replace(layer, trainable=True) for layer in traced.graph.layers)

@@ -3,8 +3,7 @@
 Wrappers are DistributedDataParallel and torch.compile around the network, in any order, and SyncBatchNorm inside it.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -60,19 +59,6 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, Wrapping]:
     if synced is not None:  # network files have plain BatchNorm
         wraps.append(partial(nn.SyncBatchNorm.convert_sync_batchnorm, process_group=synced.process_group))
     return model, Wrapping(tuple(reversed(wraps)), ranks)
-
-
-@contextmanager
-def compilation_disabled(network: nn.Module) -> Iterator[None]:
-    """Run modules that were compiled in place as they are written, so that a tracer sees what they do."""
-    compiled = {module: module._compiled_call_impl for module in network.modules() if module._compiled_call_impl is not None}
-    try:
-        for module in compiled:
-            module._compiled_call_impl = None
-        yield
-    finally:
-        for module, call in compiled.items():
-            module._compiled_call_impl = call
 
 
 def _compiled_in_place(network: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from prunetrain.errors import TraceError
 from prunetrain.graph.memory import check_results_fit
 from prunetrain.graph.render import render
 from prunetrain.graph.trace import Traced, trace_with_state
+from prunetrain.graph.tracing.compilation import compilation_disabled
 from prunetrain.graph.tracing.journal import outputs_of
 from prunetrain.graph.tracing.places import place_of_error, summary_of_error
 from prunetrain.graph.tracing.randomness import preserve_random_state
@@ -80,7 +81,7 @@ def _difference(name: str, what: str) -> TraceError:
 
 def _run_seeded(module: nn.Module, images: Tensor) -> tuple[object, bool]:
     """Return a module's result for images under a fixed seed, and whether it drew random numbers; torch's own state stays."""
-    with torch.random.fork_rng([images.device] if images.is_cuda else []), preserve_random_state():
+    with torch.random.fork_rng([images.device] if images.is_cuda else []), preserve_random_state(), compilation_disabled():
         torch.default_generator.manual_seed(0)
         if images.is_cuda:
             torch.cuda.default_generators[images.device.index].manual_seed(0)

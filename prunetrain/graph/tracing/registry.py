@@ -151,7 +151,7 @@ class Registry:
         Raises:
             TraceError: if it cannot be a name there.
         """
-        base = re.sub(r"\W", "_", qualified, flags=re.ASCII)
+        base = re.sub(r"\W", "_", qualified.replace("_orig_mod.", ""), flags=re.ASCII)  # which torch.compile puts around a part
         if not base[:1].isalpha():
             base = f"layer_{base}".rstrip("_")  # nn.Sequential counts from 0
         name = free_name(base, self._layers.keys() | self.declared.keys())
