@@ -196,11 +196,24 @@ def test_positions_of_a_buffer_become_an_index(persistent: bool) -> None:
     assert [(tensor.name, tensor.values) for tensor in graph.declared] == [("order", (2, 0, 1)), ("some", (1, 2))]
 
 
+def test_negative_positions_of_a_buffer() -> None:
+    model = network(lambda self, x: x[:, self.order])
+    model.register_buffer("order", torch.tensor([2, -3, 1]))
+    graph = check_same(model, (2, 3, 8, 8))
+    assert [(tensor.role, tensor.values) for tensor in graph.declared] == [("index", (2, 0, 1))]
+
+
 @pytest.mark.parametrize("name", ["gating", "shuffle"])
 def test_a_file_with_positions_is_traced_as_it_is(name: str) -> None:
     source = (Path(__file__).parent / "golden" / f"{name}.py").read_text()
     graph = parse(source)
     assert trace(instantiate(source, "net.py"), torch.zeros(2, *graph.input_shape)) == graph
+
+
+def test_positions_in_rows_and_a_single_one() -> None:
+    positions = torch.tensor([[2, 0], [-1, 1]])
+    assert targets(check_same(network(lambda self, x: x[:, positions]), (2, 3, 8, 8))) == ["torch.index_select", "torch.unflatten"]
+    assert targets(check_same(network(lambda self, x: x[:, positions[0, 0]]), (2, 3, 8, 8)))[0] == "torch.index_select"
 
 
 def test_a_table_is_looked_up() -> None:

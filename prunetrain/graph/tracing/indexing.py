@@ -1,6 +1,5 @@
 """Slices, indices and writes into them: one step for each dimension."""
 
-from math import prod
 from typing import Any, TypeAlias
 
 import torch
@@ -9,6 +8,7 @@ from prunetrain.graph.layergraph import Argument, Attribute, Value
 from prunetrain.graph.tracing.builder import Builder
 from prunetrain.graph.tracing.calls import arguments
 from prunetrain.graph.tracing.records import BatchDependentInt, Call, Constant, ModelTensor, Ref
+from prunetrain.graph.tracing.registry import are_positions
 from prunetrain.graph.tracing.reshapes import broadcast, to_shape
 
 Tensor: TypeAlias = Value | Attribute
@@ -79,30 +79,36 @@ def _gather(build: Builder, tensor: Tensor, index: list[Any]) -> Tensor:
     if not build.is_integer(leaf):
         raise ValueError("only an int64 tensor can be an index: with a mask the result's shape depends on the values of a tensor")
     if dim == 0 and build.rank(tensor) == 2:
+        known = build.registry.tensors[leaf.name] if isinstance(leaf, ModelTensor) else getattr(leaf, "tensor", None)
+        if known is not None and not known.is_meta and bool((known < 0).any()):
+            raise ValueError("negative positions in a table are not supported: add its length to them")
         return build.add("F.embedding", input=build.tensor(leaf), weight=tensor)
     return select(build, tensor, dim, leaf)
 
 
 def select(build: Builder, tensor: Tensor, dim: int, leaf: object) -> Tensor:
     """Take positions along a dimension."""
-    if build.rank(leaf) != 1:
-        positions = build.tensor(leaf)
-        sizes = list(zip(*build.sizes_of(positions), strict=True))
-        flat = to_shape(build, positions, [(prod(one for one, _ in sizes), prod(two for _, two in sizes))])
-        taken = build.add("torch.index_select", input=tensor, dim=dim, index=flat)
-        had = list(zip(*build.sizes_of(tensor), strict=True))
-        return to_shape(build, taken, [*had[:dim], *sizes, *had[dim + 1 :]])
-    return build.add("torch.index_select", input=tensor, dim=dim, index=_index(build, leaf))
+    taken = build.add("torch.index_select", input=tensor, dim=dim, index=_index(build, tensor, dim, leaf))
+    shape = build.sizes_of(leaf)[0]
+    if len(shape) == 1:
+        return taken
+    had = list(zip(*build.sizes_of(tensor), strict=True))
+    return to_shape(build, taken, [*had[:dim], *((size, size) for size in shape), *had[dim + 1 :]])
 
 
-def _index(build: Builder, leaf: object) -> Tensor:
-    """Return positions along a dimension; those that depend on no image are architecture, and so in the file."""
-    match leaf:
-        case Constant(values):
-            return build.registry.declare_constant(values, build.place, positions=True)
-        case ModelTensor(name):
-            return build.registry.declare_tensor(name, build.place, positions=True)
-    return build.tensor(leaf)
+def _index(build: Builder, tensor: Tensor, dim: int, leaf: object) -> Tensor:
+    """Return positions along a dimension as a list of them, which the file spells out: they are architecture."""
+    if isinstance(leaf, ModelTensor):
+        if are_positions(build.registry.tensors[leaf.name]):
+            return build.registry.declare_tensor(leaf.name, build.place, positions=True)
+        leaf = Constant(build.registry.tensors[leaf.name])
+    if not isinstance(leaf, Constant) or leaf.repeated or leaf.tensor.is_meta:
+        raise ValueError("takes positions that are computed: use constants, or a buffer as it is")
+    one, two = (sizes[dim] for sizes in build.sizes_of(tensor))
+    positions = leaf.tensor.flatten()
+    if one == two:
+        positions = torch.where(positions < 0, positions + one, positions)  # -1 is the last one
+    return build.registry.declare_constant(positions, build.place, positions=True)
 
 
 def index_select(build: Builder, call: Call) -> Tensor:
@@ -116,10 +122,9 @@ def index_add(build: Builder, call: Call) -> Tensor:
     given = arguments(call, "input dim index source alpha")
     if given.get("alpha", 1) != 1:
         raise ValueError("alpha is not supported: multiply the source by it")
-    source = build.tensor(given["source"])
-    return build.add(
-        "torch.index_add", input=build.tensor(given["input"]), dim=given["dim"], index=_index(build, given["index"]), source=source
-    )
+    tensor, source = build.tensor(given["input"]), build.tensor(given["source"])
+    index = _index(build, tensor, given["dim"], given["index"])
+    return build.add("torch.index_add", input=tensor, dim=given["dim"], index=index, source=source)
 
 
 def embedding(build: Builder, call: Call) -> Tensor:

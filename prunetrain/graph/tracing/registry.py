@@ -86,7 +86,7 @@ class Registry:
         self._claim_tensor(tensor, name, place)
         role, trainable = "parameter" if is_parameter else "buffer", value.requires_grad or not is_parameter
         made = Declared(name, tuple(value.shape), role, _dtype(value, place), trainable=trainable)
-        self._declare(Declared.index(name, tuple(value.tolist())) if positions and _are_positions(value) else made, value)
+        self._declare(Declared.index(name, tuple(value.tolist())) if positions and are_positions(value) else made, value)
         self.names[tensor] = name
         self._by_content[tensor] = name
         return Attribute(name)
@@ -102,7 +102,7 @@ class Registry:
     def declare_constant(self, value: Tensor, place: Place, *, positions: bool = False) -> Attribute:
         """Declare a constant as a buffer and return it; as positions if they are wanted and it is a list of them."""
         scope = place.scope + "." if place.scope else ""
-        positions = positions and _are_positions(value)
+        positions = positions and are_positions(value)
         wanted = scope + ("index" if positions else "constant")
         for name, tensor in self.values.items():
             same = (wanted, tensor.dtype, tensor.shape) == (self._by_content.get(("constant", name)), value.dtype, value.shape)
@@ -162,8 +162,10 @@ class Registry:
         return name
 
 
-def _are_positions(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.int64 and tensor.ndim == 1 and tensor.numel() > 0 and bool((tensor >= 0).all())
+def are_positions(tensor: Tensor) -> bool:
+    """Whether a tensor can be declared as positions: a list of integers from 0 on."""
+    known = tensor.dtype == torch.int64 and tensor.ndim == 1 and tensor.numel() > 0 and not tensor.is_meta
+    return known and bool((tensor >= 0).all())
 
 
 def _dtype(tensor: Tensor, place: Place) -> str:
