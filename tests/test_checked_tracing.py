@@ -56,6 +56,11 @@ def test_other_weights_than_the_layers_imply() -> None:
         trace_and_check(computed_weight(), EXAMPLE)
 
 
+def test_weights_without_numbers() -> None:
+    with pytest.raises(TraceError, match=r"^Net has no weights, only their shapes \(device meta\): load them first$"):
+        trace_and_check(conv_and_head().to("meta"), EXAMPLE)
+
+
 def test_code_that_tracing_does_not_see() -> None:
     """Here what is done to real tensors only."""
 

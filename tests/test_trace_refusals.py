@@ -154,6 +154,9 @@ CALLS: list[tuple[Callable[..., Any], str]] = [
         for forward in (by_parity, of_one_image, with_another_layer_for_one_image, with_another_number_for_one_image)
     ],
     (other_steps_for_other_batches, "runs different steps for different batch sizes"),
+    (lambda self, x: x / len(x), "div: a number depends on the batch size (7 with 7 images)"),
+    (lambda self, x: x[:, self.order + 1], "takes positions that are computed: use constants, or a buffer as it is"),
+    (lambda self, x: x + self.table[self.order].mean(0), "negative positions in a table are not supported: add its length to them"),
     (lambda self, x: torch.add(x, x, alpha=2), "add: alpha and rounding_mode are not supported"),
     (lambda self, x: x.cumsum(1), "cumsum is not supported yet: use other functions of torch"),
     (lambda self, x: x.max(1)[0], "max: passes gradients to one of several equal numbers over a dimension: use torch.amax"),
@@ -178,6 +181,8 @@ def test_the_line_is_named(forward: Callable[..., Any], message: str) -> None:
         frozen=nn.BatchNorm2d(3),
         cumulative=nn.BatchNorm2d(3, momentum=None),
         count=torch.zeros(1),
+        order=torch.tensor([0, -1]),
+        table=torch.zeros(2, 8),
     )
     model.frozen.bias = None
     with pytest.raises(TraceError) as caught:
@@ -200,6 +205,16 @@ def test_a_layer_that_is_given_another_tensor() -> None:
     )
     with pytest.raises(TraceError, match=f"^{re.escape(said)}$"):
         trace(model, IMAGES)
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_gradients_of_weights(register: str) -> None:
+    model = network(lambda self, x: self.conv(x), conv=nn.Conv2d(3, 3, 1), spare=nn.Conv2d(3, 3, 1))
+    hooks = [getattr(layer.weight, register)(lambda gradient: None) for layer in (model.conv, model.spare)]
+    with pytest.raises(TraceError, match=r"^conv\.weight has a hook on its gradient, which a network file cannot express: remove it$"):
+        trace(model, IMAGES)
+    hooks[0].remove()
+    trace(model, IMAGES)
 
 
 def test_a_constant_that_forward_keeps_is_a_constant() -> None:

@@ -96,7 +96,11 @@ def trace_with_state(model: nn.Module, example_input: Tensor) -> Traced:
     state = registry.state(graph.layers, graph.declared)
     first = {id(tensor): name for name, tensor in reversed(tensors.items())}
     names = {name: registry.names.get(first[id(tensor)], "") for name, tensor in tensors.items()}
-    return Traced(graph, state, {name: flat for name, flat in names.items() if flat in state})
+    names = {name: flat for name, flat in names.items() if flat in state}
+    for name in names:
+        if tensors[name]._backward_hooks or tensors[name]._post_accumulate_grad_hooks:
+            raise TraceError(f"{name} has a hook on its gradient, which a network file cannot express: remove it")
+    return Traced(graph, state, names)
 
 
 def _check_signature(model: nn.Module) -> None:

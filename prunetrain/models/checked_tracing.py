@@ -44,6 +44,8 @@ def trace_and_check(model: nn.Module, example_input: Tensor, *, same_return_type
     traced = trace_with_state(model, example_input)
     name = traced.graph.class_name
     sample = next((tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()), torch.empty(0))
+    if sample.is_meta:
+        raise TraceError(f"{name} has no weights, only their shapes (device meta): load them first")
     if sample.device.type == "cpu":
         check_results_fit(traced.graph, name, _IMAGES)
     images = torch.randn(_IMAGES, *example_input.shape[1:], generator=torch.Generator().manual_seed(0)).to(sample)

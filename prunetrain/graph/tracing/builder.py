@@ -126,6 +126,8 @@ class Builder:
             return self.tensor(leaf)
         if isinstance(leaf, bool | int | float):
             return leaf
+        if isinstance(leaf, BatchDependentInt):
+            raise ValueError(_depends_on_batch("a number", leaf))
         raise ValueError(f"an operator cannot take {leaf!r}")
 
     def sizes_of(self, leaf: object) -> Sizes:
@@ -173,7 +175,7 @@ class Builder:
         """
         for name, value in arguments.items():
             if isinstance(value, BatchDependentInt):
-                raise ValueError(f"{name} depends on the batch size ({value.sizes[0]} with {BATCH_SIZES[0]} images)")
+                raise ValueError(_depends_on_batch(name, value))
         shapes: Sizes
         if target == STOCHASTIC_DEPTH:
             step = Step(target, tuple(arguments.items()))
@@ -210,3 +212,7 @@ class Builder:
     def at(self, place: Place) -> None:
         """Set the place of the steps that are added from now on."""
         self.place = place
+
+
+def _depends_on_batch(what: str, value: BatchDependentInt) -> str:
+    return f"{what} depends on the batch size ({value.sizes[0]} with {BATCH_SIZES[0]} images)"
