@@ -160,6 +160,10 @@ CALLS: list[tuple[Callable[..., Any], str]] = [
     (lambda self, x: torch.add(x, x, alpha=2), "add: alpha and rounding_mode are not supported"),
     (lambda self, x: x.cumsum(1), "cumsum is not supported yet: use other functions of torch"),
     (lambda self, x: x.max(1)[0], "max: passes gradients to one of several equal numbers over a dimension: use torch.amax"),
+    *[
+        (lambda self, x, mask=mask: self.attention(*[x.flatten(2)] * 3, need_weights=False, attn_mask=mask)[0], "can only be called as")
+        for mask in (torch.zeros(3, 3), torch.zeros(1, 1))
+    ],
     (lambda self, x: self.attention(*[x.flatten(2)] * 3)[0], "can only be called as attention(x, x, x, need_weights=False)"),
     (lambda self, x: self.conv(x[:, :2]), "conv does not fit its input: takes 3 channels, but its input has 2"),
     (lambda self, x: x @ torch.ones(3, 3), "Net cannot be traced: "),

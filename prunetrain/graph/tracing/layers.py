@@ -56,7 +56,8 @@ def _attention_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor
     given = dict(zip(("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask"), args, strict=False)) | dict(kwargs)
     query = given.pop("query", None)
     alone = given.pop("key", None) is query and given.pop("value", None) is query
-    if not isinstance(query, Tensor) or not alone or given.pop("need_weights", True) or any(given.values()):
+    plain = not given.pop("need_weights", True) and all(value is None or value is False for value in given.values())  # masks are tensors
+    if not isinstance(query, Tensor) or not alone or not plain:
         raise ValueError("nn.MultiheadAttention can only be called as attention(x, x, x, need_weights=False)")
     return query
 
