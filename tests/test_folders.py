@@ -1,15 +1,20 @@
 """Folders of images: what is found, what comes out beside torchvision's, that workers change nothing, and what is said of broken ones."""
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from datafiles import FORKS, assert_same, error, folder_settings, levels, load, write_images
+from datafiles import CPU, FORKS, assert_same, error, folder_settings, levels, load, write_images
 from PIL import Image
 from torch.nn import functional as F
 
+from prunetrain.config import TrainConfig
+from prunetrain.training.data import load_data
 from prunetrain.training.data import workers as data_workers
 from prunetrain.training.data.decoding import centre_crop, random_resized_crop
 from prunetrain.training.data.workers import decoder_count
@@ -159,7 +164,6 @@ def test_folder_errors(images: Path, tmp_path: Path) -> None:
     assert (
         error(**folder_settings(tmp_path / "no")) == f"{tmp_path}/no is not a folder: give --data-dir the folder that holds train/ and val/"
     )
-    assert f"{tmp_path} has no folder train: put images into {tmp_path}/train/CLASS" in error(**folder_settings(tmp_path))
     (images / "val" / "emu").mkdir()
     message = error(**folder_settings(images))
     assert message == f"{images}/val has classes that {images}/train lacks: emu; give both the same class folders"
@@ -167,6 +171,71 @@ def test_folder_errors(images: Path, tmp_path: Path) -> None:
     assert error(**folder_settings(images)).startswith(f"{images}/train/emu has no images: add some (.jpg, ")
     Image.new("RGB", (9, 9)).save(images / "train" / "emu" / "1.bmp")
     assert error(**folder_settings(images)).startswith(f"{images}/val/emu has no images")
+
+
+def test_advice_on_a_folder_without_splits(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder meant is often the one above or below, or a split has another name."""
+
+    def advice(path: Path | str) -> str:
+        return error(**folder_settings(Path(path))).partition(": ")[2]
+
+    hold_out = "hold out some of the images for validation with --val-split 0.2"
+    for near in (tmp_path, images / "train", images / "val"):
+        assert advice(near) == f"did you mean --data-dir {images}?"
+    monkeypatch.chdir(images / "train")
+    assert advice(".") == f"did you mean --data-dir {images}?"
+    (images / "val").rename(images / "valid")
+    assert advice(images) == f"rename {images}/valid to {images}/val, or {hold_out}"
+    (images / "train").rename(images / "Train")
+    assert advice(images) == f"rename {images}/Train to {images}/train"
+    assert advice(images / "Train") == f"{hold_out}, or put images into {images}/Train/train/CLASS and {images}/Train/val/CLASS"
+    (empty := tmp_path / "empty").mkdir()
+    assert advice(empty) == f"put images into {empty}/train/CLASS and {empty}/val/CLASS, or pass another --data-dir"
+
+
+def test_other_files_are_counted(images: Path) -> None:
+    Image.new("RGB", (9, 9)).save(images / "train" / "cat" / "9.jfif", format="JPEG")
+    Image.new("RGB", (9, 9)).save(images / "train" / "cat" / "9.GIF")
+    (images / "train" / "cat" / "more").mkdir()
+    for name in ("cat/1.HEIC", "cat/more/2.heic", "dog/notes", "loose.png", "dog/Thumbs.db", "dog/.DS_Store", "notes.txt"):
+        (images / "train" / name).write_bytes(b"")
+    (images / "val" / "dog" / "1.svg").write_bytes(b"")
+    lines: list[str] = []
+    config = TrainConfig(**folder_settings(images))
+    assert load_data(config, CPU, lines.append).num_train == 14
+    assert lines == [f"{images}: 5 files passed over: 2 .heic, 1 .svg, 1 outside of a class folder, 1 without an ending"]
+    for path in (images / "train" / "dog").rglob("*.png"):
+        path.rename(path.with_suffix(".avif"))
+    assert error(**folder_settings(images)).startswith(
+        f"{images}/train/dog has no images, only files that are not read as images (6 .avif, 1 without an ending): add some (.jpg, "
+    )
+
+
+def test_links_that_lead_back_are_not_followed(images: Path) -> None:
+    """They gave each image dozens of times, and those of other classes as well."""
+    (images / "train" / "cat" / "self").symlink_to(".")
+    (images / "train" / "cat" / "up").symlink_to("..")
+    (images / "val" / "cat" / "deep").mkdir()
+    (images / "val" / "cat" / "deep" / "round").symlink_to("../../elsewhere")
+    (images / "val" / "dog").rename(images / "val" / "elsewhere")  # a link to another folder is followed
+    (images / "val" / "elsewhere" / "back").symlink_to("../cat")
+    (images / "train" / "elsewhere").mkdir()
+    Image.new("RGB", (9, 9)).save(images / "train" / "elsewhere" / "0.png")
+    source = load(**folder_settings(images))
+    assert (source.train_counts, source.val_counts) == ((6, 6, 1), (6, 0, 6))
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (images / "train" / "cat" / "locked").mkdir()
+    scandir = os.scandir
+
+    def locked(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    assert error(**folder_settings(images)).startswith(f"{images}/train/cat/locked cannot be read (")
 
 
 def test_folder_without_val_or_classes(tmp_path: Path) -> None:

@@ -90,7 +90,18 @@ def test_no_validation_images_are_needed(tmp_path: Path) -> None:
     assert summary(config, load_data(config, CPU)) == (f"npz {path}: 32 training and 8 held-out validation images of 3x6x6, 4 classes",)
     images = write_images(tmp_path / "images")
     shutil.rmtree(images / "val")
-    assert error(**folder_settings(images)).endswith("or hold out some of the images for validation with --val-split 0.2")
+    message = error(**folder_settings(images))
+    assert message.startswith(f"{images} has no folder val: hold out some of the images for validation with --val-split 0.2, or put ")
+
+
+def test_folders_that_are_named_as_splits_are_no_classes(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+    (images / "train").rename(images / "Training")
+    (images / "val").rename(images / "test")
+    message = error(**folder_settings(images, val_split=0.2))
+    assert message == f"{images} has no class folders but Training, test: rename the one with the training images to {images}/train"
+    (images / "Training").rename(images / "train")
+    assert load(**folder_settings(images, val_split=0.5)).num_train == 6
 
 
 def test_a_single_image_a_class_leaves_none_to_hold_out(tmp_path: Path) -> None:

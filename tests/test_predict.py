@@ -207,7 +207,8 @@ def test_unreadable_images_are_named_and_the_others_done(workers: str, run: RunP
     result = invoke(*args)
     assert result.exit_code == 1
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["image", *good]
-    lines = result.stderr.splitlines()
+    *lines, last = result.stderr.splitlines()
+    assert last == f"{tmp_path}: 1 file passed over: 1 .txt"
     assert [line.partition(" cannot be read as an image (")[0] for line in lines] == [f"error: {path}" for path in bad]
     assert all(line.endswith(")") for line in lines)
     described = json.loads(invoke(*args, "--json").stdout)
@@ -221,9 +222,9 @@ def test_names_that_are_no_text(run: RunPaths, here: Path, tmp_path: Path) -> No
     path = tmp_path / os.fsdecode(b"d\xf6g.png")
     path.write_bytes((here / "val" / "dog" / "2.png").read_bytes())
     assert "d\\udcf6g.png" in printed("x", tmp_path)
-    printed("x", tmp_path, "-o", tmp_path / "found.csv")
-    assert os.fsencode(path) in (tmp_path / "found.csv").read_bytes()
     assert json.loads(printed("x", tmp_path, "--json"))[0]["image"] == str(path)
+    printed("x", path, "-o", tmp_path / "found.csv")
+    assert os.fsencode(path) in (tmp_path / "found.csv").read_bytes()
 
 
 @pytest.mark.usefixtures("here")

@@ -41,7 +41,7 @@ def command(checkpoint: Path, per_class: bool, as_json: bool, **params: Any) -> 
     """
     from prunetrain.training.evaluation import evaluate_checkpoint
 
-    result = evaluate_checkpoint(checkpoint, flag_settings(params))
+    result = evaluate_checkpoint(checkpoint, flag_settings(params), lambda line: click.echo(line, err=True))
     if as_json:
         click.echo(json.dumps(_to_dict(result)))
         return

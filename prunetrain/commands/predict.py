@@ -58,6 +58,7 @@ def command(
     if output is not None:
         _check_output(output, as_json, force)
 
+    from prunetrain.training.data.folder_scan import files_in, passed_over
     from prunetrain.training.prediction import predict
 
     found = predict(checkpoint, images, top=top, **flag_settings(params))
@@ -72,6 +73,9 @@ def command(
     for prediction in found:
         if prediction.error:
             click.echo(f"error: {printable(prediction.path)} cannot be read as an image ({printable(prediction.error)})", err=True)
+    for folder in filter(Path.is_dir, images):
+        if others := files_in(folder)[1]:
+            click.echo(passed_over(folder, others), err=True)
     if len(done) < len(found):
         ctx.exit(1)
 

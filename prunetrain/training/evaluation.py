@@ -12,6 +12,7 @@ from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.class_names import are_numbers
 from prunetrain.training.confusion import Confusion, GuessCollector, accuracies
 from prunetrain.training.data import DataSource, folder, load_data
+from prunetrain.training.data.base import Say, ignore_line
 from prunetrain.training.data.holding_out import check_unseen
 from prunetrain.training.environment import Environment
 from prunetrain.training.loop import evaluate
@@ -62,12 +63,13 @@ class CheckpointEvaluation:
         return sum(found) / len(found)
 
 
-def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> CheckpointEvaluation:
+def evaluate_checkpoint(path: Path, given: dict[str, Any], say: Say = ignore_line) -> CheckpointEvaluation:
     """Measure the loss and accuracy of a checkpoint on validation images.
 
     Args:
         path: the checkpoint.
         given: settings that differ from those inside it, such as the data set or the device.
+        say: called with lines about the data set that the user should see.
 
     Raises:
         PruneTrainError: for a checkpoint or data set that cannot be used, or images that the network cannot take.
@@ -78,7 +80,7 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any]) -> CheckpointEvaluati
     config = build_config(trained.to_dict(), unlimited, given)
     _check_split(config, trained, given, path)
     environment = Environment.of(config)
-    data = _load_validation_data(config, trained, checkpoint.class_names, path, environment)
+    data = _load_validation_data(config, trained, checkpoint.class_names, path, environment, say=say)
     state = load_state(pair_of(path, checkpoint), config, data, environment)
     if "batch_size" in given:  # otherwise keep a batch that grew in training
         state.progress = replace(state.progress, batch_size=None)
@@ -115,13 +117,13 @@ def _check_split(config: TrainConfig, trained: TrainConfig, given: Mapping[str, 
 
 
 def _load_validation_data(
-    config: TrainConfig, trained: TrainConfig, classes: Sequence[str], path: Path, environment: Environment
+    config: TrainConfig, trained: TrainConfig, classes: Sequence[str], path: Path, environment: Environment, *, say: Say
 ) -> DataSource:
     """The data to measure on. If the checkpoint knows the names of the class folders, the data folder needs no training images."""
     named = trained.dataset == "folder" or not are_numbers(classes)
     if config.dataset == "folder" and named and not config.val_split:
-        return folder.load_for_evaluation(config, classes, path, environment.device)
-    return load_data(config, environment.device)
+        return folder.load_for_evaluation(config, classes, path, environment.device, say)
+    return load_data(config, environment.device, say)
 
 
 def _class_results(names: Sequence[str], confusion: Confusion) -> tuple[ClassResult, ...]:

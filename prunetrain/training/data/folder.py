@@ -24,7 +24,7 @@ from prunetrain.config import TrainConfig
 from prunetrain.training.data.augmentation import Augmentation
 from prunetrain.training.data.base import SMALL_SIDE, WHOLE, Batch, Normalizer, Say, Share, Statistics, epoch_generator, ignore_line
 from prunetrain.training.data.decoding import Decoding, ImageFiles, Unreadable, random_resized_crop
-from prunetrain.training.data.folder_scan import FolderIndex, Samples, scan, scan_for_evaluation
+from prunetrain.training.data.folder_scan import FolderIndex, Samples, passed_over, scan, scan_for_evaluation
 from prunetrain.training.data.image_cache import DecodedImages, load_or_cache
 from prunetrain.training.data.workers import decoder_count, load_in_workers
 
@@ -193,10 +193,18 @@ def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> Batch | Unreadable
 
 
 def load(config: TrainConfig, device: torch.device, say: Say = ignore_line) -> FolderSource:
-    """Load the folder that `data_dir` names; `say` is called with lines about its cache."""
-    return FolderSource(config, scan(Path(config.data_dir), config.val_split), device, say)
+    """Load the folder that `data_dir` names; `say` is called with lines about what is in it, and about its cache."""
+    return _source(config, scan(Path(config.data_dir), config.val_split), device, say)
 
 
-def load_for_evaluation(config: TrainConfig, classes: Sequence[str], what: Path, device: torch.device) -> FolderSource:
+def load_for_evaluation(
+    config: TrainConfig, classes: Sequence[str], what: Path, device: torch.device, say: Say = ignore_line
+) -> FolderSource:
     """Load the folder that `data_dir` names, to evaluate a network with these classes; errors call the network `what`."""
-    return FolderSource(config, scan_for_evaluation(Path(config.data_dir), classes, what), device, ignore_line)
+    return _source(config, scan_for_evaluation(Path(config.data_dir), classes, what), device, say)
+
+
+def _source(config: TrainConfig, index: FolderIndex, device: torch.device, say: Say) -> FolderSource:
+    if index.others:
+        say(passed_over(config.data_dir, index.others))
+    return FolderSource(config, index, device, say)
