@@ -145,7 +145,7 @@ def find_run(what: str, output_dir: Path) -> RunPaths | None:
     path = Path(what)
     if path.is_dir() and (folder := resolve_links(path)).parent.name in (NETWORKS, CHECKPOINTS):
         return RunPaths(folder.parent.parent, folder.name)
-    return None if path.is_file() else existing_run(output_dir, what)
+    return None if path.is_file() else existing_run(output_dir, str(path))  # without the slash that completing a folder's name appends
 
 
 def checkpoint_of(what: str | Path) -> Path:

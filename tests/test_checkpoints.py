@@ -129,8 +129,13 @@ def test_missing(run: RunPaths) -> None:
 
 
 def test_folder(run: RunPaths) -> None:
-    with pytest.raises(CheckpointError, match=r"is a folder; name a checkpoint in it, such as .*/checkpoints/x/last.pt$"):
+    with pytest.raises(CheckpointError, match=r"is a folder: name a checkpoint in it, such as .*/checkpoints/x/last.pt$"):
         load_checkpoint(run.checkpoints)
+    run.last.unlink()
+    with pytest.raises(CheckpointError, match=r"is a folder: name a checkpoint in it, such as .*/checkpoints/x/epoch_\d+.pt$"):
+        load_checkpoint(run.checkpoints)
+    with pytest.raises(CheckpointError, match=r"/checkpoints is a folder without checkpoints: name a run or a .pt file$"):
+        load_checkpoint(run.checkpoints.parent)
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.9, 0.999, -1])

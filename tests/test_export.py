@@ -301,7 +301,7 @@ def refusal(*args: str | Path) -> str:
         (("none.py", "-o", "net.pt2"), "none.py: no such network file"),
         (("none.pt", "-o", "net.pt2"), "none.pt: no such checkpoint"),
         (("lenet.pt", "-o", "net.pt2"), "lenet.pt: not a checkpoint of prunetrain"),
-        ((".", "-o", "net.pt2"), ". is a folder; name a checkpoint in it, such as last.pt"),
+        ((".", "-o", "net.pt2"), ". is a folder: name a checkpoint in it, such as lenet.pt"),
         (("lenet.py", "-o", "lenet.safetensors"), "lenet.py already exists: choose another name, or pass --force"),
         (("lenet.py", "-o", "lenet.safetensors", "--force"), "lenet.py is the file to export: choose another name for the output"),
     ],

@@ -13,7 +13,7 @@ from runs import largest_file
 from prunetrain import paths
 from prunetrain.errors import ConfigError, OutputError
 from prunetrain.files import append_line, remove_leftovers, write_atomically, write_text
-from prunetrain.paths import RunPaths, existing_run, new_run, newest_run, run_of_checkpoint
+from prunetrain.paths import RunPaths, existing_run, find_run, new_run, newest_run, run_of_checkpoint
 
 FULL = "the disk is full; free some space and run again"
 
@@ -258,6 +258,15 @@ def test_existing_run(tmp_path: Path) -> None:
     assert existing_run(tmp_path, "lr0.1") == RunPaths(tmp_path, "lr0.1")
     assert existing_run(tmp_path, "lr0.2") is None
     assert existing_run(tmp_path, "../x y") is None
+
+
+@pytest.mark.parametrize("what", ["x", "x/", "./x", "generated_nets/x/", "checkpoints/x"])
+def test_a_run_may_be_named_with_the_slash_of_a_folder(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_text(RunPaths(Path(), "x").network(0), "")
+    write_text(RunPaths(Path(), "x").last, "")
+    found = find_run(what, Path())
+    assert found is not None and found.network(0).samefile(RunPaths(Path(), "x").network(0))
 
 
 def test_templates_are_found() -> None:

@@ -18,7 +18,7 @@ from prunetrain.foreign.refusal import RefusedFileError, quoted
 from prunetrain.graph.load import read_source, sha256_of
 from prunetrain.methods.training_method import MethodState
 from prunetrain.models.torch_files import load_torch_file
-from prunetrain.paths import CHECKPOINTS, NETWORK_NAME, NETWORKS, run_of_checkpoint
+from prunetrain.paths import CHECKPOINTS, LAST, NETWORK_NAME, NETWORKS, run_of_checkpoint
 from prunetrain.training.checkpoint_content import check_content
 
 FORMAT = 3
@@ -91,7 +91,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.exists():
         raise _missing_checkpoint_error(path)
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; name a checkpoint in it, such as {path / 'last.pt'}")
+        raise _folder_error(path)
     if path.suffix == ".py":
         raise CheckpointError(f"{path} is a network file: name {_checkpoint_beside(path)}")
     try:
@@ -109,6 +109,14 @@ def _checkpoint_beside(network: Path) -> str:
     checkpoint = file.parent.parent.parent / CHECKPOINTS / file.parent.name / file.with_suffix(".pt").name
     found = file.parent.parent.name == NETWORKS and checkpoint.exists()
     return f"its checkpoint, {checkpoint}" if found else f"a checkpoint of its run, such as {CHECKPOINTS}/RUN/last.pt"
+
+
+def _folder_error(folder: Path) -> CheckpointError:
+    found = sorted(folder.glob("*.pt"))
+    last = folder / LAST
+    if found:
+        return CheckpointError(f"{folder} is a folder: name a checkpoint in it, such as {last if last in found else found[-1]}")
+    return CheckpointError(f"{folder} is a folder without checkpoints: name a run or a .pt file")
 
 
 def _missing_checkpoint_error(path: Path) -> CheckpointError:
