@@ -99,6 +99,12 @@ def test_tables(run: RunPaths) -> None:
     assert len(re.findall(r"^Conv2d +6 ", text, re.MULTILINE)) == 2
 
 
+def test_networks_with_as_many_macs_have_no_ratio_of_savings(run: RunPaths) -> None:
+    """Time saved per MAC saved would be noise."""
+    text = printed(run.network(10), run.network(10))
+    assert text.endswith("training step: left out, since the second network saves less than 1% of the MACs\n")
+
+
 def test_profiles_in_json(run: RunPaths) -> None:
     (profile,) = parsed(run.network(0), "--layers")["profiles"]
     graph = read_graph(run.network(0))
@@ -120,6 +126,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert compared["train_step_ratio"] == {"median": 0.75, "low": 0.625, "high": 0.875}
     assert compared["time_saved_of_macs_saved"]["median"] == pytest.approx(0.25 / saved)
     assert compared["train_peak_memory_ratio"] == 0.4
+    assert benchmarks.comparison([graphs[0]] * 2, [first, second])["time_saved_of_macs_saved"] is None
     assert benchmarks.network("x", graphs[0], first)["lasso_share_of_train_step"]["median"] == pytest.approx(
         1 / (1 + 8 * 4)
     )  # in one of 8 steps

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from prunetrain.report.benchmarks import LEAST_SAVED
 from prunetrain.report.tables import format_count, new_table
 
 _ROWS = (  # key of a network, key of a comparison, label
@@ -35,9 +36,11 @@ def print_benchmark(console: Console, described: dict[str, Any]) -> None:
             label, *(format_count(network[key]) + unit for network in networks), *([f"{compared[ratio_key]:.3f}"] if compared else [])
         )
     console.print(grid)
-    if compared and compared["time_saved_of_macs_saved"]:
+    if compared:
+        saved = compared["time_saved_of_macs_saved"]
+        text = _ratio(saved) if saved else f"left out, since the second network saves less than {LEAST_SAVED:.0%} of the MACs"
         console.print()
-        console.print(f"time saved / MACs saved in a training step: {_ratio(compared['time_saved_of_macs_saved'])}")
+        console.print(f"time saved / MACs saved in a training step: {text}")
 
 
 def machine_line(machine: dict[str, Any]) -> str:

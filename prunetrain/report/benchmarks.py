@@ -6,7 +6,7 @@ taken round by round.
 
 import platform
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -18,6 +18,9 @@ from prunetrain.training.benchmarking.measuring import Measurements
 from prunetrain.training.benchmarking.peaks import Peaks
 from prunetrain.training.benchmarking.profiling import StepProfile
 from prunetrain.training.benchmarking.rounds import Spread, ratios
+
+LEAST_SAVED: Final = 0.01
+"""Share of the MACs that must be saved to compare the time saved with it: with less, the ratio is noise."""
 
 
 def machine(conditions: Conditions, rounds: int) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def network(name: str, graph: LayerGraph, measured: Measurements) -> dict[str, A
 
 
 def comparison(graphs: Sequence[LayerGraph], measured: Sequence[Measurements]) -> dict[str, Any]:
-    """The second network compared with the first; `time_saved_of_macs_saved` is None unless the second has fewer MACs."""
+    """The second network compared with the first; `time_saved_of_macs_saved` is None unless the second has noticeably fewer MACs."""
     first, second = measured
     before, after = map(costs, graphs)
     step = ratios(second.train_step, first.train_step)
@@ -71,7 +74,7 @@ def comparison(graphs: Sequence[LayerGraph], measured: Sequence[Measurements]) -
 
 def _saved(step: list[float], before: Costs, after: Costs) -> dict[str, float] | None:
     macs_saved = 1 - after.macs / before.macs
-    return spread([(1 - ratio) / macs_saved for ratio in step]) if macs_saved > 0 else None
+    return spread([(1 - ratio) / macs_saved for ratio in step]) if macs_saved >= LEAST_SAVED else None
 
 
 def layers(profiles: Sequence[StepProfile], peaks: Peaks) -> list[dict[str, Any]]:
