@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from prunetrain.commands import COMMANDS, main
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import load_network, read_graph
 from prunetrain.paths import RunPaths
+from prunetrain.report.history import read_metrics
 from prunetrain.report.tables import format_count
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.evaluation import evaluate_checkpoint
@@ -137,10 +139,21 @@ def test_reconfigure(folder: Path, run: RunPaths) -> None:
     assert "every channel of fc1, fc2 was dead; the strongest stays" in text
     assert (lines["network"], lines["checkpoint"]) == (str(small.network(2)), str(small.checkpoint(2)))
     assert re.fullmatch(r"read [\d.]+, select [\d.]+, slice [\d.]+, write [\d.]+, load [\d.]+", lines["seconds"])
+    assert f"\nmeasure prunetrain evaluate {small.checkpoint(2)}\n" in text
+    assert f"\ntrain on prunetrain train --resume {small.checkpoint(2)}\n" in text
     rounded = printed("reconfigure", run.checkpoint(2), "--threshold", "1e9", "--round-to", "16", "--output-dir", folder / "elsewhere")
     moved = RunPaths(folder / "elsewhere", "lenet-0.94-cut")
     assert str(moved.network(2)) in rounded
     assert [layer["out_features"] for layer in read_graph(moved.network(2)).layers] == [16, 16, 4]
+
+
+def test_reconfigure_says_how_to_train_a_finished_run_on(run: RunPaths, tmp_path: Path) -> None:
+    text = printed("reconfigure", run.last, "--name", "on", "--output-dir", tmp_path / "a b")
+    (command,) = (line.removeprefix("train on prunetrain ") for line in text.splitlines() if line.startswith("train on"))
+    assert command.endswith(" --epochs 14")
+    result = invoke(*shlex.split(command.replace("14", "5")))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert read_metrics(RunPaths(tmp_path / "a b", "on"))[-1]["epoch"] == 5
 
 
 def test_reconfigure_says_that_there_was_nothing_to_cut(folder: Path, run: RunPaths, tmp_path: Path) -> None:

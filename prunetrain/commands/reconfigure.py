@@ -1,5 +1,6 @@
 """`prunetrain reconfigure`: cut a checkpoint once, offline."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,9 @@ import click
 
 from prunetrain.commands.options import FROM_CHECKPOINT, checkpoint_argument, config_option, flag_settings
 from prunetrain.errors import ConfigError, abbreviate_names
+from prunetrain.method_settings import GROUP_LASSO
+
+_MORE_EPOCHS = 10  # that the command to continue a finished run adds
 
 
 @click.command("reconfigure")
@@ -42,5 +46,11 @@ def command(checkpoint: Path, round_to: str, timing: bool, **params: Any) -> Non
         click.echo(f"every channel of {abbreviate_names(list(change.rescued_spaces))} was dead; the strongest stays")
     click.echo(f"network     {done.network}")
     click.echo(f"checkpoint  {done.checkpoint}")
+    named = shlex.quote(str(done.checkpoint))
+    click.echo(f"measure     prunetrain evaluate {named}")
+    finished = done.epoch >= done.config.epochs
+    if not finished or done.config.method == GROUP_LASSO:  # rounds fix the epochs of other methods
+        more = f" --epochs {done.epoch + _MORE_EPOCHS}" if finished else ""
+        click.echo(f"train on    prunetrain train --resume {named}{more}")
     if timing:
         click.echo("seconds     " + ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in change.seconds.items()))

@@ -1,6 +1,7 @@
 """The console, and the summary at the end of a run."""
 
 import errno
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,7 +63,7 @@ def print_outcome(output: Console, outcome: "Outcome") -> None:
         output.print(text, highlight=False, soft_wrap=True)
 
     if not outcome.finished:
-        say(f"stopped; resume with: prunetrain train --resume {run.last}")
+        say(f"stopped; resume with: prunetrain train --resume {shlex.quote(str(run.last))}")
         return
     if not history:
         return

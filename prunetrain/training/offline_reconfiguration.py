@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prunetrain.channels.slicing import gate, propose_cut
-from prunetrain.config import build_config
+from prunetrain.config import TrainConfig, build_config
 from prunetrain.errors import OutputError
 from prunetrain.files import write_text
 from prunetrain.graph.costs import costs
@@ -20,11 +20,13 @@ from prunetrain.training.stored_config import stored_config
 
 @dataclass(frozen=True)
 class OfflineReconfiguration:
-    """The files of an offline reconfiguration, and what it changed."""
+    """The files of an offline reconfiguration, what it changed, and the settings and epoch with which training can continue."""
 
     change: Change
     network: Path
     checkpoint: Path
+    config: TrainConfig
+    epoch: int
 
 
 def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) -> OfflineReconfiguration:
@@ -66,4 +68,5 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
         read_pair(written).build()
         timer.end_phase("load")
     change = Change.of(costs(graph), cut, granularity, timer.seconds)
-    return OfflineReconfiguration(change, run.network(checkpoint.progress.epoch), written)
+    epoch = checkpoint.progress.epoch
+    return OfflineReconfiguration(change, run.network(epoch), written, config, epoch)
