@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,25 @@ def test_other_settings_need_another_folder(study: Path, images: Path) -> None:
     result = invoke("study", study, *flags(images, lr=0.1), "--slice", "--retrain-epochs", "1")
     assert result.exit_code == 2
     assert result.stderr == f"error: {study / 'cells'} holds results with other settings (lr): name another folder, or remove this one\n"
+
+
+def age(path: Path) -> None:
+    """Make stored settings those of an earlier version: --compile was no mode yet, and one setting did not exist."""
+    stored = json.loads(path.read_text())
+    settings = stored.get("settings", stored)
+    settings["compile"] = False
+    del settings["class_weights"]
+    path.write_text(json.dumps(stored))
+
+
+def test_a_study_of_an_earlier_version_goes_on(study: Path, images: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path, dirs_exist_ok=True)
+    age(tmp_path / "cells" / "settings.json")
+    result = invoke("study", tmp_path, *flags(images), "--slice", "--retrain-epochs", "1")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "seed-" not in result.output
+    refused = invoke("study", tmp_path, *flags(images, compile="default"), "--slice", "--retrain-epochs", "1")
+    assert "holds results with other settings (compile): " in refused.stderr
 
 
 def test_a_study_of_which_nothing_was_run_binds_its_folder_to_nothing(images: Path, tmp_path: Path) -> None:
@@ -431,6 +451,7 @@ def test_a_sweep_runs_every_config_and_sums_up(configs: Path) -> None:
     assert {row["train_macs_total"] for row in rows} == {str(3 * 320 * (64 * 300 + 300 * 100 + 400))}
     assert (configs / "runs" / "summary.md").read_text() in result.stdout
     (configs / "typo.toml").unlink()
+    age(configs / "runs" / "results" / "plain.result.json")
     again = invoke("sweep", configs)
     assert again.exit_code == 0
     assert not any(line.startswith(("plain", "masked")) for line in again.output.splitlines())

@@ -6,10 +6,11 @@ In: plain values. Out: files, each complete or absent, and tables of the records
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from prunetrain.config import TrainConfig, build_config
 from prunetrain.errors import ConfigError
 from prunetrain.files import write_text
 
@@ -33,7 +34,8 @@ class Records:
         self._folder = folder
         self._settings: Record = json.loads(json.dumps(settings))
         if self._settings_file.exists():
-            found, wanted = _read(self._settings_file), self._settings
+            wanted = self._settings
+            found = as_now(_read(self._settings_file), wanted)
             differ = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
             if differ:
                 names = ", ".join(key.replace("_", "-") for key in differ[:3])
@@ -67,6 +69,26 @@ class Records:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.result.json"
+
+
+def as_now(stored: Record, wanted: Collection[str]) -> Record:
+    """Settings that an earlier version stored, as this one stores them.
+
+    Args:
+        stored: the settings; those that are no field of `TrainConfig` are left as they are.
+        wanted: names; of the fields that `stored` lacks, these get their defaults, as for an earlier version's checkpoint.
+    """
+    known = TrainConfig.__dataclass_fields__
+    try:
+        config = build_config({name: value for name, value in stored.items() if name in known})
+    except ConfigError:
+        return stored
+    return stored | {name: value for name, value in plain(config).items() if name in stored or name in wanted}
+
+
+def plain(config: TrainConfig) -> Record:
+    """Settings as JSON gives them back."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.to_dict().items()}
 
 
 def _read(path: Path) -> Record:

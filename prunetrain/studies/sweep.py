@@ -13,7 +13,7 @@ from typing import Final
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import TRAIN_TO_FORWARD, costs
 from prunetrain.graph.load import read_graph
-from prunetrain.studies.records import Record, Records
+from prunetrain.studies.records import Record, Records, as_now, plain
 from prunetrain.studies.running import train_to_the_end
 from prunetrain.studies.tasks import Report, Task, TaskResult, run_tasks
 
@@ -44,20 +44,26 @@ def run_sweep(folder: Path, configs: Mapping[str, TrainConfig], jobs: int, repor
     """
     records = Records(folder / "results", {})
     configs = {name: replace(config, name=name, output_dir=str(folder)) for name, config in configs.items()}
-    waiting = {name: config for name, config in configs.items() if (records.get(name) or {}).get("settings") != _plain(config)}
+    waiting = {name: config for name, config in configs.items() if not _is_of(records.get(name), config)}
 
     def keep(done: TaskResult) -> None:
         if done.failure is None:
-            records.put(done.name, {"settings": _plain(configs[done.name]), "result": done.result})
+            records.put(done.name, {"settings": _settings(configs[done.name]), "result": done.result})
         report(done)
 
     run_tasks((Task(name, partial(_train, config)) for name, config in waiting.items()), jobs, keep)
     found = {name: records.get(name) for name in sorted(configs)}
-    return [record["result"] for name, record in found.items() if record and record["settings"] == _plain(configs[name])]
+    return [record["result"] for name, record in found.items() if record and _is_of(record, configs[name])]
 
 
-def _plain(config: TrainConfig) -> Record:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.to_dict().items() if key != "output_dir"}
+def _settings(config: TrainConfig) -> Record:
+    return {key: value for key, value in plain(config).items() if key != "output_dir"}
+
+
+def _is_of(record: Record | None, config: TrainConfig) -> bool:
+    """Whether a record is of a run with these settings."""
+    stored, wanted = (record or {}).get("settings"), _settings(config)
+    return isinstance(stored, dict) and as_now(stored, wanted) == wanted
 
 
 def _train(config: TrainConfig) -> Record:
