@@ -235,11 +235,12 @@ def _check_value(item: dataclasses.Field[Any], value: Any) -> None:
     if fits and kind is tuple:
         member = str if repeated else int
         fits = all(isinstance(part, member) and not isinstance(part, bool) for part in value)
+    choices = item.metadata["choices"]
     if not fits:
-        raise ConfigError(f"{_key(item.name)} must be {_ARGUMENTS if repeated else _TYPE_NAMES[kind]}, not {value!r}")
+        wanted = f"one of {', '.join(choices)}" if choices else _ARGUMENTS if repeated else _TYPE_NAMES[kind]
+        raise ConfigError(f"{_key(item.name)} must be {wanted}, not {value!r}")
     if repeated:
         parse_arguments(value, repeated)
-    choices = item.metadata["choices"]
     if choices and value not in choices:
         raise ConfigError(unknown_name(_key(item.name), value, choices))
 
@@ -397,6 +398,42 @@ def check_resume(resume: object) -> None:
         raise ConfigError(f"resume must be True or False, not {resume!r}: to resume a run, give its name as name, and resume=True")
 
 
+_SYNONYMS = {  # field: what other programs call it
+    "model": ("arch", "architecture", "net", "network", "model_name", "backbone"),
+    "weights": ("pretrained", "init_weights"),
+    "data_dir": ("data", "data_path", "data_root", "dataset_path", "dataset_dir", "root"),
+    "val_split": ("val_ratio", "val_share", "validation_split", "test_split"),
+    "image_size": ("img_size", "imgsz", "input_size", "resolution", "size", "crop_size"),
+    "grey": ("gray", "grayscale", "greyscale"),
+    "epochs": ("num_epochs", "n_epochs", "max_epochs", "epoch"),
+    "batch_size": ("batch", "bs", "train_batch_size"),
+    "optimizer": ("opt", "optim", "optimiser"),
+    "lr": ("learning_rate", "base_lr", "init_lr", "initial_lr"),
+    "weight_decay": ("wd", "decay", "l2"),
+    "schedule": ("scheduler", "lr_scheduler", "lr_schedule", "lr_policy"),
+    "milestones": ("lr_milestones", "lr_steps", "lr_epochs"),
+    "lr_gamma": ("gamma", "lr_decay"),
+    "warmup_epochs": ("warmup", "warm_up"),
+    "label_smoothing": ("smoothing",),
+    "augment": ("augmentation", "aug"),
+    "target_macs": ("target_flops", "flops", "macs", "keep_macs"),
+    "rate": ("pruning_rate", "prune_rate", "pruning_ratio", "prune_ratio", "sparsity"),
+    "amp": ("mixed_precision", "precision", "fp16", "bf16", "half"),
+    "workers": ("num_workers", "loader_workers"),
+    "device": ("cuda",),
+    "seed": ("random_seed", "manual_seed"),
+    "name": ("run_name", "exp_name", "experiment", "run"),
+    "output_dir": ("output", "out", "out_dir", "output_path", "save_dir", "save_path", "log_dir"),
+}
+_FLAGS_ONLY = ("resume", "gpus", "nproc", "max_restarts", "tensorboard")  # flags of `train` that say how a run is started
+
+
+def synonym_of(word: str) -> str | None:
+    """The name of the setting that other programs call this, as users write it; None if there is none."""
+    name = word.lower().replace("-", "_")
+    return next((_key(field) for field, words in _SYNONYMS.items() if name in words), None)
+
+
 def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]:
     """Turn keys into field names and lists into tuples, and check each value on its own.
 
@@ -412,8 +449,10 @@ def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]
     try:
         for key, value in values.items():
             name = key.replace("-", "_")
+            if name in _FLAGS_ONLY:
+                raise ConfigError(f"{key} is not a setting but says how a run is started: give it as a flag, --{_key(name)}")
             if name not in fields:
-                raise ConfigError(unknown_name("setting", key, map(_key, fields)))
+                raise ConfigError(unknown_name("setting", key, map(_key, fields), synonym_of(key)))
             if name in settings:
                 raise ConfigError(f"{_key(name)} is given twice, with a dash and with an underscore")
             settings[name] = tuple(value) if isinstance(value, list) else value

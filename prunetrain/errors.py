@@ -79,10 +79,10 @@ def abbreviate_names(names: Sequence[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + rest
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """One line with the nearest known names: "unknown model 'resnet21': did you mean resnet20 or resnet32?"."""
+def unknown_name(kind: str, name: str, known: Iterable[str], synonym: str | None = None) -> str:
+    """One line with the nearest known names: "unknown model 'resnet21': did you mean resnet20 or resnet32?"; with the synonym if given."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = [synonym] if synonym else difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         return f"unknown {kind} {name!r}: did you mean {' or '.join(near)}?"
     return f"unknown {kind} {name!r}: choose from {', '.join(names)}"

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from prunetrain import config
 from prunetrain.config import TrainConfig, build_config, settings_from
 from prunetrain.errors import ConfigError
 
@@ -34,6 +35,14 @@ def test_whole_numbers_pass_for_floats_and_for_round_to() -> None:
     assert TrainConfig().granularity is None
 
 
+def test_synonyms_are_of_settings_and_are_none_themselves() -> None:
+    names = {item.name for item in dataclasses.fields(TrainConfig)}
+    words = [word for words in config._SYNONYMS.values() for word in words]
+    assert config._SYNONYMS.keys() <= names
+    assert len(words) == len(set(words))
+    assert not names & set(words)
+
+
 def test_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().epochs = 3  # type: ignore[misc]
@@ -44,17 +53,21 @@ def test_config_is_frozen() -> None:
     [
         ({"lasso_group": "coupled"}, "unknown setting 'lasso_group': did you mean lasso-groups"),
         ({"epoch": 3}, "unknown setting 'epoch': did you mean epochs"),
+        ({"learning_rate": 3}, "unknown setting 'learning_rate': did you mean lr?"),
+        ({"Pruning-Rate": 3}, "unknown setting 'Pruning-Rate': did you mean rate?"),
+        ({"resume": "auto"}, "resume is not a setting but says how a run is started: give it as a flag, --resume"),
+        ({"max-restarts": 3}, "max-restarts is not a setting but says how a run is started: give it as a flag, --max-restarts"),
         ({"xyz": 3}, "unknown setting 'xyz': choose from amp, augment, aux-weight, batch-size, "),
         ({"batch-size": 3, "batch_size": 4}, "batch-size is given twice, with a dash and with an underscore"),
         ({"dataset": "cifar11"}, "unknown dataset 'cifar11': did you mean cifar10 or cifar100?"),
         ({"lasso-step": "proxmal"}, "unknown lasso-step 'proxmal': did you mean proximal?"),
-        ({"amp": True}, "amp must be a word, not True"),
+        ({"amp": True}, "amp must be one of off, bfloat16, float16, not True"),
         ({"epochs": "5"}, "epochs must be a whole number, not '5'"),
         ({"epochs": 5.0}, "epochs must be a whole number, not 5.0"),
         ({"epochs": True}, "epochs must be a whole number, not True"),
         ({"lr": "fast"}, "lr must be a number, not 'fast'"),
         ({"lr": False}, "lr must be a number, not False"),
-        ({"compile": 1}, "compile must be a word, not 1"),
+        ({"compile": 1}, "compile must be one of off, default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs, not 1"),
         ({"model": ["resnet20"]}, "model must be a word, not ('resnet20',)"),
         ({"milestones": 5}, "milestones must be a list of whole numbers, not 5"),
         ({"milestones": [1.5]}, "milestones must be a list of whole numbers, not (1.5,)"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from prunetrain.config import synonym_of
 from prunetrain.errors import PruneTrainError, is_out_of_memory, unknown_name
 from prunetrain.foreign.refusal import printable
 from prunetrain.training.stopping import StopRequested, exit_code, stopping_on_signals
@@ -120,8 +121,10 @@ def _usage_line(error: click.ClickException) -> str:
         text = f"unknown option {error.option_name!r}"
         params = ctx.command.get_params(ctx) if ctx else []
         known = {flag.lstrip("-") for param in params for flag in (*param.opts, *param.secondary_opts) if flag.startswith("--")}
-        given = error.option_name.lstrip("-")
-        near = sorted(flag for flag in known if flag.startswith(given)) or difflib.get_close_matches(given, sorted(known))
+        given = error.option_name.lstrip("-").replace("_", "-")
+        synonym = synonym_of(given)
+        near = [synonym] if synonym in known else sorted(flag for flag in known if flag.startswith(given))
+        near = near or difflib.get_close_matches(given, sorted(known))
         if near:
             text += f": did you mean {' or '.join(f'--{flag}' for flag in near)}?"
     text = text[:1].lower() + text[1:]
