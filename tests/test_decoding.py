@@ -80,6 +80,18 @@ def test_damaged_notes_are_none(note: bytes, tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels(Decoding(8, None).decode(str(tmp_path / "a.png"))), pixels(image))
 
 
+def test_pillow_does_not_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings are errors in tests. These would be lines of its source to a user."""
+    path = tmp_path / "a.png"
+    photo(9, 9).convert("P").save(path, transparency=bytes(range(256)))
+    assert isinstance(Decoding(8, 8).decode(str(path)), Image.Image)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80)
+    assert isinstance(Decoding(8, 8).decode(str(path)), Image.Image)
+    assert Decoding(8, None).size(str(path)) == (9, 9)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    assert isinstance(Decoding(8, 8).decode(str(path)), Unreadable)
+
+
 def test_what_was_cached_when_images_lay_on_their_side_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ImageFiles([str(held(photo(20, 30), tmp_path / "a.png", 6))], Decoding(8, None))
     for version in (1, image_cache._VERSION):

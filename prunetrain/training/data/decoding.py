@@ -11,6 +11,7 @@ times the wanted size are decoded in full.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,7 @@ class Decoding:
     def decode(self, path: str) -> Image.Image | Unreadable:
         """Decode the image in a file."""
         try:
-            with Image.open(path) as file:
+            with _quiet(), Image.open(path) as file:
                 extent = self._reduce(file)
                 image = _rgb(file)
                 turn = read_turn(file)
@@ -79,7 +80,7 @@ class Decoding:
         if self.resized_side is not None:
             return self.side, self.side
         try:
-            with Image.open(path) as file:
+            with _quiet(), Image.open(path) as file:
                 self._reduce(file)
                 return file.size
         except Exception as error:
@@ -90,6 +91,11 @@ class Decoding:
         wanted = _MARGIN * (self.resized_side or self.side)
         reduced = file.draft(None, (wanted, wanted))
         return file.size if reduced is None else reduced[1][2:]
+
+
+def _quiet() -> "warnings.catch_warnings[None]":
+    """Ignore Pillow's warnings, which name no file: of large images, damaged EXIF, palettes with transparency."""
+    return warnings.catch_warnings(action="ignore")
 
 
 def _rgb(file: Image.Image) -> Image.Image:

@@ -3,7 +3,6 @@
 In: an open image file. Out: how to turn it, or None. torchvision does not turn images.
 """
 
-import warnings
 from dataclasses import dataclass
 
 from PIL import Image
@@ -58,9 +57,7 @@ def read_turn(file: Image.Image) -> Turn | None:
     """How to turn the pixels of a file that was read; None if it holds no readable orientation."""
     if not _METADATA_KEYS & file.info.keys():
         return None
-    with warnings.catch_warnings():  # about damaged EXIF, which is common and does not affect the pixels
-        warnings.simplefilter("ignore")
-        try:
-            return _TURNS.get(file.getexif().get(_TAG, 1))
-        except Exception:
-            return None
+    try:
+        return _TURNS.get(file.getexif().get(_TAG, 1))
+    except Exception:  # damaged EXIF is common, and does not affect the pixels
+        return None
