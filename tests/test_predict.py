@@ -15,6 +15,7 @@ from PIL import Image
 from runs import Recorder, invoke, settings
 
 import prunetrain
+from prunetrain.commands.predict import _table
 from prunetrain.config import TrainConfig
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.paths import RunPaths
@@ -25,6 +26,7 @@ from prunetrain.training.data.npz import read as read_arrays
 from prunetrain.training.environment import Environment
 from prunetrain.training.loop import logits
 from prunetrain.training.pairs import read_pair
+from prunetrain.training.prediction import Guess, Prediction
 from prunetrain.training.run import start_run
 from prunetrain.training.state import load_state
 from prunetrain.training.trained_network import read_trained_network
@@ -166,6 +168,11 @@ def test_table(run: RunPaths, here: Path) -> None:
     assert lines[1].split() == [str(file), best.name, f"{best.probability:.2%}", second.name, f"{second.probability:.2%}"]
     assert lines[2] == lines[1]
     assert len(set(map(len, lines))) == 1
+
+
+def test_a_table_of_wide_letters_is_aligned() -> None:
+    shown = _table([Prediction("a.png", (Guess("蓝莓", 0.5),)), Prediction("b.png", (Guess("plum", 0.25),))])
+    assert shown.splitlines() == ["image  class  probability", "a.png  蓝莓        50.00%", "b.png  plum        25.00%"]
 
 
 def test_json_and_csv(run: RunPaths, here: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.cells import cell_len
 
 from prunetrain.commands.options import FROM_CHECKPOINT, checkpoint_argument, config_option, flag_settings
 from prunetrain.errors import ConfigError
@@ -114,13 +115,13 @@ def _table(predictions: Sequence["Prediction"]) -> str:
     for prediction in predictions:
         guesses = [part for one in prediction.guesses for part in (printable(one.name), f"{one.probability:.2%}")]
         rows.append([printable(prediction.path), *guesses])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(_aligned(row, widths)).rstrip() for row in rows)
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
     """Words flush left, and numbers, which are every second column from the third on, flush right."""
+    spaces = [" " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True)]
     return [
-        text.rjust(width) if number and number % 2 == 0 else text.ljust(width)
-        for number, (text, width) in enumerate(zip(row, widths, strict=True))
+        space + text if number and number % 2 == 0 else text + space for number, (text, space) in enumerate(zip(row, spaces, strict=True))
     ]
