@@ -5,9 +5,11 @@ In: plain values from recipes, config files and flags. Out: a checked `TrainConf
 
 import ast
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from prunetrain.errors import ConfigError, unknown_name
@@ -425,6 +427,7 @@ _SYNONYMS = {  # field: what other programs call it
     "name": ("run_name", "exp_name", "experiment", "run"),
     "output_dir": ("output", "out", "out_dir", "output_path", "save_dir", "save_path", "log_dir"),
 }
+_PATHS = ("model", "weights", "data_dir", "cache", "output_dir")  # settings that may begin with `~`
 _FLAGS_ONLY = ("resume", "gpus", "nproc", "max_restarts", "tensorboard")  # flags of `train` that say how a run is started
 
 
@@ -460,6 +463,8 @@ def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]
                 settings[name] = str(value)
             if name == "compile" and isinstance(value, bool):
                 settings[name] = "default" if value else "off"
+            if name in _PATHS and isinstance(value, str | Path):
+                settings[name] = os.path.expanduser(value)
             flag = fields[name].metadata["repeated"]
             if flag and isinstance(value, dict):
                 settings[name] = argument_words(value, flag)

@@ -60,6 +60,14 @@ def refusal(*args: str | Path) -> str:
     return result.stderr.removeprefix("error: ").rstrip("\n")
 
 
+def test_no_folder_is_named_as_the_home_folder_is_in_shells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave the ~ of --output-dir=~/runs to the program."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert invoke("flatten", "lenet-300-100", "--output=~/net.py", "--input-shape=1,8,8").exit_code == 0
+    assert sorted(map(str, Path().rglob("*"))) == ["home", "home/net.pt", "home/net.py"]
+
+
 TRAIN = ("train", "--dataset", "npz", "--data-dir", "images.npz", "--model", "lenet-300-100", "--epochs", "1")
 
 

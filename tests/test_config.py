@@ -1,6 +1,7 @@
 """TrainConfig: what it accepts, and the one line it answers to what it does not."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,12 @@ def test_whole_numbers_pass_for_floats_and_for_round_to() -> None:
     config = build_config({"lr": 1, "round-to": 16})
     assert (config.lr, config.round_to, config.granularity) == (1, "16", 16)
     assert TrainConfig().granularity is None
+
+
+def test_paths_may_begin_with_the_home_folder_and_be_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    made = build_config({"data-dir": "~/pics", "output_dir": Path("runs"), "model": "~/net.py:Net", "name": "~"})
+    assert (made.data_dir, made.output_dir, made.model, made.name) == ("/home/me/pics", "runs", "/home/me/net.py:Net", "~")
 
 
 def test_synonyms_are_of_settings_and_are_none_themselves() -> None:

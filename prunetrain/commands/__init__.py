@@ -8,6 +8,7 @@ nothing heavier.
 import difflib
 import errno
 import importlib
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:
+        args = [_expand_home(arg) for arg in args]
         given = tuple(args)  # click empties the list
         with _one_line_errors():
             context = super().make_context(info_name, args, parent, **extra)
@@ -76,6 +78,12 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         with _one_line_errors(), stopping_on_signals():
             return super().invoke(ctx)
+
+
+def _expand_home(arg: str) -> str:
+    """Expand `~` at the start of a path, which shells leave as it is in `--output-dir=~/runs`; it would become a folder of that name."""
+    flag, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+    return f"{flag}{equals}{os.path.expanduser(value)}"
 
 
 class OneLineError(click.ClickException):
