@@ -61,7 +61,9 @@ def test_data_sets_have_the_recipe_of_their_name() -> None:
 def test_recipe_may_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("epochs = 3\nmilestones = [1, 2]\n")
     (tmp_path / "mine.json").write_text('{"epochs": 3, "milestones": [1, 2]}')
-    for name in ("mine.toml", "mine.json"):
+    for name in ("mine.toml", "mine.json"):  # as Windows names and writes them
+        (tmp_path / f"windows-{name}".upper()).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes().replace(b"\n", b"\r\n"))
+    for name in ("mine.toml", "mine.json", "WINDOWS-MINE.TOML", "WINDOWS-MINE.JSON"):
         assert recipes.load_recipe(str(tmp_path / name)) == {"epochs": 3, "milestones": [1, 2]}
 
 

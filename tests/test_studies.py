@@ -82,7 +82,9 @@ def test_what_is_done_stays_done_and_a_grid_can_grow(study: Path, images: Path) 
     result = invoke("study", study, *flags(images), "--slice", "--retrain-epochs", "1")
     assert result.exit_code == 0
     assert "seed-" not in result.output
-    result = invoke("study", study, *flags(images, rates="0.5,0.9", seeds="0"), "--slice", "--retrain-epochs", "1")
+    result = invoke(
+        "study", study, *flags(images, methods="magnitude, unit", rates="0.5, 0.9", seeds="0"), "--slice", "--retrain-epochs", "1"
+    )
     assert result.exit_code == 0
     assert [line.partition(":")[0] for line in result.output.splitlines() if "seed-" in line] == [
         "dense-seed-0",
@@ -432,6 +434,7 @@ def configs(images: Path, tmp_path: Path) -> Path:
     (folder / "masked.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in masked.items()))
     (folder / "typo.toml").write_text("learning-rate = 1\n")
     (folder / "notes.txt").write_text("not a config")
+    (folder / "._plain.json").write_bytes(b"\xff\xfe")
     return folder
 
 

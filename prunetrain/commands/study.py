@@ -89,7 +89,7 @@ def command(
     study = Study(
         folder=folder,
         training=training,
-        methods=methods.split(","),
+        methods=[name.strip() for name in methods.split(",")],
         rates=_numbers(rates, "rates", float),
         seeds=_numbers(seeds, "seeds", int),
         pruning=pruning,

@@ -8,8 +8,7 @@ from prunetrain.commands.options import explicit_settings, resolve_config
 from prunetrain.commands.result_printer import ResultPrinter, print_how_to_continue
 from prunetrain.config import TrainConfig, check_ignored_settings
 from prunetrain.errors import ConfigError, PruneTrainError
-
-_ENDINGS = (".toml", ".json")
+from prunetrain.training.recipes import CONFIG_SUFFIXES
 
 
 @click.command("sweep")
@@ -63,7 +62,8 @@ def _config_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder: name one with .toml or .json configs in it")
-    found = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS and path.is_file())
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    found = sorted(path for path in visible if path.suffix.lower() in CONFIG_SUFFIXES and path.is_file())
     if not found:
         raise ConfigError(f"{folder} has no .toml or .json config in it")
     return found

@@ -15,7 +15,7 @@ from prunetrain.foreign.opening import read_text
 from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.foreign.toml_json import MOST_BYTES, read_json, read_toml
 
-_SUFFIXES = (".toml", ".json")
+CONFIG_SUFFIXES = (".toml", ".json")
 
 
 def names() -> list[str]:
@@ -36,7 +36,7 @@ def load_recipe(name_or_path: str) -> dict[str, Any]:
     """
     if name_or_path in names():
         return tomllib.loads((resources.files(__name__) / f"{name_or_path}.toml").read_text(encoding="utf-8"))
-    if Path(name_or_path).suffix in _SUFFIXES:
+    if Path(name_or_path).suffix.lower() in CONFIG_SUFFIXES:
         return load_config_file(name_or_path)
     raise ConfigError(unknown_name("recipe", name_or_path, names()))
 
@@ -48,11 +48,11 @@ def load_config_file(path: str | Path) -> dict[str, Any]:
         ConfigError: if the file is missing, is neither TOML nor JSON, is damaged (with the line), or holds no table of settings.
     """
     path = Path(path)
-    if path.suffix not in _SUFFIXES:
-        raise ConfigError(f"{path}: a config file ends in {' or '.join(_SUFFIXES)}")
+    if path.suffix.lower() not in CONFIG_SUFFIXES:
+        raise ConfigError(f"{path}: a config file ends in {' or '.join(CONFIG_SUFFIXES)}")
     try:
-        text = read_text(path, MOST_BYTES)
-        settings = read_toml(text) if path.suffix == ".toml" else read_json(text)
+        text = read_text(path, MOST_BYTES).removeprefix("\ufeff")  # the mark that Windows' editors begin a file with
+        settings = read_toml(text) if path.suffix.lower() == ".toml" else read_json(text)
     except OSError as error:
         raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     except UnicodeDecodeError as error:
