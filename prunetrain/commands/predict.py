@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.cells import cell_len
 
 from prunetrain.commands.options import FROM_CHECKPOINT, checkpoint_argument, config_option, flag_settings
 from prunetrain.errors import ConfigError
@@ -110,18 +109,10 @@ def _to_dict(prediction: "Prediction") -> dict[str, Any]:
 
 
 def _table(predictions: Sequence["Prediction"]) -> str:
-    """Aligned columns, as wide as needed, so that no name is cut short."""
+    from prunetrain.report.tables import plain_table
+
     rows = [["image", *_columns(len(predictions[0].guesses))]]
     for prediction in predictions:
         guesses = [part for one in prediction.guesses for part in (printable(one.name), f"{one.probability:.2%}")]
         rows.append([printable(prediction.path), *guesses])
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(_aligned(row, widths)).rstrip() for row in rows)
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """Words flush left, and numbers, which are every second column from the third on, flush right."""
-    spaces = [" " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True)]
-    return [
-        space + text if number and number % 2 == 0 else text + space for number, (text, space) in enumerate(zip(row, spaces, strict=True))
-    ]
+    return plain_table(rows, numbers=range(2, len(rows[0]), 2))

@@ -1,8 +1,10 @@
 """Tables for the terminal, with bars, in colour where the terminal supports it. In: the dictionaries that `describe` makes."""
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -169,6 +171,22 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+
+
+def plain_table(rows: Sequence[Sequence[str]], *, numbers: Collection[int] = ()) -> str:
+    """Aligned columns, as wide as needed, so that no name is cut short.
+
+    Args:
+        rows: the texts of each row.
+        numbers: the columns that are flush right; the others are flush left.
+    """
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        spaces = [" " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True)]
+        cells = [space + text if number in numbers else text + space for number, (text, space) in enumerate(zip(row, spaces, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def new_table(title: str, *columns: str) -> Table:
