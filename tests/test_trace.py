@@ -109,6 +109,10 @@ SPELLINGS: dict[str, list[nn.Module]] = {
         network(lambda self, x: x.mean((2, 3), keepdim=True)),
         network(lambda self, x: torch.mean(x, dim=[2, 3], keepdim=True)),
     ],
+    "largest": [
+        network(lambda self, x: x.max(2)[0]),
+        network(lambda self, x: torch.max(x, dim=2).values),
+    ],
     "norm": [
         network(lambda self, x: x.norm(p=2, dim=1, keepdim=True)),
         network(lambda self, x: torch.linalg.vector_norm(x, dim=1, keepdim=True)),

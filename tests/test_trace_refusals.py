@@ -159,7 +159,8 @@ CALLS: list[tuple[Callable[..., Any], str]] = [
     (lambda self, x: x + self.table[self.order].mean(0), "negative positions in a table are not supported: add its length to them"),
     (lambda self, x: torch.add(x, x, alpha=2), "add: alpha and rounding_mode are not supported"),
     (lambda self, x: x.cumsum(1), "cumsum is not supported yet: use other functions of torch"),
-    (lambda self, x: x.max(1)[0], "max: passes gradients to one of several equal numbers over a dimension: use torch.amax"),
+    (lambda self, x: x * x.max(), "max: runs over all images at once: give a dimension"),
+    (lambda self, x: x[:, :1] * x.max(1, keepdim=True)[1], "holds the positions of max: use its values only"),
     *[
         (lambda self, x, mask=mask: self.attention(*[x.flatten(2)] * 3, need_weights=False, attn_mask=mask)[0], "can only be called as")
         for mask in (torch.zeros(3, 3), torch.zeros(1, 1))

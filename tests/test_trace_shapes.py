@@ -216,6 +216,21 @@ def test_positions_in_rows_and_a_single_one() -> None:
     assert targets(check_same(network(lambda self, x: x[:, positions[0, 0]]), (2, 3, 8, 8)))[0] == "torch.index_select"
 
 
+def test_the_largest_along_a_dimension() -> None:
+    """As CBAM and maxout spell it: of equal numbers one gets the whole gradient."""
+    pooled = network(lambda self, x: torch.cat([torch.max(x, 1)[0].unsqueeze(1), torch.mean(x, 1).unsqueeze(1)], 1))
+    assert "torch.max" in targets(check_same(pooled, (2, 3, 8, 8)))
+    ties = network(lambda self, x: F.relu(x).unflatten(1, (1, 3)).min(2, keepdim=True).values.squeeze(2))
+    assert "torch.min" in targets(check_same(ties, (2, 3, 8, 8)))
+
+
+def test_a_gate_of_the_second_half() -> None:
+    """The same bits forwards; backwards torch's own function rounds differently."""
+    graph = check_same(network(lambda self, x: F.glu(torch.cat([x, -x], 1), 1)), (2, 3, 8, 8), same_in_training=False)
+    assert targets(graph)[-3:] == ["[:]", "torch.sigmoid", "*"]
+    assert targets(check_same(network(lambda self, x: self.gate(x), gate=nn.GLU()), (2, 3, 8, 8), same_in_training=False))[-1] == "*"
+
+
 def test_a_table_is_looked_up() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         bias = self.table[self.positions.view(-1)].view(8, 8, 3).permute(2, 0, 1).contiguous()

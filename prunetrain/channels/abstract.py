@@ -132,7 +132,7 @@ class Functions:
         source = self._source(step).broadcast()
         rank = source.known.dim()
         dims = dims_of(tuple(range(rank)) if step["dim"] is None else step["dim"], rank)
-        if step.target not in ("torch.mean", "torch.sum", "torch.amax", "torch.amin") or set(dims) & set(varying(source.known)):
+        if step.target not in _OF_EQUALS or set(dims) & set(varying(source.known)):
             return Abstract.nothing(len(shape))
         count = 1
         for dim in dims if step.target == "torch.sum" else ():
@@ -220,6 +220,7 @@ def _grids(abstract: Abstract) -> tuple[Tensor, Tensor, Tensor]:
     return abstract.known, abstract.eval_mode, abstract.train_mode
 
 
+_OF_EQUALS: Final = frozenset(f"torch.{name}" for name in "mean sum amax amin max min".split())  # whose result for equal numbers is known
 _BINARY: Final[dict[str, Any]] = {
     "+": torch.add,
     "-": torch.sub,

@@ -49,6 +49,7 @@ def _takes(*parameters: Parameter, positional: int = 2) -> Signature:
 
 _DROPOUT = _takes(Parameter("p", Kind.PROBABILITY, 0.5), Parameter("training", Kind.TRAINING, True), positional=3)
 _REDUCE = _takes(Parameter("dim", Kind.INTEGERS), Parameter("keepdim", Kind.FLAG, False))
+_LARGEST = _takes(_DIM, Parameter("keepdim", Kind.FLAG, False))
 _SOFTMAX = _takes(_DIM)
 
 _OPERATOR = Signature((Parameter("input", Kind.OPERAND), Parameter("other", Kind.OPERAND)), positional=2)
@@ -118,6 +119,8 @@ _BY_FAMILY: Final[Mapping[Family, Mapping[str, Signature]]] = {
         "torch.sum": _REDUCE,
         "torch.amax": _REDUCE,
         "torch.amin": _REDUCE,
+        "torch.max": _LARGEST,
+        "torch.min": _LARGEST,
         "torch.linalg.vector_norm": _takes(
             Parameter("ord", Kind.NUMBER, 2), Parameter("dim", Kind.INTEGERS, None), Parameter("keepdim", Kind.FLAG, False)
         ),
@@ -232,6 +235,9 @@ _BY_FAMILY: Final[Mapping[Family, Mapping[str, Signature]]] = {
         ),
     },
 }
+
+WITH_POSITIONS: Final = frozenset(("torch.max", "torch.min"))
+"""They return numbers and their positions; a file takes `.values`. Of equal numbers one gets the gradient; amax and amin divide it."""
 
 FUNCTIONS: Final[Mapping[str, Signature]] = {name: signature for group in _BY_FAMILY.values() for name, signature in group.items()}
 FAMILY_OF: Final[Mapping[str, Family]] = {name: family for family, group in _BY_FAMILY.items() for name in group}

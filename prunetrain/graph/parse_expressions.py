@@ -6,7 +6,7 @@ from typing import Final
 
 from prunetrain.graph.catalog import LAYERS
 from prunetrain.graph.expressions import PLAIN_CALL
-from prunetrain.graph.functions import FUNCTIONS, OPERATORS
+from prunetrain.graph.functions import FUNCTIONS, OPERATORS, WITH_POSITIONS
 from prunetrain.graph.layergraph import TRAINING, Argument, Attribute, BatchSize, Step, Value, signature_of
 from prunetrain.graph.parse_definitions import Definitions
 from prunetrain.graph.parse_source import Source, code_excerpt
@@ -42,10 +42,10 @@ class Expressions:
                 return self._step(node, target, zip(OPERATORS[target].names(), map(self._argument, (left, right)), strict=True))
             case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name)) if self._call_of(name) == PLAIN_CALL:
                 return self._step(node, f"self.{name}", self._arguments(node, f"self.{name}"))
-            case ast.Call(func=ast.Attribute() as function) if ast.unparse(function) in FUNCTIONS:
-                target = ast.unparse(function)
-                self._source.check_imported(node, target.partition(".")[0])
-                return self._step(node, target, self._arguments(node, target))
+            case ast.Attribute(value=ast.Call(func=function) as call, attr="values") if ast.unparse(function) in WITH_POSITIONS:
+                return self._function(call, ast.unparse(function))
+            case ast.Call(func=ast.Attribute() as function) if ast.unparse(function) in FUNCTIONS.keys() - WITH_POSITIONS:
+                return self._function(node, ast.unparse(function))
             case ast.Subscript(value=ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name), args=[input, *_])) if (
                 self._is_special_call(node, name, input)
             ):
@@ -53,6 +53,10 @@ class Expressions:
             case ast.Subscript():
                 return self._subscript(node)
         self._source.fail(node, f"not a layer or function that prunetrain knows: {code_excerpt(node)}")
+
+    def _function(self, call: ast.Call, target: str) -> Value:
+        self._source.check_imported(call, target.partition(".")[0])
+        return self._step(call, target, self._arguments(call, target))
 
     def _call_of(self, name: str) -> str | None:
         """Return how a layer is called, or None if there is no such layer."""

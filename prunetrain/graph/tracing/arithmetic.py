@@ -5,7 +5,7 @@ from math import inf, nextafter
 from typing import Any, Final
 
 from prunetrain.graph.layergraph import Value
-from prunetrain.graph.tracing.builder import STOCHASTIC_DEPTH, Builder, ConvertedResult, Noise
+from prunetrain.graph.tracing.builder import STOCHASTIC_DEPTH, Builder, ConvertedResult, Noise, UnsupportedResult
 from prunetrain.graph.tracing.calls import arguments
 from prunetrain.graph.tracing.records import Call, Constant, ModelTensor, Ref
 
@@ -127,11 +127,21 @@ def reciprocal(build: Builder, call: Call) -> Value:
 
 def elementwise_max_or_min(build: Builder, call: Call) -> Value:
     """torch.maximum and minimum of two tensors."""
-    given = arguments(call, "input other keepdim")
-    if "keepdim" in given or not isinstance(given.get("other"), Ref | ModelTensor | Constant):
-        raise ValueError("passes gradients to one of several equal numbers over a dimension: use torch.amax or torch.amin")
+    given = arguments(call, "input other")
     target = "torch.maximum" if "max" in call.name else "torch.minimum"
     return build.add(target, input=build.tensor(given["input"]), other=build.tensor(given["other"]))
+
+
+def largest_or_smallest(build: Builder, call: Call) -> Value | tuple[ConvertedResult, ...]:
+    """torch.max and torch.min: of two tensors, or along a dimension, without the positions."""
+    second = call.arguments[1] if len(call.arguments) > 1 else call.keywords.get("other")
+    if isinstance(second, Ref | ModelTensor | Constant):
+        return elementwise_max_or_min(build, call)
+    given = arguments(call, "input dim keepdim")
+    if "dim" not in given:
+        raise ValueError("runs over all images at once: give a dimension")
+    values = build.add(f"torch.{call.name}", input=build.tensor(given.pop("input")), **given)
+    return values, UnsupportedResult(f"holds the positions of {call.name}: use its values only")
 
 
 def product(build: Builder, call: Call) -> Value:
@@ -168,7 +178,8 @@ ARITHMETIC = {
     **dict.fromkeys(("floor", "floor_"), floor),
     **dict.fromkeys(("pow", "__pow__", "pow_", "float_power"), power),
     **dict.fromkeys(("reciprocal", "reciprocal_"), reciprocal),
-    **dict.fromkeys(("max", "min", "maximum", "minimum"), elementwise_max_or_min),
+    **dict.fromkeys(("maximum", "minimum"), elementwise_max_or_min),
+    **dict.fromkeys(("max", "min"), largest_or_smallest),
     **dict.fromkeys(("matmul", "__matmul__", "__rmatmul__", "bmm", "mm"), product),
     "einsum": einsum,
     "addcmul": multiply_add,

@@ -221,6 +221,18 @@ def split(build: Builder, call: Call) -> tuple[Argument, ...]:
     return tuple(parts)
 
 
+def glu(build: Builder, call: Call) -> Tensor:
+    """F.glu: the first half of a dimension, times the sigmoid of the second."""
+    given = arguments(call, "input dim")
+    tensor = build.tensor(given["input"])
+    dim = given.get("dim", -1) % build.rank(tensor)
+    half, other = (shape[dim] for shape in build.traced.sizes[call.results[0]])
+    if half != other:
+        raise ValueError("splits a dimension that depends on the batch size")
+    first, second = (slice_dimension(build, tensor, dim, slice(start, start + half, None)) for start in (0, half))
+    return build.add("*", input=first, other=build.add("torch.sigmoid", input=second))
+
+
 INDEXING = {
     "__getitem__": getitem,
     "index_select": index_select,
@@ -231,5 +243,6 @@ INDEXING = {
     "narrow": narrow,
     "select": select_index,
     "unbind": unbind,
+    "glu": glu,
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"), split),
 }
