@@ -133,7 +133,7 @@ def test_what_breaks_the_language_is_left_to_its_reader() -> None:
         ("a.json", b'{"lr": NaN}', "NaN is not allowed as a number"),
         ("a.toml", b"a = 0x" + b"f" * 1000, "a whole number in it is beyond 64 bits"),
         ("a.toml", b"a = " + b"9" * 5000, TOO_LARGE),
-        ("a.json", b"\xef\xbb\xbf{}", "not valid JSON: "),
+        ("a.json", b"{", "not valid JSON: "),
         ("a.json", b'{"\xff": 1}', "not a text file in UTF-8"),
     ],
 )
