@@ -1,5 +1,6 @@
 """All file names of the project and its runs, in one place; finding runs and claiming their names."""
 
+import difflib
 import re
 import shutil
 from collections.abc import Iterator
@@ -146,6 +147,12 @@ def find_run(what: str, output_dir: Path) -> RunPaths | None:
     if path.is_dir() and (folder := resolve_links(path)).parent.name in (NETWORKS, CHECKPOINTS):
         return RunPaths(folder.parent.parent, folder.name)
     return None if path.is_file() else existing_run(output_dir, str(path))  # without the slash that completing a folder's name appends
+
+
+def nearest_runs(what: str, output_dir: Path) -> list[str]:
+    """The names of the runs that are spelled most like this one, the nearest first; a few, or none."""
+    known = {network.parent.name for network in (output_dir / NETWORKS).glob("*/epoch_*.py")}
+    return difflib.get_close_matches(what, sorted(filter(_RUN_NAME.fullmatch, known)), cutoff=0.5)
 
 
 def checkpoint_of(what: str | Path) -> Path:

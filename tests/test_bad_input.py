@@ -174,6 +174,16 @@ def test_bad_config_file(folder: Path, name: str, text: str, line: str) -> None:
     assert refusal("train", "--config", name).startswith(line)
 
 
+@pytest.mark.parametrize("command", [("evaluate",), ("train", "--resume"), ("inspect",), ("bench",), ("report",)], ids=" ".join)
+@pytest.mark.usefixtures("folder")
+def test_a_misspelt_run(command: tuple[str, ...]) -> None:
+    for run in ("resnet20-folder", "resnet20-folder-2", "vgg16-mnist"):
+        network = Path("generated_nets", run, "epoch_000.py")
+        network.parent.mkdir(parents=True)
+        network.write_text("")
+    assert refusal(*command, "resnet20-foler").endswith(": did you mean resnet20-folder or resnet20-folder-2?")
+
+
 COMMANDS_ON_A_CHECKPOINT = [("train", "--resume"), ("evaluate",), ("reconfigure",), ("inspect",)]
 LAST = "checkpoints/x/last.pt"
 

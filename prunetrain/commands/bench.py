@@ -89,4 +89,4 @@ def _networks(what: str, other: str | None, output_dir: Path) -> list[Path]:
 
 def _network(what: str, output_dir: Path) -> Path:
     run = find_run(what, output_dir)
-    return run.newest_network() if run else find_network_file(Path(what))
+    return run.newest_network() if run else find_network_file(Path(what), output_dir)

@@ -11,7 +11,7 @@ import click
 from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
-from prunetrain.paths import find_run
+from prunetrain.paths import find_run, nearest_runs
 from prunetrain.report.history import read_history, read_metrics
 
 
@@ -43,7 +43,7 @@ def command(what: str, other: str | None, output_dir: str, as_json: bool, as_csv
         described = describe.run(run, read_metrics(run))
         printer = tables.print_run
     else:
-        path = find_network_file(Path(what))
+        path = find_network_file(Path(what), Path(output_dir))
         described = describe.network(read_graph(path), _dense_network_of_run(path))
         printer = tables.print_network
     if as_json:
@@ -67,8 +67,8 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def find_network_file(path: Path) -> Path:
-    """The network file that a path names, directly or by its checkpoint.
+def find_network_file(path: Path, output_dir: Path) -> Path:
+    """The network file that a path names, directly or by its checkpoint. A message suggests runs of `output_dir`.
 
     Raises:
         ConfigError: if the path is neither.
@@ -81,14 +81,14 @@ def find_network_file(path: Path) -> Path:
         from prunetrain.training.checkpoints import load_checkpoint, read_network_of
 
         return read_network_of(path, load_checkpoint(path))[0]
-    raise ConfigError(
-        f"{path} is not a network file (.py), checkpoint (.pt) or run: name one of these, or give --output-dir if the run is elsewhere"
-    )
+    near = nearest_runs(str(path), output_dir)
+    advice = f"did you mean {' or '.join(near)}?" if near else "name one of these, or give --output-dir if the run is elsewhere"
+    raise ConfigError(f"{path} is not a network file (.py), checkpoint (.pt) or run: {advice}")
 
 
 def _graph(what: str, output_dir: Path) -> LayerGraph:
     run = find_run(what, output_dir)
-    return read_graph(run.newest_network() if run else find_network_file(Path(what)))
+    return read_graph(run.newest_network() if run else find_network_file(Path(what), output_dir))
 
 
 def _dense_network_of_run(path: Path) -> LayerGraph | None:

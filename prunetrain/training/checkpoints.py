@@ -18,7 +18,7 @@ from prunetrain.foreign.refusal import RefusedFileError, quoted
 from prunetrain.graph.load import read_source, sha256_of
 from prunetrain.methods.training_method import MethodState
 from prunetrain.models.torch_files import load_torch_file
-from prunetrain.paths import CHECKPOINTS, LAST, NETWORK_NAME, NETWORKS, run_of_checkpoint
+from prunetrain.paths import CHECKPOINTS, LAST, NETWORK_NAME, NETWORKS, nearest_runs, run_of_checkpoint
 from prunetrain.training.checkpoint_content import check_content
 
 FORMAT = 3
@@ -124,9 +124,9 @@ def _missing_checkpoint_error(path: Path) -> CheckpointError:
     if path.parent.is_dir() and NETWORK_NAME.fullmatch(network.name) and network.exists():
         return CheckpointError(f"{path}: removed because of --keep; only its network file {network} is left")
     if not path.suffix:
-        return CheckpointError(
-            f"{path} is neither a file nor a run here: name a .pt file, or go to the folder that has the run's checkpoints/"
-        )
+        near = nearest_runs(str(path), Path())
+        advice = f"did you mean {' or '.join(near)}?" if near else "name a .pt file, or go to the folder that has the run's checkpoints/"
+        return CheckpointError(f"{path} is neither a file nor a run here: {advice}")
     return CheckpointError(f"{path}: no such checkpoint")
 
 
