@@ -225,8 +225,9 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.M
 
     mine = tmp_path / "mine.html"
     mine.write_text("mine")
-    refused = f"error: no run prund: name a run in {folder} or one of its folders, or give --output-dir if the run is elsewhere\n"
-    assert error("prund") == refused
+    refused = f"error: no run mobile: name a run in {folder} or one of its folders, or give --output-dir if the run is elsewhere\n"
+    assert error("mobile") == refused
+    assert error("prund") == "error: no run prund: did you mean pruned?\n"
     assert error("dense", "-o", mine) == f"error: {mine} already exists and is not a report: choose another name, or pass --force\n"
     assert error("dense", "-o", tmp_path) == f"error: {tmp_path} is a folder: name a file with -o\n"
     assert mine.read_text() == "mine"
