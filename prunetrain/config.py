@@ -14,6 +14,7 @@ from typing import Any
 
 from prunetrain.errors import ConfigError, unknown_name
 from prunetrain.method_settings import GROUP_LASSO, METHODS, RETRAIN_MODES, check_method
+from prunetrain.synonyms import synonym_of
 
 LASSO_INTERVAL = 8  # training steps between two proximal steps, with a target
 FINE_TUNING_LR_FACTOR = 0.1  # learning rate of fine-tuning, as a share of the schedule's
@@ -400,41 +401,8 @@ def check_resume(resume: object) -> None:
         raise ConfigError(f"resume must be True or False, not {resume!r}: to resume a run, give its name as name, and resume=True")
 
 
-_SYNONYMS = {  # field: what other programs call it
-    "model": ("arch", "architecture", "net", "network", "model_name", "backbone"),
-    "weights": ("pretrained", "init_weights"),
-    "data_dir": ("data", "data_path", "data_root", "dataset_path", "dataset_dir", "root"),
-    "val_split": ("val_ratio", "val_share", "validation_split", "test_split"),
-    "image_size": ("img_size", "imgsz", "input_size", "resolution", "size", "crop_size"),
-    "grey": ("gray", "grayscale", "greyscale"),
-    "epochs": ("num_epochs", "n_epochs", "max_epochs", "epoch"),
-    "batch_size": ("batch", "bs", "train_batch_size"),
-    "optimizer": ("opt", "optim", "optimiser"),
-    "lr": ("learning_rate", "base_lr", "init_lr", "initial_lr"),
-    "weight_decay": ("wd", "decay", "l2"),
-    "schedule": ("scheduler", "lr_scheduler", "lr_schedule", "lr_policy"),
-    "milestones": ("lr_milestones", "lr_steps", "lr_epochs"),
-    "lr_gamma": ("gamma", "lr_decay"),
-    "warmup_epochs": ("warmup", "warm_up"),
-    "label_smoothing": ("smoothing",),
-    "augment": ("augmentation", "aug"),
-    "target_macs": ("target_flops", "flops", "macs", "keep_macs"),
-    "rate": ("pruning_rate", "prune_rate", "pruning_ratio", "prune_ratio", "sparsity"),
-    "amp": ("mixed_precision", "precision", "fp16", "bf16", "half"),
-    "workers": ("num_workers", "loader_workers"),
-    "device": ("cuda",),
-    "seed": ("random_seed", "manual_seed"),
-    "name": ("run_name", "exp_name", "experiment", "run"),
-    "output_dir": ("output", "out", "out_dir", "output_path", "save_dir", "save_path", "log_dir"),
-}
 _PATHS = ("model", "weights", "data_dir", "cache", "output_dir")  # settings that may begin with `~`
 _FLAGS_ONLY = ("resume", "gpus", "nproc", "max_restarts", "tensorboard")  # flags of `train` that say how a run is started
-
-
-def synonym_of(word: str) -> str | None:
-    """The name of the setting that other programs call this, as users write it; None if there is none."""
-    name = word.lower().replace("-", "_")
-    return next((_key(field) for field, words in _SYNONYMS.items() if name in words), None)
 
 
 def settings_from(values: Mapping[str, Any], source: str = "") -> dict[str, Any]:

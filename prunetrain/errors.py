@@ -82,7 +82,15 @@ def abbreviate_names(names: Sequence[str], shown: int = 3) -> str:
 def unknown_name(kind: str, name: str, known: Iterable[str], synonym: str | None = None) -> str:
     """One line with the nearest known names: "unknown model 'resnet21': did you mean resnet20 or resnet32?"; with the synonym if given."""
     names = sorted(known)
-    near = [synonym] if synonym else difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if near:
-        return f"unknown {kind} {name!r}: did you mean {' or '.join(near)}?"
-    return f"unknown {kind} {name!r}: choose from {', '.join(names)}"
+    near = [synonym] if synonym else nearest(name, names)
+    return f"unknown {kind} {name!r}: {suggest(near, 'choose from ' + ', '.join(names))}"
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The known names that are spelled most like this one, the nearest first; at most three."""
+    return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+
+
+def suggest(names: Sequence[str], otherwise: str) -> str:
+    """Advice: "did you mean resnet20 or resnet32?", or something else if there are no names."""
+    return f"did you mean {' or '.join(names)}?" if names else otherwise

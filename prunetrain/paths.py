@@ -1,6 +1,5 @@
 """All file names of the project and its runs, in one place; finding runs and claiming their names."""
 
-import difflib
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
 
-from prunetrain.errors import BusyError, ConfigError, OutputError
+from prunetrain.errors import BusyError, ConfigError, OutputError, nearest
 from prunetrain.files import make_folder, output_error, resolve_links
 from prunetrain.locking import locked
 
@@ -150,9 +149,9 @@ def find_run(what: str, output_dir: Path) -> RunPaths | None:
 
 
 def nearest_runs(what: str, output_dir: Path) -> list[str]:
-    """The names of the runs that are spelled most like this one, the nearest first; a few, or none."""
+    """The names of the runs that are spelled most like this one."""
     known = {network.parent.name for network in (output_dir / NETWORKS).glob("*/epoch_*.py")}
-    return difflib.get_close_matches(what, sorted(filter(_RUN_NAME.fullmatch, known)), cutoff=0.5)
+    return nearest(what, filter(_RUN_NAME.fullmatch, known))
 
 
 def checkpoint_of(what: str | Path) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prunetrain import config
+from prunetrain import synonyms
 from prunetrain.config import TrainConfig, build_config, settings_from
 from prunetrain.errors import ConfigError
 
@@ -40,14 +40,6 @@ def test_paths_may_begin_with_the_home_folder_and_be_paths(monkeypatch: pytest.M
     monkeypatch.setenv("HOME", "/home/me")
     made = build_config({"data-dir": "~/pics", "output_dir": Path("runs"), "model": "~/net.py:Net", "name": "~"})
     assert (made.data_dir, made.output_dir, made.model, made.name) == ("/home/me/pics", "runs", "/home/me/net.py:Net", "~")
-
-
-def test_synonyms_are_of_settings_and_are_none_themselves() -> None:
-    names = {item.name for item in dataclasses.fields(TrainConfig)}
-    words = [word for words in config._SYNONYMS.values() for word in words]
-    assert config._SYNONYMS.keys() <= names
-    assert len(words) == len(set(words))
-    assert not names & set(words)
 
 
 def test_config_is_frozen() -> None:
@@ -122,3 +114,13 @@ def test_source_of_bad_setting_is_named() -> None:
 def test_settings_that_only_another_layer_makes_valid_pass_alone() -> None:
     assert settings_from({"nesterov": True, "momentum": 0.0}) == {"nesterov": True, "momentum": 0.0}
     assert build_config({"nesterov": True, "momentum": 0.0}, {"momentum": 0.5}).nesterov
+
+
+def test_synonyms_are_of_settings_and_are_none_themselves() -> None:
+    settings = {item.name.replace("_", "-") for item in dataclasses.fields(TrainConfig)}
+    assert synonyms._SYNONYMS.keys() <= settings
+    words = [word.replace("_", "-") for group in synonyms._SYNONYMS.values() for word in group]
+    assert len(set(words)) == len(words)
+    assert not settings & set(words)
+    assert synonyms.synonym_of("Learning-Rate") == "lr"
+    assert synonyms.synonym_of("lr") is None

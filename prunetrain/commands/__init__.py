@@ -16,9 +16,9 @@ from typing import Any
 
 import click
 
-from prunetrain.config import synonym_of
 from prunetrain.errors import PruneTrainError, is_out_of_memory, unknown_name
 from prunetrain.foreign.refusal import printable
+from prunetrain.synonyms import synonym_of
 from prunetrain.training.stopping import StopRequested, exit_code, stopping_on_signals
 
 _LONGEST_LINE = 2000  # characters of an error message

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from prunetrain.errors import ConfigError
+from prunetrain.errors import ConfigError, suggest
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import find_run, nearest_runs
@@ -81,8 +81,7 @@ def find_network_file(path: Path, output_dir: Path) -> Path:
         from prunetrain.training.checkpoints import load_checkpoint, read_network_of
 
         return read_network_of(path, load_checkpoint(path))[0]
-    near = nearest_runs(str(path), output_dir)
-    advice = f"did you mean {' or '.join(near)}?" if near else "name one of these, or give --output-dir if the run is elsewhere"
+    advice = suggest(nearest_runs(str(path), output_dir), "name one of these, or give --output-dir if the run is elsewhere")
     raise ConfigError(f"{path} is not a network file (.py), checkpoint (.pt) or run: {advice}")
 
 

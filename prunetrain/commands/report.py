@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from prunetrain.errors import ConfigError, OutputError
+from prunetrain.errors import ConfigError, OutputError, suggest
 from prunetrain.files import write_bytes, write_text
 from prunetrain.paths import RunPaths, find_run, nearest_runs
 from prunetrain.report.history import History, labels, read_history
@@ -47,9 +47,8 @@ def command(*, runs: tuple[str, ...], output: Path, figures: Path | None, form: 
 def _find(what: str, output_dir: Path) -> RunPaths:
     run = find_run(what, output_dir)
     if run is None or not (run.network_files() or run.metrics.exists()):
-        near = nearest_runs(what, output_dir)
         elsewhere = f"name a run in {output_dir} or one of its folders, or give --output-dir if the run is elsewhere"
-        raise ConfigError(f"no run {what}: " + (f"did you mean {' or '.join(near)}?" if near else elsewhere))
+        raise ConfigError(f"no run {what}: {suggest(nearest_runs(what, output_dir), elsewhere)}")
     return run
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from prunetrain.errors import CheckpointError, NetworkFileError
+from prunetrain.errors import CheckpointError, NetworkFileError, suggest
 from prunetrain.files import resolve_links, write_atomically
 from prunetrain.foreign.refusal import RefusedFileError, quoted
 from prunetrain.graph.load import read_source, sha256_of
@@ -124,8 +124,7 @@ def _missing_checkpoint_error(path: Path) -> CheckpointError:
     if path.parent.is_dir() and NETWORK_NAME.fullmatch(network.name) and network.exists():
         return CheckpointError(f"{path}: removed because of --keep; only its network file {network} is left")
     if not path.suffix:
-        near = nearest_runs(str(path), Path())
-        advice = f"did you mean {' or '.join(near)}?" if near else "name a .pt file, or go to the folder that has the run's checkpoints/"
+        advice = suggest(nearest_runs(str(path), Path()), "name a .pt file, or go to the folder that has the run's checkpoints/")
         return CheckpointError(f"{path} is neither a file nor a run here: {advice}")
     return CheckpointError(f"{path}: no such checkpoint")
 
