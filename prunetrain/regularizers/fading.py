@@ -191,9 +191,9 @@ def _norms(graph: LayerGraph, spaces: ChannelSpaces, state: Mapping[str, Tensor]
         weight = state.get(f"{layer.name}.weight")
         if weight is None:
             continue
-        weights = weight.detach().double().cpu().square()
+        weights = weight.detach().double().square()
         for dim, axis in enumerate(("out", "in")):
             ids = spaces.ids.get((layer.name, axis))
             if ids is not None:
-                squares += np.bincount(ids, weights.transpose(0, dim).flatten(1).sum(1).numpy(), minlength=spaces.num_channels)
+                squares += np.bincount(ids, weights.transpose(0, dim).flatten(1).sum(1).cpu().numpy(), minlength=spaces.num_channels)
     return np.sqrt(squares)
