@@ -99,7 +99,7 @@ def test_choice_by_hand(images: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         return 400 + 4 * images if graph is smaller else 1000 + 10 * images
 
     monkeypatch.setattr(batch_size_module, "step_memory", memory)
-    monkeypatch.setattr(batch_size_module, "_LEAST_STEPS", 1)
+    monkeypatch.setattr(batch_size_module, "_MIN_STEPS", 1)
     change = choose(smaller)  # budget 1160: (1160 - 400) / 4 = 190
     assert change == BatchChange((16, 176), (1160, 1104), 1160, measured=False, steps_per_epoch=2)
     assert len(asked) == len(set(asked))  # nothing is tried twice

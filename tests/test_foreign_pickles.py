@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetrain.foreign import pickles
-from prunetrain.foreign.pickles import MOST_DEPTH, read_pickle
+from prunetrain.foreign.pickles import MAX_DEPTH, read_pickle
 from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.foreign.torch_globals import StoredTensor
 
@@ -206,7 +206,7 @@ BODIES: dict[str, tuple[bytes, str]] = {
     "a word without an end": (b"X\xff\xff\xff\x7fabc", DAMAGED),
     "another protocol": (b"0\x80\x04N", "its data.pkl has the instruction POP, which torch.save does not write"),
     "a second start": (b"N\x80\x02", "its data.pkl declares its protocol after its start, which torch.save does not do"),
-    "deep lists": (b"]" * (MOST_DEPTH + 2) + b"a" * (MOST_DEPTH + 1), ENDLESS),
+    "deep lists": (b"]" * (MAX_DEPTH + 2) + b"a" * (MAX_DEPTH + 1), ENDLESS),
     "very deep tuples": (b")" + b"\x85" * 100_000, ENDLESS),
     "a list in itself": (b"]q\x01h\x01a", ENDLESS),
     "a billion laughs": (b")" + b"q\x01h\x01\x86" * 40, ENDLESS),
@@ -234,9 +234,9 @@ def test_beginning_and_end() -> None:
 
 def test_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     data, parts = saved({"a": list(range(100))})
-    monkeypatch.setattr(pickles, "MOST_OPCODES", 100)
+    monkeypatch.setattr(pickles, "MAX_OPCODES", 100)
     assert refusal(lambda: read_pickle(data, parts)) == "its data.pkl has more than 100 instructions"
-    monkeypatch.setattr(pickles, "MOST_BYTES", 200)
+    monkeypatch.setattr(pickles, "MAX_BYTES", 200)
     assert refusal(lambda: read_pickle(data, parts)) == "its data.pkl is longer than 200 bytes"
 
 

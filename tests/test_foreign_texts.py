@@ -15,7 +15,7 @@ from prunetrain.foreign import memory
 from prunetrain.foreign.memory import available_memory, format_bytes
 from prunetrain.foreign.opening import open_regular, read_bytes, read_text
 from prunetrain.foreign.refusal import RefusedFileError, printable, quoted
-from prunetrain.foreign.toml_json import MOST_BYTES, read_json, read_toml
+from prunetrain.foreign.toml_json import MAX_BYTES, read_json, read_toml
 from prunetrain.training.recipes import load_config_file
 
 
@@ -128,8 +128,8 @@ def test_what_breaks_the_language_is_left_to_its_reader() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.toml", b"#" * (MOST_BYTES + 1), "it is longer than 65,536 bytes"),
-        ("a.json", b" " * (MOST_BYTES + 1), "it is longer than 65,536 bytes"),
+        ("a.toml", b"#" * (MAX_BYTES + 1), "it is longer than 65,536 bytes"),
+        ("a.json", b" " * (MAX_BYTES + 1), "it is longer than 65,536 bytes"),
         ("a.json", b'{"lr": NaN}', "NaN is not allowed as a number"),
         ("a.toml", b"a = 0x" + b"f" * 1000, "a whole number in it is beyond 64 bits"),
         ("a.toml", b"a = " + b"9" * 5000, TOO_LARGE),

@@ -210,7 +210,7 @@ def test_sizes_against_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_large_pickle_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_files, "MOST_BYTES", 100)
+    monkeypatch.setattr(torch_files, "MAX_BYTES", 100)
     assert refusal(saved(), tmp_path) == "its data.pkl is longer than 100 bytes"
 
 

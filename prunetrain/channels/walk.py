@@ -18,7 +18,7 @@ from prunetrain.graph.functions import FAMILY_OF, Family
 from prunetrain.graph.layergraph import Attribute, Layer, LayerGraph, Step, Value
 from prunetrain.graph.windows import Shape, pair
 
-_MOST_ATOMS: Final = 1 << 20  # in a declared tensor; larger ones do not hold one number per channel
+_MAX_ATOMS: Final = 1 << 20  # in a declared tensor; larger ones do not hold one number per channel
 
 
 class Walk:
@@ -80,7 +80,7 @@ class Walk:
             shape = self._shapes.of(operand)
             if operand.name in self._weights:
                 self._declare_frozen(operand, f"{operand.name} is the weight of a function")
-            elif int(np.prod(shape)) > _MOST_ATOMS:
+            elif int(np.prod(shape)) > _MAX_ATOMS:
                 self._declare_frozen(operand, f"{operand.name} is large")
             else:
                 self._atoms.declared[operand.name] = self._atoms.fresh(int(np.prod(shape))).view(shape)

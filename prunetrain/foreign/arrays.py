@@ -17,8 +17,8 @@ from numpy.lib import format as npy
 from prunetrain.foreign.archives import ARCHIVE_ERRORS, open_archive
 from prunetrain.foreign.refusal import RefusedFileError
 
-_MOST_ENTRIES: Final = 10_000
-_MOST_HEADER: Final = 2**16  # bytes; numpy itself reads as many as the header declares
+_MAX_ENTRIES: Final = 10_000
+_MAX_HEADER: Final = 2**16  # bytes; numpy itself reads as many as the header declares
 _READERS: Final = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -43,7 +43,7 @@ class ArrayFile:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._archive = open_archive(file, most_entries=_MOST_ENTRIES, compressed=True)
+        self._archive = open_archive(file, most_entries=_MAX_ENTRIES, compressed=True)
 
     def headers(self, names: Iterable[str]) -> dict[str, ArrayHeader]:
         """Read the headers of the arrays that exist among `names`.
@@ -72,7 +72,7 @@ class ArrayFile:
         entry: zipfile.ZipInfo = self._archive.getinfo(f"{name}.npy")
         try:
             with self._archive.open(entry) as stream:
-                start = io.BytesIO(stream.read(_MOST_HEADER))
+                start = io.BytesIO(stream.read(_MAX_HEADER))
             version = npy.read_magic(start)
             if version not in _READERS:
                 raise RefusedFileError(f"{name}: arrays of version {version} are not supported")

@@ -11,9 +11,9 @@ from typing import Any, Final
 from prunetrain.foreign.refusal import RefusedFileError, quoted
 from prunetrain.foreign.torch_globals import DTYPES, FUNCTIONS, ITEM_BYTES, GlobalName, Ordered, Storage, whole_number
 
-MOST_BYTES: Final = 2**26
-MOST_OPCODES: Final = 4_000_000
-MOST_DEPTH: Final = 50  # of nested containers
+MAX_BYTES: Final = 2**26
+MAX_OPCODES: Final = 4_000_000
+MAX_DEPTH: Final = 50  # of nested containers
 _LARGEST_KEY: Final = 2**31
 _REPEATS: Final = 4  # how often each value may be referred to again, on average; see `_check_size`
 
@@ -29,15 +29,15 @@ def read_pickle(data: bytes, parts: Mapping[str, int]) -> object:
         RefusedFileError: for a pickle that is damaged, too large or too deep, that names anything but tensors and plain containers, or that
             has tensors that reach beyond their storage or whose elements share places in it.
     """
-    if len(data) > MOST_BYTES:
-        raise RefusedFileError(f"its data.pkl is longer than {MOST_BYTES:,} bytes")
+    if len(data) > MAX_BYTES:
+        raise RefusedFileError(f"its data.pkl is longer than {MAX_BYTES:,} bytes")
     machine = _Machine(parts)
     count = end = 0
     try:
         for opcode, argument, position in pickletools.genops(data):
             count, end = count + 1, position or 0
-            if count > MOST_OPCODES:
-                raise RefusedFileError(f"its data.pkl has more than {MOST_OPCODES:,} instructions")
+            if count > MAX_OPCODES:
+                raise RefusedFileError(f"its data.pkl has more than {MAX_OPCODES:,} instructions")
             if opcode.name not in _OPCODES:
                 raise RefusedFileError(f"its data.pkl has the instruction {opcode.name}, which torch.save does not write")
             _OPCODES[opcode.name](machine, argument)
@@ -129,7 +129,7 @@ def _constant(make: Callable[[], object]) -> Callable[[_Machine, Any], None]:
 
 
 def _memorize(machine: _Machine, argument: int) -> None:
-    if argument > MOST_OPCODES:
+    if argument > MAX_OPCODES:
         raise ValueError
     machine.memo[argument] = machine.stack[-1]
 
@@ -188,7 +188,7 @@ def _check_size(roots: list[object], most: int) -> None:
     while waiting:
         value, depth = waiting.pop()
         seen += 1
-        if depth > MOST_DEPTH or seen > most:
+        if depth > MAX_DEPTH or seen > most:
             raise RefusedFileError("its values are nested too deeply, or repeated too often")
         if isinstance(value, Storage) or (isinstance(value, GlobalName) and value.name not in DTYPES):
             raise RefusedFileError("it holds a class or a storage as a value")

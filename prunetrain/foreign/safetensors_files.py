@@ -7,7 +7,7 @@ from prunetrain.foreign.memory import available_memory, format_bytes
 from prunetrain.foreign.opening import file_size, open_regular
 from prunetrain.foreign.refusal import RefusedFileError
 
-_MOST_HEADER: Final = 2**24  # bytes; the format's own limit is 100 MB, but reading that many takes gigabytes of memory
+_MAX_HEADER: Final = 2**24  # bytes; the format's own limit is 100 MB, but reading that many takes gigabytes of memory
 
 
 def check_safetensors(path: Path) -> None:
@@ -19,7 +19,7 @@ def check_safetensors(path: Path) -> None:
     """
     with open_regular(path) as file:
         size, header = file_size(file), int.from_bytes(file.read(8), "little")
-    if header > min(size, _MOST_HEADER):
+    if header > min(size, _MAX_HEADER):
         raise RefusedFileError(f"it declares a header of {header:,} bytes, which is too long")
     if size > (available := available_memory()):
         raise RefusedFileError(f"its tensors take {format_bytes(size)}, and {format_bytes(available)} of memory are free")

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from prunetrain.foreign.refusal import RefusedFileError, quoted
 
-MOST_BYTES: Final = 2**16  # of a file of settings; Python's TOML reader takes quadratic time for hostile ones
-_MOST_DEPTH: Final = 20
+MAX_BYTES: Final = 2**16  # of a file of settings; Python's TOML reader takes quadratic time for hostile ones
+_MAX_DEPTH: Final = 20
 _LARGEST: Final = 2**63 - 1
 
 
@@ -69,7 +69,7 @@ def _check_nesting(value: object) -> object:
     waiting = [(value, 0)]
     while waiting:
         part, depth = waiting.pop()
-        if depth > _MOST_DEPTH:
+        if depth > _MAX_DEPTH:
             raise RefusedFileError("its tables and lists are nested too deeply")
         if isinstance(part, int) and abs(part) > _LARGEST:
             raise RefusedFileError("a whole number in it is beyond 64 bits")

@@ -5,14 +5,14 @@ from typing import BinaryIO, Final
 
 from prunetrain.foreign.archives import ARCHIVE_ERRORS, check_contents, open_archive
 from prunetrain.foreign.memory import available_memory, format_bytes
-from prunetrain.foreign.pickles import MOST_BYTES, read_pickle
+from prunetrain.foreign.pickles import MAX_BYTES, read_pickle
 from prunetrain.foreign.refusal import RefusedFileError, quoted
 
-MOST_TENSORS: Final = 1_000_000
+MAX_TENSORS: Final = 1_000_000
 _OLD_FORMAT: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled number by which torch recognises it
 _PICKLE: Final = "data.pkl"
 _STORAGES: Final = "data/"
-_MOST_METADATA: Final = 4096  # bytes of torch's notes beside the pickle: a version, the byte order
+_MAX_METADATA: Final = 4096  # bytes of torch's notes beside the pickle: a version, the byte order
 
 
 def check_torch_file(file: BinaryIO) -> None:
@@ -25,7 +25,7 @@ def check_torch_file(file: BinaryIO) -> None:
         raise RefusedFileError(
             "it has the format of torch before 1.6: save it again with torch.save(torch.load(FILE, weights_only=True), FILE)"
         )
-    archive = open_archive(file, most_entries=MOST_TENSORS, compressed=False)
+    archive = open_archive(file, most_entries=MAX_TENSORS, compressed=False)
     parts = _parts(archive)
     size = sum(length for name, length in parts.items() if name.startswith(_STORAGES))
     if size > (available := available_memory()):
@@ -41,7 +41,7 @@ def read_values(file: BinaryIO) -> object:
     Raises:
         RefusedFileError: for anything that torch.save would not write, and inconsistent content.
     """
-    archive = open_archive(file, most_entries=MOST_TENSORS, compressed=False)
+    archive = open_archive(file, most_entries=MAX_TENSORS, compressed=False)
     return _values(archive, _parts(archive))
 
 
@@ -69,9 +69,9 @@ def _parts(archive: zipfile.ZipFile) -> dict[str, int]:
     parts = {entry.filename.removeprefix(folder): entry.file_size for entry in archive.infolist()}
     if _PICKLE not in parts or "constants.pkl" in parts:
         raise RefusedFileError("it was not written by torch.save")
-    if parts[_PICKLE] > MOST_BYTES:
-        raise RefusedFileError(f"its {_PICKLE} is longer than {MOST_BYTES:,} bytes")
+    if parts[_PICKLE] > MAX_BYTES:
+        raise RefusedFileError(f"its {_PICKLE} is longer than {MAX_BYTES:,} bytes")
     for name, length in parts.items():
-        if name != _PICKLE and not name.startswith(_STORAGES) and length > _MOST_METADATA:
+        if name != _PICKLE and not name.startswith(_STORAGES) and length > _MAX_METADATA:
             raise RefusedFileError(f"its part {quoted(name)} is not one that torch.save writes")
     return parts

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from prunetrain.foreign.refusal import RefusedFileError
 
-_MOST_DIMENSIONS: Final = 64  # torch's own limit
+_MAX_DIMENSIONS: Final = 64  # torch's own limit
 
 ITEM_BYTES: Final = {
     **dict.fromkeys(("BoolStorage", "ByteStorage", "CharStorage"), 1),
@@ -64,7 +64,7 @@ def _tensor(*arguments: object) -> StoredTensor:
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple) or hooks != {}:
         raise ValueError
     sizes, steps = tuple(map(whole_number, shape)), tuple(map(whole_number, stride))
-    if len(sizes) != len(steps) or len(sizes) > _MOST_DIMENSIONS or not isinstance(requires_grad, bool):
+    if len(sizes) != len(steps) or len(sizes) > _MAX_DIMENSIONS or not isinstance(requires_grad, bool):
         raise ValueError
     start, count = whole_number(offset), prod(sizes)
     reach = 0  # of the dimensions with smaller strides, in elements

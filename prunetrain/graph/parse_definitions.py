@@ -8,7 +8,7 @@ from prunetrain.graph.catalog import LAYERS
 from prunetrain.graph.layergraph import DTYPES, FROZEN, Declared, GraphError, Layer, check_identifier
 from prunetrain.graph.parse_source import Source, code_excerpt
 
-MOST_POSITIONS: Final = 1_000_000  # of an index
+MAX_POSITIONS: Final = 1_000_000  # of an index
 _DECLARATIONS: Final = (
     "nn.Parameter(torch.zeros(SIZES)[, requires_grad=False]), nn.Buffer(torch.zeros(SIZES)) or "
     "nn.Buffer(torch.tensor([POSITIONS]), persistent=False)"
@@ -71,7 +71,7 @@ class Definitions:
         plain = not options or not trainable
         match ast.unparse(tensor.func), tensor.args, tensor.keywords:
             case "torch.tensor", [ast.List(elts=positions)], [] if (kind, options) == ("Buffer", [("persistent", "False")]):
-                if 0 < len(positions) <= MOST_POSITIONS:
+                if 0 < len(positions) <= MAX_POSITIONS:
                     return Declared.index(name, self._source.integers(positions))
             case "torch.zeros", [ast.Tuple(elts=[])], keywords if plain:
                 return Declared(name, (), kind.lower(), self._dtype(keywords), trainable=trainable)

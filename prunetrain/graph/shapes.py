@@ -10,8 +10,8 @@ from prunetrain.graph.function_shapes import FUNCTION_SHAPES, ShapeOf
 from prunetrain.graph.layergraph import Attribute, GraphError, Layer, LayerGraph, Step, Value
 from prunetrain.graph.windows import Shape, check_padding, pair, shape_text, window_count
 
-MOST_DIMENSIONS = 64  # torch's own limit
-MOST_CHANNELS = 2**26  # the largest dimensions of all results, added up; a ResNet-50 has 100,000
+MAX_DIMENSIONS = 64  # torch's own limit
+MAX_CHANNELS = 2**26  # the largest dimensions of all results, added up; a ResNet-50 has 100,000
 
 
 class ShapeError(GraphError):
@@ -67,15 +67,15 @@ def check_shapes(graph: LayerGraph) -> None:
     """Check that all shapes fit at any batch size, and that each output has one row per image.
 
     Raises:
-        ShapeError: at the first step that does not fit, or that exceeds MOST_DIMENSIONS or MOST_CHANNELS.
+        ShapeError: at the first step that does not fit, or that exceeds MAX_DIMENSIONS or MAX_CHANNELS.
         GraphError: for an output that mixes the images of a batch.
     """
     one, two = infer_shapes(graph, 1), infer_shapes(graph, 2)
     total = 0
     for index, shape in enumerate(one):
         total += max(shape, default=1)
-        if total > MOST_CHANNELS or len(shape) > MOST_DIMENSIONS:
-            what = f"{MOST_DIMENSIONS} dimensions" if len(shape) > MOST_DIMENSIONS else f"{MOST_CHANNELS:,} channels in all of its results"
+        if total > MAX_CHANNELS or len(shape) > MAX_DIMENSIONS:
+            what = f"{MAX_DIMENSIONS} dimensions" if len(shape) > MAX_DIMENSIONS else f"{MAX_CHANNELS:,} channels in all of its results"
             raise ShapeError(f"the network has more than {what}", max(0, index - 1))
     for value in graph.outputs:
         if two[value.index] != (2, *one[value.index][1:]) or one[value.index][0] != 1:

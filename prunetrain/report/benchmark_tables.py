@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from prunetrain.report.benchmarks import LEAST_SAVED
+from prunetrain.report.benchmarks import MIN_SAVED
 from prunetrain.report.tables import format_count, new_table
 
 _ROWS = (  # key of a network, key of a comparison, label
@@ -38,7 +38,7 @@ def print_benchmark(console: Console, described: dict[str, Any]) -> None:
     console.print(grid)
     if compared:
         saved = compared["time_saved_of_macs_saved"]
-        text = _ratio(saved) if saved else f"left out, since the second network saves less than {LEAST_SAVED:.0%} of the MACs"
+        text = _ratio(saved) if saved else f"left out, since the second network saves less than {MIN_SAVED:.0%} of the MACs"
         console.print()
         console.print(f"time saved / MACs saved in a training step: {text}")
 

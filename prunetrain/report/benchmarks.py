@@ -19,7 +19,7 @@ from prunetrain.training.benchmarking.peaks import Peaks
 from prunetrain.training.benchmarking.profiling import StepProfile
 from prunetrain.training.benchmarking.rounds import Spread, ratios
 
-LEAST_SAVED: Final = 0.01
+MIN_SAVED: Final = 0.01
 """Share of the MACs that must be saved to compare the time saved with it: with less, the ratio is noise."""
 
 
@@ -74,7 +74,7 @@ def comparison(graphs: Sequence[LayerGraph], measured: Sequence[Measurements]) -
 
 def _saved(step: list[float], before: Costs, after: Costs) -> dict[str, float] | None:
     macs_saved = 1 - after.macs / before.macs
-    return spread([(1 - ratio) / macs_saved for ratio in step]) if macs_saved >= LEAST_SAVED else None
+    return spread([(1 - ratio) / macs_saved for ratio in step]) if macs_saved >= MIN_SAVED else None
 
 
 def layers(profiles: Sequence[StepProfile], peaks: Peaks) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from torch.sparse import to_sparse_semi_structured
 
 from prunetrain.errors import ConfigError
 
-_LEAST_CAPABILITY = (8, 0)
+_MIN_CAPABILITY = (8, 0)
 _TILE = 64  # sides of a weight must be multiples of this, which suits every torch backend in half precision
 
 
@@ -27,7 +27,7 @@ def check_device(device: torch.device) -> None:
             f"2:4 layers need an NVIDIA GPU of compute capability 8.0 or later, but the network is on {device}: use --device cuda"
         )
     capability = torch.cuda.get_device_capability(device)
-    if capability < _LEAST_CAPABILITY:
+    if capability < _MIN_CAPABILITY:
         raise ConfigError(f"2:4 layers need compute capability 8.0 or later, but {torch.cuda.get_device_name(device)} has {capability}")
 
 

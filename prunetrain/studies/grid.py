@@ -31,7 +31,7 @@ from prunetrain.studies.unsupported_methods import find_unsupported_methods
 from prunetrain.training.run import Outcome
 
 _IRRELEVANT_SETTINGS: Final = (*SETTINGS_WITHOUT_RESULT_EFFECT, "data_dir", "device", "seed")
-_LEAST_EPOCHS: Final = 4  # of the group lasso: two to reach the target, two to recover
+_MIN_EPOCHS: Final = 4  # of the group lasso: two to reach the target, two to recover
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ class Study:
             return
         if self.pruning.get("retrain", "finetune") != "finetune":
             raise ConfigError("group-lasso continues training and rewinds nothing: leave out --retrain, or leave it out of --methods")
-        if self.epochs is not None and self.epochs * self._rounds < _LEAST_EPOCHS:
+        if self.epochs is not None and self.epochs * self._rounds < _MIN_EPOCHS:
             raise ConfigError(
-                f"group-lasso prunes while it retrains: give {_LEAST_EPOCHS} --retrain-epochs or more, or leave it out of --methods"
+                f"group-lasso prunes while it retrains: give {_MIN_EPOCHS} --retrain-epochs or more, or leave it out of --methods"
             )
 
     @property

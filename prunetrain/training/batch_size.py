@@ -17,7 +17,7 @@ from prunetrain.training.state import TrainState
 
 STEP = 32  # images per worker
 _DEFAULT_LIMIT = 4  # times the batch size in the settings
-_LEAST_STEPS = 10  # per epoch, so that it drops less than a tenth of its images and schedules keep their shape
+_MIN_STEPS = 10  # per epoch, so that it drops less than a tenth of its images and schedules keep their shape
 
 
 def choose_batch_size(state: TrainState, smaller: LayerGraph, data: DataSource) -> BatchChange:
@@ -56,7 +56,7 @@ def choose_batch_size(state: TrainState, smaller: LayerGraph, data: DataSource) 
 
 def upper_limit(config: TrainConfig, num_train: int) -> int:
     """The most images per step: `--max-batch-size`, by default a multiple of the settings' batch size, leaving an epoch enough steps."""
-    return min(config.max_batch_size or _DEFAULT_LIMIT * config.batch_size, num_train // _LEAST_STEPS)
+    return min(config.max_batch_size or _DEFAULT_LIMIT * config.batch_size, num_train // _MIN_STEPS)
 
 
 def largest_batch(*, present: int, start: int, step: int, limit: int, fits: Callable[[int], bool]) -> int:

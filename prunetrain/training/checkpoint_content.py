@@ -15,13 +15,13 @@ from prunetrain.foreign.refusal import RefusedFileError, quoted
 from prunetrain.methods.training_method import EARLY, KEEP
 
 _LARGEST: Final = 2**63 - 1  # of a count
-_MOST_MACS: Final = 10**30  # of a whole training: a ResNet-50 on ImageNet passes 2**63 after 587 epochs
-_MOST_EPOCHS: Final = 1_000_000
-_MOST_CLASSES: Final = 1_000_000
+_MAX_MACS: Final = 10**30  # of a whole training: a ResNet-50 on ImageNet passes 2**63 after 587 epochs
+_MAX_EPOCHS: Final = 1_000_000
+_MAX_CLASSES: Final = 1_000_000
 _LONGEST_NAME: Final = 4_096  # characters of a class name; a folder's has at most 255 bytes, all of which may be escaped
-_MOST_RNG_BYTES: Final = 65_536  # of one generator's state; the CPU's has 5,056
+_MAX_RNG_BYTES: Final = 65_536  # of one generator's state; the CPU's has 5,056
 _USED_METRICS: Final = ("epoch", "lr", "epoch_seconds", "val_top1", "train_macs_total", "train_images_total")  # read back by a run
-_COUNTED: Final = {"train_macs_total": _MOST_MACS, "train_images_total": _LARGEST}
+_COUNTED: Final = {"train_macs_total": _MAX_MACS, "train_images_total": _LARGEST}
 
 
 def check_content(content: Mapping[str, Any], progress: type) -> None:
@@ -78,10 +78,10 @@ def _check_weights(model: object) -> None:
 def _check_progress(progress: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
     for name, kind in kinds.items():
         if name == "train_macs":
-            _check_count(progress[name], "its train_macs", _MOST_MACS)
+            _check_count(progress[name], "its train_macs", _MAX_MACS)
         else:
             _require(_has_type(progress[name], kind), f"the {name} of its progress has the wrong type")
-    _require(progress["epoch"] <= _MOST_EPOCHS, f"its epoch is over {_MOST_EPOCHS:,}")
+    _require(progress["epoch"] <= _MAX_EPOCHS, f"its epoch is over {_MAX_EPOCHS:,}")
     strength, running = progress["lasso_strength"], progress["running"]
     _require(strength is None or not strength < 0, "its lasso_strength is negative")
     if progress["step"]:
@@ -134,7 +134,7 @@ def _check_generators(rng: object) -> None:
         elif isinstance(state, list | tuple):
             waiting.extend(state)
         elif isinstance(state, Tensor):
-            fits = state.dtype == torch.uint8 and state.dim() == 1 and 0 < state.numel() <= _MOST_RNG_BYTES and state.is_contiguous()
+            fits = state.dtype == torch.uint8 and state.dim() == 1 and 0 < state.numel() <= _MAX_RNG_BYTES and state.is_contiguous()
             _require(fits, "its rng has a value that is not a generator's state")
         else:
             _require(isinstance(state, int | str | None), "its rng has a value that is not a generator's state")
@@ -211,7 +211,7 @@ def _check_statistics(statistics: object) -> None:
 
 
 def _check_class_names(names: object) -> None:
-    _require(isinstance(names, list) and 0 < len(names) <= _MOST_CLASSES, "its class_names are not a list of names")
+    _require(isinstance(names, list) and 0 < len(names) <= _MAX_CLASSES, "its class_names are not a list of names")
     assert isinstance(names, list)
     fits = all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names)
     _require(fits, f"its class_names have one that is not a string of up to {_LONGEST_NAME:,} characters")

@@ -56,7 +56,7 @@ _UNIFORM = (1, 16, 8, 32)  # multiples tried throughout a network, the most prom
 _STEPS_FOR_LAYERS = 24  # about what timing the layers takes, in training steps
 _SMALLEST_PART = 0.25  # of a batch; less would not represent the run
 _SMALLEST_BATCH = 16
-_MOST_BYTES = 2**20  # of the file of timings
+_MAX_BYTES = 2**20  # of the file of timings
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _key(state: TrainState, proposal: Proposal) -> str:
 def _read(path: Path) -> TimingNotes:
     """Read the notes; empty ones if the file is absent or damaged, which costs only time."""
     try:
-        content: Any = read_json(read_text(path, _MOST_BYTES))
+        content: Any = read_json(read_text(path, _MAX_BYTES))
         return TimingNotes(float(content["spent_seconds"]), {str(key): _checked(choice) for key, choice in content["choices"].items()})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RefusedFileError):
         return TimingNotes()

@@ -14,7 +14,7 @@ from prunetrain.training.precision import compute_type
 
 _TRIES = 3
 _PASSES_PER_WAIT = 10  # passes per wait on a GPU
-_MOST_ELEMENTS = 2**20  # of the activation that is timed for all others
+_MAX_ELEMENTS = 2**20  # of the activation that is timed for all others
 
 
 class LayerTimer:
@@ -43,7 +43,7 @@ class LayerTimer:
         """Seconds of an activation function, addition or pooling, all estimated as proportional to their elements from one ReLU."""
         elements = torch.Size(shape).numel()
         if self._per_element is None:
-            sample = min(elements, _MOST_ELEMENTS)
+            sample = min(elements, _MAX_ELEMENTS)
             self._per_element = self._fastest(F.relu, (sample,)) / sample
         return self._per_element * elements
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _SHORTEST = 0.02  # seconds; shorter actions are repeated within a round
-_MOST_REPEATS = 50
+_MAX_REPEATS = 50
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def time_in_turn(
 
 
 def _repeats(seconds: float) -> int:
-    return max(1, min(_MOST_REPEATS, math.ceil(_SHORTEST / max(seconds, 1e-9))))
+    return max(1, min(_MAX_REPEATS, math.ceil(_SHORTEST / max(seconds, 1e-9))))
 
 
 def _time(action: Callable[[], object], number: int, wait: Callable[[], None], clock: Callable[[], float]) -> float:

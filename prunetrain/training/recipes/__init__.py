@@ -13,7 +13,7 @@ from typing import Any
 from prunetrain.errors import ConfigError, unknown_name
 from prunetrain.foreign.opening import read_text
 from prunetrain.foreign.refusal import RefusedFileError
-from prunetrain.foreign.toml_json import MOST_BYTES, read_json, read_toml
+from prunetrain.foreign.toml_json import MAX_BYTES, read_json, read_toml
 
 CONFIG_SUFFIXES = (".toml", ".json")
 
@@ -51,7 +51,7 @@ def load_config_file(path: str | Path) -> dict[str, Any]:
     if path.suffix.lower() not in CONFIG_SUFFIXES:
         raise ConfigError(f"{path}: a config file ends in {' or '.join(CONFIG_SUFFIXES)}")
     try:
-        text = read_text(path, MOST_BYTES).removeprefix("\ufeff")  # the mark that Windows' editors begin a file with
+        text = read_text(path, MAX_BYTES).removeprefix("\ufeff")  # the mark that Windows' editors begin a file with
         settings = read_toml(text) if path.suffix.lower() == ".toml" else read_json(text)
     except OSError as error:
         raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from error
