@@ -101,11 +101,11 @@ TRAIN = ("train", "--dataset", "npz", "--data-dir", "images.npz", "--model", "le
         ((*TRAIN, "--device", "cpu", "--amp", "float16"), "--amp float16 needs a GPU: use --amp bfloat16 on a CPU"),
         ((*TRAIN, "--output-dir", "images.npz"), "cannot write images.npz/checkpoints/.lenet-300-100-npz.lock: not a directory"),
         ((*TRAIN, "--data-dir", "none.npz"), "none.npz"),
-        (("train", "--dataset", "mnist"), "mnist is not under data: pass --download, or give its folder with --data-dir"),
+        (("train", "--dataset", "mnist"), "mnist is not under data (in "),
         (("train", "--dataset", "cifar10", "--data-dir", "/nowhere"), "cifar10 is not under /nowhere: pass --download, "),
         (
             ("train", "--dataset", "folder", "--data-dir", "nowhere"),
-            "nowhere is not a folder: give --data-dir the folder that holds train/ and val/",
+            "nowhere (in ",
         ),
         (("train", "--resume", "nowhere.pt"), "nowhere.pt: no such checkpoint"),
         (("train", "--resume", "checkpoints"), "checkpoints is not part of a run: its network files belong in "),

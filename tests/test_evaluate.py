@@ -180,7 +180,7 @@ def test_folders_that_have_nothing_to_measure_on(images: Path) -> None:
     shutil.rmtree(images / "val")
     assert refusal("--data-dir", images) == "images has train/ but no val/: give --data-dir images/train to evaluate on the images in it"
     assert found("--data-dir", images / "train")["images"] == 12
-    assert refusal("--data-dir", "no") == "no is not a folder: give --data-dir one that holds val/CLASS or CLASS folders"
+    assert refusal("--data-dir", "no") == f"no (in {Path.cwd()}) is not a folder: give --data-dir one that holds val/CLASS or CLASS folders"
     assert refusal("--data-dir", images / "train" / "cat" / "deeper").startswith("images/train/cat/deeper has no class folders: put ")
     (Path("empty") / "cat").mkdir(parents=True)
     assert refusal("--data-dir", "empty").startswith("empty has no images in its class folders: add some (.jpg, ")

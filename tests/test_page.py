@@ -230,6 +230,10 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     assert error("prund") == "error: no run prund: did you mean pruned?\n"
     assert error("dense", "-o", mine) == f"error: {mine} already exists and is not a report: choose another name, or pass --force\n"
     assert error("dense", "-o", tmp_path) == f"error: {tmp_path} is a folder: name a file with -o\n"
+    picture = tmp_path / "x.png"
+    assert (
+        error("dense", "-o", picture) == f"error: {picture}: a report is a page and ends in .html; --figures writes each plot as an image\n"
+    )
     assert mine.read_text() == "mine"
     assert "run" in error()
     broken = write_run(tmp_path, "broken")

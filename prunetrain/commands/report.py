@@ -30,10 +30,10 @@ def command(*, runs: tuple[str, ...], output: Path, figures: Path | None, form: 
     """
     from prunetrain.report.figures import require_matplotlib
 
+    _check_output(output, force)
     require_matplotlib()
     found = list(dict.fromkeys(_find(run, Path(output_dir)) for run in runs))
     histories = [read_history(run, label) for run, label in zip(found, labels(found), strict=True)]
-    _check_output(output, force)
 
     from prunetrain.report.page import render_page
 
@@ -53,9 +53,11 @@ def _find(what: str, output_dir: Path) -> RunPaths:
 
 
 def _check_output(path: Path, force: bool) -> None:
-    """Refuse to overwrite anything but an older report."""
+    """Refuse a name that is not that of a page, and to overwrite anything but an older report."""
     from prunetrain.report.page import GENERATOR
 
+    if path.suffix.lower() not in (".html", ".htm") and not path.is_dir():
+        raise ConfigError(f"{path}: a report is a page and ends in .html; --figures writes each plot as an image")
     if force or not path.exists():
         return
     if path.is_dir():

@@ -5,6 +5,7 @@ In: uint8 images. Out: batches of float32 images (N, C, H, W), normalised, and i
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -149,6 +150,11 @@ def one_line(error: BaseException) -> str:
     """The message of a library's exception, without line breaks and cut to a readable length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def named_missing(path: Path) -> str:
+    """A missing path as a message names it: a relative one with the folder it is relative to, since a run may have begun in another."""
+    return str(path) if path.is_absolute() else f"{path} (in {Path.cwd()})"
 
 
 def escape_non_utf8(name: str) -> str:

@@ -16,7 +16,7 @@ from typing import NoReturn
 from prunetrain.errors import DataError, abbreviate_names
 from prunetrain.files import resolve_links
 from prunetrain.foreign.refusal import printable
-from prunetrain.training.data.base import escape_non_utf8, one_line
+from prunetrain.training.data.base import escape_non_utf8, named_missing, one_line
 from prunetrain.training.data.holding_out import held_out_indices
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
@@ -59,7 +59,7 @@ def scan(root: Path, val_split: float = 0.0) -> FolderIndex:
         DataError: when the layout is different, or a class has no images.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder: give --data-dir the folder that holds train/ and val/")
+        raise DataError(f"{named_missing(root)} is not a folder: give --data-dir the folder that holds train/ and val/")
     if val_split:
         return _scan_and_hold_out(root / "train" if (root / "train").is_dir() else root, val_split)
     for split in ("train", "val"):
@@ -120,7 +120,7 @@ def scan_for_evaluation(root: Path, classes: Sequence[str], what: Path) -> Folde
         DataError: when there are no images, or a folder is not one of the network's classes.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder: give --data-dir one that holds val/CLASS or CLASS folders")
+        raise DataError(f"{named_missing(root)} is not a folder: give --data-dir one that holds val/CLASS or CLASS folders")
     val = root / "val"
     folder = val if val.is_dir() and ("val" not in classes or (val / "val").is_dir()) else root
     numbers = {name: label for label, name in enumerate(classes)}

@@ -20,7 +20,7 @@ from prunetrain.foreign.memory import available_memory, format_bytes
 from prunetrain.foreign.opening import open_regular
 from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.training.data.augmentation import Augmentation
-from prunetrain.training.data.base import Split, Statistics
+from prunetrain.training.data.base import Split, Statistics, named_missing
 from prunetrain.training.data.holding_out import hold_out
 from prunetrain.training.data.memory import InMemory
 
@@ -78,7 +78,7 @@ def read(path: Path, *, val_split: float = 0.0) -> tuple[Split, Split]:
     if path.is_dir():
         raise DataError(f"{path} is a folder: give --data-dir the .npz file in it")
     if not path.exists():
-        raise DataError(f"{path} does not exist: give --data-dir an .npz file")
+        raise DataError(f"{named_missing(path)} does not exist: give --data-dir an .npz file")
     try:
         with open_regular(path) as file:
             arrays = _read_arrays(path, ArrayFile(file), ("train",) if val_split else ("train", "test"))

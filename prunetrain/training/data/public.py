@@ -12,7 +12,7 @@ import torch
 from prunetrain.config import TrainConfig
 from prunetrain.errors import DataError
 from prunetrain.training.data.augmentation import Augmentation
-from prunetrain.training.data.base import Split, Statistics, one_line
+from prunetrain.training.data.base import Split, Statistics, named_missing, one_line
 from prunetrain.training.data.holding_out import hold_out
 from prunetrain.training.data.memory import InMemory
 
@@ -58,7 +58,7 @@ def load(config: TrainConfig, device: torch.device) -> InMemory:
     if config.download:
         _download(torchvision_class, config.dataset, root, folder)
     elif not folder.is_dir():
-        raise DataError(f"{config.dataset} is not under {root}: pass --download, or give its folder with --data-dir")
+        raise DataError(f"{config.dataset} is not under {named_missing(root)}: pass --download, or give its folder with --data-dir")
     try:
         train, test = (torchvision_class(root, train=is_train) for is_train in (True, False))
         splits = hold_out(_split(train), config.val_split) if config.val_split else (_split(train), _split(test))
