@@ -114,6 +114,12 @@ def test_channel_shuffle_by_hand() -> None:
     assert targets(trace(nn.Sequential(nn.ChannelShuffle(3)), IMAGES)) == ["F.channel_shuffle"]
 
 
+@pytest.mark.parametrize("size_of", [lambda x: x.data.size(), lambda x: x.detach().shape], ids=["data", "detach"])
+def test_a_tensor_without_gradients_may_be_asked_for_its_size(size_of: Callable[[Tensor], torch.Size]) -> None:
+    model = network(lambda self, x: self.conv(x) / size_of(x)[-1], conv=nn.Conv2d(3, 6, 1))
+    assert targets(check_same(model, (2, 3, 8, 8))) == ["self.conv", "/"]
+
+
 def test_a_gate_that_is_expanded_is_left_to_the_operator() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         x = self.conv(x)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
+from prunetrain.errors import TraceError
 from prunetrain.graph.tracing.aliasing import AliasTracker
 from prunetrain.graph.tracing.calls import CONVERSIONS, WITHOUT_GRADIENTS, to_plain_python
 from prunetrain.graph.tracing.records import Call, Constant, ModelTensor, Place, Recording, Ref
@@ -68,6 +69,7 @@ class Journal:
         self._tensors = tensors
         self._with_gradients: set[Ref] = set()
         self._aliases = AliasTracker()
+        self._refused: dict[int, TraceError] = {}
         self.recording = Recording([tuple(images.shape)])
         self._aliases.bind(images, Ref(0))
 
@@ -111,7 +113,10 @@ class Journal:
             self._read.add(name)
             return ModelTensor(name)
         if self._aliases.knows(tensor):
-            return self._aliases.read(tensor, place)
+            ref = self._aliases.read(tensor, place)
+            if ref.index in self._refused:
+                raise self._refused[ref.index]
+            return ref
         if isinstance(tensor, FakeTensor):
             raise place.error(
                 "a tensor comes from a call that prunetrain did not see, such as a scripted function: call the Python function instead"
@@ -151,6 +156,12 @@ class Journal:
         whole = raw_call.first if raw_call else None
         if call.name == "__getitem__" and whole is not None:
             self._aliases.bind_part(made[0], whole, call.arguments[1])
+
+    def refuse_use(self, tensor: Tensor, refusal: TraceError) -> None:
+        """Let a new tensor be asked for its size and the like, but refuse every call that reads it."""
+        ref = self._new(tuple(tensor.shape))
+        self._refused[ref.index] = refusal
+        self._aliases.bind(tensor, ref)
 
     def write_change(self, call: Call, tensor: Tensor, value: object) -> None:
         """Record a call that changed a tensor in place, by `value`, and the change of the tensor that it is a slice of."""

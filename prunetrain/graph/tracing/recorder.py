@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 
+from prunetrain.errors import TraceError
 from prunetrain.graph.shapes import layer_shape
 from prunetrain.graph.tracing.calls import (
     CREATED_LIKE,
@@ -178,9 +179,17 @@ class Recorder(TorchFunctionMode):
             raise raw_call.place.error(f"{name} reads or changes gradients, which a network file cannot express: remove it")
         if own is not None and is_in_place(name):
             raise raw_call.place.error(f"{name} changes self.{own} in place, which a network file cannot express: compute a new tensor")
-        if self._training and name in DETACHING_CALLS and (own is None or raw_call.args[0].requires_grad):
-            raise raw_call.place.error(f"{name} stops gradients, which a network file cannot express: remove it")
         self._refuse_without_gradients(raw_call.place)
+
+    def _refuse_detaching(self, raw_call: RawCall) -> TraceError | None:
+        """Refuse a call that stops gradients. If its result may serve for no more than its size, return the refusal for any other use."""
+        own = self._journal.qualified_name(raw_call.first)
+        if not self._training or raw_call.name not in DETACHING_CALLS or not (own is None or raw_call.args[0].requires_grad):
+            return None
+        refusal = raw_call.place.error(f"{raw_call.name} stops gradients, which a network file cannot express: remove it")
+        if len(raw_call.args) > 1 or is_in_place(raw_call.name):
+            raise refusal
+        return refusal
 
     def _answer_gradient_query(self, name: str, result: Tensor) -> bool | None:
         """Answer as a real result would in training, or in evaluation without gradients; tensors without memory do not know."""
@@ -198,6 +207,7 @@ class Recorder(TorchFunctionMode):
             )
 
     def _record(self, func: Callable[..., Any], raw_call: RawCall) -> Any:
+        refusal = self._refuse_detaching(raw_call)
         call = self._journal.prepare(raw_call)
         first = raw_call.first
         before = first._version if first is not None else 0
@@ -209,7 +219,9 @@ class Recorder(TorchFunctionMode):
             raise raw_call.place.error(
                 f"{raw_call.name} makes a tensor whose shape depends on the values of another: use fixed shapes"
             ) from None
-        if first is not None and (raw_call.name == "__setitem__" or first._version != before):
+        if refusal is not None:
+            self._journal.refuse_use(result, refusal)
+        elif first is not None and (raw_call.name == "__setitem__" or first._version != before):
             self._journal.write_change(call, first, raw_call.args[-1])
         else:
             self._journal.write(call, result, raw_call)
