@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import Sketch, concat, depthwise, layer_graphs, residual, shuffle
+from graphs import Sketch, concat, depthwise, layer_graphs, padded, residual, shuffle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import (
@@ -120,6 +120,26 @@ def test_depthwise_conv_of_which_one_channel_stays_is_a_plain_one() -> None:
     assert (cut.graph.layer("depthwise")["groups"], cut.graph.layer("depthwise")["out_channels"]) == (1, 2)
     assert_same_function(graph, state, cut)
     assert_same_function(cut.graph, cut.state, cut_of(cut.graph, cut.state))
+
+
+@pytest.mark.parametrize(
+    ("graph", "dead", "smaller"),
+    [
+        (padded(), [0], padded(4, 7, (1, 2))),
+        (padded(), [0, 1, 6, 7], padded(4, 4, (0, 0))),
+        (padded(), [1, 3, 4, 5], padded(1, 4, (1, 2))),
+        (padded(1, 4, (1, 2)), [0, 3], padded(1, 2, (0, 1))),
+    ],
+)
+def test_channels_that_a_shortcut_is_padded_with_go(graph: LayerGraph, dead: list[int], smaller: LayerGraph) -> None:
+    state = new_state(graph, 0)
+    before = next(step for step in graph.steps if step.target == "F.pad")["pad"][-2]
+    state["fc.weight"][:, dead] = 0
+    state["conv2.weight"][:, [c - before for c in dead if 0 <= c - before < graph.layer("conv1")["out_channels"]]] = 0
+    cut = cut_of(graph, state)
+    assert cut.graph == smaller
+    assert_same_function(graph, state, cut)
+    assert_same_step(graph, state, cut, optimizer="sgd", running_means=False)
 
 
 def test_running_mean_and_bias_take_over_what_went() -> None:
@@ -397,7 +417,8 @@ def test_random_networks(
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @given(
     graph=st.one_of(
-        st.sampled_from([residual(), concat(), depthwise(), shuffle(), unpadded()]), layer_graphs().filter(lambda graph: graph.layers)
+        st.sampled_from([residual(), concat(), depthwise(), padded(), shuffle(), unpadded()]),
+        layer_graphs().filter(lambda graph: graph.layers),
     ).map(well_conditioned),
     seed=st.integers(0, 10**6),
     damage=st.sampled_from(sorted(DAMAGES)),

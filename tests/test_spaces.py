@@ -167,6 +167,23 @@ def test_layer_that_reads_its_own_output_ties_both_sides() -> None:
     assert ids(spaces, "shared", "in") == ids(spaces, "shared", "out") == ids(spaces, "conv1", "out") == [3, 4]
 
 
+def test_padding_goes_with_what_it_is_added_to() -> None:
+    net = Sketch("Toy", (3, 4, 4))
+    wide = net.call("F.pad", net.conv("conv1", net.x, 1, kernel_size=1), pad=(0, 0, 0, 0, 1, 2))
+    x = net.call("+", net.conv("conv2", net.x, 4, kernel_size=1), wide)
+    spaces = find_spaces(net.graph(net.classifier("fc", x, 2)))
+    assert ids(spaces, "conv2", "out")[1:2] == ids(spaces, "conv1", "out")
+    assert len(set(ids(spaces, "conv2", "out"))) == 4
+    assert not space_of(spaces, "conv2").frozen
+
+
+def test_padding_that_is_added_to_nothing_stays() -> None:
+    net = Sketch("Toy", (3, 4, 4))
+    wide = net.call("F.pad", net.conv("conv1", net.x, 2, kernel_size=1), pad=(0, 0, 0, 0, 1, 0))
+    spaces = find_spaces(net.graph(net.conv("conv2", wide, 2, kernel_size=1)))
+    assert spaces.frozen_channels()[ids(spaces, "conv2", "in")].tolist() == [True, False, False]
+
+
 def test_gate_ties_what_it_multiplies() -> None:
     net = Sketch("Toy", (3, 4, 4))
     x = net.conv("conv1", net.x, 2, kernel_size=1)

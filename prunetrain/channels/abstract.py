@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunetrain.channels.grids import Mover, Operand, Shapes, aligned, broadcast, pads, placed, reduced, varying
+from prunetrain.channels.grids import Mover, Operand, Shapes, aligned, broadcast, pads, pads_one_channel, placed, reduced, varying
 from prunetrain.graph.function_shapes import dims_of
 from prunetrain.graph.functions import FAMILY_OF, Family
 from prunetrain.graph.layergraph import Attribute, Step, Value
@@ -160,9 +160,9 @@ class Functions:
         source = self._source(step).broadcast()
         if step["mode"] != "constant":
             return source if not set(pads(step, len(shape))) & set(varying(source.known)) else Abstract.nothing(len(shape))
-        filling = float(step["value"] or 0)
+        filling, own = float(step["value"] or 0), self._shapes.of(step["input"])
         for dim, (before, after) in pads(step, len(shape)).items():
-            if source.known.shape[dim] == 1:
+            if source.known.shape[dim] == 1 and not pads_one_channel(source.known, own, dim):
                 source = source.only((source.eval_mode == filling) & (source.train_mode == filling))
                 continue
             if before < 0 or after < 0:

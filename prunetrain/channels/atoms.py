@@ -31,7 +31,7 @@ class Atoms:
     """What a walk finds: the atoms (n,) of each of `axes`; `united` pairs (n, 2) that are one channel; `together` atoms of one space.
 
     `frozen` has atoms, and why their spaces may not be cut. `values` has the grid of each value and the operation that made it, `declared`
-    a grid for each declared tensor that has channels.
+    a grid for each declared tensor that has channels. `padding` has the atoms that each padding of channels adds.
     """
 
     count: int = 0
@@ -40,6 +40,7 @@ class Atoms:
     united: list[npt.NDArray[np.int64]] = field(default_factory=list)
     together: list[npt.NDArray[np.int64]] = field(default_factory=list)
     frozen: list[tuple[npt.NDArray[np.int64], str]] = field(default_factory=list)
+    padding: list[npt.NDArray[np.int64]] = field(default_factory=list)
     values: list[tuple[Tensor, str]] = field(default_factory=list)
     declared: dict[str, Tensor] = field(default_factory=dict)
 

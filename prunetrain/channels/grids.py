@@ -134,6 +134,11 @@ def pads(step: Step, rank: int) -> dict[int, tuple[int, int]]:
     return {rank - 1 - number: pair for number, pair in enumerate(pairs) if pair != (0, 0)}
 
 
+def pads_one_channel(grid: Tensor, shape: Shape, dim: int) -> bool:
+    """Whether a dimension that `F.pad` pads is that of the channels, although the grid does not change along it: there is only one."""
+    return shape[dim] == 1 and not varying(grid) and dim == (1 if len(shape) in (2, 4) else len(shape) - 1)
+
+
 def reduced(grid: Tensor, step: Step) -> Tensor:
     """The grid after a reduction over dimensions along which it does not change."""
     dims = dims_of(tuple(range(grid.dim())) if step["dim"] is None else step["dim"], grid.dim())

@@ -131,6 +131,8 @@ class _Rewriter:
         match step.target:
             case "[:]":
                 moved = self._slice(step, moved)
+            case "F.pad":
+                moved = self._pad(value, step, moved)
             case "F.channel_shuffle":
                 moved = self._shuffle(step, moved)
             case "torch.index_select" | "torch.index_add":
@@ -191,6 +193,16 @@ class _Rewriter:
         start, stop, _ = slice(step["start"], step["stop"]).indices(len(kept))
         new_stop = None if step["stop"] is None else int(kept[:stop].sum())
         return Step.make("[:]", **dict(moved.arguments) | {"start": int(kept[:start].sum()), "stop": new_stop})
+
+    def _pad(self, value: Value, step: Step, moved: Step) -> Step:
+        """Add as many channels as are left of those that were added."""
+        amounts, rank = list(step["pad"]), len(self._shapes.of(value))
+        for dim, (before, after) in pads(step, rank).items():
+            kept = self._kept(value, dim)
+            if kept is not None:
+                first = 2 * (rank - 1 - dim)
+                amounts[first : first + 2] = int(kept[:before].sum()), int(kept[len(kept) - after :].sum())
+        return Step.make("F.pad", **dict(moved.arguments) | {"pad": tuple(amounts)})
 
     def _resize_argument(self, value: Value, step: Step, moved: Step) -> Step:
         name = _SIZES[step.target]

@@ -85,6 +85,8 @@ def find_spaces(graph: LayerGraph) -> ChannelSpaces:
     united = components(atoms.count, atoms.united)
     numbers, ids_of = np.unique(united, return_inverse=True)  # ids_of[atom] is the channel that it became part of
     frozen = [(ids_of[found], why) for found, why in atoms.frozen]
+    sizes = np.bincount(ids_of)
+    frozen += [(ids_of[added][sizes[ids_of[added]] == 1], "padding") for added in atoms.padding]  # tied to nothing: as before LayerNorm
     known: dict[int, Ids] = {}  # values that pass a grid on share it, so it is computed once
     for grid, target in atoms.values:
         if id(grid) in known:

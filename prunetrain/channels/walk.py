@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunetrain.channels.atoms import Atoms, Role
-from prunetrain.channels.grids import Mover, Operand, Shapes, aligned, broadcast, pads, placed, reduced, varying
+from prunetrain.channels.grids import Mover, Operand, Shapes, aligned, broadcast, pads, pads_one_channel, placed, reduced, varying
 from prunetrain.graph.function_shapes import dims_of
 from prunetrain.graph.functions import FAMILY_OF, Family
 from prunetrain.graph.layergraph import Attribute, Layer, LayerGraph, Step, Value
@@ -218,15 +218,14 @@ class Walk:
         return self._atoms.tied(joined, [dim]) if dim in along and len(along) > 1 else joined
 
     def _pad(self, step: Step, shape: Shape) -> Tensor:
-        grid = self._grid(step["input"])
+        grid, own = self._grid(step["input"]), self._shapes.of(step["input"])
         for dim, (before, after) in pads(step, grid.dim()).items():
-            if grid.shape[dim] == 1:
+            if grid.shape[dim] == 1 and not pads_one_channel(grid, own, dim):
                 continue
             if step["mode"] != "constant" or before < 0 or after < 0 or len(varying(grid)) > 1:
                 return self._frozen(step, shape, f"{step.target} repeats channels")
             fresh = [placed(self._atoms.fresh(count), dim, grid.dim()) for count in (before, after) if count]
-            for atoms in fresh:
-                self._atoms.freeze(atoms, "padding")
+            self._atoms.padding += [atoms.reshape(-1).numpy() for atoms in fresh]
             grid = torch.cat([*fresh[: bool(before)], grid, *fresh[bool(before) :]], dim)
         return grid
 
