@@ -345,6 +345,29 @@ def test_file_that_is_none(tmp_path: Path) -> None:
     assert refusal(f"{tmp_path}/empty.py:Net") == f"{tmp_path}/empty.py defines no class or function: name a file with a network in it"
 
 
+@pytest.mark.parametrize(
+    "line", ["from .parts import SIZE", "from ..inner.parts import SIZE", "from package_of_users.inner.parts import SIZE"]
+)
+def test_a_file_of_a_package_imports_its_other_parts(line: str, tmp_path: Path) -> None:
+    for size in (3, 5):
+        package = tmp_path / str(size) / "package_of_users"
+        for folder in (package, package / "inner"):
+            write(folder / "__init__.py", "import nonsense_" if folder == package and "package" not in line else "")
+        write(package / "inner" / "parts.py", f"SIZE = {size}")
+        write(package / "inner" / "net.py", f"from torch import nn\n{line}\n\ndef make(): return nn.Linear(SIZE, 1)")
+        write(package / "inner" / "__init__.py", "from .net import make")
+    path = list(sys.path)
+    for name in ("net.py", "__init__.py"):
+        assert [build(f"{tmp_path}/{size}/package_of_users/inner/{name}:make").in_features for size in (3, 5, 3)] == [3, 5, 3]
+    assert sys.path == path
+
+
+def test_a_relative_import_needs_no_init_file(tmp_path: Path) -> None:
+    write(tmp_path / "parts.py", "SIZE = 3")
+    file = write(tmp_path / "net.py", "from torch import nn\nfrom .parts import SIZE\n\ndef make(): return nn.Linear(SIZE, 1)")
+    assert build(f"{file}:make").in_features == 3
+
+
 def test_two_files_have_neighbours_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = ModuleType("parts_of_users")  # some library that is loaded already, and that goes on using its module
     library.__file__ = str(tmp_path / "site" / "parts_of_users.py")

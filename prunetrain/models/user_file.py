@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import util
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from zlib import crc32
 
 from torch import nn
 
@@ -79,10 +81,11 @@ def _check(spec: str, parameters: Mapping[str, inspect.Parameter], arguments: Ma
 
 
 def _import(path: Path, file: Path) -> ModuleType:
-    """Import a file, under a name that no other module has."""
+    """Import a file, under a name that no other module has, as a part of its package, so that its relative imports work."""
     if not file.is_file():
         raise ConfigError(f"{path}: no such file")
-    spec = util.spec_from_file_location(f"prunetrain_own_file_{file.stem}", file)
+    name = _declare_packages(file.parent)
+    spec = util.spec_from_file_location(name if file.stem == "__init__" else f"{name}.{file.stem}", file)
     assert spec is not None  # the file ends in .py
     assert spec.loader is not None
     module = util.module_from_spec(spec)
@@ -93,6 +96,26 @@ def _import(path: Path, file: Path) -> ModuleType:
         del sys.modules[spec.name]
         raise ConfigError(f"{path} cannot be imported: {describe_error(error, file.parent)}") from error
     return module
+
+
+def _declare_packages(folder: Path) -> str:
+    """Make packages of a folder and of those around it that belong to it, without running their `__init__.py`; return the folder's name."""
+    top, *inner = _package_folders(folder)
+    name = f"prunetrain_own_{crc32(str(top).encode()):08x}"
+    for place in (top, *inner):
+        name = name if place == top else f"{name}.{place.name}"
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(place)]
+        sys.modules[name] = util.module_from_spec(spec)
+    return name
+
+
+def _package_folders(folder: Path) -> list[Path]:
+    """The folder, and those around it up to the one in which Python would look for its package, outermost first."""
+    found = [folder]
+    while (found[0] / "__init__.py").is_file():
+        found.insert(0, found[0].parent)
+    return found
 
 
 def _find(module: ModuleType, name: str, path: str) -> Any:
@@ -110,17 +133,23 @@ def _find(module: ModuleType, name: str, path: str) -> Any:
 
 @contextmanager
 def _folder_first_on_path(folder: Path) -> Iterator[None]:
-    """Make `import x` find the folder's x, even if another x is loaded already; restore that one afterwards."""
-    neighbours = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
-    others = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in neighbours and _is_outside(module, folder)}
+    """Make `import x` find the folder's x, or the package x that it is in, even if another x is loaded; restore that one afterwards."""
+    top, *packages = _package_folders(folder)
+    homes = {package.name: top for package in packages[:1]}
+    homes |= dict.fromkeys((path.stem for path in folder.glob("*.py")), folder)
+    homes |= dict.fromkeys((path.parent.name for path in folder.glob("*/__init__.py")), folder)
+    parts = {name: (homes.get(name.partition(".")[0]), module) for name, module in sys.modules.items()}
+    others = {name: module for name, (home, module) in parts.items() if home is not None and _is_outside(module, home)}
     for name in others:
         del sys.modules[name]
-    sys.path.insert(0, str(folder))
+    added = list(dict.fromkeys((str(folder), str(top))))
+    sys.path[:0] = added
     try:
         yield
     finally:
-        with suppress(ValueError):  # the file may have changed sys.path itself
-            sys.path.remove(str(folder))
+        for entry in added:
+            with suppress(ValueError):  # the file may have changed sys.path itself
+                sys.path.remove(entry)
         sys.modules.update(others)
 
 
