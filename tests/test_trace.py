@@ -9,7 +9,9 @@ import pytest
 import torch
 from graphs import residual
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from traced import IMAGES, check_same, network, targets
 
 from prunetrain import zoo
@@ -78,6 +80,17 @@ SPELLINGS: dict[str, list[nn.Module]] = {
         network(lambda self, x: F.softmax(x, dim=1)),
         network(lambda self, x: torch.softmax(x, 1)),
         network(lambda self, x: x.softmax(1)),
+        network(lambda self, x: F.softmax(x)),
+        network(lambda self, x: self.softmax(x), softmax=nn.Softmax()),
+    ],
+    "checkpoint": [
+        network(lambda self, x: self.conv(x).exp(), conv=nn.Conv2d(3, 4, 1)),
+        network(lambda self, x: checkpoint(self.conv, x, use_reentrant=True).exp(), conv=nn.Conv2d(3, 4, 1)),
+        network(lambda self, x: checkpoint(self.conv, x, use_reentrant=False).exp(), conv=nn.Conv2d(3, 4, 1)),
+    ],
+    "variable": [
+        network(lambda self, x: x + 2 * torch.ones(3, 1, 1)),
+        network(lambda self, x: Variable(x) + 2 * Variable(torch.ones(3, 1, 1), requires_grad=False)),
     ],
     "silu": [
         network(lambda self, x: self.act(x), act=nn.SiLU(inplace=True)),
@@ -125,6 +138,7 @@ SPELLINGS: dict[str, list[nn.Module]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice:UserWarning")
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_spellings_give_one_graph(spelling: str) -> None:
     first, *others = [trace(model, IMAGES) for model in SPELLINGS[spelling]]

@@ -28,6 +28,14 @@ class Doubling(torch.autograd.Function):
         return gradient
 
 
+doubled = Doubling.apply
+
+
+class Scripted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sum().item()
+
+
 def branch(self: nn.Module, x: Tensor) -> Tensor:
     return self.conv(x) if x.sum() > 0 else x
 
@@ -135,6 +143,11 @@ CALLS: list[tuple[Callable[..., Any], str]] = [
     (layer_without_gradients, "runs without gradients in train mode"),
     (layer_in_inference_mode, "runs without gradients in train mode"),
     (lambda self, x: Doubling.apply(x), "Doubling defines its own gradient, which a network file cannot express: use torch's functions"),
+    (lambda self, x: x + torch.autograd.Variable(self.conv(x)), "detach stops gradients"),
+    (
+        lambda self, x: torch.cat([x, torch.FloatTensor(*x.shape).fill_(0)], 1),
+        "torch.FloatTensor(...): call the Python function, or torch.zeros",
+    ),
     (
         lambda self, x: torch.fft.fft(x).real,
         "fft_fft returns a tensor of torch.complex64, torch.strided: use dense tensors of torch.float32",
@@ -176,6 +189,18 @@ CALLS: list[tuple[Callable[..., Any], str]] = [
     (lambda self, x: self.frozen(x), "nn.BatchNorm2d with bias=False is not supported yet"),
     (lambda self, x: self.cumulative(x), "momentum must be a finite number, not None"),
 ]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_scripted_part_that_fails() -> None:
+    model = network(lambda self, x: self.part(x), part=torch.jit.script(Scripted()))
+    with pytest.raises(TraceError, match=r": prunetrain cannot follow a scripted function or module \(torch\.jit\): call the Python code"):
+        trace(model, IMAGES)
+
+
+def test_a_function_with_its_own_gradient_that_was_looked_up_before() -> None:
+    with pytest.raises(TraceError, match=r"inference_mode\(\), or a function that defines its own gradient$"):
+        trace(network(lambda self, x: doubled(x)), IMAGES)
 
 
 @pytest.mark.parametrize(("forward", "message"), CALLS)

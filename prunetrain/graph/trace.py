@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.variable import VariableMeta
 
 from prunetrain.errors import TraceError
 from prunetrain.graph.catalog import FILE_NAMES
@@ -147,7 +148,8 @@ def _run_forward(model: nn.Module, recorder: Recorder, fake: FakeTensorMode, ima
 
     try:
         nn.Module.__call__ = recorded  # type: ignore[method-assign]
-        torch.autograd.Function.apply = classmethod(recorder.refuse_function)
+        torch.autograd.Function.apply = classmethod(recorder.call_function)
+        VariableMeta.__call__ = recorder.make_variable  # type: ignore[method-assign, assignment]
         with fake, recorder:
             output = model(images)
         return recorder.finish(output)
@@ -158,6 +160,7 @@ def _run_forward(model: nn.Module, recorder: Recorder, fake: FakeTensorMode, ima
     finally:
         nn.Module.__call__ = call  # type: ignore[method-assign]
         torch.autograd.Function.apply = apply
+        del VariableMeta.__call__
 
 
 @contextmanager

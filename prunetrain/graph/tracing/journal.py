@@ -119,7 +119,8 @@ class Journal:
             return ref
         if isinstance(tensor, FakeTensor):
             raise place.error(
-                "a tensor comes from a call that prunetrain did not see, such as a scripted function: call the Python function instead"
+                "a tensor comes from a call that prunetrain did not see, such as a scripted function or torch.FloatTensor(...): "
+                "call the Python function, or torch.zeros(...) and the like, instead"
             )
         with torch._C.DisableTorchFunction(), unset_fake_temporarily():
             return Constant(tensor.detach().clone())

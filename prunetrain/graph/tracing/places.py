@@ -45,5 +45,8 @@ def place_of_error(error: BaseException) -> Place:
 
 
 def summary_of_error(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if it has no message."""
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+    """Return the first line of an error's message, or its type if it has no message; torch.jit's first line says nothing."""
+    first = (str(error) or type(error).__name__).strip().splitlines()[0]
+    if "TorchScript interpreter" in first:
+        return "prunetrain cannot follow a scripted function or module (torch.jit): call the Python code instead"
+    return first

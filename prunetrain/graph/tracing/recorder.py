@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from prunetrain.errors import TraceError
 from prunetrain.graph.shapes import layer_shape
@@ -132,11 +133,19 @@ class Recorder(TorchFunctionMode):
             )
         return result
 
-    def refuse_function(self, function: type, *args: Any, **kwargs: Any) -> Any:
-        """Refuse a call of a function that defines its own gradient."""
+    def call_function(self, function: type, *args: Any, **kwargs: Any) -> Any:
+        """Refuse a call of a function that defines its own gradient; one that only saves memory (torch.utils.checkpoint) is followed."""
+        if function is CheckpointFunction:
+            part, _, *inputs = args
+            return part(*inputs)
         raise self._place().error(
             f"{function.__name__} defines its own gradient, which a network file cannot express: use torch's functions"
         )
+
+    def make_variable(self, data: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Handle `torch.autograd.Variable(x)`, which old models still call: the same numbers without gradients."""
+        has_gradient = self._journal.requires_gradient(data) if self._journal.is_result(data) else data.requires_grad
+        return data.detach() if has_gradient else data
 
     def finish(self, output: object) -> Recording:
         """Return the recording, with what forward returned."""
@@ -203,7 +212,8 @@ class Recorder(TorchFunctionMode):
     def _refuse_without_gradients(self, here: Place) -> None:
         if self._training and not torch.is_grad_enabled():
             raise here.error(
-                "runs without gradients in train mode, which a network file cannot express: remove no_grad() or inference_mode()"
+                "runs without gradients in train mode, which a network file cannot express: remove no_grad() or inference_mode(), "
+                "or a function that defines its own gradient"
             )
 
     def _record(self, func: Callable[..., Any], raw_call: RawCall) -> Any:

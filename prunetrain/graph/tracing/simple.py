@@ -111,12 +111,14 @@ def reduction(build: Builder, call: Call) -> Value:
 
 
 def softmax(build: Builder, call: Call) -> Value:
-    """A function of `_SOFTMAX`, for which torch would guess a missing dimension."""
+    """A function of `_SOFTMAX`. Without a dimension it runs over the channels, as torch guesses."""
     target, parameters = _SOFTMAX[call.name]
     given = _supported_arguments(call, parameters)
     image = build.tensor(given.pop("input"))
     if given.get("dim") is None:
-        raise ValueError("needs dim=")
+        if build.rank(image) not in (2, 4):
+            raise ValueError("needs dim=")
+        given["dim"] = 1
     return build.add(target, input=image, **given)
 
 
