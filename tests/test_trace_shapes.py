@@ -58,6 +58,12 @@ CASES: list[tuple[Callable[[Tensor], Tensor], list[Step]]] = [
     (lambda x: F.pad(x.flatten(2), (1, 2, 0, 0), mode="reflect").unflatten(1, (3, 1)), None),
     (lambda x: torch.cat([x]), []),
     (lambda x: torch.concat((x, x), dim=1), [Step.make("torch.cat", tensors=(X, X), dim=1)]),
+    (lambda x: torch.cat([x, x.new_zeros(x.shape)], 1), [Step.make("F.pad", input=X, pad=(0, 0, 0, 0, 0, 3))]),
+    (
+        lambda x: torch.cat((torch.zeros(len(x), 3, 2, 8), x, x, torch.zeros_like(x)), -2),
+        [Step.make("torch.cat", tensors=(X, X), dim=2), Step.make("F.pad", input=Value(1), pad=(0, 0, 2, 8))],
+    ),
+    (lambda x: torch.cat((torch.ones_like(x), x, torch.zeros_like(x), x), 1), None),
     (lambda x: x.repeat(1, 2, 1, 1), [Step.make("torch.cat", tensors=(X, X), dim=1)]),
     (lambda x: x.contiguous().clone().float().to(torch.float32).type_as(x), []),
     (lambda x: torch.roll(x, shifts=(1, -1), dims=(2, 3)), [Step.make("torch.roll", input=X, shifts=(1, -1), dims=(2, 3))]),

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from prunetrain.graph.layergraph import Attribute, Value
 from prunetrain.graph.tracing.builder import Builder
 from prunetrain.graph.tracing.calls import arguments
-from prunetrain.graph.tracing.records import Call
+from prunetrain.graph.tracing.records import Call, Constant
 
 Pair: TypeAlias = tuple[int, int]  # one size at both batch sizes
 Tensor: TypeAlias = Value | Attribute
@@ -216,13 +216,25 @@ def repeat_interleave(build: Builder, call: Call) -> Tensor:
 def join(build: Builder, call: Call) -> Tensor:
     """Tensors that are concatenated or stacked."""
     given = arguments(call, "tensors dim axis")
-    leaves, dim = given["tensors"], given.get("dim", given.get("axis", 0))
-    tensors = tuple(build.tensor(leaf) for leaf in leaves if build.sizes_of(leaf)[0] != (0,))
+    leaves = [leaf for leaf in given["tensors"] if build.sizes_of(leaf)[0] != (0,)]
+    dim = given.get("dim", given.get("axis", 0))
     if call.name == "stack":
-        return build.add("torch.stack", tensors=tensors, dim=dim)
+        return build.add("torch.stack", tensors=tuple(map(build.tensor, leaves)), dim=dim)
     if call.name in ("hstack", "vstack"):
         dim = 1 if call.name == "hstack" else 0
-    return tensors[0] if len(tensors) == 1 else build.add("torch.cat", tensors=tensors, dim=dim)
+    dim %= build.rank(leaves[0])
+    inner = [number for number, leaf in enumerate(leaves) if not _is_zeros(leaf)] if dim else []
+    first, last = (inner[0], inner[-1] + 1) if inner else (0, len(leaves))
+    tensors = tuple(map(build.tensor, leaves[first:last]))
+    joined = tensors[0] if len(tensors) == 1 else build.add("torch.cat", tensors=tensors, dim=dim)
+    before, after = (sum(build.sizes_of(leaf)[0][dim] for leaf in part) for part in (leaves[:first], leaves[last:]))
+    rest = (0, 0) * (build.rank(leaves[0]) - 1 - dim)
+    return build.add("F.pad", input=joined, pad=(*rest, before, after)) if before or after else joined
+
+
+def _is_zeros(leaf: object) -> bool:
+    """Whether a tensor is a constant of zeros: joined before or after others, it is padding."""
+    return isinstance(leaf, Constant) and leaf.tensor.is_floating_point() and not leaf.tensor.is_meta and not leaf.tensor.any()
 
 
 RESHAPES = {
