@@ -406,6 +406,25 @@ def test_a_network_is_cut_after_an_epoch_at_the_earliest(images: Path, tmp_path:
         prune(untrained, method="fpgm", rate=0.5, output_dir=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "magnitude", "structure": "filters", "scope": "global"}, "filters are pruned layer by layer"),
+        ({"method": "2:4", "rate": 0.3}, "2:4 removes half of the weights"),
+        ({"method": "random-weights", "layer_rates": ("nope=0.3",)}, "unknown layer 'nope'"),
+    ],
+    ids=str,
+)
+def test_what_a_method_refuses_is_refused_before_the_epochs_that_precede_it(
+    images: Path, tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    recorder = Recorder()
+    with pytest.raises(ConfigError, match=message):
+        start_run(of(images, tmp_path, **CONVS, prune_at=2, **{"rate": 0.5, **given}), recorder)
+    assert not recorder.steps
+    assert not list(tmp_path.glob("*/*/*"))
+
+
 def test_an_epoch_that_is_not_over_is_not_pruned(images: Path, tmp_path: Path) -> None:
     stopped = start_run(of(images, tmp_path, **MLP), Recorder((1, 2)))
     with pytest.raises(CheckpointError, match="in the middle of an epoch: finish it with --resume first"):

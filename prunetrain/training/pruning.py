@@ -148,6 +148,9 @@ def starting_checkpoint(config: TrainConfig, graph: LayerGraph, checkpoint: Chec
         graph: the network.
         checkpoint: the checkpoint to begin with; its lambda, its grown batch and its method's state are dropped.
         early: the weights that the run rewinds to, if it does.
+
+    Raises:
+        ConfigError: if the method does not work on this network, also if it prunes only later.
     """
     epoch = checkpoint.progress.epoch
     progress = replace(checkpoint.progress, lasso_strength=None, fading=[], batch_size=None)
@@ -155,5 +158,7 @@ def starting_checkpoint(config: TrainConfig, graph: LayerGraph, checkpoint: Chec
     if config.retrain in WEIGHT_REWINDING_MODES:
         begun = replace(begun, method={"tensors": {EARLY: dict(early)}, "numbers": {}})
     if not is_due(config, 0, epoch):
+        if config.method != GROUP_LASSO:  # what the method refuses, it must not refuse after epochs of training
+            _decide(graph, begun.model, config, 0, next_options(config, 0))
         return PruningResult(graph, begun, None, None)
     return prune_checkpoint(graph, begun, config)
