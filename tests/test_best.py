@@ -88,7 +88,8 @@ def test_a_crash_before_it_is_written_loses_nothing(whole: Outcome, tmp_path: Pa
     assert_same(resume_run(tmp_path / "checkpoints" / "x", {}, Recorder()), whole)
 
 
-def test_going_back_takes_a_later_one_away(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [{}, {"keep_best": False}], ids=str)
+def test_going_back_takes_a_later_one_away(images: Path, tmp_path: Path, given: dict[str, Any]) -> None:
     outcome = start_run(settings(images, tmp_path, **RUN), Recorder())
     assert load_checkpoint(outcome.run.best).progress.epoch > 3
 
@@ -98,7 +99,7 @@ def test_going_back_takes_a_later_one_away(images: Path, tmp_path: Path) -> None
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(StopRequested):
-        resume_run(outcome.run.checkpoint(3), {}, Stopped())
+        resume_run(outcome.run.checkpoint(3), given, Stopped())
 
 
 def config_of(outcome: Outcome) -> TrainConfig:

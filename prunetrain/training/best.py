@@ -44,13 +44,18 @@ def keep_best(state: TrainState) -> None:
 def restore_best(state: TrainState) -> None:
     """Correct best.pt when a run resumes: the run may have ended before it was written, or may resume from an earlier epoch.
 
+    If the run no longer keeps its best checkpoint, an older one stays.
+
     Raises:
         OutputError: if it cannot be written.
     """
-    if state.progress.step == 0 and best_epoch(state) == state.progress.epoch:
+    kept, epoch = state.config.keep_best, state.progress.epoch
+    if kept and state.progress.step == 0 and best_epoch(state) == epoch:
         keep_best(state)
-    elif state.run.best.exists() and _epoch_of_best(state) != best_epoch(state):
-        state.run.best.unlink()
+    elif state.run.best.exists():
+        found = _epoch_of_best(state)
+        if found != best_epoch(state) if kept else found is not None and found > epoch:
+            state.run.best.unlink()
 
 
 def _epoch_of_best(state: TrainState) -> int | None:

@@ -241,8 +241,7 @@ def _match_files_to_checkpoint(state: TrainState, path: Path, observer: Observer
     """Make the run's files match the checkpoint that it resumes from."""
     roll_back_to(state.run, path, state.progress.epoch, observer.message)
     remove_old_checkpoints(state.run, state.config.keep, state.config.save_epochs)
-    if state.config.keep_best:
-        restore_best(state)
+    restore_best(state)
     rewrite_metrics(state)
 
 
