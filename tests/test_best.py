@@ -66,6 +66,15 @@ def test_it_is_the_best_epoch_of_the_present_network(images: Path, changes: dict
     assert read_graph(outcome.run.networks / load_checkpoint(outcome.run.best).network) == read_graph(outcome.network)
 
 
+def test_a_pruning_that_leaves_as_many_weights_starts_the_comparison_again(images: Path, tmp_path: Path) -> None:
+    """2:4 always leaves half, and its second round rewinds the weights, so no earlier epoch is of the network as it is then."""
+    changes = COMMON | {"method": "2:4", "rate": 0.5, "prune_at": 2, "rounds": 2, "retrain": "weight-rewind", "epochs": 6}
+    watching = Watching(tmp_path / "checkpoints" / "x")
+    start_run(settings(images, tmp_path, **changes), watching)
+    assert [found > 0 for found in watching.found] == [True, False, True, False, True, True]
+    assert watching.found[4] == 5
+
+
 @pytest.mark.parametrize("place", [(2, 3), (5, 1), (5, 5)], ids=str)
 def test_a_stopped_run_keeps_the_same(
     images: Path, changes: dict[str, Any], whole: Outcome, tmp_path: Path, place: tuple[int, int]

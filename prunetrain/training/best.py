@@ -10,6 +10,7 @@ from itertools import takewhile
 
 from prunetrain.errors import CheckpointError
 from prunetrain.files import write_atomically
+from prunetrain.method_settings import GROUP_LASSO
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.events import Metrics
 from prunetrain.training.state import TrainState
@@ -22,9 +23,17 @@ def best_epoch(state: TrainState) -> int | None:
 
 
 def _metrics_since_cut(state: TrainState) -> Iterator[Metrics]:
-    """The present network's lines of metrics, newest first."""
-    now = (state.costs.macs, state.run_method.method.metrics().get("sparsity"))
-    return takewhile(lambda line: (line["macs"], line.get("sparsity")) == now, reversed(state.progress.history))
+    """The present network's lines of metrics, newest first.
+
+    A method writes a network file after each epoch that ends with a pruning, the group lasso also where it cuts nothing.
+    """
+
+    def is_of_present(line: Metrics) -> bool:
+        if state.config.method != GROUP_LASSO:
+            return state.run.network(line["epoch"]).name != state.network.name
+        return line["macs"] == state.costs.macs and "sparsity" not in line
+
+    return takewhile(is_of_present, reversed(state.progress.history))
 
 
 def keep_best(state: TrainState) -> None:
