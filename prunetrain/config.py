@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prunetrain.errors import ConfigError, unknown_name
-from prunetrain.method_settings import GROUP_LASSO, METHODS, RETRAIN_MODES, check_method
+from prunetrain.method_settings import GROUP_LASSO, METHODS, METHODS_BY_SETTING, RETRAIN_MODES, check_method
 from prunetrain.synonyms import synonym_of
 
 LASSO_INTERVAL = 8  # training steps between two proximal steps, with a target
@@ -381,12 +381,15 @@ def check_ignored_settings(explicit: Mapping[str, Any], config: TrainConfig) -> 
         config: all settings.
 
     Raises:
-        ConfigError: for a setting that has no effect on the data set, and for a target without pruning.
+        ConfigError: for a setting that has no effect on the data set or the method, and for a target without pruning.
     """
     for name, sets in _DATASETS_BY_SETTING.items():
         if name in explicit and getattr(config, name) != getattr(TrainConfig, name) and config.dataset not in sets:
             near = " or ".join(sets[:2])
             raise ConfigError(f"{flag_of(name)} has no effect with --dataset {config.dataset}: did you mean --dataset {near}?")
+    for name, methods in METHODS_BY_SETTING.items():
+        if name in explicit and getattr(config, name) != getattr(TrainConfig, name) and config.method not in methods:
+            raise ConfigError(f"{flag_of(name)} has no effect with --method {config.method}, only with {', '.join(methods)}: leave it out")
     if explicit.get("target_macs") and config.method == GROUP_LASSO and config.penalty_ratio == 0:
         raise ConfigError("--penalty-ratio 0 trains without pruning and never reaches --target-macs: leave one of them out")
 

@@ -17,11 +17,24 @@ WEIGHT_METHODS = (ADMM, "2:4", "magnitude", "magnitude-std", "random-weights")
 """Methods that remove single weights; of these, `STRUCTURED_METHODS` can also remove filters or input channels."""
 
 STRUCTURED_METHODS = (ADMM, "magnitude")
+FILTER_METHODS = ("filter-l1", "filter-l2", "fpgm", "random", "unit")
 METHOD_SETTINGS = (
     *("layer_rates", "scope", "structure", "streams", "norm_share", "slice", "rounds", "retrain", "rewind_epoch"),
     *("method_interval", "rho", "rho_factor", "rho_max"),
 )
 """Fields of `TrainConfig` that a method takes beside its rate."""
+
+METHODS_BY_SETTING = {
+    "scope": (ADMM, "magnitude", "random-weights"),
+    "structure": STRUCTURED_METHODS,
+    "streams": FILTER_METHODS,
+    "norm_share": ("fpgm",),
+    "method_interval": (ADMM, *FILTER_METHODS),
+    "rho": (ADMM,),
+    "rho_factor": (ADMM,),
+    "rho_max": (ADMM,),
+}
+"""The methods that read a setting, for those of `METHOD_SETTINGS` that only some read."""
 
 RETRAIN_MODES = ("finetune", "lr-rewind", "weight-rewind", "init-rewind")
 

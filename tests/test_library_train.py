@@ -61,6 +61,10 @@ def test_recipes(tmp_path: Path) -> None:
         ({"image_size": 32}, r"^--image-size has no effect with --dataset digits: did you mean --dataset folder or fake\?$"),
         ({"download": True}, r"^--download has no effect with --dataset digits"),
         ({"target_macs": 0.5, "penalty_ratio": 0.0}, r"^--penalty-ratio 0 trains without pruning and never reaches --target-macs"),
+        (
+            {"method": "fpgm", "rate": 0.3, "epochs": 2, "prune_at": 1, "scope": "global"},
+            r"^--scope has no effect with --method fpgm, only with admm, magnitude, random-weights: leave it out$",
+        ),
         ({"method": "magnitude"}, r"^magnitude removes nothing at rate 0: say how much with --rate$"),
     ],
     ids=str,

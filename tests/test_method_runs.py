@@ -14,8 +14,8 @@ from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.library.prune import prune
-from prunetrain.method_settings import METHODS
-from prunetrain.methods import names
+from prunetrain.method_settings import FILTER_METHODS, METHOD_SETTINGS, METHODS, METHODS_BY_SETTING
+from prunetrain.methods import entry, names
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.optimizers import lr_factor
 from prunetrain.training.pruned_run import pruning_config
@@ -423,6 +423,15 @@ def test_what_a_method_refuses_is_refused_before_the_epochs_that_precede_it(
         start_run(of(images, tmp_path, **CONVS, prune_at=2, **{"rate": 0.5, **given}), recorder)
     assert not recorder.steps
     assert not list(tmp_path.glob("*/*/*"))
+
+
+def test_a_pruning_refuses_settings_that_its_method_does_not_read(images: Path, tmp_path: Path) -> None:
+    assert set(FILTER_METHODS) == {name for name in names() if entry(name).decides == "channels"}
+    assert METHODS_BY_SETTING.keys() < set(METHOD_SETTINGS)
+    trained = start_run(of(images, tmp_path, **MLP, epochs=1), Recorder()).run.last
+    with pytest.raises(ConfigError, match=r"^--structure has no effect with --method unit, only with admm, magnitude: leave it out$"):
+        prune(trained, method="unit", rate=0.5, structure="filters", name="pruned")
+    assert not list(tmp_path.glob("*/pruned*"))
 
 
 def test_an_epoch_that_is_not_over_is_not_pruned(images: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prunetrain.config import TrainConfig, check_resume, settings_from
+from prunetrain.config import TrainConfig, check_ignored_settings, check_resume, settings_from
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.paths import RunPaths, checkpoint_of, newest_run
 from prunetrain.training.checkpoints import load_checkpoint
@@ -54,6 +54,7 @@ def prune(
     source = read_pruning_source(path, config)
     create = partial(create_pruned_run, source)
     if run is None:
+        check_ignored_settings(given, config)
         return start_run(config, listener, create)
     _check_prune_epoch(run, config)
     overrides = {key: value for key, value in config.to_dict().items() if key not in CHANGEABLE or key in given or key == "epochs"}

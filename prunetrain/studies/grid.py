@@ -20,7 +20,7 @@ from prunetrain.errors import ConfigError, unknown_name
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.library.prune import prune
-from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS, METHODS, STRUCTURED_METHODS, check_share
+from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS, METHODS, METHODS_BY_SETTING, STRUCTURED_METHODS, check_share
 from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
 from prunetrain.paths import RunPaths
 from prunetrain.studies.defaults import EXCLUDED_SETTINGS
@@ -250,9 +250,10 @@ def _record(cell: Cell, dense: RunPaths, outcome: Outcome, seconds: float) -> Re
 
 
 def _applicable_settings(pruning: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """The settings, without `slice` for methods that remove single weights, so that a grid can compare these with methods that cut."""
+    """The settings that a method reads, without `slice` if it removes single weights: a grid compares these with methods that cut."""
     structured = pruning.get("structure", "weights") != "weights" and method in STRUCTURED_METHODS
-    return {key: value for key, value in pruning.items() if key != "slice" or structured or _decides_channels(method)}
+    read = {key: value for key, value in pruning.items() if method in METHODS_BY_SETTING.get(key, METHODS)}
+    return {key: value for key, value in read.items() if key != "slice" or structured or _decides_channels(method)}
 
 
 def _has_rate(method: str) -> bool:
