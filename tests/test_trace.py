@@ -3,6 +3,7 @@
 import copy
 import operator
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,50 @@ from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
 from prunetrain.graph.trace import trace, trace_with_state
 from prunetrain.models.assembling import assemble
+
+
+class Swish(torch.autograd.Function):
+    """Saves memory: only the input is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        gate = torch.sigmoid(x)
+        return gradient * (gate * (1 + x * (1 - gate)))
+
+
+class Sum(torch.autograd.Function):
+    """In torch's newer form, with a number among the arguments."""
+
+    @staticmethod
+    def forward(factor: float, x: Tensor, y: Tensor) -> Tensor:
+        return factor * x + y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.factor = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        return None, ctx.factor * gradient, gradient
+
+
+class SumInPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, factor: float, x: Tensor, y: Tensor) -> Tensor:
+        ctx.factor = factor
+        ctx.mark_dirty(x)
+        return x.mul_(factor).add_(y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        return None, ctx.factor * gradient, gradient
+
 
 SPELLINGS: dict[str, list[nn.Module]] = {
     "relu": [
@@ -87,6 +132,11 @@ SPELLINGS: dict[str, list[nn.Module]] = {
         network(lambda self, x: self.conv(x).exp(), conv=nn.Conv2d(3, 4, 1)),
         network(lambda self, x: checkpoint(self.conv, x, use_reentrant=True).exp(), conv=nn.Conv2d(3, 4, 1)),
         network(lambda self, x: checkpoint(self.conv, x, use_reentrant=False).exp(), conv=nn.Conv2d(3, 4, 1)),
+    ],
+    "gradients written by hand": [
+        network(lambda self, x: x * torch.sigmoid(x) + (3.0 * x.relu() + x)),
+        network(lambda self, x: Swish.apply(x) + Sum.apply(3.0, x.relu(), x)),
+        network(lambda self, x: Swish.apply(x) + SumInPlace.apply(3.0, x.relu(), x)),
     ],
     "variable": [
         network(lambda self, x: x + 2 * torch.ones(3, 1, 1)),

@@ -28,6 +28,44 @@ class Doubling(torch.autograd.Function):
         return gradient
 
 
+class Sign(torch.autograd.Function):
+    """A straight-through estimator, as binary networks have it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class Clipping(torch.autograd.Function):
+    """Leaves small gradients as they are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.clamp(-20, 20)
+
+
+class Mixing(torch.autograd.Function):
+    """Draws other random numbers for the gradient, as shake-shake does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        share = torch.rand(1)
+        return share * x + (1 - share) * y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        share = torch.rand(1)
+        return share * gradient, (1 - share) * gradient
+
+
 doubled = Doubling.apply
 
 
@@ -142,7 +180,10 @@ CALLS: list[tuple[Callable[..., Any], str]] = [
     (without_gradients, "runs without gradients in train mode"),
     (layer_without_gradients, "runs without gradients in train mode"),
     (layer_in_inference_mode, "runs without gradients in train mode"),
-    (lambda self, x: Doubling.apply(x), "Doubling defines its own gradient, which a network file cannot express: use torch's functions"),
+    (lambda self, x: Doubling.apply(x), "Doubling defines a gradient that is not that of its forward pass, which a network file cannot"),
+    (lambda self, x: Sign.apply(x), "Sign defines a gradient that is not that of its forward pass, which a network file cannot express: "),
+    (lambda self, x: Clipping.apply(x), "Clipping defines a gradient that is not that of its forward pass"),
+    (lambda self, x: Mixing.apply(x, self.conv(x)), "Mixing defines a gradient that is not that of its forward pass"),
     (lambda self, x: x + torch.autograd.Variable(self.conv(x)), "detach stops gradients"),
     (
         lambda self, x: torch.cat([x, torch.FloatTensor(*x.shape).fill_(0)], 1),
@@ -199,7 +240,7 @@ def test_a_scripted_part_that_fails() -> None:
 
 
 def test_a_function_with_its_own_gradient_that_was_looked_up_before() -> None:
-    with pytest.raises(TraceError, match=r"inference_mode\(\), or a function that defines its own gradient$"):
+    with pytest.raises(TraceError, match=r"call a function that defines its own gradient as NAME\.apply\(\.\.\.\), not by another name$"):
         trace(network(lambda self, x: doubled(x)), IMAGES)
 
 

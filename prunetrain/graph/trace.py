@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import Function
 from torch.autograd.variable import VariableMeta
 
 from prunetrain.errors import TraceError
@@ -141,14 +142,17 @@ def _check_one_image(model: nn.Module, snapshot: Snapshot, registry: Registry, s
 
 
 def _run_forward(model: nn.Module, recorder: Recorder, fake: FakeTensorMode, images: Tensor) -> Recording:
-    call, apply = nn.Module.__call__, torch.autograd.Function.__dict__["apply"]
+    call, apply = nn.Module.__call__, Function.__dict__["apply"]
 
     def recorded(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return recorder.call_module(module, call, args, kwargs)
 
+    def followed(function: type[Function], *args: Any) -> Any:
+        return recorder.call_function(function, apply.__get__(None, function), args)
+
     try:
         nn.Module.__call__ = recorded  # type: ignore[method-assign]
-        torch.autograd.Function.apply = classmethod(recorder.call_function)
+        Function.apply = classmethod(followed)
         VariableMeta.__call__ = recorder.make_variable  # type: ignore[method-assign, assignment]
         with fake, recorder:
             output = model(images)
@@ -159,7 +163,7 @@ def _run_forward(model: nn.Module, recorder: Recorder, fake: FakeTensorMode, ima
         raise place_of_error(error).error(f"{type(model).__name__} cannot be traced: {summary_of_error(error)}") from error
     finally:
         nn.Module.__call__ = call  # type: ignore[method-assign]
-        torch.autograd.Function.apply = apply
+        Function.apply = apply
         del VariableMeta.__call__
 
 

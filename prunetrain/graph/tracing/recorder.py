@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, unset_fake_temporarily
+from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
@@ -29,6 +30,7 @@ from prunetrain.graph.tracing.calls import (
     main_tensor_first,
     short_name,
 )
+from prunetrain.graph.tracing.custom_functions import has_gradient_of_forward, run_forward
 from prunetrain.graph.tracing.journal import Journal, RawCall, module_names, outputs_of, tensors_in
 from prunetrain.graph.tracing.layers import LayerCall, depends_on_mode, is_layer, layer_call_of
 from prunetrain.graph.tracing.places import place, place_of_forward
@@ -133,14 +135,23 @@ class Recorder(TorchFunctionMode):
             )
         return result
 
-    def call_function(self, function: type, *args: Any, **kwargs: Any) -> Any:
-        """Refuse a call of a function that defines its own gradient; one that only saves memory (torch.utils.checkpoint) is followed."""
+    def call_function(self, function: type[Function], apply: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Handle a call of a function that defines its own gradient: follow its forward pass if the gradient is that of this pass.
+
+        Args:
+            function: the function.
+            apply: calls it as torch does.
+            args: its arguments.
+        """
         if function is CheckpointFunction:
             part, _, *inputs = args
             return part(*inputs)
-        raise self._place().error(
-            f"{function.__name__} defines its own gradient, which a network file cannot express: use torch's functions"
-        )
+        if self._training and not has_gradient_of_forward(function, apply, args):
+            raise self._place().error(
+                f"{function.__name__} defines a gradient that is not that of its forward pass, which a network file cannot express: "
+                "use torch's functions"
+            )
+        return run_forward(function, args)
 
     def make_variable(self, data: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Handle `torch.autograd.Variable(x)`, which old models still call: the same numbers without gradients."""
@@ -212,8 +223,8 @@ class Recorder(TorchFunctionMode):
     def _refuse_without_gradients(self, here: Place) -> None:
         if self._training and not torch.is_grad_enabled():
             raise here.error(
-                "runs without gradients in train mode, which a network file cannot express: remove no_grad() or inference_mode(), "
-                "or a function that defines its own gradient"
+                "runs without gradients in train mode, which a network file cannot express: remove no_grad() or inference_mode(); "
+                "call a function that defines its own gradient as NAME.apply(...), not by another name"
             )
 
     def _record(self, func: Callable[..., Any], raw_call: RawCall) -> Any:
