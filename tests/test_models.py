@@ -262,8 +262,11 @@ def failing(num_classes):
     return nn.Linear(num_classes, 'a')
 def strict(width, depth, *, num_classes): return nn.Linear(width, depth)
 def leaving(): raise SystemExit(1)
+def counted(class_num=100): return nn.Linear(2, class_num)
 """,
     )
+    assert build("net.py:counted").out_features == 4
+    assert build("net.py:counted", class_num=7).out_features == 7
     assert build("net.py:plain").out_features == 3
     assert (build("net.py:sized").in_features, build("net.py:sized", features=2).in_features) == (5, 2)
     assert build("net.py:forwarding", in_features=1, out_features=2).out_features == 2
@@ -284,7 +287,7 @@ def leaving(): raise SystemExit(1)
     for (name, argument), message in refusals.items():
         assert refusal(f"net.py:{name}", **({argument: 2} if argument else {})) == message
     assert refusal("net.py:failing").startswith(f"net.py:failing cannot be built: {tmp_path}/net.py:11: TypeError: ")
-    assert refusal("net.py").startswith("net.py: name the network in it, such as net.py:leaving")
+    assert refusal("net.py").startswith("net.py: name the network in it, such as net.py:counted")
 
 
 LAZY = """
@@ -596,7 +599,7 @@ def test_own_network_of_another_number_of_classes_is_refused_before_anything_is_
     images, file = write_images(tmp_path / "images.npz"), write(tmp_path / "net.py", OWN)
     config = settings(images, tmp_path / "out", model=f"{file}:Net", model_args=("classes=5",))
     with pytest.raises(
-        ConfigError, match=r"net\.py:Net returns 5 numbers per image, but the data has 4 classes: it must return one logit per class"
+        ConfigError, match=r"net\.py:Net returns 5 numbers per image, but the data has 4 classes: it must .* as in --model-arg classes=4$"
     ):
         start_run(config, Recorder())
     assert not (tmp_path / "out").exists()

@@ -29,6 +29,9 @@ from prunetrain.models.constructing import (
 from prunetrain.models.lazy_layers import initialise_lazy_layers
 from prunetrain.zoo import ImageShape
 
+_CLASS_COUNTS = ("num_classes", "num_class", "n_classes", "n_class", "nb_classes", "class_num")
+"""Names by which constructors in use take the number of classes."""
+
 
 def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mapping[str, Any]) -> nn.Module:
     """Call the class or function of a file and initialise the lazy layers of the network that it makes.
@@ -36,7 +39,7 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
     Args:
         spec: `FILE.py:NAME`.
         input_shape: (C, H, W) of one image; passed on if NAME takes an `input_shape`.
-        num_classes: passed on if NAME takes it.
+        num_classes: passed on if NAME takes it, by this name or another of `_CLASS_COUNTS`.
         given: the arguments of NAME; they override these two.
 
     Raises:
@@ -47,7 +50,8 @@ def build(spec: str, *, input_shape: ImageShape, num_classes: int, given: Mappin
     file = resolve_links(Path(path))
     with _folder_first_on_path(file.parent):
         found = _find(_import(Path(path), file), name, path)
-        network = _make_network(spec, found, {"num_classes": num_classes, "input_shape": input_shape}, given, file.parent)
+        offered = {"input_shape": input_shape} | dict.fromkeys(_CLASS_COUNTS, num_classes)
+        network = _make_network(spec, found, offered, given, file.parent)
         return initialise_lazy_layers(spec, network, input_shape=input_shape, folder=file.parent)
 
 

@@ -164,7 +164,8 @@ def _check_outputs(graph: LayerGraph, config: TrainConfig, data: DataSource) -> 
     if shape != (data.num_classes,):
         raise ConfigError(
             f"{config.model} returns {'x'.join(map(str, shape))} numbers per image, but the data has {data.num_classes} classes: "
-            "it must return one logit per class, so let the class or function that builds it take num_classes"
+            "it must return one logit per class, so let the class or function that builds it take num_classes, "
+            f"or give the number under its own name for it, as in --model-arg classes={data.num_classes}"
         )
 
 
