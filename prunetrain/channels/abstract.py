@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunetrain.channels.grids import Mover, Operand, Shapes, aligned, broadcast, pads, pads_one_channel, placed, reduced, varying
+from prunetrain.channels.grids import Mover, Shapes, aligned, broadcast, pads, pads_one_channel, placed, reduced, varying
 from prunetrain.graph.function_shapes import dims_of
 from prunetrain.graph.functions import FAMILY_OF, Family
-from prunetrain.graph.layergraph import Attribute, Step, Value
+from prunetrain.graph.layergraph import Attribute, Operand, Step, Value
 from prunetrain.graph.windows import Shape
 
 

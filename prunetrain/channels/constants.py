@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from prunetrain.channels.abstract import Abstract, Functions
-from prunetrain.channels.grids import Mover, Operand, Shapes, compress
+from prunetrain.channels.grids import Mover, Shapes, compress
 from prunetrain.channels.slices import LayerSlices, blocks
 from prunetrain.channels.spaces import ChannelSpaces
-from prunetrain.graph.layergraph import Layer, LayerGraph, Step, Value
+from prunetrain.graph.layergraph import Layer, LayerGraph, Operand, Step, Value
 from prunetrain.graph.windows import Shape, pair
 
 

@@ -21,7 +21,7 @@ from prunetrain.channels.slices import LayerSlices, measure_slices
 from prunetrain.channels.sources import NEW, Source
 from prunetrain.channels.spaces import ChannelSpaces, Ids, Role, find_spaces
 from prunetrain.graph.free_names import free_name
-from prunetrain.graph.layergraph import Attribute, Declared, Layer, LayerGraph, Step, Value
+from prunetrain.graph.layergraph import Attribute, Declared, Layer, LayerGraph, Operand, Step, Value
 
 _SAME_TYPE = "torch.Tensor.type_as"
 
@@ -175,7 +175,7 @@ class _Gates:
         """Whether a result is read once and not returned."""
         return len(self._uses[value]) == 1 and value not in self._graph.outputs
 
-    def _producing_step(self, operand: Value | Attribute) -> Step | None:
+    def _producing_step(self, operand: Operand) -> Step | None:
         """The step that makes a result, if only one step reads it."""
         if not isinstance(operand, Value) or not operand.index or not self._is_read_once(operand):
             return None

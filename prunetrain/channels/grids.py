@@ -13,11 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prunetrain.graph.function_shapes import dims_of
-from prunetrain.graph.layergraph import Attribute, BatchSize, LayerGraph, Step, Value
+from prunetrain.graph.layergraph import Attribute, BatchSize, LayerGraph, Operand, Step, Value
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.windows import Shape
-
-Operand = Value | Attribute
 
 
 def compress(full: Tensor) -> Tensor:

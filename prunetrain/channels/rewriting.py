@@ -23,7 +23,7 @@ from prunetrain.channels.selection import KeepPlan
 from prunetrain.channels.spaces import Axis, Ids
 from prunetrain.graph.blocks import block_of
 from prunetrain.graph.free_names import free_name
-from prunetrain.graph.layergraph import Attribute, Declared, Layer, LayerGraph, Step, Value
+from prunetrain.graph.layergraph import Attribute, Declared, Layer, LayerGraph, Operand, Step, Value
 
 _SIZES = {"torch.unflatten": "sizes", "torch.reshape": "shape", "torch.broadcast_to": "size"}  # the argument that spells out sizes
 _NO_IDS: Ids = np.empty(0, dtype=np.int64)
@@ -93,7 +93,7 @@ class _Rewriter:
 
     # What is left.
 
-    def _kept(self, operand: Value | Attribute, dim: int) -> npt.NDArray[np.bool_] | None:
+    def _kept(self, operand: Operand, dim: int) -> npt.NDArray[np.bool_] | None:
         """Which positions along a dimension of a result or declared tensor are left, (size,); None if all are."""
         spaces, dim = self._plan.spaces, dim % len(self._shapes.of(operand))
         if isinstance(operand, Value):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from prunetrain.channels.atoms import Atoms, Role
-from prunetrain.channels.grids import Mover, Operand, Shapes, aligned, broadcast, pads, pads_one_channel, placed, reduced, varying
+from prunetrain.channels.grids import Mover, Shapes, aligned, broadcast, pads, pads_one_channel, placed, reduced, varying
 from prunetrain.graph.function_shapes import dims_of
 from prunetrain.graph.functions import FAMILY_OF, Family
-from prunetrain.graph.layergraph import Attribute, Layer, LayerGraph, Step, Value
+from prunetrain.graph.layergraph import Attribute, Layer, LayerGraph, Operand, Step, Value
 from prunetrain.graph.windows import Shape, pair
 
 _MAX_ATOMS: Final = 1 << 20  # in a declared tensor; larger ones do not hold one number per channel

@@ -8,10 +8,10 @@ from math import floor, prod
 from typing import Final, TypeAlias
 
 from prunetrain.graph.functions import FAMILY_OF, Family
-from prunetrain.graph.layergraph import Attribute, BatchSize, Step, Value
+from prunetrain.graph.layergraph import BatchSize, Operand, Step
 from prunetrain.graph.windows import Shape, check_padding, image_of, pair, shape_text, window_count
 
-ShapeOf: TypeAlias = Callable[["Value | Attribute"], Shape]
+ShapeOf: TypeAlias = Callable[[Operand], Shape]
 Rule: TypeAlias = Callable[[Step, ShapeOf], Shape]
 
 

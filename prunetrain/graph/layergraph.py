@@ -37,6 +37,9 @@ class BatchSize:
 
 
 TRAINING = Attribute("training")
+Operand: TypeAlias = Value | Attribute
+"""A tensor that a step reads: a result, or a declared tensor."""
+
 Argument: TypeAlias = "Literal | Value | Attribute | BatchSize | tuple[Argument, ...]"
 
 
@@ -183,7 +186,7 @@ class Step:
             found.value if isinstance(found, BatchSize) else found for found in self._parts() if isinstance(found, Value | BatchSize)
         )
 
-    def operands(self) -> tuple["Value | Attribute", ...]:
+    def operands(self) -> tuple[Operand, ...]:
         """The tensors that the step reads, in order: results and declared tensors."""
         return tuple(found for found in self._parts() if isinstance(found, Value | Attribute) and found != TRAINING)
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 from prunetrain.graph.blocks import block_of
 from prunetrain.graph.catalog import FILE_NAMES
 from prunetrain.graph.free_names import free_name
-from prunetrain.graph.layergraph import Attribute, LayerGraph, Step, Value
+from prunetrain.graph.layergraph import LayerGraph, Operand, Step, Value
 
 MAIN = "x"
 _NAME_BY_READER = {"+": "shortcut", "*": "gate", "torch.index_add": "shortcut", "torch.cat": "branch", "torch.stack": "branch"}
@@ -163,7 +163,7 @@ class LocalNames:
 
     def _source_tensor_name(self, value: Value) -> str:
         """Return the name of the first declared tensor that a constant is made of, without its block."""
-        operand: Value | Attribute = value
+        operand: Operand = value
         while isinstance(operand, Value):
             operand = self._graph.steps[operand.index - 1].operands()[0]
         block = block_of(operand.name)

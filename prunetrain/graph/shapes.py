@@ -7,7 +7,7 @@ is a multiple of N; comparing two batch sizes shows which one.
 from collections.abc import Callable, Mapping
 
 from prunetrain.graph.function_shapes import FUNCTION_SHAPES, ShapeOf
-from prunetrain.graph.layergraph import Attribute, GraphError, Layer, LayerGraph, Step, Value
+from prunetrain.graph.layergraph import Attribute, GraphError, Layer, LayerGraph, Operand, Step, Value
 from prunetrain.graph.windows import Shape, check_padding, pair, shape_text, window_count
 
 MAX_DIMENSIONS = 64  # torch's own limit
@@ -33,7 +33,7 @@ def infer_shapes(graph: LayerGraph, batch_size: int = 1) -> tuple[Shape, ...]:
     indices = {tensor.name: max(tensor.values) for tensor in graph.declared if tensor.values}
     shapes: list[Shape] = [(batch_size, *graph.input_shape)]
 
-    def shape_of(operand: Value | Attribute) -> Shape:
+    def shape_of(operand: Operand) -> Shape:
         return shapes[operand.index] if isinstance(operand, Value) else declared[operand.name]
 
     for number, step in enumerate(graph.steps):

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 
 from prunetrain.graph.function_shapes import FUNCTION_SHAPES
-from prunetrain.graph.layergraph import Argument, Attribute, BatchSize, Step, Value
+from prunetrain.graph.layergraph import Argument, Attribute, BatchSize, Operand, Step, Value
 from prunetrain.graph.shapes import layer_shape
 from prunetrain.graph.tracing.records import (
     BATCH_SIZES,
@@ -44,12 +44,12 @@ class UnsupportedResult:
     reason: str
 
 
-ConvertedResult: TypeAlias = "Value | Attribute | Noise | UnsupportedResult | float | int"
+ConvertedResult: TypeAlias = "Operand | Noise | UnsupportedResult | float | int"
 STOCHASTIC_DEPTH = "stochastic depth"  # a step that stands for three, until train and eval mode are merged
 
 
 @dataclass(frozen=True)
-class Line:
+class PlacedStep:
     """A step and its place in the model's code."""
 
     step: Step
@@ -62,7 +62,7 @@ class Builder:
     def __init__(self, traced: PairedRecording, registry: Registry) -> None:
         self.traced = traced
         self.registry = registry
-        self.lines: list[Line] = []
+        self.lines: list[PlacedStep] = []
         self.sizes: list[Sizes] = [traced.sizes[0]]
         self.place = Place("", "")
         self.used_random_numbers: set[int] = set()  # `drawn` of the random numbers that something was multiplied by
@@ -99,7 +99,7 @@ class Builder:
                 raise ValueError("reads a tensor that depends only on the batch size and does not repeat one row for each image")
         raise ValueError(f"{leaf!r} is not a tensor")
 
-    def tensor(self, leaf: object) -> Value | Attribute:
+    def tensor(self, leaf: object) -> Operand:
         """Return the result or declared tensor that a call reads.
 
         Raises:
@@ -114,7 +114,7 @@ class Builder:
             raise ValueError("reads a number where a tensor is needed")
         return made
 
-    def optional(self, leaf: object) -> Value | Attribute | None:
+    def optional(self, leaf: object) -> Operand | None:
         """Like `tensor`, but None stays None."""
         return None if leaf is None else self.tensor(leaf)
 
@@ -183,7 +183,7 @@ class Builder:
         else:
             step = Step.make(target, **arguments)
             shapes = self._shape(step, 0), self._shape(step, 1)
-        self.lines.append(Line(step, self.place))
+        self.lines.append(PlacedStep(step, self.place))
         self.sizes.append(shapes)
         return Value(len(self.lines))
 
@@ -202,7 +202,7 @@ class Builder:
         )
 
     def _shape(self, step: Step, which: int) -> tuple[int, ...]:
-        def shape_of(operand: Value | Attribute) -> tuple[int, ...]:
+        def shape_of(operand: Operand) -> tuple[int, ...]:
             return self.sizes_of(operand)[which]
 
         if step.layer is not None:

@@ -11,13 +11,13 @@ import torch
 from prunetrain.graph.layergraph import Layer, Value
 from prunetrain.graph.tracing.builder import Builder
 from prunetrain.graph.tracing.calls import arguments
-from prunetrain.graph.tracing.records import Call, ModelTensor, Module
+from prunetrain.graph.tracing.records import Call, CalledLayer, ModelTensor
 
 
 def call_module(build: Builder, call: Call, modules: Mapping[str, torch.nn.Module]) -> Value:
     """A call of a layer's module."""
     leaf, images = call.arguments
-    assert isinstance(leaf, Module)
+    assert isinstance(leaf, CalledLayer)
     module = modules[leaf.name]
     own = [*module.named_parameters(), *module.named_buffers()]
     tensors = {name: f"{leaf.name}.{name}".lstrip(".") for name, _ in own}

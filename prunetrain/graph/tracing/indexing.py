@@ -1,17 +1,15 @@
 """Slices, indices and writes into them: one step for each dimension."""
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
-from prunetrain.graph.layergraph import Argument, Attribute, Value
+from prunetrain.graph.layergraph import Argument, Operand
 from prunetrain.graph.tracing.builder import Builder
 from prunetrain.graph.tracing.calls import arguments
 from prunetrain.graph.tracing.records import BatchDependentInt, Call, Constant, ModelTensor, Ref
 from prunetrain.graph.tracing.registry import are_positions
 from prunetrain.graph.tracing.reshapes import broadcast, to_shape
-
-Tensor: TypeAlias = Value | Attribute
 
 
 def _index_per_dimension(index: object, rank: int) -> list[Any]:
@@ -25,7 +23,7 @@ def _index_per_dimension(index: object, rank: int) -> list[Any]:
     return [*parts, *rest]
 
 
-def slice_dimension(build: Builder, tensor: Tensor, dim: int, part: slice) -> Tensor:
+def slice_dimension(build: Builder, tensor: Operand, dim: int, part: slice) -> Operand:
     """Return a slice of one dimension, or the tensor itself if the slice is all of it."""
     sizes = [shape[dim] for shape in build.sizes_of(tensor)]
     bounds = [_bound(value, which) for which in (0, 1) for value in (part.start, part.stop, part.step)]
@@ -44,7 +42,7 @@ def _bound(value: object, which: int) -> Any:
     return value.sizes[which] if isinstance(value, BatchDependentInt) else value
 
 
-def getitem(build: Builder, call: Call) -> Tensor:
+def getitem(build: Builder, call: Call) -> Operand:
     """An index with slices, numbers, None and one tensor of positions."""
     tensor, index = build.tensor(call.arguments[0]), call.arguments[1]
     parts = [_positions(part) for part in index] if isinstance(index, tuple) else [index]
@@ -70,7 +68,7 @@ def _positions(part: object) -> object:
     return Constant(torch.tensor(part)) if isinstance(part, tuple) and part else part
 
 
-def _gather(build: Builder, tensor: Tensor, index: list[Any]) -> Tensor:
+def _gather(build: Builder, tensor: Operand, index: list[Any]) -> Operand:
     places = [number for number, part in enumerate(index) if isinstance(part, Ref | ModelTensor | Constant)]
     if len(places) != 1 or any(part != slice(None) for number, part in enumerate(index) if number != places[0]):
         raise ValueError("an index with a tensor and anything else is not supported: index one dimension at a time")
@@ -86,7 +84,7 @@ def _gather(build: Builder, tensor: Tensor, index: list[Any]) -> Tensor:
     return select(build, tensor, dim, leaf)
 
 
-def select(build: Builder, tensor: Tensor, dim: int, leaf: object) -> Tensor:
+def select(build: Builder, tensor: Operand, dim: int, leaf: object) -> Operand:
     """Take positions along a dimension."""
     taken = build.add("torch.index_select", input=tensor, dim=dim, index=_index(build, tensor, dim, leaf))
     shape = build.sizes_of(leaf)[0]
@@ -96,7 +94,7 @@ def select(build: Builder, tensor: Tensor, dim: int, leaf: object) -> Tensor:
     return to_shape(build, taken, [*had[:dim], *((size, size) for size in shape), *had[dim + 1 :]])
 
 
-def _index(build: Builder, tensor: Tensor, dim: int, leaf: object) -> Tensor:
+def _index(build: Builder, tensor: Operand, dim: int, leaf: object) -> Operand:
     """Return positions along a dimension as a list of them, which the file spells out: they are architecture."""
     if isinstance(leaf, ModelTensor):
         if are_positions(build.registry.tensors[leaf.name]):
@@ -111,13 +109,13 @@ def _index(build: Builder, tensor: Tensor, dim: int, leaf: object) -> Tensor:
     return build.registry.declare_constant(positions, build.place, positions=True)
 
 
-def index_select(build: Builder, call: Call) -> Tensor:
+def index_select(build: Builder, call: Call) -> Operand:
     """torch.index_select."""
     given = arguments(call, "input dim index")
     return select(build, build.tensor(given["input"]), given["dim"], given["index"])
 
 
-def index_add(build: Builder, call: Call) -> Tensor:
+def index_add(build: Builder, call: Call) -> Operand:
     """torch.index_add."""
     given = arguments(call, "input dim index source alpha")
     if given.get("alpha", 1) != 1:
@@ -127,7 +125,7 @@ def index_add(build: Builder, call: Call) -> Tensor:
     return build.add("torch.index_add", input=tensor, dim=given["dim"], index=index, source=source)
 
 
-def embedding(build: Builder, call: Call) -> Tensor:
+def embedding(build: Builder, call: Call) -> Operand:
     """F.embedding."""
     given = arguments(call, "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse")
     if (
@@ -140,7 +138,7 @@ def embedding(build: Builder, call: Call) -> Tensor:
     return build.add("F.embedding", input=build.tensor(given["input"]), weight=build.tensor(given["weight"]))
 
 
-def setitem(build: Builder, call: Call) -> Tensor:
+def setitem(build: Builder, call: Call) -> Operand:
     """A write to a part: a new tensor with the part replaced."""
     whole, index, source = call.arguments
     parts = [build.tensor(whole)]
@@ -159,7 +157,7 @@ def setitem(build: Builder, call: Call) -> Tensor:
     return made
 
 
-def _value_to_write(build: Builder, part: Tensor, source: object) -> Tensor:
+def _value_to_write(build: Builder, part: Operand, source: object) -> Operand:
     """Return what is written, in the shape of the part that it is written to."""
     if not isinstance(source, Ref | ModelTensor | Constant):
         zeros = build.add("torch.zeros_like", input=part)
@@ -171,18 +169,18 @@ def _value_to_write(build: Builder, part: Tensor, source: object) -> Tensor:
     return broadcast(build, tensor, wanted)
 
 
-def fill(build: Builder, call: Call) -> Tensor:
+def fill(build: Builder, call: Call) -> Operand:
     """A tensor filled with one number."""
     given = arguments(call, "input value")
     return _value_to_write(build, build.tensor(given["input"]), given.get("value", 0))
 
 
-def zeros(build: Builder, call: Call) -> Tensor:
+def zeros(build: Builder, call: Call) -> Operand:
     """zeros_like, where the recorder did not make a constant of it."""
     return build.add("torch.zeros_like", input=build.tensor(call.arguments[0]))
 
 
-def narrow(build: Builder, call: Call) -> Tensor:
+def narrow(build: Builder, call: Call) -> Operand:
     """A slice by its start and length."""
     given = arguments(call, "input dim start length")
     return slice_dimension(
@@ -193,7 +191,7 @@ def narrow(build: Builder, call: Call) -> Tensor:
     )
 
 
-def select_index(build: Builder, call: Call) -> Tensor:
+def select_index(build: Builder, call: Call) -> Operand:
     """One index of a dimension."""
     given = arguments(call, "input dim index")
     return build.add("[]", input=build.tensor(given["input"]), dim=given["dim"] % build.rank(given["input"]), index=given["index"])
@@ -221,7 +219,7 @@ def split(build: Builder, call: Call) -> tuple[Argument, ...]:
     return tuple(parts)
 
 
-def glu(build: Builder, call: Call) -> Tensor:
+def glu(build: Builder, call: Call) -> Operand:
     """F.glu: the first half of a dimension, times the sigmoid of the second."""
     given = arguments(call, "input dim")
     tensor = build.tensor(given["input"])

@@ -10,7 +10,7 @@ from typing import Any
 from prunetrain.errors import TraceError
 from prunetrain.graph.functions import FAMILY_OF, Family
 from prunetrain.graph.layergraph import TRAINING, Argument, Step, Value
-from prunetrain.graph.tracing.builder import STOCHASTIC_DEPTH, Line
+from prunetrain.graph.tracing.builder import STOCHASTIC_DEPTH, PlacedStep
 from prunetrain.graph.tracing.simplify import ModeSteps
 
 
@@ -98,7 +98,7 @@ def _with_training_flag(step: Step) -> Step:
     return Step.make(step.target, **{**dict(step.arguments), "training": TRAINING})
 
 
-def _mode_difference_error(training: ModeSteps, in_evaluation: dict[Value, Value], waiting: list[Line], count: int) -> TraceError:
+def _mode_difference_error(training: ModeSteps, in_evaluation: dict[Value, Value], waiting: list[PlacedStep], count: int) -> TraceError:
     needed = {value.index for value in training.outputs[:count]}
     first = None
     for number in range(len(training.lines), 0, -1):

@@ -36,7 +36,7 @@ from prunetrain.graph.tracing.layers import LayerCall, depends_on_mode, is_layer
 from prunetrain.graph.tracing.places import place, place_of_forward
 from prunetrain.graph.tracing.preconditions import unmet_precondition
 from prunetrain.graph.tracing.randomness import RandomStates
-from prunetrain.graph.tracing.records import Call, ModelTensor, Module, Place, Recording
+from prunetrain.graph.tracing.records import Call, CalledLayer, ModelTensor, Place, Recording
 from prunetrain.graph.tracing.registry import Registry
 from prunetrain.graph.tracing.shortcuts import empty_like_of_shape, result_without_torch
 from prunetrain.graph.windows import shape_text
@@ -262,7 +262,9 @@ class Recorder(TorchFunctionMode):
             made = empty_like_of_shape(leaf.images, shape)
             images = self._journal.stand_in(leaf.images, here)
             requires_gradient = any(parameter.requires_grad for parameter in module.parameters())
-            self._journal.write(Call("module", (Module(name, leaf.layer), images), {}, (), here), made, requires_gradient=requires_gradient)
+            self._journal.write(
+                Call("module", (CalledLayer(name, leaf.layer), images), {}, (), here), made, requires_gradient=requires_gradient
+            )
         return (made, None) if leaf.returns_pair else made
 
 

@@ -40,7 +40,7 @@ class BatchDependentTensor:
 
 
 @dataclass(frozen=True)
-class Module:
+class CalledLayer:
     """A layer of the model by its qualified name, and the layer of the file that it is when called, still without a name there."""
 
     name: str

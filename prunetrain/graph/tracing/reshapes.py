@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeAlias
 
-from prunetrain.graph.layergraph import Attribute, Value
+from prunetrain.graph.layergraph import Operand
 from prunetrain.graph.tracing.builder import Builder
 from prunetrain.graph.tracing.calls import arguments
 from prunetrain.graph.tracing.records import Call, Constant
 
 Pair: TypeAlias = tuple[int, int]  # one size at both batch sizes
-Tensor: TypeAlias = Value | Attribute
 _ONE: Pair = (1, 1)
 
 
@@ -41,12 +40,12 @@ def _times(sizes: list[Pair]) -> Pair:
     return prod(size[0] for size in sizes), prod(size[1] for size in sizes)
 
 
-def reshape(build: Builder, call: Call) -> Tensor:
+def reshape(build: Builder, call: Call) -> Operand:
     """Any call that only changes the shape."""
     return to_shape(build, build.tensor(call.arguments[0]), list(zip(*build.traced.sizes[call.results[0]], strict=True)), call.name)
 
 
-def to_shape(build: Builder, tensor: Tensor, wanted: list[Pair], name: str = "reshape") -> Tensor:
+def to_shape(build: Builder, tensor: Operand, wanted: list[Pair], name: str = "reshape") -> Operand:
     """Add steps that bring a tensor to a shape with as many elements, and return the result."""
     had = _columns(build, tensor)
     if had == wanted:
@@ -65,11 +64,11 @@ def to_shape(build: Builder, tensor: Tensor, wanted: list[Pair], name: str = "re
     return tensor
 
 
-def _flatten(build: Builder, tensor: Tensor, start: int, end: int) -> Tensor:
+def _flatten(build: Builder, tensor: Operand, start: int, end: int) -> Operand:
     return build.add("torch.flatten", input=tensor, start_dim=start, end_dim=-1 if end == build.rank(tensor) - 1 else end)
 
 
-def _reshaped(build: Builder, tensor: Tensor, segment: _Segment) -> Tensor:
+def _reshaped(build: Builder, tensor: Operand, segment: _Segment) -> Operand:
     """Add steps that change one segment of a tensor's shape, and return the result."""
     start, old, new = segment.start, segment.old, segment.new
     if not new:
@@ -128,7 +127,7 @@ def _sizes(build: Builder, sizes: list[Pair]) -> tuple[Any, ...]:
     return tuple(written)
 
 
-def permute(build: Builder, call: Call) -> Tensor:
+def permute(build: Builder, call: Call) -> Operand:
     """Any call that only changes the order of dimensions, classified by the order that it makes."""
     tensor = build.tensor(call.arguments[0])
     rank = build.rank(tensor)
@@ -164,12 +163,12 @@ def _order(call: Call, rank: int) -> list[int]:
     return order
 
 
-def expand(build: Builder, call: Call) -> Tensor:
+def expand(build: Builder, call: Call) -> Operand:
     """A tensor repeated along its dimensions of size 1."""
     return broadcast(build, build.tensor(call.arguments[0]), list(zip(*build.traced.sizes[call.results[0]], strict=True)))
 
 
-def broadcast(build: Builder, tensor: Tensor, wanted: list[Pair]) -> Tensor:
+def broadcast(build: Builder, tensor: Operand, wanted: list[Pair]) -> Operand:
     """Repeat a tensor along its dimensions of size 1, up to a shape."""
     had = _columns(build, tensor)
     if had == wanted:
@@ -185,7 +184,7 @@ def broadcast(build: Builder, tensor: Tensor, wanted: list[Pair]) -> Tensor:
     return build.add("torch.broadcast_to", input=tensor, size=tuple(sizes))
 
 
-def repeat(build: Builder, call: Call) -> Tensor:
+def repeat(build: Builder, call: Call) -> Operand:
     """Copies of a tensor side by side."""
     tensor = build.tensor(call.arguments[0])
     wanted = list(zip(*build.traced.sizes[call.results[0]], strict=True))
@@ -200,7 +199,7 @@ def repeat(build: Builder, call: Call) -> Tensor:
     return broadcast(build, tensor, wanted)
 
 
-def repeat_interleave(build: Builder, call: Call) -> Tensor:
+def repeat_interleave(build: Builder, call: Call) -> Operand:
     """Each index of a dimension several times in a row."""
     given = arguments(call, "input repeats dim output_size")
     tensor, repeats, dim = build.tensor(given["input"]), given["repeats"], given.get("dim")
@@ -213,7 +212,7 @@ def repeat_interleave(build: Builder, call: Call) -> Tensor:
     return _flatten(build, broadcast(build, wide, wanted), dim, dim + 1)
 
 
-def join(build: Builder, call: Call) -> Tensor:
+def join(build: Builder, call: Call) -> Operand:
     """Tensors that are concatenated or stacked."""
     given = arguments(call, "tensors dim axis")
     leaves = [leaf for leaf in given["tensors"] if build.sizes_of(leaf)[0] != (0,)]

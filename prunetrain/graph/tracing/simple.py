@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import torch
 
-from prunetrain.graph.layergraph import Attribute, Value
+from prunetrain.graph.layergraph import Operand, Value
 from prunetrain.graph.tracing.builder import Builder, ConvertedResult, UnsupportedResult
 from prunetrain.graph.tracing.calls import CONVERSIONS, arguments
 from prunetrain.graph.tracing.records import Call
@@ -154,7 +154,7 @@ def hardtanh(build: Builder, call: Call) -> Value:
     return build.add("F.hardtanh", input=image, **given)
 
 
-def pad(build: Builder, call: Call) -> Value | Attribute:
+def pad(build: Builder, call: Call) -> Operand:
     """F.pad, or its input if it adds nothing."""
     given = arguments(call, "input pad mode value")
     image, amounts = build.tensor(given["input"]), given["pad"]

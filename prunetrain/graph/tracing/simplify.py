@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from prunetrain.graph.functions import FAMILY_OF, Family
 from prunetrain.graph.layergraph import Argument, Step, Value
-from prunetrain.graph.tracing.builder import Builder, Line
+from prunetrain.graph.tracing.builder import Builder, PlacedStep
 from prunetrain.graph.tracing.records import Sizes
 
 
@@ -12,7 +12,7 @@ from prunetrain.graph.tracing.records import Sizes
 class ModeSteps:
     """The steps of one mode, and its outputs; `ranks` has the number of dimensions of every result."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[PlacedStep, ...]
     outputs: tuple[Value, ...]
     ranks: tuple[int, ...]
 
@@ -25,7 +25,7 @@ def simplify_steps(build: Builder, outputs: tuple[Value, ...]) -> ModeSteps:
     return _keep_needed_steps(lines, outputs, build.sizes)
 
 
-def _readers(lines: list[Line], outputs: tuple[Value, ...]) -> dict[int, list[int]]:
+def _readers(lines: list[PlacedStep], outputs: tuple[Value, ...]) -> dict[int, list[int]]:
     """Map every result to the steps that read it and are needed themselves; -1 stands for an output."""
     readers: dict[int, list[int]] = {value.index: [-1] for value in outputs}
     for number in range(len(lines) - 1, -1, -1):
@@ -35,7 +35,7 @@ def _readers(lines: list[Line], outputs: tuple[Value, ...]) -> dict[int, list[in
     return readers
 
 
-def _drop_broadcasts(lines: list[Line], sizes: list[Sizes], outputs: tuple[Value, ...]) -> None:
+def _drop_broadcasts(lines: list[PlacedStep], sizes: list[Sizes], outputs: tuple[Value, ...]) -> None:
     """Drop a broadcast_to that an operator does by itself, because its other operand has the full shape.
 
     Only if nothing else reads the broadcast tensor: gradients from several readers would be added up in another order.
@@ -55,7 +55,7 @@ def _drop_broadcasts(lines: list[Line], sizes: list[Sizes], outputs: tuple[Value
         lines[number] = replace(line, step=replace(line.step, arguments=tuple(arguments.items())))
 
 
-def _replace_channel_shuffles(lines: list[Line], outputs: tuple[Value, ...]) -> None:
+def _replace_channel_shuffles(lines: list[PlacedStep], outputs: tuple[Value, ...]) -> None:
     """Replace unflatten, transpose and flatten of channels by F.channel_shuffle."""
     readers = _readers(lines, outputs)
     for number, line in enumerate(lines):
@@ -74,7 +74,7 @@ def _replace_channel_shuffles(lines: list[Line], outputs: tuple[Value, ...]) -> 
             lines[number] = replace(line, step=Step.make("F.channel_shuffle", input=split["input"], groups=split["sizes"][0]))
 
 
-def _keep_needed_steps(lines: list[Line], outputs: tuple[Value, ...], sizes: list[Sizes]) -> ModeSteps:
+def _keep_needed_steps(lines: list[PlacedStep], outputs: tuple[Value, ...], sizes: list[Sizes]) -> ModeSteps:
     readers = _readers(lines, outputs)
     kept, new, ranks = [], {Value(0): Value(0)}, [len(sizes[0][0])]
     for number, line in enumerate(lines):
