@@ -13,6 +13,7 @@ from typing import Any, Self
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -177,6 +178,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         patch.setattr(torch, "save", lambda content, *rest, **options: save(tree_map(_values, content), *rest, **options))
         patch.setattr(FakeTensorMode, "__enter__", pausing(1, enter))
         patch.setattr(FakeTensorMode, "__exit__", pausing(-1, leave))
+        patch.setattr(fake_tensor, "init_gpu_context", _answering(None), raising=False)  # torch 2.11 makes a tensor on the GPU first
         patch.setattr(torch.backends.cudnn, "enabled", False)
         before = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)

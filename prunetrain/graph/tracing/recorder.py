@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, unset_fake_temporarily
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor, unset_fake_temporarily
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
@@ -71,6 +71,8 @@ class Recorder(TorchFunctionMode):
         """Handle a call: torch calls this in place of every function and method."""
         name = short_name(func)
         args, kwargs = main_tensor_first(name, args, kwargs or {})
+        if name == "__getitem__":
+            args = (args[0], self._with_whole_numbers(args[1]))
         if name in GRADIENT_QUERIES and len(args) == 1 and self._journal.is_result(args[0]):
             return self._answer_gradient_query(name, args[0])
         if name in METADATA_CALLS:
@@ -90,6 +92,16 @@ class Recorder(TorchFunctionMode):
         raw_call = RawCall(name, args, kwargs, self._place())
         self._refuse_unsupported(raw_call)
         return self._record(func, raw_call)
+
+    def _with_whole_numbers(self, index: Any) -> Any:
+        """Return an index with whole numbers for constant tensors of one number, which not every torch can read while tracing."""
+        if isinstance(index, tuple):
+            return tuple(map(self._with_whole_numbers, index))
+        is_number = isinstance(index, Tensor) and index.dim() == 0 and index.dtype == torch.int64 and not self._journal.is_traced(index)
+        if not is_number or isinstance(index, FakeTensor) or index.is_meta:
+            return index
+        with unset_fake_temporarily():
+            return int(index)
 
     def call_module(self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Handle a call of a module: record a layer as one call, and run and record the forward of any other module."""
@@ -146,7 +158,8 @@ class Recorder(TorchFunctionMode):
         if function is CheckpointFunction:
             part, _, *inputs = args
             return part(*inputs)
-        if self._training and not has_gradient_of_forward(function, apply, args):
+        followed = function.__module__ == CheckpointFunction.__module__ or not self._training
+        if not followed and not has_gradient_of_forward(function, apply, args):
             raise self._place().error(
                 f"{function.__name__} defines a gradient that is not that of its forward pass, which a network file cannot express: "
                 "use torch's functions"
