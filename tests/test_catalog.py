@@ -178,6 +178,7 @@ EXAMPLES: dict[str, list[tuple[tuple[int, ...], dict[str, Any]]]] = {  # the sha
     "F.pixel_shuffle": [(IMAGE, {"upscale_factor": 2})],
     "F.pixel_unshuffle": [(IMAGE, {"downscale_factor": 2})],
     "F.channel_shuffle": [(IMAGE, {"groups": 2})],
+    "**": [(IMAGE, {"other": 0.5}), (IMAGE, {"other": Declared("exponent", (1,))}), (IMAGE, {"other": VALUE})],
     "@": [((2, 4, 6), {"other": Declared("matrix", (6, 3))}), ((5, 5), {"other": VALUE})],
     "torch.index_add": [((3, 4), {"dim": 1, "index": Declared.index("order", (2, 0, 1)), "source": VALUE})],
     "torch.slice_scatter": [((4, 6), {"src": VALUE, "dim": 2, "start": -6, "end": 6})],

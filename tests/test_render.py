@@ -266,6 +266,16 @@ def test_operators_and_subscripts() -> None:
     ]
 
 
+def test_powers() -> None:
+    """As the formatter writes them: without spaces between names and numbers."""
+    net = Sketch("Net", (4, 8, 8))
+    x = net.call("**", net.call("**", net.call("**", net.x, 1e-06), -0.5), net.x)
+    assert statements_of(net.graph(net.call("**", net.call("**", -3, net.call("F.relu", x)), 2.0)))[1:] == [
+        "x = (x**1e-06) ** -0.5",
+        "return ((-3) ** F.relu(x**inputs)) ** 2.0",
+    ]
+
+
 def test_functions_with_tensors_in_tuples() -> None:
     net = Sketch("Net", (4, 8))
     batch, token = BatchSize(net.x), net.declare("token", (1, 1, 8))
@@ -384,7 +394,14 @@ def _call(network: nn.Module, step: Step, given: dict[str, Any]) -> Tensor:
         part = slice(given.get("start"), given.get("stop"), given.get("step")) if step.target == "[:]" else given["index"]
         return given["input"][(slice(None),) * (given["dim"] % given["input"].ndim) + (part,)]
     if step.target in OPERATORS:
-        functions = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "@": operator.matmul}
+        functions = {
+            "+": operator.add,
+            "-": operator.sub,
+            "*": operator.mul,
+            "/": operator.truediv,
+            "**": operator.pow,
+            "@": operator.matmul,
+        }
         return functions[step.target](given["input"], given["other"])
     if step.target == "torch.einsum":
         return torch.einsum(given["equation"], *given["operands"])

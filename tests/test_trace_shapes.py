@@ -228,6 +228,17 @@ def test_positions_in_rows_and_a_single_one() -> None:
     assert targets(check_same(network(lambda self, x: x[:, positions[0, 0]]), (2, 3, 8, 8))) == ["[]"]
 
 
+def test_exponents_that_are_tensors() -> None:
+    """Generalised-mean pooling, whose exponent is trained."""
+    exponent = nn.Parameter(torch.full((1,), 3.0))
+    for forward in (
+        lambda self, x: (x.clamp(min=1e-6) ** self.p).mean((2, 3)) ** (1 / self.p),
+        lambda self, x: x.clamp(1e-6).pow(exponent=self.p).mean((2, 3)).pow(self.p.reciprocal()),
+    ):
+        assert targets(check_same(network(forward, p=exponent), (2, 3, 8, 8))) == ["torch.clamp", "**", "torch.mean", "/", "**"]
+    assert targets(check_same(network(lambda self, x: x.sigmoid() ** x), (2, 3, 8, 8))) == ["torch.sigmoid", "**"]
+
+
 def test_the_largest_along_a_dimension() -> None:
     """As CBAM and maxout spell it: of equal numbers one gets the whole gradient."""
     pooled = network(lambda self, x: torch.cat([torch.max(x, 1)[0].unsqueeze(1), torch.mean(x, 1).unsqueeze(1)], 1))

@@ -226,6 +226,7 @@ _BINARY: Final[dict[str, Any]] = {
     "-": torch.sub,
     "*": torch.mul,
     "/": torch.div,
+    "**": torch.pow,
     "torch.maximum": torch.maximum,
     "torch.minimum": torch.minimum,
 }

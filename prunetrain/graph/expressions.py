@@ -1,5 +1,6 @@
 """The steps of one line as an expression: calls, operators and subscripts, each in the one form that `parse` reads back."""
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
@@ -9,6 +10,7 @@ from prunetrain.graph.layergraph import Argument, Attribute, BatchSize, Step, Va
 from prunetrain.graph.signatures import is_literal
 
 PLAIN_CALL = LayerKind.call
+_NAME_OR_NUMBER = re.compile(r"-?[\d.]+(e[+-]?\d+)?|[A-Za-z_][\w.]*")
 _TUPLES = frozenset({("torch.flip", "dims"), ("torch.permute", "dims")})  # torch takes no single number for these
 
 
@@ -78,7 +80,7 @@ def _slice(step: Step) -> str:
 def _call(step: Step, kind: str | None, inner: str | None, name_of: Callable[[Value], str]) -> str:
     written = [(name, inner if inner is not None and isinstance(a, Value) else _argument_text(a, name_of)) for name, a in _arguments(step)]
     if step.target in OPERATORS:
-        return f" {step.target} ".join(text for _, text in written)
+        return _power(*(text for _, text in written)) if step.target == "**" else f" {step.target} ".join(text for _, text in written)
     if kind is not None and LAYERS[kind].call != PLAIN_CALL:
         return LAYERS[kind].call.format(name=step.target, input=written[0][1])
     if step.target == "torch.einsum":  # takes its operands one by one
@@ -86,6 +88,14 @@ def _call(step: Step, kind: str | None, inner: str | None, name_of: Callable[[Va
     signature = signature_of(step.target)
     result = ".values" if step.target in WITH_POSITIONS else ""
     return f"{step.target}({join_arguments(written, signature.names()[: signature.positional])}){result}"
+
+
+def _power(base: str, exponent: str) -> str:
+    """A power as ruff formats it: names and numbers without spaces. A minus binds less than the power."""
+    if base.startswith("-"):
+        base = f"({base})"
+    space = "" if _NAME_OR_NUMBER.fullmatch(base) and _NAME_OR_NUMBER.fullmatch(exponent) else " "
+    return f"{base}{space}**{space}{exponent}"
 
 
 def _arguments(step: Step) -> list[tuple[str, Argument]]:

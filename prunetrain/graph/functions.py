@@ -54,7 +54,7 @@ _SOFTMAX = _takes(_DIM)
 
 _OPERATOR = Signature((Parameter("input", Kind.OPERAND), Parameter("other", Kind.OPERAND)), positional=2)
 OPERATORS: Final[Mapping[str, Signature]] = {
-    **dict.fromkeys(("+", "-", "*", "/"), _OPERATOR),
+    **dict.fromkeys(("+", "-", "*", "/", "**"), _OPERATOR),
     "@": _takes(_tensor("other")),
 }
 

@@ -12,7 +12,7 @@ from prunetrain.graph.parse_definitions import Definitions
 from prunetrain.graph.parse_source import Source, code_excerpt
 from prunetrain.graph.signatures import Kind
 
-_OPERATOR_OF: Final = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.MatMult: "@"}
+_OPERATOR_OF: Final = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**", ast.MatMult: "@"}
 
 
 class Expressions:

@@ -115,9 +115,13 @@ def floor(build: Builder, call: Call) -> Noise:
 
 
 def power(build: Builder, call: Call) -> Value:
-    """Powers with a number as exponent."""
+    """Powers. The exponent is a number, or a tensor as in generalised-mean pooling (Radenovic et al., arXiv 1711.02512)."""
     given = arguments(call, "input exponent")
-    return build.add("torch.pow", input=build.tensor(given["input"]), exponent=given["exponent"])
+    if isinstance(given["exponent"], int | float):
+        return build.add("torch.pow", input=build.tensor(given["input"]), exponent=given["exponent"])
+    ranks = [build.rank(leaf) for leaf in given.values()]
+    base, exponent = build.operand(given["input"], ranks[1]), build.operand(given["exponent"], ranks[0])
+    return build.add("**", input=base, other=exponent)
 
 
 def reciprocal(build: Builder, call: Call) -> Value:
