@@ -67,6 +67,36 @@ class SumInPlace(torch.autograd.Function):
         return None, ctx.factor * gradient, gradient
 
 
+class Chosen(torch.autograd.Function):
+    """Arguments without gradients: an index, and a mask of constants."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(index, mask)
+        return x.index_select(1, index) * mask
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        index, mask = ctx.saved_tensors
+        return torch.zeros_like(gradient).index_add_(1, index, gradient * mask), None, None
+
+
+class Strongest(torch.autograd.Function):
+    """A second result that has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        largest, index = x.max(1, keepdim=True)
+        ctx.save_for_backward(index)
+        ctx.mark_non_differentiable(index)
+        ctx.shape = x.shape
+        return largest, index
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
+        return torch.zeros(ctx.shape, dtype=gradient.dtype).scatter(1, *ctx.saved_tensors, gradient)
+
+
 SPELLINGS: dict[str, list[nn.Module]] = {
     "relu": [
         network(lambda self, x: self.relu(x), relu=nn.ReLU()),
@@ -137,6 +167,17 @@ SPELLINGS: dict[str, list[nn.Module]] = {
         network(lambda self, x: x * torch.sigmoid(x) + (3.0 * x.relu() + x)),
         network(lambda self, x: Swish.apply(x) + Sum.apply(3.0, x.relu(), x)),
         network(lambda self, x: Swish.apply(x) + SumInPlace.apply(3.0, x.relu(), x)),
+        network(lambda self, x: Swish.apply(x) + Sum.apply(3.0, x.relu(), y=x)),
+    ],
+    "gradients written by hand for some arguments": [
+        network(
+            lambda self, x: x.index_select(1, self.index) * self.mask, index=torch.tensor([2, 0, 1]), mask=torch.eye(3)[0].view(3, 1, 1)
+        ),
+        network(lambda self, x: Chosen.apply(x, self.index, self.mask), index=torch.tensor([2, 0, 1]), mask=torch.eye(3)[0].view(3, 1, 1)),
+    ],
+    "gradients written by hand for some results": [
+        network(lambda self, x: x.max(1, keepdim=True)[0] * x),
+        network(lambda self, x: Strongest.apply(x)[0] * x),
     ],
     "variable": [
         network(lambda self, x: x + 2 * torch.ones(3, 1, 1)),

@@ -66,6 +66,46 @@ class Mixing(torch.autograd.Function):
         return share * gradient, (1 - share) * gradient
 
 
+class Scaling(torch.autograd.Function):
+    """Gives no gradient to the scale of the network that it is called with."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, network: nn.Module) -> Tensor:
+        ctx.scale = network.scale.mul_(2)
+        return x * ctx.scale
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.scale, None
+
+
+class Listing(torch.autograd.Function):
+    """Returns a list, whose tensors get no gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> list[Tensor]:
+        return [x * 2]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: None) -> None:
+        return None
+
+
+class GeometricMean(torch.autograd.Function):
+    """No result and no gradient for images with negative numbers, and a wrong one for others."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        mean = x.log().mean(dim=(1, 2, 3), keepdim=True).exp()
+        ctx.save_for_backward(x, mean)
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        return gradient * mean / x
+
+
 doubled = Doubling.apply
 
 
@@ -184,6 +224,9 @@ CALLS: list[tuple[Callable[..., Any], str]] = [
     (lambda self, x: Sign.apply(x), "Sign defines a gradient that is not that of its forward pass, which a network file cannot express: "),
     (lambda self, x: Clipping.apply(x), "Clipping defines a gradient that is not that of its forward pass"),
     (lambda self, x: Mixing.apply(x, self.conv(x)), "Mixing defines a gradient that is not that of its forward pass"),
+    (lambda self, x: Listing.apply(self.conv(x))[0], "Listing defines a gradient that is not that of its forward pass"),
+    (lambda self, x: GeometricMean.apply(x.exp()), "GeometricMean defines a gradient that is not that of its forward pass"),
+    (lambda self, x: Doubling.apply(x, 3), "Doubling defines its own gradient, which cannot be compared with that of its forward pass: "),
     (lambda self, x: x + torch.autograd.Variable(self.conv(x)), "detach stops gradients"),
     (
         lambda self, x: torch.cat([x, torch.FloatTensor(*x.shape).fill_(0)], 1),
@@ -242,6 +285,13 @@ def test_a_scripted_part_that_fails() -> None:
 def test_a_function_with_its_own_gradient_that_was_looked_up_before() -> None:
     with pytest.raises(TraceError, match=r"call a function that defines its own gradient as NAME\.apply\(\.\.\.\), not by another name$"):
         trace(network(lambda self, x: doubled(x)), IMAGES)
+
+
+def test_a_function_that_changes_a_parameter_it_is_not_called_with() -> None:
+    scale = nn.Parameter(torch.ones(3, 1, 1), requires_grad=False)
+    with pytest.raises(TraceError, match=r"Scaling defines its own gradient, .*: it uses a tensor of the network that is not one of its "):
+        trace(network(lambda self, x: Scaling.apply(x, self), scale=scale), IMAGES)
+    assert torch.equal(scale, torch.ones(3, 1, 1))
 
 
 @pytest.mark.parametrize(("forward", "message"), CALLS)

@@ -147,7 +147,11 @@ def _run_forward(model: nn.Module, recorder: Recorder, fake: FakeTensorMode, ima
     def recorded(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return recorder.call_module(module, call, args, kwargs)
 
-    def followed(function: type[Function], *args: Any) -> Any:
+    def followed(function: type[Function], *args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            bound = inspect.signature(function.forward).bind(*args, **kwargs)
+            bound.apply_defaults()
+            args = bound.args
         return recorder.call_function(function, apply.__get__(None, function), args)
 
     try:

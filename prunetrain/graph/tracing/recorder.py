@@ -33,7 +33,7 @@ from prunetrain.graph.tracing.calls import (
 from prunetrain.graph.tracing.custom_functions import has_gradient_of_forward, run_forward
 from prunetrain.graph.tracing.journal import Journal, RawCall, module_names, outputs_of, tensors_in
 from prunetrain.graph.tracing.layers import LayerCall, depends_on_mode, is_layer, layer_call_of
-from prunetrain.graph.tracing.places import place, place_of_forward
+from prunetrain.graph.tracing.places import place, place_of_forward, summary_of_error
 from prunetrain.graph.tracing.preconditions import unmet_precondition
 from prunetrain.graph.tracing.randomness import RandomStates
 from prunetrain.graph.tracing.records import Call, CalledLayer, ModelTensor, Place, Recording
@@ -64,6 +64,7 @@ class Recorder(TorchFunctionMode):
         self._journal = Journal(registry.tensors, images)
         self._before = self._parameters_and_buffers()
         self._random_states = random_states
+        self._compares = False  # whether a function runs on random tensors, which are not recorded
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -105,7 +106,7 @@ class Recorder(TorchFunctionMode):
 
     def call_module(self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Handle a call of a module: record a layer as one call, and run and record the forward of any other module."""
-        if module not in self._modules:
+        if module not in self._modules or self._compares:
             return forward(module, *args, **kwargs)
         name = self._modules[module]
         self._scopes.append(name)
@@ -158,13 +159,27 @@ class Recorder(TorchFunctionMode):
         if function is CheckpointFunction:
             part, _, *inputs = args
             return part(*inputs)
-        followed = function.__module__ == CheckpointFunction.__module__ or not self._training
-        if not followed and not has_gradient_of_forward(function, apply, args):
+        torchs = function.__module__ == CheckpointFunction.__module__  # torch.utils.checkpoint has a function that keeps inputs
+        if self._training and not self._compares and not torchs:
+            self._compare_gradients(function, apply, args)
+        return run_forward(function, args)
+
+    def _compare_gradients(self, function: type[Function], apply: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._compares = True
+        try:
+            agree = has_gradient_of_forward(function, apply, args, lambda tensor: self._journal.qualified_name(tensor) is not None)
+        except Exception as error:  # whatever the function's own code raises
+            raise self._place().error(
+                f"{function.__name__} defines its own gradient, which cannot be compared with that of its forward pass: "
+                f"{summary_of_error(error)}"
+            ) from error
+        finally:
+            self._compares = False
+        if not agree:
             raise self._place().error(
                 f"{function.__name__} defines a gradient that is not that of its forward pass, which a network file cannot express: "
                 "use torch's functions"
             )
-        return run_forward(function, args)
 
     def make_variable(self, data: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Handle `torch.autograd.Variable(x)`, which old models still call: the same numbers without gradients."""
