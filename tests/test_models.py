@@ -365,6 +365,12 @@ def test_a_file_of_a_package_imports_its_other_parts(line: str, tmp_path: Path) 
     assert sys.path == path
 
 
+def test_a_package_that_is_named_torch(tmp_path: Path) -> None:
+    write(tmp_path / "torch" / "__init__.py", "")
+    file = write(tmp_path / "torch" / "net.py", "import torch\n\ndef make(): return torch.nn.Linear(3, 1)")
+    assert build(f"{file}:make").in_features == 3
+
+
 def test_a_relative_import_needs_no_init_file(tmp_path: Path) -> None:
     write(tmp_path / "parts.py", "SIZE = 3")
     file = write(tmp_path / "net.py", "from torch import nn\nfrom .parts import SIZE\n\ndef make(): return nn.Linear(SIZE, 1)")

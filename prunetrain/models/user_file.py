@@ -158,7 +158,7 @@ def _folder_first_on_path(folder: Path) -> Iterator[None]:
 
 
 def _is_outside(module: ModuleType, folder: Path) -> bool:
-    """Whether a module's file is outside of a folder and not one of Python's own."""
+    """Whether a module's file is outside of a folder and neither one of Python's own nor torch, which every network needs."""
     file = getattr(module, "__file__", None)
     name = module.__name__.partition(".")[0]
-    return file is not None and name not in sys.stdlib_module_names and folder not in Path(file).resolve().parents
+    return file is not None and name not in (*sys.stdlib_module_names, "torch") and folder not in Path(file).resolve().parents
