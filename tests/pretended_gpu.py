@@ -167,11 +167,11 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         "memory_reserved": 0,
         "reset_peak_memory_stats": None,
         "mem_get_info": (2**34, 2**34),
-        "default_generators": (torch.Generator(),),
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, answer in answers.items():
-            patch.setattr(torch.cuda, name, answer if isinstance(answer, tuple) and name.endswith("s") else _answering(answer))
+            patch.setattr(torch.cuda, name, _answering(answer))
+        patch.setattr(torch.cuda, "default_generators", (torch.Generator(),))
         patch.setattr(torch, "tensor", tensor)
         patch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
         patch.setattr(torch.accelerator, "current_accelerator", _answering(None))
