@@ -18,38 +18,17 @@ from prunetrain.errors import TraceError
 from prunetrain.graph.trace import trace
 
 
-class Doubling(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x * 2
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
+def function(name: str, forward: Callable[[Tensor], Any], backward: Callable[[Tensor], Any]) -> Any:
+    """A function of one tensor that defines its own gradient."""
+    own = {"forward": staticmethod(lambda ctx, x: forward(x)), "backward": staticmethod(lambda ctx, gradient: backward(gradient))}
+    return type(name, (torch.autograd.Function,), own)
 
 
-class Sign(torch.autograd.Function):
-    """A straight-through estimator, as binary networks have it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.sign()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-class Clipping(torch.autograd.Function):
-    """Leaves small gradients as they are."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x * 1
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.clamp(-20, 20)
+Doubling = function("Doubling", lambda x: x * 2, lambda gradient: gradient)
+Sign = function("Sign", lambda x: x.sign(), lambda gradient: gradient)  # a straight-through estimator, as binary networks have it
+Clipping = function("Clipping", lambda x: x * 1, lambda gradient: gradient.clamp(-20, 20))  # leaves small gradients as they are
+Listing = function("Listing", lambda x: [x * 2], lambda gradient: None)  # the tensors in a list get no gradients
+doubled = Doubling.apply
 
 
 class Mixing(torch.autograd.Function):
@@ -79,18 +58,6 @@ class Scaling(torch.autograd.Function):
         return gradient * ctx.scale, None
 
 
-class Listing(torch.autograd.Function):
-    """Returns a list, whose tensors get no gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> list[Tensor]:
-        return [x * 2]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: None) -> None:
-        return None
-
-
 class GeometricMean(torch.autograd.Function):
     """No result and no gradient for images with negative numbers, and a wrong one for others."""
 
@@ -104,9 +71,6 @@ class GeometricMean(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
         return gradient * mean / x
-
-
-doubled = Doubling.apply
 
 
 class Scripted(nn.Module):

@@ -58,13 +58,19 @@ def restore_best(state: TrainState) -> None:
     Raises:
         OutputError: if it cannot be written.
     """
-    kept, epoch = state.config.keep_best, state.progress.epoch
-    if kept and state.progress.step == 0 and best_epoch(state) == epoch:
+    progress = state.progress
+    if state.config.keep_best and progress.step == 0 and best_epoch(state) == progress.epoch:
         keep_best(state)
-    elif state.run.best.exists():
-        found = _epoch_of_best(state)
-        if found != best_epoch(state) if kept else found is not None and found > epoch:
-            state.run.best.unlink()
+    elif state.run.best.exists() and _is_outdated(state):
+        state.run.best.unlink()
+
+
+def _is_outdated(state: TrainState) -> bool:
+    """Whether best.pt is not of the best epoch; if the run no longer keeps that, whether it is of a later epoch than the present one."""
+    found = _epoch_of_best(state)
+    if state.config.keep_best:
+        return found != best_epoch(state)
+    return found is not None and found > state.progress.epoch
 
 
 def _epoch_of_best(state: TrainState) -> int | None:

@@ -2,6 +2,9 @@
 
 Many do so only to save memory or time, such as the Swish of several EfficientNets: their gradient is the one that autograd derives from
 their forward pass. These are traced as that. All others, such as straight-through estimators, are not what a network file can express.
+
+In: a function and the arguments of a call. Out: whether it has the gradient of its forward pass, and the results of that pass as
+ordinary code.
 """
 
 from collections.abc import Callable, Sequence
