@@ -180,6 +180,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         patch.setattr(FakeTensorMode, "__exit__", pausing(-1, leave))
         patch.setattr(fake_tensor, "init_gpu_context", _answering(None), raising=False)  # torch 2.11 makes a tensor on the GPU first
         patch.setattr(torch.backends.cudnn, "enabled", False)
+        patch.setitem(sys.modules, "triton", None)  # cannot be imported
         before = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         try:

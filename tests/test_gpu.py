@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import prunetrain
 from prunetrain.paths import RunPaths
+from prunetrain.regularizers.fused_layers import kernels_work
 from prunetrain.training import environment
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.run import start_run
@@ -24,10 +25,12 @@ LASSO = {"epochs": 4, "prune_interval": 2, "penalty_ratio": 0.97, "milestones": 
 
 @pytest.fixture
 def gpu() -> Iterator[PretendedGpu]:
-    environment._usable_gpus.cache_clear()
+    for cached in (environment._usable_gpus, kernels_work):
+        cached.cache_clear()
     with pretended_gpu() as machine:
         yield machine
-    environment._usable_gpus.cache_clear()
+    for cached in (environment._usable_gpus, kernels_work):
+        cached.cache_clear()
 
 
 @pytest.fixture(scope="module")

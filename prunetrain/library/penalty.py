@@ -19,13 +19,15 @@ class Penalty:
         network: the network whose weights are penalised.
         optimizer: over some or all of them.
         groups: "slices" or "coupled".
+        fused: as in `GroupLasso`.
     """
 
-    def __init__(self, network: Network, optimizer: Optimizer, groups: str) -> None:
+    def __init__(self, network: Network, optimizer: Optimizer, groups: str, *, fused: bool) -> None:
         self._graph = network.graph
         self._spaces = find_spaces(network.graph)
         self._optimizer = optimizer
         self._groups = groups
+        self._fused = fused
         parameters = network.parameters()
         weights = {layer.name: parameters.get(f"{layer.name}.weight") for layer in sliced_layers(network.graph)}
         self._layer_of = {weight: name for name, weight in weights.items() if weight is not None}
@@ -73,5 +75,6 @@ class Penalty:
             if len(key[1]) > 1:
                 raise ConfigError("the model's weights are on several devices: put them on one")
             with undisturbed():
-                self._lasso, self._key = GroupLasso(self._graph, self._spaces, weights, groups=self._groups), key
+                self._lasso = GroupLasso(self._graph, self._spaces, weights, groups=self._groups, fused=self._fused)
+                self._key = key
         return self._lasso

@@ -60,6 +60,7 @@ from prunetrain.library.settings import Settings
 from prunetrain.library.undisturbed import undisturbed
 from prunetrain.library.wrapping import unwrap
 from prunetrain.paths import NETWORK_NAME
+from prunetrain.regularizers.fused_layers import kernels_work
 from prunetrain.training.events import Change
 
 _OLD_MODEL = "the network has no gradients: call loss.backward() first; after reconfigure(), train the model of its result"
@@ -142,7 +143,9 @@ class PruneTrain:
         self._dense = self._network.graph
         check_optimizer(optimizer, self._network.parameters())
         self._optimizer = optimizer
-        self._penalty = Penalty(self._network, optimizer, lasso_groups)
+        ranks = self._wrapping.ranks
+        self._fused_lasso = ranks.world_size == 1 or ranks.all_agree(kernels_work(self._network.device))
+        self._penalty = Penalty(self._network, optimizer, lasso_groups, fused=self._fused_lasso)
         self._scaler = scaler
         self._ema = ema
         if ema is not None:
@@ -278,7 +281,7 @@ class PruneTrain:
             self._ema = put_average()
         self._model, self._network = model, smaller
         self._old_parameters = [weakref.ref(parameter) for parameter in network.module.parameters() if not _has_gradient(parameter)]
-        self._penalty = Penalty(smaller, self._optimizer, self._settings.lasso_groups)
+        self._penalty = Penalty(smaller, self._optimizer, self._settings.lasso_groups, fused=self._fused_lasso)
         self._proximal_step_due, self._fade = False, None
         return Reconfigured(model, self._optimizer, self._ema, _timed(change, start), file)
 
@@ -328,7 +331,7 @@ class PruneTrain:
                     "the pruner's state is of another network: make the PruneTrain for the network that it was saved with"
                 )
             saved = replace(self._network, graph=network)
-            penalty = Penalty(saved, self._optimizer, settings.lasso_groups)
+            penalty = Penalty(saved, self._optimizer, settings.lasso_groups, fused=self._fused_lasso)
             fade = None if state["fade"] is None else Fade(network, penalty.trained_weights(), self._average(), **state["fade"])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError, NetworkFileError, TraceError) as error:
             raise CheckpointError(f"this is not what PruneTrain.state_dict() returns ({type(error).__name__}: {error})") from None

@@ -12,7 +12,6 @@ Channels that can never be cut (the network's input and output) have no groups, 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -23,16 +22,8 @@ from torch.optim import Muon, Optimizer
 from prunetrain.channels.slices import sliced_layers
 from prunetrain.channels.spaces import ChannelSpaces
 from prunetrain.graph.layergraph import LayerGraph
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A weight, and where the buffer of sums holds those of its filters and input slices; None where it has no groups."""
-
-    name: str
-    weight: Tensor
-    filters: slice | None
-    inputs: slice | None
+from prunetrain.regularizers.fused_layers import FusedLayers, can_fuse
+from prunetrain.regularizers.penalised_layers import PenalisedLayer, scale_, sum_squares
 
 
 class GroupLasso:
@@ -44,11 +35,13 @@ class GroupLasso:
         weights: its parameters by name; updated in place by `add_gradient_` and `shrink_`. Layers whose weight is missing have no groups
             and add nothing to other layers' groups.
         groups: "slices" or "coupled".
+        fused: whether to use the kernels for all layers at once on a GPU where they work (`fused_layers.py`). They add in another order
+            than torch's, so processes that train one network must all use them, or none.
     """
 
-    def __init__(self, graph: LayerGraph, spaces: ChannelSpaces, weights: Mapping[str, Tensor], *, groups: str) -> None:
+    def __init__(self, graph: LayerGraph, spaces: ChannelSpaces, weights: Mapping[str, Tensor], *, groups: str, fused: bool = True) -> None:
         frozen = spaces.frozen_channels()
-        self._layers: list[_Layer] = []
+        self._layers: list[PenalisedLayer] = []
         ids: list[Tensor] = []
         size = 0
 
@@ -64,7 +57,7 @@ class GroupLasso:
         for layer in sliced_layers(graph):
             weight = weights.get(f"{layer.name}.weight")
             if weight is not None:
-                self._layers.append(_Layer(layer.name, weight, reserve(layer.name, "out"), reserve(layer.name, "in")))
+                self._layers.append(PenalisedLayer(layer.name, weight, reserve(layer.name, "out"), reserve(layer.name, "in")))
         device = next((tensor.device for tensor in weights.values()), None)
         self._dtype = reduce(torch.promote_types, (layer.weight.dtype for layer in self._layers), torch.float32)
         self._sums = torch.zeros(size + 1, device=device, dtype=self._dtype)  # the last stays zero
@@ -72,6 +65,7 @@ class GroupLasso:
         if groups == "coupled" and ids:
             numbers, members = _group_members(torch.cat(ids))
             self._groups, self._members = numbers.to(device), [positions.to(device) for positions in members]
+        self._fused = FusedLayers(self._layers) if fused and can_fuse(self._layers) else None
 
     @torch.no_grad()
     def penalty(self) -> Tensor:
@@ -101,7 +95,7 @@ class GroupLasso:
         if scale is not None:
             inverse *= scale
         for layer in self._layers:
-            factor = self._combine_axes(layer, inverse, product=False)
+            factor = layer.combine_axes(inverse, product=False)
             if factor is not None and layer.weight.grad is not None:
                 layer.weight.grad.addcmul_(layer.weight, factor.to(layer.weight.grad.dtype))
 
@@ -118,41 +112,28 @@ class GroupLasso:
         if not wanted:
             return
         norms = self._norms()
-        factors = {value: (1 - value / norms).clamp_(min=0) for value in wanted}
-        if unless is not None:
-            factors = {value: torch.where(unless, 1.0, factor) for value, factor in factors.items()}
-        for layer in self._layers:
-            numbers = factors.get(amounts.get(layer.name, 0.0))
-            factor = None if numbers is None else self._combine_axes(layer, numbers, product=True)
-            if factor is not None:
-                layer.weight.mul_(factor)
+        for value in wanted:
+            factors = (1 - value / norms).clamp_(min=0)
+            if unless is not None:
+                factors = torch.where(unless, 1.0, factors)
+            layers = [layer for layer in self._layers if amounts.get(layer.name) == value]
+            if self._fused is not None and len(layers) == len(self._layers):
+                self._fused.scale_(factors)
+            else:
+                scale_(layers, factors)
 
     def _norms(self, *, expand: bool = True) -> Tensor:
         """The norm of every group; with `expand`, at every position of the buffer of sums."""
-        for layer in self._layers:
-            if layer.filters is None and layer.inputs is None:
-                continue
-            squares = layer.weight.detach().to(self._dtype).square()
-            if squares.dim() > 2:
-                squares = squares.flatten(2).sum(2)  # (out, in); far faster than reducing two outer dimensions at once
-            if layer.filters is not None:
-                torch.sum(squares, 1, out=self._sums[layer.filters])
-            if layer.inputs is not None:
-                torch.sum(squares, 0, out=self._sums[layer.inputs])
+        if self._fused is not None and not self._fused.is_current:  # a model was moved, or laid out anew
+            self._fused = FusedLayers(self._layers) if can_fuse(self._layers) else None
+        if self._fused is None:
+            sum_squares(self._layers, self._sums)
+        else:
+            self._fused.sum_squares(self._sums)
         if self._groups is None:
             return self._sums.sqrt()
         norms = torch.cat([self._sums[positions].sum(1) for positions in self._members]).sqrt()
         return norms[self._groups] if expand else norms
-
-    @staticmethod
-    def _combine_axes(layer: _Layer, numbers: Tensor, *, product: bool) -> Tensor | None:
-        """Add or multiply the numbers of a layer's filters and input slices to (out, in, 1, ...), which broadcasts over its weight."""
-        window = (1,) * (layer.weight.dim() - 2)
-        rows = None if layer.filters is None else numbers[layer.filters].view(-1, 1, *window)
-        columns = None if layer.inputs is None else numbers[layer.inputs].view(1, -1, *window)
-        if rows is None or columns is None:
-            return columns if rows is None else rows
-        return rows * columns if product else rows + columns
 
 
 def _group_members(ids: Tensor) -> tuple[Tensor, list[Tensor]]:

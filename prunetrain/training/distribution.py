@@ -65,6 +65,10 @@ class Ranks:
         distributed.all_gather_object(values, value, group=self.group)
         return values
 
+    def all_agree(self, wish: bool) -> bool:
+        """Whether all ranks wish for something that they must do alike."""
+        return all(self.gather(wish))
+
     def broadcast(self, value: _Value) -> _Value:
         """The value of rank 0. For small values only: it is pickled."""
         if self.group is None:

@@ -1,0 +1,77 @@
+"""Triton kernels over all layers of a group lasso at once; `fused_layers.py` describes their tables. Importing this imports Triton.
+
+All sums are added in one order, so that equal weights give equal bits in every process.
+"""
+
+import triton
+import triton.language as tl
+
+ADDRESS = tl.constexpr(0)  # fields of the table of layers
+FILTER_SIZE = tl.constexpr(1)
+NUM_INPUTS = tl.constexpr(2)
+INPUT_STEP = tl.constexpr(3)
+FILTER_SUMS = tl.constexpr(4)
+INPUT_SUMS = tl.constexpr(5)
+NUM_FILTERS = tl.constexpr(6)
+FIELDS = tl.constexpr(7)
+
+
+@triton.jit
+def sum_filters(layers, rows, sums, BLOCK: tl.constexpr):
+    """Write the sum of squares of one filter per program, BLOCK weights at a time."""
+    program = tl.program_id(0)
+    layer = layers + tl.load(rows + 2 * program) * FIELDS
+    row = tl.load(rows + 2 * program + 1).to(tl.int64)
+    filters = tl.load(layer + FILTER_SUMS)
+    if filters >= 0:
+        size = tl.load(layer + FILTER_SIZE)
+        weight = tl.load(layer + ADDRESS).to(tl.pointer_type(tl.float32)) + row * size
+        total = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, size, BLOCK):
+            places = start + tl.arange(0, BLOCK)
+            values = tl.load(weight + places, mask=places < size, other=0.0)
+            total += values * values
+        tl.store(sums + filters + row, tl.sum(total, 0))
+
+
+@triton.jit
+def sum_inputs(layers, columns, sums, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Write the sums of squares of COLUMNS input slices per program, ROWS weights of each at a time."""
+    program = tl.program_id(0)
+    layer = layers + tl.load(columns + 2 * program) * FIELDS
+    first = tl.load(columns + 2 * program + 1).to(tl.int64)
+    weight = tl.load(layer + ADDRESS).to(tl.pointer_type(tl.float32))
+    size, count, step = tl.load(layer + FILTER_SIZE), tl.load(layer + NUM_INPUTS), tl.load(layer + INPUT_STEP)
+    inputs, height = tl.load(layer + INPUT_SUMS), tl.load(layer + NUM_FILTERS)
+    window = size // count
+    own = first + tl.arange(0, COLUMNS)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, height * window, ROWS):
+        weights = start + tl.arange(0, ROWS)
+        in_window = (weights % window) * tl.where(step == 1, count, 1)
+        places = (weights // window * size + in_window)[:, None] + (own * step)[None, :]
+        known = (weights < height * window)[:, None] & (own < count)[None, :]
+        values = tl.load(weight + places, mask=known, other=0.0)
+        total += values * values
+    tl.store(sums + inputs + own, tl.sum(total, 0), mask=own < count)
+
+
+@triton.jit
+def scale_filters(layers, rows, numbers, BLOCK: tl.constexpr):
+    """Multiply one filter per program by its number and by those of its input slices, BLOCK weights at a time."""
+    program = tl.program_id(0)
+    layer = layers + tl.load(rows + 2 * program) * FIELDS
+    row = tl.load(rows + 2 * program + 1).to(tl.int64)
+    size, count, step = tl.load(layer + FILTER_SIZE), tl.load(layer + NUM_INPUTS), tl.load(layer + INPUT_STEP)
+    filters, inputs = tl.load(layer + FILTER_SUMS), tl.load(layer + INPUT_SUMS)
+    weight = tl.load(layer + ADDRESS).to(tl.pointer_type(tl.float32)) + row * size
+    own = 1.0
+    if filters >= 0:
+        own = tl.load(numbers + filters + row)
+    for start in range(0, size, BLOCK):
+        places = start + tl.arange(0, BLOCK)
+        known = places < size
+        factors = tl.full([BLOCK], 1.0, tl.float32) * own
+        if inputs >= 0:
+            factors *= tl.load(numbers + inputs + places // step % count, mask=known, other=1.0)
+        tl.store(weight + places, tl.load(weight + places, mask=known) * factors, mask=known)
