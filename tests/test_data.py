@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, abbreviate_names
-from prunetrain.training.data import DATASETS, DataSource, fake, load_data
-from prunetrain.training.data.base import Statistics, epoch_generator, one_line
+from prunetrain.training.data import DATASETS, DataSource, fake, load_data, memory
+from prunetrain.training.data.base import Share, Statistics, epoch_generator, one_line
 from prunetrain.training.data.npz import DIGITS, DIGITS_STATISTICS
 from prunetrain.training.data.public import PUBLIC_SETS
 
@@ -184,6 +184,23 @@ def test_statistics_equal_numpys() -> None:
     statistics = Statistics.of(torch.from_numpy(images))
     np.testing.assert_allclose(statistics.mean, images.mean(axis=(0, 2, 3)) / 255, rtol=1e-12)
     np.testing.assert_allclose(statistics.std, images.std(axis=(0, 2, 3)) / 255, rtol=1e-12)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("share", [Share(), Share(1, 3)])
+def test_how_many_images_are_moved_at_once_does_not_matter(share: Share, channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake, "MAX_TRAIN", 200)
+    source = load(dataset="fake", image_size=16, batch_size=16, channels_last=channels_last)
+    found = {}
+    for batches in (1, 5, 100):
+        monkeypatch.setattr(memory, "_BYTES_AT_ONCE", batches * 3 * 16 * 16 * 16)
+        found[batches] = [list(source.train_batches(2, 16, start=start, share=share)) for start in (0, 4, 12)]
+    assert [len(epoch) for epoch in found[1]] == [12, 8, 0]
+    for several in (5, 100):
+        for one, other in zip(found[1], found[several], strict=True):
+            for (images, labels), (same, theirs) in zip(one, other, strict=True):
+                assert torch.equal(images, same) and torch.equal(labels, theirs)
+                assert images.stride() == same.stride()
 
 
 def test_npz_is_normalised_by_its_own_training_images(tmp_path: Path) -> None:

@@ -462,6 +462,24 @@ def test_an_epoch_lasts_until_the_device_has_done_it(monkeypatch: pytest.MonkeyP
     assert running.sums(9.0, Ranks()) == {"loss": 1.0, "correct": 1.0, "images": 4, "seconds": 2.0 + 11.0}
 
 
+@pytest.mark.parametrize("stop", [0, 1, 8, 13, 16, 20])
+def test_sums_of_an_epoch_do_not_depend_on_where_it_was_interrupted(stop: int) -> None:
+    torch.manual_seed(0)
+    steps = [(torch.rand(()) * 3, torch.randint(4, (size,)), torch.randint(4, (size,))) for size in [7] * 19 + [5]]
+    sums: dict[str, float] = {}
+    for part in (steps[:stop], steps[stop:]):
+        running = loop_module._RunningSums.of(sums, Ranks(), torch.device("cpu"))
+        for step in part:
+            running.add(*step)
+        sums = running.sums(0.0, Ranks())
+    loss = 0.0
+    for mean, _, labels in steps:
+        loss += float(mean) * len(labels)
+    assert sums["loss"] == loss
+    assert sums["correct"] == sum(int((guesses == labels).sum()) for _, guesses, labels in steps)
+    assert sums["images"] == 19 * 7 + 5
+
+
 def test_top_5(images: Path, tmp_path: Path) -> None:
     state = Start(images, tmp_path).state
     state.predict = lambda x: x  # the images are the logits

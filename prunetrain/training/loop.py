@@ -5,8 +5,9 @@ No value leaves the device during an epoch except at its start and end, and for 
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, count, takewhile
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from prunetrain.training.outputs import balanced_weights, logits_of, loss_of
 from prunetrain.training.state import TrainState, mixed_seed
 from prunetrain.training.stopping import Action
 
+_STEPS_ADDED_AT_ONCE: Final = 8
 GuessCallback = Callable[[Tensor, Tensor], object]
 """Receives the first guesses of a batch and its labels, both (N,) and on the device."""
 
@@ -72,8 +74,8 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, wis
     class_weights = balanced_weights(data.train_counts).to(state.device) if config.class_weights == "balanced" else None
     for images, labels in data.train_batches(progress.epoch, state.batch_size, start=step, share=state.environment.share):
         with fastest_kernels(state.device):
-            loss, correct = _train_step(state, method, images, labels, class_weights)
-        running.add(loss, correct, len(labels))
+            loss, guesses = _train_step(state, method, images, labels, class_weights)
+        running.add(loss, guesses, labels)
         step += 1
         observer.stepped(progress.epoch + 1, step)
         action = Action(agreement.after_step(wish()))
@@ -95,12 +97,16 @@ def train_one_epoch(state: TrainState, data: DataSource, observer: Observer, wis
 
 @dataclass
 class _RunningSums:
-    """Sums over an epoch, kept on the device. Each rank adds up its own, so that a resumed run adds in the same order."""
+    """Sums over an epoch, kept on the device. Each rank adds up its own, so that a resumed run adds in the same order.
+
+    Steps are added a few at a time: for so few numbers, operations take longer to call than to do.
+    """
 
     loss: Tensor
     correct: Tensor
     images: int
     seconds: float
+    pending: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     @classmethod
     def of(cls, sums: dict[str, float], ranks: Ranks, device: torch.device) -> "_RunningSums":
@@ -113,13 +119,25 @@ class _RunningSums:
         loss, correct = (torch.tensor(number, dtype=torch.float64, device=device) for number in numbers)
         return cls(loss, correct, int(whole.get("images", 0)), whole.get("seconds", 0.0))
 
-    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
-        self.loss.add_(loss, alpha=images)  # in float64
-        self.correct += correct
-        self.images += images
+    def add(self, loss: Tensor, guesses: Tensor, labels: Tensor) -> None:
+        """Add a step: its mean loss, and the first guesses and labels of its images, both (N,)."""
+        self.pending.append((loss, guesses, labels))
+        if len(self.pending) == _STEPS_ADDED_AT_ONCE:
+            self._add_pending()
+
+    def _add_pending(self) -> None:
+        if not self.pending:
+            return
+        losses, guesses, labels = zip(*self.pending, strict=True)
+        self.pending = []
+        for loss, images in zip(losses, map(len, labels), strict=True):
+            self.loss.add_(loss, alpha=images)  # in float64
+            self.images += images
+        self.correct += (torch.cat(guesses) == torch.cat(labels)).sum()
 
     def sums(self, start: float, ranks: Ranks) -> dict[str, float]:
         """Sums over the ranks, except the losses, which stay apart to keep the order of adding; seconds are rank 0's, up to now."""
+        self._add_pending()
         loss, correct_here = float(self.loss), float(self.correct)  # a GPU has done all its work when these are known
         parts = ranks.gather((loss, correct_here, self.images, self.seconds + time.perf_counter() - start))
         losses, correct, images, times = zip(*parts, strict=True)
@@ -139,7 +157,7 @@ def _losses(sums: dict[str, float]) -> list[float]:
 def _train_step(
     state: TrainState, method: TrainingMethod, images: Tensor, labels: Tensor, class_weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Take one optimizer step; return the mean loss and the number of correct guesses, both still on the device."""
+    """Take one optimizer step; return the mean loss and the first guesses (N,), both still on the device."""
     config = state.config
     with state.autocast():
         outputs = state.forward(state.to_memory_format(images))
@@ -154,7 +172,7 @@ def _train_step(
     skipped = None if scale is None else scale > _loss_scale(state)  # after an overflow, which lowers the scale
     method.after_step_(state.optimizer, skipped)
     state.scheduler.step()
-    return loss.detach(), (logits_of(outputs).detach().argmax(1) == labels).sum()
+    return loss.detach(), logits_of(outputs).detach().argmax(1)
 
 
 def _loss_scale(state: TrainState) -> Tensor:

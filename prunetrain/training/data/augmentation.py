@@ -20,8 +20,8 @@ class Moves:
     left: Tensor  # (N,)
     mirrored: Tensor | None  # (N,) bool; None if no image is mirrored
 
-    def __getitem__(self, span: slice) -> "Moves":
-        """The moves of some of the images."""
+    def __getitem__(self, span: slice | Tensor) -> "Moves":
+        """The moves of some of the images: of a span, or of these numbers (M,)."""
         return Moves(self.padding, self.top[span], self.left[span], None if self.mirrored is None else self.mirrored[span])
 
     def to(self, device: torch.device) -> "Moves":

@@ -3,12 +3,17 @@
 In: two splits, their statistics and augmentation. Out: a `DataSource` whose batches cost a few tensor operations each.
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import torch
 
 from prunetrain.training.data.augmentation import Augmentation, pad
 from prunetrain.training.data.base import WHOLE, Batch, Normalizer, Share, Split, Statistics, epoch_generator
+
+_BYTES_AT_ONCE: Final = 4 << 20
+"""Bytes of images that are moved at once: several batches if they are small, for which operations would take longer to call than to do."""
 
 
 class InMemory:
@@ -48,12 +53,23 @@ class InMemory:
     def train_batches(self, epoch: int, batch_size: int, *, start: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield shuffled, augmented batches from number `start` on. Order and moves are drawn for the whole epoch at its start."""
         generator = epoch_generator(self._seed, epoch)
-        order = torch.randperm(self.num_train, generator=generator).to(self._device)
-        moves = self._augmentation.draw(self.num_train, generator).to(self._device)
-        for step in range(start, self.steps_per_epoch(batch_size)):
-            span = share.of(step * batch_size, (step + 1) * batch_size)
-            chosen = order[span]
-            yield self._normalize(moves[span].cut(self._train.images, chosen)), self._train.labels[chosen]
+        order, moves = torch.randperm(self.num_train, generator=generator), self._augmentation.draw(self.num_train, generator)
+        spans = [share.of(step * batch_size, (step + 1) * batch_size) for step in range(start, self.steps_per_epoch(batch_size))]
+        own = torch.cat([torch.arange(0), *(torch.arange(span.start, span.stop) for span in spans)])
+        order, moves = order[own].to(self._device), moves[own].to(self._device)
+        sizes = [span.stop - span.start for span in spans]
+        first = 0
+        for group in self._groups(sizes):
+            several = slice(first, first + sum(group))
+            images, labels = moves[several].cut(self._train.images, order[several]), self._train.labels[order[several]]
+            for some, theirs in zip(torch.split(images, group), torch.split(labels, group), strict=True):
+                yield self._normalize(some), theirs
+            first = several.stop
+
+    def _groups(self, sizes: list[int]) -> Iterator[list[int]]:
+        """Group batches of these sizes by as many in a row as are moved at once."""
+        several = max(1, _BYTES_AT_ONCE // max(1, math.prod(self.input_shape) * max(sizes, default=1)))
+        return (sizes[first : first + several] for first in range(0, len(sizes), several))
 
     def val_batches(self, batch_size: int, *, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield every validation image once, in order."""
