@@ -317,6 +317,11 @@ class LayerGraph:
                 needed |= {value.index for value in self.steps[number - 1].inputs()}
         return frozenset(number for number in range(len(self.steps)) if number + 1 not in needed)
 
+    @cached_property
+    def shapes(self) -> dict[int, tuple[tuple[int, ...], ...]]:
+        """The shapes of all values at the batch sizes for which `shapes.infer_shapes` has found them: a graph never changes."""
+        return {}
+
     def layer(self, name: str) -> Layer:
         """Return the layer with this name.
 

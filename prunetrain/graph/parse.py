@@ -7,6 +7,7 @@ are free, so you may edit a file by hand.
 
 import ast
 import re
+from functools import lru_cache
 from typing import Final
 
 from prunetrain.graph.expressions import annotation
@@ -31,6 +32,11 @@ def parse(source: str, filename: str = "<network>") -> LayerGraph:
     Raises:
         NetworkFileError: if the text is anything but a network as `render` writes it, or its shapes do not fit; with file and line.
     """
+    return _parsed(source, filename)
+
+
+@lru_cache(maxsize=2)  # a run's dense network, and its newest, which is parsed when it is read and again before it is executed
+def _parsed(source: str, filename: str) -> LayerGraph:
     place = Source(filename)
     if len(source) > MAX_BYTES:
         place.fail(1, f"too long for a network file: {len(source):,} characters, at most {MAX_BYTES:,}")

@@ -28,6 +28,12 @@ def infer_shapes(graph: LayerGraph, batch_size: int = 1) -> tuple[Shape, ...]:
     Raises:
         ShapeError: at the first step whose inputs do not fit.
     """
+    if batch_size not in graph.shapes:
+        graph.shapes[batch_size] = _infer_shapes(graph, batch_size)
+    return graph.shapes[batch_size]
+
+
+def _infer_shapes(graph: LayerGraph, batch_size: int) -> tuple[Shape, ...]:
     layers = {layer.name: layer for layer in graph.layers}
     declared = {tensor.name: tensor.shape for tensor in graph.declared}
     indices = {tensor.name: max(tensor.values) for tensor in graph.declared if tensor.values}
