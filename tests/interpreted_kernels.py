@@ -30,8 +30,8 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def wide() -> LayerGraph:
     """Filters of more weights than a program reads at once, more inputs than it has columns."""
-    net = Sketch("Toy", (4, 4, 4))
-    x = net.conv("conv2", net.conv("conv1", net.x, 130, kernel_size=1), 3, kernel_size=3)
+    net = Sketch("Toy", (4, 6, 6))
+    x = net.conv("conv2", net.conv("conv1", net.x, 42, kernel_size=1), 3, kernel_size=5)
     return net.graph(net.linear("fc2", net.linear("fc1", net.call("torch.flatten", x, start_dim=1), 6), 2))
 
 
@@ -62,7 +62,7 @@ def test_a_proximal_step_by_kernels_is_that_of_torch(network: str, groups: str, 
     weights = {name: w.to(memory_format=layout) if w.dim() == 4 else w for name, w in weights_of(graph).items()}
     fused, plain, others = lassos(graph, weights, groups)
     norms = plain._norms()
-    for amount in (0.01, 0.5 * float(norms.mean()), 0.9 * float(norms.max())):
+    for amount in (0.5 * float(norms.mean()), 0.9 * float(norms.max())):
         assert float(fused.penalty()) == pytest.approx(float(plain.penalty()), rel=1e-5)
         fused.shrink_(amount)
         plain.shrink_(amount)
