@@ -1,6 +1,7 @@
 """Triton kernels over all layers of a group lasso at once; `fused_layers.py` describes their tables. Importing this imports Triton.
 
-All sums are added in one order, so that equal weights give equal bits in every process.
+All sums are added in one order, so that equal weights give equal bits in every process. Loops are `while` loops, because the interpreter of
+Triton 3.6 does not know `range` with an end that was read from memory.
 """
 
 import triton
@@ -27,10 +28,12 @@ def sum_filters(layers, rows, sums, BLOCK: tl.constexpr):
         size = tl.load(layer + FILTER_SIZE)
         weight = tl.load(layer + ADDRESS).to(tl.pointer_type(tl.float32)) + row * size
         total = tl.zeros([BLOCK], tl.float32)
-        for start in range(0, size, BLOCK):
+        start = 0
+        while start < size:
             places = start + tl.arange(0, BLOCK)
             values = tl.load(weight + places, mask=places < size, other=0.0)
             total += values * values
+            start += BLOCK
         tl.store(sums + filters + row, tl.sum(total, 0))
 
 
@@ -46,13 +49,15 @@ def sum_inputs(layers, columns, sums, ROWS: tl.constexpr, COLUMNS: tl.constexpr)
     window = size // count
     own = first + tl.arange(0, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, height * window, ROWS):
+    start = 0
+    while start < height * window:
         weights = start + tl.arange(0, ROWS)
         in_window = (weights % window) * tl.where(step == 1, count, 1)
         places = (weights // window * size + in_window)[:, None] + (own * step)[None, :]
         known = (weights < height * window)[:, None] & (own < count)[None, :]
         values = tl.load(weight + places, mask=known, other=0.0)
         total += values * values
+        start += ROWS
     tl.store(sums + inputs + own, tl.sum(total, 0), mask=own < count)
 
 
@@ -68,10 +73,12 @@ def scale_filters(layers, rows, numbers, BLOCK: tl.constexpr):
     own = 1.0
     if filters >= 0:
         own = tl.load(numbers + filters + row)
-    for start in range(0, size, BLOCK):
+    start = 0
+    while start < size:
         places = start + tl.arange(0, BLOCK)
         known = places < size
         factors = tl.full([BLOCK], 1.0, tl.float32) * own
         if inputs >= 0:
             factors *= tl.load(numbers + inputs + places // step % count, mask=known, other=1.0)
         tl.store(weight + places, tl.load(weight + places, mask=known) * factors, mask=known)
+        start += BLOCK
