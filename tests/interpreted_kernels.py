@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunetrain.channels.spaces import find_spaces
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.regularizers import fused_layers
+from prunetrain.regularizers import fused_layers, triton_kernels
 from prunetrain.regularizers.fused_layers import FusedLayers
 from prunetrain.regularizers.group_lasso import GroupLasso
 
@@ -144,6 +144,16 @@ class _Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class _Unlaunched:
+    """A kernel that notes its launches, and does nothing."""
+
+    def __init__(self, name: str, launched: list[str]) -> None:
+        self._name, self._launched = name, launched
+
+    def __getitem__(self, grid: tuple[int]) -> Any:
+        return lambda *arguments, **options: self._launched.append(self._name)
+
+
 def test_a_step_takes_as_many_operations_for_many_layers_as_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {}
     for layers in (4, 40):
@@ -153,18 +163,36 @@ def test_a_step_takes_as_many_operations_for_many_layers_as_for_few(monkeypatch:
             x = net.conv(f"conv{number}", x, 8, kernel_size=1)
         graph = net.graph(net.linear("fc", net.call("torch.flatten", x, start_dim=1), 2))
         fused, plain, _ = lassos(graph, weights_of(graph))
-        launches = []
-        for name in ("sum_squares", "scale_"):
-            monkeypatch.setattr(FusedLayers, name, lambda tables, numbers, launches=launches: launches.append(numbers))
+        launched: list[str] = []
+        for kernel in ("sum_filters", "sum_inputs", "scale_filters"):
+            monkeypatch.setattr(triton_kernels, kernel, _Unlaunched(kernel, launched))
+        fused.add_gradient_(0.1)  # the first takes memory for its results
         found = []
-        for lasso in (fused, plain):
+        for step in (fused.shrink_, fused.add_gradient_, plain.shrink_, plain.add_gradient_):
+            launched.clear()
             with _Operations() as operations:
-                lasso.shrink_(0.1)
+                step(0.1)
+            assert launched == (["sum_filters", "sum_inputs", "scale_filters"] if len(found) < 2 else [])
             found.append(operations.count)
-        assert len(launches) == 2
         counts[layers] = found
-    assert counts[4][0] == counts[40][0] < 20
-    assert counts[40][1] > 5 * 40
+    assert counts[4][:2] == counts[40][:2]
+    assert max(counts[40][:2]) < 20
+    assert min(counts[40][2:]) > 5 * 40
+
+
+def test_weights_without_a_gradient_get_none() -> None:
+    graph = residual()
+    weights = weights_of(graph)
+    fused, plain, others = lassos(graph, weights)
+    for step in range(2):
+        for number, (name, weight) in enumerate(weights.items()):
+            weight.grad, others[name].grad = (None, None) if (number + step) % 3 else (torch.ones_like(weight), torch.ones_like(weight))
+        fused.add_gradient_(0.25)
+        plain.add_gradient_(0.25, scale=torch.tensor(1.0))
+        for name, weight in weights.items():
+            theirs = others[name].grad
+            assert (weight.grad is None) == (theirs is None)
+            assert weight.grad is None or (theirs is not None and torch.allclose(weight.grad, theirs, rtol=1e-5))
 
 
 def test_equal_weights_give_equal_bits() -> None:
@@ -181,7 +209,7 @@ def test_the_trial_passes() -> None:
 
 
 def test_a_wrong_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("sum_squares", "scale_"):
+    for name in ("sum_squares", "scale_", "add_to_gradients_"):
         right = getattr(FusedLayers, name)
 
         def wrong(tables: FusedLayers, numbers: Tensor, right: Any = right) -> None:

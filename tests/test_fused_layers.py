@@ -44,7 +44,8 @@ from prunetrain.regularizers import triton_kernels as kernels
 from prunetrain.regularizers.fused_layers import _OPTIONS
 
 types = {"layers": "*i64", "rows": "*i32", "columns": "*i32", "sums": "*fp32", "numbers": "*fp32"}
-for kernel, sizes in ((kernels.sum_filters, [1024]), (kernels.sum_inputs, [64, 32]), (kernels.scale_filters, [1024])):
+scaling = [(kernels.scale_filters, [product, 1024]) for product in (True, False)]
+for kernel, sizes in ((kernels.sum_filters, [1024]), (kernels.sum_inputs, [64, 32]), *scaling):
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     constants = dict(zip([(place,) for place, name in enumerate(kernel.arg_names) if name not in types], sizes, strict=True))
     for target in (GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64)):
@@ -54,7 +55,7 @@ for kernel, sizes in ((kernels.sum_filters, [1024]), (kernels.sum_inputs, [64, 3
     environment = {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    expected = [f"{kernel} {arch} True" for kernel in ("sum_filters", "sum_inputs", "scale_filters") for arch in (90, "gfx942")]
+    expected = [f"{kernel} {arch} True" for kernel in ("sum_filters", "sum_inputs", *["scale_filters"] * 2) for arch in (90, "gfx942")]
     assert done.stdout.splitlines() == expected
 
 

@@ -1,7 +1,7 @@
-"""The sums and the scaling of a group lasso on a GPU, in three Triton kernels however many layers there are.
+"""The sums, the scaling and the gradients of a group lasso on a GPU, in three Triton kernels however many layers there are.
 
 A small network's training step is bound by the launches of its kernels, and plain torch launches six per layer for a proximal step. Here
-one kernel sums the squares of all filters, one those of all input slices, and one scales all weights. They find the weights by a table of
+one kernel sums the squares of all filters, one those of all input slices, and one scales all weights or writes their gradients. They find the weights by a table of
 addresses, so nothing is compiled anew after a cut.
 """
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prunetrain.regularizers.penalised_layers import PenalisedLayer, scale_, sum_squares
+from prunetrain.regularizers.penalised_layers import PenalisedLayer, add_to_gradients_, scale_, sum_squares
 
 _BLOCK = 1024  # weights of a filter that a program reads at once
 _ROWS, _COLUMNS = 64, 32  # the same for input slices: so many weights of so many
@@ -29,8 +29,9 @@ class FusedLayers:
         layers: some with groups, whose weights are float32 and on one GPU, in torch's contiguous or channels-last layout (`can_fuse`).
 
     The table of layers has a row of 64-bit numbers for each: the weight's address, the size of a filter, the number of inputs, how far two
-    inputs are apart in a filter, the positions of its sums of filters and of input slices (-1: none), and the number of filters. The tables
-    of filters and of blocks of input slices tell a program its layer, and the first filter or input that is its own.
+    inputs are apart in a filter, the positions of its sums of filters and of input slices (-1: none), the number of filters, and, once
+    there is one, the address of a tensor like the weight for products. The tables of filters and of blocks of input slices tell a program
+    its layer, and the first filter or input that is its own.
     """
 
     def __init__(self, layers: Sequence[PenalisedLayer]) -> None:
@@ -41,6 +42,7 @@ class FusedLayers:
         heights = [len(layer.weight) for layer in layers]
         widths = [0 if layer.inputs is None else layer.weight.shape[1] for layer in layers]
         self._layers = torch.tensor([_fields(layer) for layer in layers], dtype=torch.int64).to(device)
+        self._products: list[Tensor] = []
         self._filters = torch.from_numpy(_programs(heights, 1)).to(device)
         self._inputs = torch.from_numpy(_programs(widths, _COLUMNS)).to(device)
 
@@ -63,7 +65,20 @@ class FusedLayers:
         from prunetrain.regularizers import triton_kernels as kernels
 
         with torch.cuda.device_of(numbers):  # type: ignore[no-untyped-call]
-            kernels.scale_filters[(len(self._filters),)](self._layers, self._filters, numbers, BLOCK=_BLOCK, **_OPTIONS)
+            kernels.scale_filters[(len(self._filters),)](self._layers, self._filters, numbers, PRODUCT=True, BLOCK=_BLOCK, **_OPTIONS)
+
+    def add_to_gradients_(self, numbers: Tensor) -> None:
+        """Like `penalised_layers.add_to_gradients_`; needs memory for the weights once more, from the first time on."""
+        from prunetrain.regularizers import triton_kernels as kernels
+
+        if not self._products:
+            self._products = [torch.empty_like(weight, requires_grad=False) for weight in self._weights]
+            self._layers[:, -1] = torch.tensor([product.data_ptr() for product in self._products]).to(self._layers.device)
+        with torch.cuda.device_of(numbers):  # type: ignore[no-untyped-call]
+            kernels.scale_filters[(len(self._filters),)](self._layers, self._filters, numbers, PRODUCT=False, BLOCK=_BLOCK, **_OPTIONS)
+        pairs = [(weight.grad, product) for weight, product in zip(self._weights, self._products, strict=True) if weight.grad is not None]
+        if pairs:
+            torch._foreach_add_([gradient for gradient, _ in pairs], [product for _, product in pairs])
 
 
 def can_fuse(layers: Sequence[PenalisedLayer]) -> bool:
@@ -108,6 +123,8 @@ def _agree_with_torch(device: torch.device) -> bool:
             linear.view(5, 1100).clone(),
             convs.view(7, 40, 3, 3).clone(memory_format=torch.channels_last),
         ]
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
         layers = [
             PenalisedLayer("contiguous", weights[0], slice(0, 7), slice(7, 47)),
             PenalisedLayer("linear", weights[1], None, slice(47, 1147)),
@@ -117,11 +134,13 @@ def _agree_with_torch(device: torch.device) -> bool:
         if fused:
             tables = FusedLayers(layers)
             tables.sum_squares(sums)
+            tables.add_to_gradients_(sums)
             tables.scale_(sums.sqrt())
         else:
             sum_squares(layers, sums)
+            add_to_gradients_(layers, sums)
             scale_(layers, sums.sqrt())
-        found.append([sums, *weights])
+        found.append([sums, *weights, *(weight.grad for weight in weights)])
     return all(torch.allclose(one, other, rtol=1e-4) for one, other in zip(*found, strict=True))
 
 
@@ -131,7 +150,7 @@ def _fields(layer: PenalisedLayer) -> list[int]:
     step = _input_step(weight)
     assert step is not None
     sums = [-1 if own is None else own.start for own in (layer.filters, layer.inputs)]
-    return [weight.data_ptr(), math.prod(weight.shape[1:]), weight.shape[1], step, *sums, len(weight)]
+    return [weight.data_ptr(), math.prod(weight.shape[1:]), weight.shape[1], step, *sums, len(weight), 0]
 
 
 def _input_step(weight: Tensor) -> int | None:

@@ -23,7 +23,7 @@ from prunetrain.channels.slices import sliced_layers
 from prunetrain.channels.spaces import ChannelSpaces
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.regularizers.fused_layers import FusedLayers, can_fuse
-from prunetrain.regularizers.penalised_layers import PenalisedLayer, scale_, sum_squares
+from prunetrain.regularizers.penalised_layers import PenalisedLayer, add_to_gradients_, scale_, sum_squares
 
 
 class GroupLasso:
@@ -94,10 +94,10 @@ class GroupLasso:
         inverse = torch.where(norms > 0, strength / norms, 0.0)
         if scale is not None:
             inverse *= scale
-        for layer in self._layers:
-            factor = layer.combine_axes(inverse, product=False)
-            if factor is not None and layer.weight.grad is not None:
-                layer.weight.grad.addcmul_(layer.weight, factor.to(layer.weight.grad.dtype))
+        if self._fused is None:
+            add_to_gradients_(self._layers, inverse)
+        else:
+            self._fused.add_to_gradients_(inverse)
 
     @torch.no_grad()
     def shrink_(self, amount: float | Mapping[str, float], *, unless: Tensor | None = None) -> None:

@@ -54,6 +54,15 @@ def sum_squares(layers: Sequence[PenalisedLayer], sums: Tensor) -> None:
 
 
 @torch.no_grad()
+def add_to_gradients_(layers: Sequence[PenalisedLayer], numbers: Tensor) -> None:
+    """Add every weight times the numbers of its filter and its input slice, added up, to its gradient, if it has one."""
+    for layer in layers:
+        factor = layer.combine_axes(numbers, product=False)
+        if factor is not None and layer.weight.grad is not None:
+            layer.weight.grad.addcmul_(layer.weight, factor.to(layer.weight.grad.dtype))
+
+
+@torch.no_grad()
 def scale_(layers: Sequence[PenalisedLayer], numbers: Tensor) -> None:
     """Multiply all filters and input slices by the numbers at their positions of the buffer of sums."""
     for layer in layers:

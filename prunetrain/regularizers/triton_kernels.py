@@ -14,7 +14,8 @@ INPUT_STEP = tl.constexpr(3)
 FILTER_SUMS = tl.constexpr(4)
 INPUT_SUMS = tl.constexpr(5)
 NUM_FILTERS = tl.constexpr(6)
-FIELDS = tl.constexpr(7)
+RESULT_ADDRESS = tl.constexpr(7)
+FIELDS = tl.constexpr(8)
 
 
 @triton.jit
@@ -62,23 +63,29 @@ def sum_inputs(layers, columns, sums, ROWS: tl.constexpr, COLUMNS: tl.constexpr)
 
 
 @triton.jit
-def scale_filters(layers, rows, numbers, BLOCK: tl.constexpr):
-    """Multiply one filter per program by its number and by those of its input slices, BLOCK weights at a time."""
+def scale_filters(layers, rows, numbers, PRODUCT: tl.constexpr, BLOCK: tl.constexpr):
+    """Multiply one filter per program by the product, or the sum, of its number and those of its input slices, BLOCK weights at a time.
+
+    With PRODUCT, the result takes the weights' place, and a number that a layer does not have is 1; otherwise it is written elsewhere, and
+    the number is 0.
+    """
     program = tl.program_id(0)
     layer = layers + tl.load(rows + 2 * program) * FIELDS
     row = tl.load(rows + 2 * program + 1).to(tl.int64)
     size, count, step = tl.load(layer + FILTER_SIZE), tl.load(layer + NUM_INPUTS), tl.load(layer + INPUT_STEP)
     filters, inputs = tl.load(layer + FILTER_SUMS), tl.load(layer + INPUT_SUMS)
     weight = tl.load(layer + ADDRESS).to(tl.pointer_type(tl.float32)) + row * size
-    own = 1.0
+    result = tl.load(layer + (ADDRESS if PRODUCT else RESULT_ADDRESS)).to(tl.pointer_type(tl.float32)) + row * size
+    own = 1.0 if PRODUCT else 0.0
     if filters >= 0:
         own = tl.load(numbers + filters + row)
     start = 0
     while start < size:
         places = start + tl.arange(0, BLOCK)
         known = places < size
-        factors = tl.full([BLOCK], 1.0, tl.float32) * own
+        factors = tl.zeros([BLOCK], tl.float32) + own
         if inputs >= 0:
-            factors *= tl.load(numbers + inputs + places // step % count, mask=known, other=1.0)
-        tl.store(weight + places, tl.load(weight + places, mask=known) * factors, mask=known)
+            others = tl.load(numbers + inputs + places // step % count, mask=known, other=0.0)
+            factors = factors * others if PRODUCT else factors + others
+        tl.store(result + places, tl.load(weight + places, mask=known) * factors, mask=known)
         start += BLOCK
