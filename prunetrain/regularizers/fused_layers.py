@@ -1,8 +1,8 @@
 """The sums, the scaling and the gradients of a group lasso on a GPU, in three Triton kernels however many layers there are.
 
 A small network's training step is bound by the launches of its kernels, and plain torch launches six per layer for a proximal step. Here
-one kernel sums the squares of all filters, one those of all input slices, and one scales all weights or writes their gradients. They find the weights by a table of
-addresses, so nothing is compiled anew after a cut.
+one kernel sums the squares of all filters, one those of all input slices, and one scales all weights, or writes the terms of all gradients.
+They find the weights by a table of addresses, so nothing is compiled anew after a cut.
 """
 
 import math
