@@ -365,6 +365,37 @@ def test_a_file_of_a_package_imports_its_other_parts(line: str, tmp_path: Path) 
     assert sys.path == path
 
 
+INITS = {
+    "a name": "SIZE = 3",
+    "a name of another part": "from .parts import SIZE",
+    "a circle": "SIZE = 3\nfrom .net import make",
+}
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_a_file_of_a_package_imports_names_of_its_init_file(init: str, tmp_path: Path) -> None:
+    package = tmp_path / "package_of_users"
+    write(package / "__init__.py", INITS[init])
+    write(package / "parts.py", "SIZE = 3")
+    file = write(package / "net.py", "from torch import nn\nfrom . import parts, SIZE\n\ndef make(): return nn.Linear(SIZE, parts.SIZE)")
+    for _ in range(2):
+        assert build(f"{file}:make").weight.shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ("", "ImportError: cannot import name 'SIZE' from"),
+        ("import nonsense_", "No module named 'nonsense_'"),
+        ("SIZE = 1 / 0", "division by zero"),
+    ],
+)
+def test_an_init_file_without_the_name_is_refused(init: str, message: str, tmp_path: Path) -> None:
+    write(tmp_path / "package_of_users" / "__init__.py", init)
+    file = write(tmp_path / "package_of_users" / "net.py", "from . import SIZE")
+    assert message in refusal(f"{file}:make")
+
+
 def test_a_package_that_is_named_torch(tmp_path: Path) -> None:
     write(tmp_path / "torch" / "__init__.py", "")
     file = write(tmp_path / "torch" / "net.py", "import torch\n\ndef make(): return torch.nn.Linear(3, 1)")

@@ -5,7 +5,7 @@ In: the file, the name of a class or function in it, and arguments. Out: the tor
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import util
 from importlib.machinery import ModuleSpec
@@ -103,15 +103,39 @@ def _import(path: Path, file: Path) -> ModuleType:
 
 
 def _declare_packages(folder: Path) -> str:
-    """Make packages of a folder and of those around it that belong to it, without running their `__init__.py`; return the folder's name."""
+    """Make packages of a folder and of those around it that belong to it; return the folder's name."""
     top, *inner = _package_folders(folder)
     name = f"prunetrain_own_{crc32(str(top).encode()):08x}"
     for place in (top, *inner):
         name = name if place == top else f"{name}.{place.name}"
         spec = ModuleSpec(name, None, is_package=True)
         spec.submodule_search_locations = [str(place)]
-        sys.modules[name] = util.module_from_spec(spec)
+        sys.modules[name] = package = util.module_from_spec(spec)
+        if (place / "__init__.py").is_file():
+            vars(package)["__getattr__"] = _init_on_demand(package, place)
     return name
+
+
+def _init_on_demand(package: ModuleType, folder: Path) -> Callable[[str], Any]:
+    """The package's `__getattr__` (PEP 562): runs its `__init__.py` when a name is asked for that none of its files has.
+
+    It does not run before, since it may import what the network does not need.
+    """
+
+    def look_up(name: str) -> Any:
+        if not (name.startswith("__") or (folder / f"{name}.py").is_file() or (folder / name).is_dir()):
+            del vars(package)["__getattr__"]
+            file = folder / "__init__.py"
+            try:
+                exec(compile(file.read_bytes(), str(file), "exec"), vars(package))
+            except ImportError:  # as of the file that asks for the name, which is only half imported
+                if name not in vars(package):
+                    raise
+            if name in vars(package):
+                return vars(package)[name]
+        raise AttributeError(f"module {package.__name__!r} has no attribute {name!r}")
+
+    return look_up
 
 
 def _package_folders(folder: Path) -> list[Path]:
