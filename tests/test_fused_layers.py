@@ -8,16 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 from graphs import residual
+from runs import settings, write_images
 from test_group_lasso import weights_of
+from torch import nn
 
+import prunetrain
 from prunetrain.channels.spaces import find_spaces
-from prunetrain.config import TrainConfig
-from prunetrain.graph.load import instantiate
-from prunetrain.graph.render import render
+from prunetrain.library import pruner
+from prunetrain.library.wrapping import Wrapping
+from prunetrain.paths import RunPaths
 from prunetrain.regularizers import fused_layers
 from prunetrain.regularizers.fused_layers import kernels_work
 from prunetrain.regularizers.group_lasso import GroupLasso
-from prunetrain.training import state
+from prunetrain.training import lasso
+from prunetrain.training.creation import new_state
+from prunetrain.training.data import load_data
 from prunetrain.training.distribution import Ranks
 from prunetrain.training.environment import Environment
 
@@ -43,7 +48,7 @@ from triton.compiler import ASTSource
 from prunetrain.regularizers import triton_kernels as kernels
 from prunetrain.regularizers.fused_layers import _OPTIONS
 
-types = {"layers": "*i64", "rows": "*i32", "columns": "*i32", "sums": "*fp32", "numbers": "*fp32"}
+types = {"layers": "*i64", "rows": "*i32", "columns": "*i32", "sums": "*fp32", "numbers": "*fp32", "gradients": "*i64"}
 scaling = [(kernels.scale_filters, [product, 1024]) for product in (True, False)]
 for kernel, sizes in ((kernels.sum_filters, [1024]), (kernels.sum_inputs, [64, 32]), *scaling):
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
@@ -65,8 +70,10 @@ def test_a_proximal_step_on_a_gpu() -> None:
     assert kernels_work(gpu)
     graph = residual()
     fused, plain = ({name: weight.to(gpu) for name, weight in weights_of(graph).items()} for _ in range(2))
-    GroupLasso(graph, find_spaces(graph), fused, groups="coupled").shrink_(0.3)
-    GroupLasso(graph, find_spaces(graph), plain, groups="coupled", fused=False).shrink_(0.3)
+    with_kernels, without = (GroupLasso(graph, find_spaces(graph), weights, groups="coupled") for weights in (fused, plain))
+    with_kernels.use_kernels()
+    with_kernels.shrink_(0.3)
+    without.shrink_(0.3)
     assert all(torch.allclose(weight, plain[name], rtol=1e-5, atol=1e-7) for name, weight in fused.items())
 
 
@@ -94,11 +101,31 @@ def test_kernels_that_fail_or_differ_are_not_used_and_a_warning_says_why(monkeyp
         assert not kernels_work.__wrapped__(gpu)
 
 
-def test_all_ranks_use_the_kernels_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("share", "used"), [(1.0, True), (0.5, False)])
+def test_all_ranks_of_a_run_use_the_kernels_or_none(share: float, used: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_images(tmp_path / "images.npz", train=64, val=32)
+    config = settings(data, tmp_path, penalty_ratio=0.5)
+    monkeypatch.setattr(lasso, "kernels_work", lambda device: True)
     monkeypatch.setattr(fused_layers, "kernels_work", lambda device: True)
-    graph = residual()
-    model = instantiate(render(graph), graph.class_name)
-    for answers, used in (([True, True], True), ([True, False], False)):
-        monkeypatch.setattr(Ranks, "gather", lambda ranks, value, answers=answers: answers)
-        lasso = state._group_lasso(TrainConfig(), Environment(CPU), graph, find_spaces(graph), model)
-        assert (lasso._fused is not None) == used
+    monkeypatch.setattr(Ranks, "mean", lambda ranks, number, device: number * share)
+    source = load_data(config, CPU)
+    state = new_state(config, RunPaths(tmp_path, "run"), source, Environment(CPU))
+    assert state.lasso is not None
+    lasso.LassoMethod(state, state.lasso, 2)
+    assert (state.lasso._fused is not None) == used
+
+
+@pytest.mark.parametrize(("share", "used"), [(1.0, True), (0.5, False)])
+def test_all_ranks_of_a_loop_use_the_kernels_or_none(share: float, used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pair(Ranks):
+        world_size = 2
+
+        def mean(self, number: float, device: torch.device) -> float:
+            return number * share
+
+    monkeypatch.setattr(pruner, "kernels_work", lambda device: True)
+    monkeypatch.setattr(fused_layers, "kernels_work", lambda device: True)
+    monkeypatch.setattr(pruner, "unwrap", lambda model: (model, Wrapping((), Pair())))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    pruned = prunetrain.PruneTrain(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(1, 3, 4, 4))
+    assert (pruned._penalty._current_lasso()._fused is not None) == used

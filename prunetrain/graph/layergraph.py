@@ -318,7 +318,7 @@ class LayerGraph:
         return frozenset(number for number in range(len(self.steps)) if number + 1 not in needed)
 
     @cached_property
-    def shapes(self) -> dict[int, tuple[tuple[int, ...], ...]]:
+    def known_shapes(self) -> dict[int, tuple[tuple[int, ...], ...]]:
         """The shapes of all values at the batch sizes for which `shapes.infer_shapes` has found them: a graph never changes."""
         return {}
 

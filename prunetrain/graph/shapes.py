@@ -28,9 +28,9 @@ def infer_shapes(graph: LayerGraph, batch_size: int = 1) -> tuple[Shape, ...]:
     Raises:
         ShapeError: at the first step whose inputs do not fit.
     """
-    if batch_size not in graph.shapes:
-        graph.shapes[batch_size] = _infer_shapes(graph, batch_size)
-    return graph.shapes[batch_size]
+    if batch_size not in graph.known_shapes:
+        graph.known_shapes[batch_size] = _infer_shapes(graph, batch_size)
+    return graph.known_shapes[batch_size]
 
 
 def _infer_shapes(graph: LayerGraph, batch_size: int) -> tuple[Shape, ...]:

@@ -19,15 +19,15 @@ class Penalty:
         network: the network whose weights are penalised.
         optimizer: over some or all of them.
         groups: "slices" or "coupled".
-        fused: as in `GroupLasso`.
+        kernels: whether the lasso may use kernels (`GroupLasso.use_kernels`).
     """
 
-    def __init__(self, network: Network, optimizer: Optimizer, groups: str, *, fused: bool) -> None:
+    def __init__(self, network: Network, optimizer: Optimizer, groups: str, *, kernels: bool) -> None:
         self._graph = network.graph
         self._spaces = find_spaces(network.graph)
         self._optimizer = optimizer
         self._groups = groups
-        self._fused = fused
+        self._kernels = kernels
         parameters = network.parameters()
         weights = {layer.name: parameters.get(f"{layer.name}.weight") for layer in sliced_layers(network.graph)}
         self._layer_of = {weight: name for name, weight in weights.items() if weight is not None}
@@ -75,6 +75,8 @@ class Penalty:
             if len(key[1]) > 1:
                 raise ConfigError("the model's weights are on several devices: put them on one")
             with undisturbed():
-                self._lasso = GroupLasso(self._graph, self._spaces, weights, groups=self._groups, fused=self._fused)
+                self._lasso = GroupLasso(self._graph, self._spaces, weights, groups=self._groups)
+                if self._kernels:
+                    self._lasso.use_kernels()
                 self._key = key
         return self._lasso

@@ -94,7 +94,8 @@ class PruneTrain:
     lasso prunes little; `fade` does not depend on the learning rate.
 
     Args:
-        model: any module that `prunetrain.trace` accepts, by itself or wrapped by DistributedDataParallel, torch.compile or both.
+        model: any module that `prunetrain.trace` accepts, by itself or wrapped by DistributedDataParallel, torch.compile or both. Under
+            DistributedDataParallel, every rank makes its own pruner, at the same point of the program.
         optimizer: any torch optimizer whose state has the shapes of its parameters (all of torch.optim but LBFGS), with any groups. Weights
             that it does not have are not penalised and do not fade. Give a single optimizer all trained parameters, in groups: a second
             one would keep the old tensors after a cut.
@@ -144,8 +145,8 @@ class PruneTrain:
         check_optimizer(optimizer, self._network.parameters())
         self._optimizer = optimizer
         ranks = self._wrapping.ranks
-        self._fused_lasso = ranks.world_size == 1 or ranks.all_agree(kernels_work(self._network.device))
-        self._penalty = Penalty(self._network, optimizer, lasso_groups, fused=self._fused_lasso)
+        self._kernels = ranks.world_size == 1 or ranks.all_agree(kernels_work(self._network.device), self._network.device)
+        self._penalty = Penalty(self._network, optimizer, lasso_groups, kernels=self._kernels)
         self._scaler = scaler
         self._ema = ema
         if ema is not None:
@@ -281,7 +282,7 @@ class PruneTrain:
             self._ema = put_average()
         self._model, self._network = model, smaller
         self._old_parameters = [weakref.ref(parameter) for parameter in network.module.parameters() if not _has_gradient(parameter)]
-        self._penalty = Penalty(smaller, self._optimizer, self._settings.lasso_groups, fused=self._fused_lasso)
+        self._penalty = Penalty(smaller, self._optimizer, self._settings.lasso_groups, kernels=self._kernels)
         self._proximal_step_due, self._fade = False, None
         return Reconfigured(model, self._optimizer, self._ema, _timed(change, start), file)
 
@@ -331,7 +332,7 @@ class PruneTrain:
                     "the pruner's state is of another network: make the PruneTrain for the network that it was saved with"
                 )
             saved = replace(self._network, graph=network)
-            penalty = Penalty(saved, self._optimizer, settings.lasso_groups, fused=self._fused_lasso)
+            penalty = Penalty(saved, self._optimizer, settings.lasso_groups, kernels=self._kernels)
             fade = None if state["fade"] is None else Fade(network, penalty.trained_weights(), self._average(), **state["fade"])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError, NetworkFileError, TraceError) as error:
             raise CheckpointError(f"this is not what PruneTrain.state_dict() returns ({type(error).__name__}: {error})") from None

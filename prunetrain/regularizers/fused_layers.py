@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
@@ -29,22 +30,23 @@ class FusedLayers:
         layers: some with groups, whose weights are float32 and on one GPU, in torch's contiguous or channels-last layout (`can_fuse`).
 
     The table of layers has a row of 64-bit numbers for each: the weight's address, the size of a filter, the number of inputs, how far two
-    inputs are apart in a filter, the positions of its sums of filters and of input slices (-1: none), the number of filters, and, once
-    there is one, the address of a tensor like the weight for products. The tables of filters and of blocks of input slices tell a program
-    its layer, and the first filter or input that is its own.
+    inputs are apart in a filter, the positions of its sums of filters and of input slices (-1: none), and the number of filters. The tables
+    of filters and of blocks of input slices tell a program its layer, and the first filter or input that is its own.
     """
 
     def __init__(self, layers: Sequence[PenalisedLayer]) -> None:
-        layers = [layer for layer in layers if layer.has_groups]
-        self._weights = [layer.weight for layer in layers]
+        self._penalised = [layer for layer in layers if layer.has_groups]
+        self._weights = [layer.weight for layer in self._penalised]
+        assert all(weight.dtype == torch.float32 for weight in self._weights)
         self._state = _state_of(self._weights)
         device = self._weights[0].device
-        heights = [len(layer.weight) for layer in layers]
-        widths = [0 if layer.inputs is None else layer.weight.shape[1] for layer in layers]
-        self._layers = torch.tensor([_fields(layer) for layer in layers], dtype=torch.int64).to(device)
-        self._products: list[Tensor] = []
+        heights = [len(weight) for weight in self._weights]
+        widths = [0 if layer.inputs is None else layer.weight.shape[1] for layer in self._penalised]
+        self._layers = torch.tensor([_fields(layer) for layer in self._penalised], dtype=torch.int64).to(device)
         self._filters = torch.from_numpy(_programs(heights, 1)).to(device)
         self._inputs = torch.from_numpy(_programs(widths, _COLUMNS)).to(device)
+        self._gradients = self._layers[:, 0]
+        self._gradient_addresses: list[int] = []
 
     @property
     def is_current(self) -> bool:
@@ -62,23 +64,28 @@ class FusedLayers:
 
     def scale_(self, numbers: Tensor) -> None:
         """Like `penalised_layers.scale_`; `numbers` is float32."""
-        from prunetrain.regularizers import triton_kernels as kernels
-
-        with torch.cuda.device_of(numbers):  # type: ignore[no-untyped-call]
-            kernels.scale_filters[(len(self._filters),)](self._layers, self._filters, numbers, PRODUCT=True, BLOCK=_BLOCK, **_OPTIONS)
+        self._launch(numbers, in_place=True)
 
     def add_to_gradients_(self, numbers: Tensor) -> None:
-        """Like `penalised_layers.add_to_gradients_`; needs memory for the weights once more, from the first time on."""
+        """Like `penalised_layers.add_to_gradients_`, by which it is done if a gradient is not laid out like its weight."""
+        gradients = [(weight, weight.grad) for weight in self._weights]
+        if not all(gradient is None or _is_laid_out_alike(weight, gradient) for weight, gradient in gradients):
+            add_to_gradients_(self._penalised, numbers)
+            return
+        addresses = [0 if gradient is None else gradient.data_ptr() for _, gradient in gradients]
+        if addresses != self._gradient_addresses:  # the allocator mostly finds the place of the last step again
+            table = torch.tensor(addresses, dtype=torch.int64, pin_memory=numbers.device.type == "cuda")
+            self._gradients = table.to(numbers.device, non_blocking=True)
+            self._gradient_addresses = addresses
+        self._launch(numbers, in_place=False)
+
+    def _launch(self, numbers: Tensor, *, in_place: bool) -> None:
         from prunetrain.regularizers import triton_kernels as kernels
 
-        if not self._products:
-            self._products = [torch.empty_like(weight, requires_grad=False) for weight in self._weights]
-            self._layers[:, -1] = torch.tensor([product.data_ptr() for product in self._products]).to(self._layers.device)
         with torch.cuda.device_of(numbers):  # type: ignore[no-untyped-call]
-            kernels.scale_filters[(len(self._filters),)](self._layers, self._filters, numbers, PRODUCT=False, BLOCK=_BLOCK, **_OPTIONS)
-        pairs = [(weight.grad, product) for weight, product in zip(self._weights, self._products, strict=True) if weight.grad is not None]
-        if pairs:
-            torch._foreach_add_([gradient for gradient, _ in pairs], [product for _, product in pairs])
+            kernels.scale_filters[(len(self._filters),)](
+                self._layers, self._filters, numbers, self._gradients, IN_PLACE=in_place, BLOCK=_BLOCK, **_OPTIONS
+            )
 
 
 def can_fuse(layers: Sequence[PenalisedLayer]) -> bool:
@@ -86,8 +93,8 @@ def can_fuse(layers: Sequence[PenalisedLayer]) -> bool:
     weights = [layer.weight for layer in layers if layer.has_groups]
     return (
         len({weight.device for weight in weights}) == 1
-        and kernels_work(weights[0].device)
         and all(weight.dtype == torch.float32 and _input_step(weight) is not None for weight in weights)
+        and kernels_work(weights[0].device)
     )
 
 
@@ -97,11 +104,7 @@ def kernels_work(device: torch.device) -> bool:
 
     Where Triton is installed and this fails, a warning says why: steps are only slower then.
     """
-    if device.type != "cuda":
-        return False
-    try:
-        import triton  # noqa: F401
-    except ImportError:
+    if device.type != "cuda" or find_spec("triton") is None:
         return False
     try:
         if _agree_with_torch(device):
@@ -114,23 +117,20 @@ def kernels_work(device: torch.device) -> bool:
 
 
 def _agree_with_torch(device: torch.device) -> bool:
-    """Compare the results for a small conv and a linear layer with those of torch."""
-    convs, linear = torch.arange(7 * 40 * 9.0, device=device).sin(), torch.arange(5 * 1100.0, device=device).sin()
+    """Compare the results for a linear layer and for convs of both layouts with those of torch."""
+    many = torch.arange(7 * 40 * 9, dtype=torch.float32, device=device).sin()
     found = []
     for fused in (False, True):
-        weights = [
-            convs.view(7, 40, 3, 3).clone(),
-            linear.view(5, 1100).clone(),
-            convs.view(7, 40, 3, 3).clone(memory_format=torch.channels_last),
-        ]
+        convs, linear = many.view(7, 40, 3, 3), many[:2300].view(2, 1150)
+        weights = [convs.clone(), linear.clone(), convs.clone(memory_format=torch.channels_last)]
         for weight in weights:
-            weight.grad = torch.zeros_like(weight)
+            weight.grad = torch.ones_like(weight)
         layers = [
             PenalisedLayer("contiguous", weights[0], slice(0, 7), slice(7, 47)),
-            PenalisedLayer("linear", weights[1], None, slice(47, 1147)),
-            PenalisedLayer("channels-last", weights[2], slice(1147, 1154), None),
+            PenalisedLayer("linear", weights[1], slice(47, 49), None),
+            PenalisedLayer("channels-last", weights[2], None, slice(49, 89)),
         ]
-        sums = torch.zeros(1155, device=device)
+        sums = torch.zeros(90, dtype=torch.float32, device=device)
         if fused:
             tables = FusedLayers(layers)
             tables.sum_squares(sums)
@@ -150,7 +150,7 @@ def _fields(layer: PenalisedLayer) -> list[int]:
     step = _input_step(weight)
     assert step is not None
     sums = [-1 if own is None else own.start for own in (layer.filters, layer.inputs)]
-    return [weight.data_ptr(), math.prod(weight.shape[1:]), weight.shape[1], step, *sums, len(weight), 0]
+    return [weight.data_ptr(), math.prod(weight.shape[1:]), weight.shape[1], step, *sums, len(weight)]
 
 
 def _input_step(weight: Tensor) -> int | None:
@@ -158,6 +158,14 @@ def _input_step(weight: Tensor) -> int | None:
     if weight.is_contiguous():
         return math.prod(weight.shape[2:])
     return 1 if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last) else None
+
+
+def _is_laid_out_alike(weight: Tensor, gradient: Tensor) -> bool:
+    """Whether a gradient has its weight's type and place, and its strides where a stride means something."""
+    strides = zip(weight.shape, weight.stride(), gradient.stride(), strict=True)
+    return (weight.dtype, weight.device) == (gradient.dtype, gradient.device) and all(
+        one == other for size, one, other in strides if size > 1
+    )
 
 
 def _programs(counts: Sequence[int], block: int) -> npt.NDArray[np.int32]:
@@ -168,6 +176,6 @@ def _programs(counts: Sequence[int], block: int) -> npt.NDArray[np.int32]:
     return np.stack([layer, first * block], axis=1).astype(np.int32)
 
 
-def _state_of(weights: Sequence[Tensor]) -> list[tuple[int, torch.dtype, tuple[int, ...]]]:
+def _state_of(weights: Sequence[Tensor]) -> list[tuple[int, torch.dtype, torch.Size, tuple[int, ...]]]:
     """What the tables depend on that may change in training code of a user's own."""
-    return [(weight.data_ptr(), weight.dtype, weight.stride()) for weight in weights]
+    return [(weight.data_ptr(), weight.dtype, weight.shape, weight.stride()) for weight in weights]

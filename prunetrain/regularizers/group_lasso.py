@@ -35,11 +35,9 @@ class GroupLasso:
         weights: its parameters by name; updated in place by `add_gradient_` and `shrink_`. Layers whose weight is missing have no groups
             and add nothing to other layers' groups.
         groups: "slices" or "coupled".
-        fused: whether to use the kernels for all layers at once on a GPU where they work (`fused_layers.py`). They add in another order
-            than torch's, so processes that train one network must all use them, or none.
     """
 
-    def __init__(self, graph: LayerGraph, spaces: ChannelSpaces, weights: Mapping[str, Tensor], *, groups: str, fused: bool = True) -> None:
+    def __init__(self, graph: LayerGraph, spaces: ChannelSpaces, weights: Mapping[str, Tensor], *, groups: str) -> None:
         frozen = spaces.frozen_channels()
         self._layers: list[PenalisedLayer] = []
         ids: list[Tensor] = []
@@ -65,7 +63,15 @@ class GroupLasso:
         if groups == "coupled" and ids:
             numbers, members = _group_members(torch.cat(ids))
             self._groups, self._members = numbers.to(device), [positions.to(device) for positions in members]
-        self._fused = FusedLayers(self._layers) if fused and can_fuse(self._layers) else None
+        self._fused: FusedLayers | None = None
+
+    def use_kernels(self) -> None:
+        """From now on, compute by kernels for all layers at once, if the weights are on a GPU where these work (`fused_layers.py`).
+
+        They add in another order than torch's, so processes that train one network must all use them, or none.
+        """
+        if self._fused is None and self._sums.dtype == torch.float32 and can_fuse(self._layers):
+            self._fused = FusedLayers(self._layers)
 
     @torch.no_grad()
     def penalty(self) -> Tensor:
@@ -124,8 +130,9 @@ class GroupLasso:
 
     def _norms(self, *, expand: bool = True) -> Tensor:
         """The norm of every group; with `expand`, at every position of the buffer of sums."""
-        if self._fused is not None and not self._fused.is_current:  # a model was moved, or laid out anew
-            self._fused = FusedLayers(self._layers) if can_fuse(self._layers) else None
+        if self._fused is not None and not self._fused.is_current:  # weights were moved, or laid out anew
+            self._fused = None
+            self.use_kernels()
         if self._fused is None:
             sum_squares(self._layers, self._sums)
         else:

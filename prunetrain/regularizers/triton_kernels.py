@@ -14,8 +14,7 @@ INPUT_STEP = tl.constexpr(3)
 FILTER_SUMS = tl.constexpr(4)
 INPUT_SUMS = tl.constexpr(5)
 NUM_FILTERS = tl.constexpr(6)
-RESULT_ADDRESS = tl.constexpr(7)
-FIELDS = tl.constexpr(8)
+FIELDS = tl.constexpr(7)
 
 
 @triton.jit
@@ -63,29 +62,36 @@ def sum_inputs(layers, columns, sums, ROWS: tl.constexpr, COLUMNS: tl.constexpr)
 
 
 @triton.jit
-def scale_filters(layers, rows, numbers, PRODUCT: tl.constexpr, BLOCK: tl.constexpr):
-    """Multiply one filter per program by the product, or the sum, of its number and those of its input slices, BLOCK weights at a time.
+def scale_filters(layers, rows, numbers, gradients, IN_PLACE: tl.constexpr, BLOCK: tl.constexpr):  # noqa: PLR0917
+    """Scale one filter per program, BLOCK weights at a time.
 
-    With PRODUCT, the result takes the weights' place, and a number that a layer does not have is 1; otherwise it is written elsewhere, and
-    the number is 0.
+    IN_PLACE: multiply it by its number and those of its input slices, which are 1 where a layer has none. Otherwise: add its product with
+    the sum of these numbers to its gradient, whose address is in `gradients` by layer, 0 if there is none.
     """
     program = tl.program_id(0)
-    layer = layers + tl.load(rows + 2 * program) * FIELDS
+    number = tl.load(rows + 2 * program)
+    layer = layers + number * FIELDS
     row = tl.load(rows + 2 * program + 1).to(tl.int64)
     size, count, step = tl.load(layer + FILTER_SIZE), tl.load(layer + NUM_INPUTS), tl.load(layer + INPUT_STEP)
     filters, inputs = tl.load(layer + FILTER_SUMS), tl.load(layer + INPUT_SUMS)
-    weight = tl.load(layer + ADDRESS).to(tl.pointer_type(tl.float32)) + row * size
-    result = tl.load(layer + (ADDRESS if PRODUCT else RESULT_ADDRESS)).to(tl.pointer_type(tl.float32)) + row * size
-    own = 1.0 if PRODUCT else 0.0
-    if filters >= 0:
-        own = tl.load(numbers + filters + row)
-    start = 0
-    while start < size:
-        places = start + tl.arange(0, BLOCK)
-        known = places < size
-        factors = tl.zeros([BLOCK], tl.float32) + own
-        if inputs >= 0:
-            others = tl.load(numbers + inputs + places // step % count, mask=known, other=0.0)
-            factors = factors * others if PRODUCT else factors + others
-        tl.store(result + places, tl.load(weight + places, mask=known) * factors, mask=known)
-        start += BLOCK
+    address = tl.load(layer + ADDRESS)
+    result_address = address if IN_PLACE else tl.load(gradients + number)
+    if result_address != 0:
+        weight = address.to(tl.pointer_type(tl.float32)) + row * size
+        result = result_address.to(tl.pointer_type(tl.float32)) + row * size
+        own = 1.0 if IN_PLACE else 0.0
+        if filters >= 0:
+            own = tl.load(numbers + filters + row)
+        start = 0
+        while start < size:
+            places = start + tl.arange(0, BLOCK)
+            known = places < size
+            factors = tl.zeros([BLOCK], tl.float32) + own
+            if inputs >= 0:
+                others = tl.load(numbers + inputs + places // step % count, mask=known, other=0.0)
+                factors = factors * others if IN_PLACE else factors + others
+            products = tl.load(weight + places, mask=known, other=0.0) * factors
+            if not IN_PLACE:
+                products += tl.load(result + places, mask=known, other=0.0)
+            tl.store(result + places, products, mask=known)
+            start += BLOCK

@@ -57,6 +57,10 @@ class Ranks:
             return number
         return float(self.sum_(torch.tensor(number, dtype=torch.float64, device=device))) / self.world_size
 
+    def all_agree(self, wish: bool, device: torch.device) -> bool:
+        """Whether all ranks wish for something that they must do alike."""
+        return self.mean(float(wish), device) == 1
+
     def gather(self, value: _Value) -> list[_Value]:
         """Every rank's value, by rank. For small values only: they are pickled."""
         if self.group is None:
@@ -64,10 +68,6 @@ class Ranks:
         values: list[Any] = [None] * self.world_size
         distributed.all_gather_object(values, value, group=self.group)
         return values
-
-    def all_agree(self, wish: bool) -> bool:
-        """Whether all ranks wish for something that they must do alike."""
-        return all(self.gather(wish))
 
     def broadcast(self, value: _Value) -> _Value:
         """The value of rank 0. For small values only: it is pickled."""

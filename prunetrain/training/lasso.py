@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from prunetrain.channels.spaces import find_spaces
 from prunetrain.methods.training_method import TrainingMethod
 from prunetrain.regularizers.fading import Fading
+from prunetrain.regularizers.fused_layers import kernels_work
 from prunetrain.regularizers.group_lasso import GroupLasso, proximal_step_size
 from prunetrain.training.lasso_schedule import interval_start
 from prunetrain.training.state import TrainState, trained_parameters
@@ -44,6 +45,8 @@ class LassoMethod(TrainingMethod):
         channels = state.progress.fading
         weights = trained_parameters(state.model)
         self._fading = Fading(state.graph, find_spaces(state.graph), weights, channels) if channels else None
+        if state.environment.ranks.all_agree(kernels_work(state.device), state.device):  # or weights would drift apart
+            lasso.use_kernels()
 
     def after_backward_(self, loss: Tensor) -> None:
         """Set lambda, if this is the first batch whose loss is finite; add the gradient."""

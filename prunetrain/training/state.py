@@ -15,7 +15,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from prunetrain.channels.spaces import ChannelSpaces, find_spaces
+from prunetrain.channels.spaces import find_spaces
 from prunetrain.config import TrainConfig
 from prunetrain.errors import CheckpointError, ConfigError, is_out_of_memory
 from prunetrain.graph.costs import Costs, costs
@@ -25,7 +25,6 @@ from prunetrain.graph.memory import check_results_fit
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
 from prunetrain.paths import RunPaths
-from prunetrain.regularizers.fused_layers import kernels_work
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.checkpoints import Checkpoint, Progress, restore_rng, rng_state, save_checkpoint
 from prunetrain.training.class_names import check_names
@@ -203,19 +202,13 @@ def load_state(pair: Pair, config: TrainConfig, data: DataSource, environment: E
         optimizer=optimizer,
         scheduler=scheduler,
         scaler=scaler,
-        lasso=_group_lasso(config, environment, graph, spaces, model) if config.uses_group_lasso else None,
+        lasso=GroupLasso(graph, spaces, trained_parameters(model), groups=config.lasso_groups) if config.uses_group_lasso else None,
         run_method=run_method,
         progress=progress,
         costs=costs(graph),
         class_names=checkpoint.class_names,
         statistics=statistics,
     )
-
-
-def _group_lasso(config: TrainConfig, environment: Environment, graph: LayerGraph, spaces: ChannelSpaces, model: nn.Module) -> GroupLasso:
-    """The penalty, which all ranks compute by the same kernels: weights must not drift apart."""
-    fused = environment.ranks.all_agree(kernels_work(environment.device))
-    return GroupLasso(graph, spaces, trained_parameters(model), groups=config.lasso_groups, fused=fused)
 
 
 def _prepare_model(model: nn.Module, config: TrainConfig, environment: Environment) -> nn.Module:

@@ -83,6 +83,7 @@ class LassoStep:
 
     def __init__(self, graph: LayerGraph, model: nn.Module) -> None:
         self._lasso = GroupLasso(graph, find_spaces(graph), dict(model.named_parameters()), groups=TrainConfig.lasso_groups)
+        self._lasso.use_kernels()
 
     def __call__(self) -> None:
         """One proximal step."""

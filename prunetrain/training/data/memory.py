@@ -55,7 +55,8 @@ class InMemory:
         generator = epoch_generator(self._seed, epoch)
         order, moves = torch.randperm(self.num_train, generator=generator), self._augmentation.draw(self.num_train, generator)
         spans = [share.of(step * batch_size, (step + 1) * batch_size) for step in range(start, self.steps_per_epoch(batch_size))]
-        own = torch.cat([torch.arange(0), *(torch.arange(span.start, span.stop) for span in spans)])
+        positions = torch.arange(self.num_train)
+        own = torch.cat([positions[:0], *(positions[span] for span in spans)])
         order, moves = order[own].to(self._device), moves[own].to(self._device)
         sizes = [span.stop - span.start for span in spans]
         first = 0
