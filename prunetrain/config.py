@@ -155,7 +155,7 @@ class TrainConfig:
     rho_max: float = setting(1.0, "Upper limit of rho.")
     sync_batch_norm: bool = setting(False, "With several workers, compute BatchNorm statistics over the images of all of them.")
     round_to: str = setting(
-        "auto", "Keep channel counts multiples of this; `auto`: up to 16 on the way to a target, else what is fastest on this machine."
+        "auto", "Keep channel counts multiples of this; `auto`: up to 32 on the way to a target, else what is fastest on this machine."
     )
     amp: str = setting("off", "Automatic mixed precision.", choices=("off", "bfloat16", "float16"), bare="bfloat16")
     channels_last: bool = setting(False, "Channels-last memory format.")

@@ -117,6 +117,13 @@ def test_blocks_are_as_coarse_as_the_target_allows(share: float, of_16: int, of_
     assert all(kept % blocks[name] == 0 for name, (kept, _) in proposal.plan().counts().items() if name in spaces)
 
 
+def test_blocks_of_wide_spaces_have_32_channels() -> None:
+    graph, state = traced_zoo("vgg8")
+    blocks = Ranking(graph, state, criterion="either").coarsest_blocks(0.5 * costs(graph).macs, graph)
+    found = {(len(space.channels), blocks[space.name]) for space in find_spaces(graph).spaces if not space.frozen}
+    assert found == {(64, 16), (128, 32), (256, 32), (512, 32)}
+
+
 def test_blocks_stay_what_they_were_in_the_dense_network() -> None:
     """From cut to cut; a quarter of what is left would be ever fewer channels."""
     dense, state = traced_zoo("resnet20")

@@ -20,7 +20,7 @@ from prunetrain.channels.spaces import ChannelSpaces, find_spaces
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 
-_MAX_BLOCK = 16  # channels
+_MAX_BLOCK = 32  # channels
 _MIN_BLOCKS = 4  # per space
 _REACHABLE_SHARE = 0.5  # share of the target in MACs that blocks must be able to reach; if they cannot, they prescribe the network
 
@@ -89,9 +89,10 @@ class Ranking:
     def coarsest_blocks(self, macs: float, dense: LayerGraph) -> dict[str, int]:
         """Choose the coarsest blocks in which channels can go until the network needs at most this many MACs per image.
 
-        Most hardware prefers blocks of 16 (docs/performance.md). But blocks must leave a choice of what goes: none is more than a quarter
-        of its space, and removing all that can go must leave at most half of `macs`. If it leaves more, none is more than an eighth, and
-        so on. Blocks are shares of the dense network's spaces: if they shrank from cut to cut, the final counts would suit no hardware.
+        Most hardware prefers blocks of 16 or 32 (docs/performance.md). But blocks must leave a choice of what goes: none is more than a
+        quarter of its space, and removing all that can go must leave at most half of `macs`. If it leaves more, none is more than an
+        eighth, and so on. Blocks are shares of the dense network's spaces: if they shrank from cut to cut, the final counts would suit no
+        hardware.
 
         Args:
             macs: the number of MACs to reach.
