@@ -3,7 +3,7 @@
     python benchmarks/small_cifar10.py cifar10.npz cifar10-small.npz
     python benchmarks/small_cifar10.py cifar10.npz cifar10-10k.npz --pixels 32
     python benchmarks/cifar10.py runs/cifar10 cifar10-small.npz
-    python benchmarks/cifar10.py runs/cifar10 cifar10-10k.npz --networks vgg16 --seeds 0
+    python benchmarks/cifar10.py runs/cifar10 cifar10-10k.npz --networks vgg16
 
 In: a folder for the runs, an .npz of images. Out: a Markdown table, one row per network and way to prune. A run's time is the CPU time of
 its single thread from start to exit, relative to the dense run of the same seed, if neither was interrupted. Runs are kept in the folder,
