@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from prunetrain.channels.slicing import propose_cut
 from prunetrain.channels.spaces import find_spaces
-from prunetrain.graph.parse import parse
+from prunetrain.graph.parse import _parsed, parse
 from prunetrain.graph.render import render
 from prunetrain.graph.trace import trace_with_state
 from prunetrain.models.assembling import assemble
@@ -60,7 +60,7 @@ def _measured(build: Callable[[int], nn.Module], sizes: Sequence[int], repeats: 
 
 def _seconds(model: nn.Module) -> dict[str, float]:
     """One pass from the model to the smaller network."""
-    parse.cache_clear()
+    _parsed.cache_clear()
     marks = [time.process_time()]
 
     def lap() -> None:

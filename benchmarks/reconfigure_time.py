@@ -23,7 +23,7 @@ from runs import machine
 
 from prunetrain.channels.spaces import Role, find_spaces
 from prunetrain.config import TrainConfig
-from prunetrain.graph.parse import parse
+from prunetrain.graph.parse import _parsed
 from prunetrain.paths import RunPaths
 from prunetrain.regularizers.fading import Ranking
 from prunetrain.training.checkpoints import save_checkpoint
@@ -62,7 +62,7 @@ def _measured(model: str, repeats: int) -> tuple[tuple[int, int], Seconds]:
         checkpoint = _with_dead_channels(state)
         for repeat in range(repeats + 1):
             cpu: list[float] = []
-            parse.cache_clear()  # a command begins without
+            _parsed.cache_clear()  # a command begins without
             with _cpu_time(cpu):
                 change = reconfigure_checkpoint(checkpoint, {"output_dir": folder}, 1).change
             if repeat:

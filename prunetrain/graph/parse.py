@@ -22,7 +22,6 @@ MAX_BYTES: Final = 2_000_000  # a syntax tree takes a thousand times as much mem
 _INPUT: Final = re.compile(r"Input (\d{1,6}(?:x\d{1,6})*)\.")
 
 
-@lru_cache(maxsize=2)  # a run's dense network, and its newest, which is parsed when it is read and again before it is executed
 def parse(source: str, filename: str = "<network>") -> LayerGraph:
     """Return the graph of a network file.
 
@@ -33,6 +32,11 @@ def parse(source: str, filename: str = "<network>") -> LayerGraph:
     Raises:
         NetworkFileError: if the text is anything but a network as `render` writes it, or its shapes do not fit; with file and line.
     """
+    return _parsed(source, filename)
+
+
+@lru_cache(maxsize=2)  # a run's dense network, and its newest, which is parsed when it is read and again before it is executed
+def _parsed(source: str, filename: str) -> LayerGraph:
     place = Source(filename)
     if len(source) > MAX_BYTES:
         place.fail(1, f"too long for a network file: {len(source):,} characters, at most {MAX_BYTES:,}")
