@@ -4,10 +4,10 @@
     python benchmarks/data_pipeline.py folder --workers 0,1,2 --rounds 7
 
 Out: a Markdown table. `step`: gathering, cropping, mirroring and normalising a batch from memory, as a share of a training step of
-ResNet-20 on 3x32x32 images, batch 128; on a CPU in CPU time of one thread, so that other processes are not measured. `folder`: images per
-second of an epoch over JPEGs written for this, compared with torchvision's ImageFolder, RandomResizedCrop, RandomHorizontalFlip, ToTensor,
-Normalize and DataLoader with as many workers, and with the same batches already decoded (`--cache`). All take turns, one epoch each.
-Figures are medians over rounds, with quartiles.
+ResNet-20 on 3x32x32 images, batch 128; on a CPU in CPU time of one thread, so that other processes are not measured; and the tensor
+operations of both. `folder`: images per second of an epoch over JPEGs written for this, compared with torchvision's ImageFolder,
+RandomResizedCrop, RandomHorizontalFlip, ToTensor, Normalize and DataLoader with as many workers, and with the same batches already decoded
+(`--cache`). All take turns, one epoch each. Figures are medians over rounds, with quartiles.
 """
 
 import argparse
@@ -15,12 +15,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from runs import machine
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
@@ -59,7 +61,7 @@ def main() -> None:
 
 def _steps(device: torch.device, rounds: int) -> None:
     graph = trace_with_state(build("resnet20", input_shape=(3, 32, 32), num_classes=10), torch.zeros(2, 3, 32, 32)).graph
-    print("| precision | share of a step, median (quartiles) |\n| --- | --- |")
+    print("| precision | share of a step, median (quartiles) | operations per step | of the step |\n| --- | --- | --- | --- |")
     for amp, channels_last in (("off", False), ("bfloat16", True)):
         config = TrainConfig(dataset="fake", image_size=32, batch_size=128, amp=amp, channels_last=channels_last)
         data, step = load_data(config, device), TrainingStep(graph, Conditions(device, 128, amp, channels_last))
@@ -74,7 +76,27 @@ def _steps(device: torch.device, rounds: int) -> None:
             of_data, of_step = _timed(epoch, device) / data.steps_per_epoch(128), _timed(step, device)
             shares.append(of_data / of_step)
         spread = Spread.of(shares[1:])
-        print(f"| {amp}{', channels-last' if channels_last else ''} | {spread.median:.2%} ({spread.low:.2%} to {spread.high:.2%}) |")
+        precision = f"{amp}{', channels-last' if channels_last else ''}"
+        own, whole = _operations(epoch) / data.steps_per_epoch(128), _operations(step)
+        print(f"| {precision} | {spread.median:.2%} ({spread.low:.2%} to {spread.high:.2%}) | {own:.1f} | {whole} |")
+
+
+def _operations(run: Callable[[], object]) -> int:
+    """How many operations torch does, views not counted."""
+    operations = _Operations()  # type: ignore[no-untyped-call]
+    with operations:
+        run()
+    return operations.count
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations that are no views."""
+
+    count: int = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
 
 
 def _folders(folder: Path, workers: list[int], device: torch.device, rounds: int) -> None:

@@ -382,6 +382,15 @@ def test_a_file_of_a_package_imports_names_of_its_init_file(init: str, tmp_path:
         assert build(f"{file}:make").weight.shape == (3, 3)
 
 
+def test_an_init_file_does_not_run_once_the_file_is_imported(tmp_path: Path) -> None:
+    write(tmp_path / "package_of_users" / "__init__.py", "import nonsense_")
+    file = write(tmp_path / "package_of_users" / "net.py", "from torch import nn\n\ndef make(): return nn.Linear(3, 1)")
+    build(f"{file}:make")
+    places = [module for module in sys.modules.values() if str(tmp_path / "package_of_users") in vars(module).get("__path__", [])]
+    assert len(places) == 1
+    assert not hasattr(places[0], "SIZE")
+
+
 @pytest.mark.parametrize(
     ("init", "message"),
     [

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import util
 from importlib.machinery import ModuleSpec
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -99,6 +100,9 @@ def _import(path: Path, file: Path) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
         raise ConfigError(f"{path} cannot be imported: {describe_error(error, file.parent)}") from error
+    finally:
+        for package in accumulate(name.split("."), "{}.{}".format):
+            _forget_init_on_demand(sys.modules.get(package))
     return module
 
 
@@ -114,6 +118,12 @@ def _declare_packages(folder: Path) -> str:
         if (place / "__init__.py").is_file():
             vars(package)["__getattr__"] = _init_on_demand(package, place)
     return name
+
+
+def _forget_init_on_demand(package: ModuleType | None) -> None:
+    """Run no `__init__.py` from now on: whatever looks through `sys.modules`, as pickle may, would run it."""
+    if package is not None and getattr(vars(package).get("__getattr__"), "__module__", None) == __name__:
+        del vars(package)["__getattr__"]
 
 
 def _init_on_demand(package: ModuleType, folder: Path) -> Callable[[str], Any]:
