@@ -4,6 +4,7 @@ A move raises ShapeError where it does not fit. Numbers stay small and finite, s
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 from hypothesis import strategies as st
@@ -98,6 +99,8 @@ def _layer_norm(draw: Draw, net: Sketch, value: Value) -> Value:
 def _group_norm(draw: Draw, net: Sketch, value: Value) -> Value:
     channels = net.shape(value)[0]
     groups = draw(st.sampled_from(_divisors(channels)))
+    if prod(net.shape(value)) == groups:  # torch refuses to normalise single numbers
+        return _activation(draw, net, value)
     name, affine = _name(draw, net, "norm"), draw(st.booleans())
     return net.layer(name, "GroupNorm", value, num_groups=groups, num_channels=channels, affine=affine)
 
@@ -197,6 +200,8 @@ def _declared_tensor(draw: Draw, net: Sketch, value: Value) -> Value:
     each = draw(st.sampled_from([(shape[0], *(1 for _ in shape[1:])), shape[-1:], ()]))
     role = draw(st.sampled_from(["parameter", "parameter", "buffer"]))
     tensor = net.declare(_name(draw, net, "bias"), each, role)
+    if draw(st.sampled_from([False, False, False, True])):
+        return net.step("torch.addcmul", input=tensor, tensor1=net.declare(_name(draw, net, "scale"), each, role), tensor2=value)
     operands = draw(st.sampled_from([(value, tensor), (value, tensor), (tensor, value)]))
     return net.call(draw(st.sampled_from(["+", "+", "*"])), *operands)
 
@@ -376,7 +381,11 @@ def _residual(draw: Draw, net: Sketch, value: Value) -> Value:
 def _gate(draw: Draw, net: Sketch, value: Value) -> Value:
     """One number a channel, or one a pixel, times the image."""
     if draw(st.sampled_from([False, False, True])):
-        return net.call("*", value, net.call("torch.sigmoid", net.conv(_name(draw, net, "mask"), value, 1, kernel_size=1)))
+        read = value
+        if draw(st.booleans()):
+            largest = draw(st.sampled_from(["torch.max", "torch.amax", "torch.min"]))
+            read = net.cat(*(net.call(target, value, dim=1, keepdim=True) for target in ("torch.mean", largest)))
+        return net.call("*", value, net.call("torch.sigmoid", net.conv(_name(draw, net, "mask"), read, 1, kernel_size=1)))
     squeezed = net.call("F.adaptive_avg_pool2d", value, output_size=1)
     excited = net.conv(_name(draw, net, "excite"), squeezed, net.shape(value)[0], kernel_size=1)
     return net.call("*", value, net.call(draw(st.sampled_from(["torch.sigmoid", "F.hardsigmoid"])), excited))

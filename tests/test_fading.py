@@ -164,3 +164,49 @@ def test_blocks_fade_and_go_together(model: str) -> None:
     assert (~ragged.keep).sum() == len(chosen)
     assert all(kept % 8 == 0 or kept == count for kept, count in ragged.counts().values())
     assert 0.3 < costs(proposal.graph_for(rounded)).macs / dense <= 0.5
+
+
+def spatially_attended() -> tuple[LayerGraph, dict[str, Tensor]]:
+    """Convs whose channels are averaged, by a GroupNorm of one group and for a spatial gate; both have biases in front."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.norm1 = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(1, 8)
+            self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.scale = nn.Parameter(torch.ones(8, 1, 1))
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.norm1(self.conv1(x)))
+            x = self.scale * self.bn2(self.conv2(x))
+            return self.fc((x * torch.sigmoid(x.mean(1, keepdim=True))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    traced = trace_with_state(Net(), torch.zeros(2, 3, 8, 8))
+    return traced.graph, {
+        name: torch.rand_like(tensor) + 0.5 if tensor.is_floating_point() else tensor for name, tensor in traced.state.items()
+    }
+
+
+def test_biases_fade_where_channels_are_reduced_over() -> None:
+    graph, state = spatially_attended()
+    spaces, macs = find_spaces(graph), 0.4 * costs(graph).macs
+    chosen = Ranking(graph, state, criterion="either").weakest(macs)
+    Fading(graph, spaces, state, chosen).scale_(0.0)
+    proposal = propose_cut(graph, state, threshold=1e-4, criterion="either")
+    assert costs(proposal.apply(proposal.plan()).graph).macs <= macs
+    for axis, tensors in {("conv1", "out"): ("conv1.bias", "norm1.bias"), ("conv2", "out"): ("conv2.bias", "bn2.weight", "scale")}.items():
+        going = torch.from_numpy(np.isin(spaces.ids[axis], chosen))
+        assert going.any()
+        for name in tensors:
+            assert torch.equal(state[name].flatten() == 0, going), name
+
+
+def test_channels_stay_where_a_bias_in_front_of_a_reduction_is_not_trained() -> None:
+    graph, state = spatially_attended()
+    ids = find_spaces(graph).ids
+    trained = [name for name in state if name != "conv1.bias"]
+    chosen = Ranking(graph, state, criterion="either", trained=trained).weakest(0)
+    assert not np.isin(ids["conv1", "out"], chosen).any()
+    assert np.isin(ids["conv2", "out"], chosen).sum() == 7

@@ -37,6 +37,22 @@ def test_a_target_is_met_whatever_the_optimizer(kind: type[optim.Optimizer]) -> 
     train_(model, optimizer, 1)
 
 
+def test_channels_in_front_of_layer_norm_fade_with_their_biases() -> None:
+    model: nn.Module = nn.Sequential(
+        nn.Flatten(), nn.Linear(EXAMPLE[0].numel(), 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 5)
+    ).double()
+    optimizer = optim.AdamW(model.parameters(), lr=3e-3)
+    pruner = pruner_of(model, optimizer)
+    for macs in (0.7, 0.4):
+        left = pruner.fade(macs=macs, steps=6)
+        train_(model, optimizer, 6)
+        before = logits(model)
+        step = pruner.reconfigure()
+        model = step.model
+        assert (logits(model) - before).abs().max() <= 1e-10 * before.abs().max()
+        assert step.change.macs[1] / costs(pruner.dense).macs == left <= macs
+
+
 def test_weights_fall_in_a_straight_line_and_stay_at_zero() -> None:
     model = network()
     optimizer = sgd(model, lr=0.0, momentum=0.0, weight_decay=0.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from byhand import cut_of, frozen, ids, ignore, made, silence, steps, width
+from byhand import cut_of, ids, ignore, made, silence, steps, width
 from graphs import Sketch, windows
 from networks import new_state, well_conditioned
 
@@ -232,13 +232,6 @@ def test_groups_of_a_group_norm_go_whole() -> None:
     ignore(state, "fc", 0, 1, 2)  # 3 is read, so 2 stays
     cut = cut_of(graph, state)
     assert (cut.graph.layer("norm")["num_groups"], cut.graph.layer("norm")["num_channels"]) == (2, 4)
-
-
-def test_group_norm_of_one_group_freezes() -> None:
-    net = Sketch("Toy", (2, 3, 3))
-    x = net.layer("norm", "GroupNorm", net.conv("conv1", net.x, 4, kernel_size=1), num_groups=1, num_channels=4)
-    graph, _ = made(net, net.classifier("fc", x, 2))
-    assert frozen(graph, "conv1") == "norm averages over all its channels"
 
 
 def test_prelu_multiplies_a_negative_constant() -> None:

@@ -3,7 +3,7 @@
 An element is either unknown or a constant, with one number in eval mode and one in train mode.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -96,7 +96,7 @@ class Functions:
 
     def result(self, value: Value, step: Step, shape: Shape) -> Abstract:
         """What is known about the result of a step that calls a function."""
-        if FAMILY_OF[step.target] is Family.BINARY:
+        if FAMILY_OF[step.target] is Family.BINARY or step.target == "torch.addcmul":
             return self._binary(step, shape, self._along(value))
         rule = _RULES.get(step.target) or _FAMILY_RULES.get(FAMILY_OF[step.target])
         return rule(self, step, shape) if rule else Abstract.nothing(len(shape))
@@ -132,7 +132,11 @@ class Functions:
         source = self._source(step).broadcast()
         rank = source.known.dim()
         dims = dims_of(tuple(range(rank)) if step["dim"] is None else step["dim"], rank)
-        if step.target not in _OF_EQUALS or set(dims) & set(varying(source.known)):
+        if step.target == "torch.linalg.vector_norm":
+            source = source.only(source.zero)
+        elif step.target not in _OF_EQUALS:
+            return Abstract.nothing(len(shape))
+        if set(dims) & set(varying(source.known)):
             return Abstract.nothing(len(shape))
         count = 1
         for dim in dims if step.target == "torch.sum" else ():
@@ -176,34 +180,29 @@ class Functions:
             source = Abstract(*(torch.cat([_grids(part)[i] for part in parts], dim) for i in range(3)))
         return source
 
-    def _operands(self, step: Step, shape: Shape, along: Collection[int]) -> tuple[Abstract, Abstract]:
-        """The operands of a step, in the result's rank.
+    def _operands(self, step: Step, shape: Shape, along: Collection[int]) -> Iterator[Abstract]:
+        """The operands of a step, in order and in the result's rank.
 
         A result that many channels share (such as a mask over pixels) gets gradients from all of them, constants included, so it counts as
         unknown.
         """
-        found, rank = [], len(shape)
-        for name in ("input", "other"):
+        rank = len(shape)
+        for name, _ in step.arguments:
             operand = step[name]
             if isinstance(operand, Value | Attribute):
                 sizes = (1,) * (rank - len(self._shapes.of(operand))) + self._shapes.of(operand)
                 if isinstance(operand, Value) and any(sizes[dim] < shape[dim] for dim in along):
-                    found.append(Abstract.nothing(rank))
+                    yield Abstract.nothing(rank)
                 else:
-                    found.append(self._value_of(operand).map(lambda grid: aligned(grid, rank)))
+                    yield self._value_of(operand).map(lambda grid: aligned(grid, rank))
             else:
-                found.append(Abstract.number(torch.full((1,) * rank, float(operand), dtype=torch.float64)))
-        return found[0], found[1]
+                yield Abstract.number(torch.full((1,) * rank, float(operand), dtype=torch.float64))
 
     def _binary(self, step: Step, shape: Shape, along: Collection[int]) -> Abstract:
-        a, b = self._operands(step, shape, along)
-        function: Callable[[Tensor, Tensor], Tensor] = _BINARY[step.target]
-        known = a.known & b.known
-        in_eval, in_train = function(a.eval_mode, b.eval_mode), function(a.train_mode, b.train_mode)
-        if step.target == "*":
-            zero = a.zero | b.zero
-            return Abstract(known | zero, torch.where(zero, 0.0, in_eval), torch.where(zero, 0.0, in_train))
-        return Abstract(known & in_eval.isfinite() & in_train.isfinite(), in_eval, in_train)
+        operands = list(self._operands(step, shape, along))
+        if step.target == "torch.addcmul":
+            return _combined("+", operands[0], _combined("*", *operands[1:]))
+        return _combined(step.target, *operands)
 
     def _index_add(self, step: Step, shape: Shape) -> Abstract:
         dim = step["dim"] % len(shape)
@@ -214,6 +213,17 @@ class Functions:
         known[index[~source.known]] = False  # an index may name a position twice
         modes = [torch.index_add(a.contiguous(), 0, index, b) for a, b in zip(_grids(into)[1:], _grids(source)[1:], strict=True)]
         return Abstract(known, modes[0], modes[1]).placed(dim, len(shape))
+
+
+def _combined(operation: str, a: Abstract, b: Abstract) -> Abstract:
+    """What is known about the result of an operation on two values."""
+    function: Callable[[Tensor, Tensor], Tensor] = _BINARY[operation]
+    known = a.known & b.known
+    in_eval, in_train = function(a.eval_mode, b.eval_mode), function(a.train_mode, b.train_mode)
+    if operation == "*":
+        zero = a.zero | b.zero
+        return Abstract(known | zero, torch.where(zero, 0.0, in_eval), torch.where(zero, 0.0, in_train))
+    return Abstract(known & in_eval.isfinite() & in_train.isfinite(), in_eval, in_train)
 
 
 def _grids(abstract: Abstract) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,6 +248,7 @@ _FAMILY_RULES: Final[dict[Family, Callable[[Functions, Step, Shape], Abstract]]]
     Family.MOVE: Functions._move,
 }
 _RULES: Final[dict[str, Callable[[Functions, Step, Shape], Abstract]]] = {
+    "F.normalize": Functions._zeros_only,
     "F.pad": Functions._pad,
     "F.pixel_shuffle": Functions._pixel_shuffle,
     "torch.Tensor.type_as": Functions._same,

@@ -31,7 +31,8 @@ class Atoms:
     """What a walk finds: the atoms (n,) of each of `axes`; `united` pairs (n, 2) that are one channel; `together` atoms of one space.
 
     `frozen` has atoms, and why their spaces may not be cut. `values` has the grid of each value and the operation that made it, `declared`
-    a grid for each declared tensor that has channels. `padding` has the atoms that each padding of channels adds.
+    a grid for each declared tensor that has channels. `padding` has the atoms that each padding of channels adds. `reductions` has the
+    dimension of channels that a step reduces over, by the number of its value.
     """
 
     count: int = 0
@@ -43,6 +44,7 @@ class Atoms:
     padding: list[npt.NDArray[np.int64]] = field(default_factory=list)
     values: list[tuple[Tensor, str]] = field(default_factory=list)
     declared: dict[str, Tensor] = field(default_factory=dict)
+    reductions: dict[int, int] = field(default_factory=dict)
 
     def fresh(self, count: int) -> Tensor:
         """New atoms that make one space."""

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from prunetrain.channels.abstract import Abstract, Functions
 from prunetrain.channels.grids import Mover, Shapes, compress
+from prunetrain.channels.reductions import Reductions
 from prunetrain.channels.slices import LayerSlices, blocks
-from prunetrain.channels.spaces import ChannelSpaces
+from prunetrain.channels.spaces import ChannelSpaces, Ids
 from prunetrain.graph.layergraph import Layer, LayerGraph, Operand, Step, Value
 from prunetrain.graph.windows import Shape, pair
 
@@ -64,14 +65,14 @@ class Consumer:
 class Constants:
     """What `find_constants` finds; `values[i]` belongs to `Value(i)`.
 
-    `averaged[layer]` (features,) bool: inputs of a LayerNorm that are zero, so that a cut can replace them by padding (`rewriting.py`).
+    `absent` has, for each reduction over channels, these channels and (n,) bool, where its input can be padded instead (`reductions.py`).
     `derived[layer]` (n, 2) int64: constant outputs of a layer, and the inputs that they are computed from (constants that meet live
     weights). In training these inputs get gradients through the outputs, so the outputs cannot go alone.
     """
 
     values: tuple[Abstract, ...]
     consumers: Mapping[str, Consumer]
-    averaged: Mapping[str, Tensor]
+    absent: tuple[tuple[Ids, Tensor], ...]
     derived: Mapping[str, Tensor]
 
 
@@ -131,20 +132,22 @@ class _Interpreter:
         self._always_eval = frozenset(always_eval)
         self._shapes = Shapes(graph)
         self._spaces = spaces
+        self._reductions = Reductions(graph, spaces, self._shapes)
         self._functions = Functions(Mover(graph, self._shapes), self._shapes, self._value_of, self._along)
         self._layers = {layer.name: layer for layer in graph.layers}
         self._uses = graph.uses()
         self._calls = [step.layer for step in graph.steps if step.layer]
         self._values: list[Abstract] = []
         self._consumers: dict[str, Consumer] = {}
-        self._averaged: dict[str, Tensor] = {}
+        self._absent: list[tuple[Ids, Tensor]] = []
         self._derived: dict[str, Tensor] = {}
 
     def run(self) -> Constants:
         self._values.append(Abstract.nothing(len(self._graph.input_shape) + 1))
         for value, step in self._graph.results():
             self._values.append(self._step(value, step, self._shapes.of(value)))
-        return Constants(tuple(self._values), self._consumers, self._averaged, self._derived)
+            self._record_absent(value)
+        return Constants(tuple(self._values), self._consumers, tuple(self._absent), self._derived)
 
     def _step(self, value: Value, step: Step, shape: Shape) -> Abstract:
         if step.layer is None:
@@ -166,6 +169,15 @@ class _Interpreter:
         if operand.name in self._shared or operand.name not in self._state:  # trained by all channels, constants too; or an index
             return Abstract.nothing(len(self._shapes.of(operand)))
         return Abstract.number(compress(self._tensor(operand.name)))
+
+    def _record_absent(self, value: Value) -> None:
+        """Record which channels are zero in all that is padded for a reduction."""
+        if (found := self._reductions.of(value)) is None:
+            return
+        source, dim = found
+        row = self._spaces.row(source)
+        zeros = [self._value_of(padded).along(dim, len(row)).zero for padded in self._reductions.padded(source)]
+        self._absent.append((row, torch.stack(zeros).all(0)))
 
     def _along(self, value: Value) -> list[int]:
         """The dimensions of a result along which its channels lie."""
@@ -291,7 +303,6 @@ class _Interpreter:
     def _layer_norm(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
         if self._along(value) != [len(self._shapes.of(value)) - 1] or len(pair(layer["normalized_shape"], 1)) > 1:
             return Abstract.unknown(len(source.known))  # its weights belong to other dimensions and get gradients from all channels
-        self._averaged[layer.name] = source.zero & self._averaged.get(layer.name, torch.tensor(True))
         return self._dead_scale_norm(layer, source, value)
 
     def _prelu(self, layer: Layer, source: Abstract, value: Value) -> Abstract:

@@ -31,8 +31,8 @@ class Removal:
 def remove_channels(graph: LayerGraph, state: Mapping[str, Tensor], plan: KeepPlan) -> Removal:
     """Cut the channels that a plan does not keep, whatever they compute.
 
-    A masked channel that could not be cut without changing the function stays unmasked: one that a LayerNorm reads after a function that
-    maps zero to something else.
+    A masked channel that could not be cut without changing the function stays unmasked: one that a LayerNorm or another reduction over
+    the channels reads after a function that maps zero to something else.
 
     Args:
         graph: the network.

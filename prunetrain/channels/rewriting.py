@@ -3,9 +3,9 @@
 In: a graph, a KeepPlan. Out: the smaller graph, and for every axis the positions that are left. Most steps stay as they are. Sizes and
 positions that a step spells out are recomputed. Two kinds of steps need more:
 
-* LayerNorm averages over its channels, including the removed ones. It keeps its length: its smaller input is padded with the zeros that
-  the removed channels were, and the padding is sliced off again: `self.norm(F.pad(x, (0, 32)))[:, :, :64]`. The remaining channels come
-  first in its weights.
+* a reduction over the channels counts the removed ones too (`reductions.py`). Its smaller input is padded with the zeros that they were:
+  `torch.mean(F.pad(x, (0, 0, 0, 0, 0, 32)), dim=1)`. LayerNorm keeps its length, the remaining channels come first in its weights, and
+  the padding is sliced off again: `self.norm(F.pad(x, (0, 32)))[:, :, :64]`.
 * a channel shuffle whose groups are left with different sizes becomes a selection of positions.
 """
 
@@ -19,15 +19,16 @@ import numpy.typing as npt
 
 from prunetrain.channels.editing import rebuild_graph
 from prunetrain.channels.grids import Shapes, pads
+from prunetrain.channels.reductions import Reductions, reads_all_channels
 from prunetrain.channels.selection import KeepPlan
 from prunetrain.channels.spaces import Axis, Ids
 from prunetrain.graph.blocks import block_of
 from prunetrain.graph.free_names import free_name
+from prunetrain.graph.functions import FAMILY_OF, Family
 from prunetrain.graph.layergraph import Attribute, Declared, Layer, LayerGraph, Operand, Step, Value
 
 _SIZES = {"torch.unflatten": "sizes", "torch.reshape": "shape", "torch.broadcast_to": "size"}  # the argument that spells out sizes
 _NO_IDS: Ids = np.empty(0, dtype=np.int64)
-_NORMS = ("LayerNorm", "RMSNorm")
 
 AXES = ("in", "out", "features")
 """The channel axes that a layer may have."""
@@ -53,7 +54,7 @@ def resized(layer: Layer, sizes: Mapping[str, int]) -> Layer:
         layer: the layer.
         sizes: the number of positions left on each of its channel axes: "in", "out", "features".
     """
-    if not sizes or layer.kind in _NORMS:
+    if not sizes or reads_all_channels(layer):
         return layer
     groups = layer.conv_groups
     changes: dict[str, Any] = {layer.signature.sizes[axis]: size for axis, size in sizes.items()}
@@ -72,6 +73,8 @@ class _Rewriter:
         self._graph = graph
         self._plan = plan
         self._shapes = Shapes(graph)
+        self._reductions = Reductions(graph, plan.spaces, self._shapes)
+        self._whole: dict[Operand, Value] = {}
         self._layers = {layer.name: layer for layer in graph.layers}
         self._steps: list[Step] = []
         self._new: dict[Value, Value] = {Value(0): Value(0)}
@@ -104,10 +107,10 @@ class _Rewriter:
         return kept.reshape(-1) if along and not kept.all() else None
 
     def _rows(self, axis: Axis) -> Ids:
-        """The positions of an axis that are left; for a LayerNorm, followed by the others."""
+        """The positions of an axis that are left; for a normalisation over all channels, followed by the others."""
         keep = self._plan.keep[self._plan.spaces.ids[axis]]
         layer = self._layers.get(axis[0])
-        if layer is not None and layer.kind in _NORMS:
+        if layer is not None and reads_all_channels(layer):
             return np.concatenate([np.flatnonzero(keep), np.flatnonzero(~keep)])
         return np.flatnonzero(keep)
 
@@ -125,14 +128,16 @@ class _Rewriter:
     # Steps.
 
     def _step(self, value: Value, step: Step) -> Value:
-        if step.layer is not None and self._layers[step.layer].kind in _NORMS:
-            return self._norm(value, step)
+        if (reduction := self._reductions.of(value)) is not None:
+            return self._reduce(value, step, *reduction)
         moved = step.map_values(lambda read: self._new[read])
         match step.target:
             case "[:]":
                 moved = self._slice(step, moved)
             case "F.pad":
                 moved = self._pad(value, step, moved)
+                if not any(moved["pad"]) and isinstance(moved["input"], Value):
+                    return moved["input"]
             case "F.channel_shuffle":
                 moved = self._shuffle(step, moved)
             case "torch.index_select" | "torch.index_add":
@@ -145,42 +150,55 @@ class _Rewriter:
         self._steps.append(step)
         return Value(len(self._steps))
 
-    def _norm(self, value: Value, step: Step) -> Value:
-        rank = len(self._shapes.of(value))
-        kept = self._kept(step.operands()[0], rank - 1)
-        moved = step.map_values(lambda read: self._new[read])
-        if kept is None:
-            return self._add(moved)
-        gone = int((~kept).sum())
-        source = moved.operands()[0]
-        if (filled := self._find_padding(step, value, rank)) is not None:
-            before = self._steps[filled.index - 1]
-            self._steps[filled.index - 1] = Step.make("F.pad", **dict(before.arguments) | {"pad": (0, before["pad"][1] + gone)})
-        else:
-            source = self._add(Step.make("F.pad", input=source, pad=(0, gone)))
-        normalized = self._add(Step.make(step.target, input=source))
+    def _reduce(self, value: Value, step: Step, source: Operand, dim: int) -> Value:
+        """A reduction over channels, which lie along `dim` of its input, counted from the end."""
+        kept = self._kept(source, dim)
+        if kept is None or (step.target == "torch.sum" and not self._reductions.is_recomputed(source)):
+            return self._add(step.map_values(lambda read: self._new[read]))
+        reduced = self._add(Step.make(step.target, **dict(step.arguments) | {"input": self._padded(source, dim)}))
+        if step.layer is None and FAMILY_OF[step.target] is Family.REDUCE:
+            return reduced
         reads = [self._graph.steps[number] for number in self._uses[value]]
-        if value not in self._graph.outputs and all(self._slices_off_removed(read, kept, rank) for read in reads):
-            return normalized
-        return self._add(Step.make("[:]", input=normalized, dim=rank - 1, stop=int(kept.sum())))
+        rank = len(self._shapes.of(value))
+        if value not in self._graph.outputs and all(self._slices_off_removed(read, kept, dim, rank) for read in reads):
+            return reduced
+        return self._add(Step.make("[:]", input=reduced, dim=rank + dim, stop=int(kept.sum())))
 
-    def _find_padding(self, step: Step, value: Value, rank: int) -> Value | None:
-        """The new result that a LayerNorm reads, if it is zero-padded at the end and nothing else reads it."""
-        source = step.operands()[0]
-        if not isinstance(source, Value) or not source.index or self._uses[source] != [value.index - 1] or source in self._graph.outputs:
-            return None
-        before = self._steps[self._new[source].index - 1]
-        if before.target != "F.pad" or before["mode"] != "constant" or before["value"]:
-            return None
-        amounts = pads(before, rank)
-        return self._new[source] if amounts.keys() == {rank - 1} and amounts[rank - 1][0] == 0 else None
+    def _padded(self, operand: Operand, dim: int) -> Operand:
+        """The channels of an operand that are left, followed by zeros, or what becomes of zeros, for those that are not."""
+        kept = self._kept(operand, dim) if self._reductions.has_channels(operand) else None
+        if kept is None:
+            return self._new[operand] if isinstance(operand, Value) else operand
+        if operand not in self._whole:
+            step = self._graph.steps[operand.index - 1] if isinstance(operand, Value) and operand.index else None
+            if step is not None and self._reductions.is_recomputed(operand):
+                arguments = {
+                    name: self._padded(read, dim) if isinstance(read, Value | Attribute) else read for name, read in step.arguments
+                }
+                self._whole[operand] = self._add(Step.make(step.target, **arguments))
+            else:
+                self._whole[operand] = self._add(self._padding(operand, step, dim, kept))
+        return self._whole[operand]
+
+    def _padding(self, operand: Operand, step: Step | None, dim: int, kept: npt.NDArray[np.bool_]) -> Step:
+        """Pad an operand with zeros to its old length. If it ends in such zeros, from the step that makes it, these are added to."""
+        left = int(kept.sum())
+        if step is not None and step.target == "F.pad" and step["mode"] == "constant" and not step["value"]:
+            rank = len(self._shapes.of(operand))
+            amounts = pads(step, rank)
+            if amounts.keys() == {rank + dim} and amounts[rank + dim][0] == 0:
+                operand = step["input"]
+                before = self._kept(operand, dim)
+                left = self._shapes.of(operand)[dim] if before is None else int(before.sum())
+        source = self._new[operand] if isinstance(operand, Value) else operand
+        return Step.make("F.pad", input=source, pad=(0, 0) * (-1 - dim) + (0, len(kept) - left))
 
     @staticmethod
-    def _slices_off_removed(read: Step, kept: npt.NDArray[np.bool_], rank: int) -> bool:
-        """Whether a step slices off the end of the last dimension, and no removed channel lies in that end."""
+    def _slices_off_removed(read: Step, kept: npt.NDArray[np.bool_], dim: int, rank: int) -> bool:
+        """Whether a step slices off the end of a dimension, and no removed channel lies in that end."""
         return (
             read.target == "[:]"
-            and read["dim"] % rank == rank - 1
+            and read["dim"] % rank == rank + dim
             and (read["start"], read["step"]) == (0, 1)
             and read["stop"] is not None
             and bool((~kept[read["stop"] :]).sum() == 0)

@@ -95,9 +95,8 @@ def find_candidates(spaces: ChannelSpaces, slices: Mapping[str, LayerSlices], co
         np.add.at(energy, spaces.ids[axis], found.input_norms.double().numpy() ** 2)
         gone = found.dead_inputs if criterion == "union" else constants.consumers[axis[0]].expendable
         np.logical_and.at(removable, spaces.ids[axis], gone.numpy())
-    for layer, absent in constants.averaged.items():
-        if (layer, "features") in spaces.ids:
-            np.logical_and.at(removable, spaces.ids[layer, "features"], absent.numpy())
+    for row, absent in constants.absent:
+        np.logical_and.at(removable, row, absent.numpy())
     return Candidates(spaces, removable, np.sqrt(energy), _derived_channels(spaces, constants), _rows(spaces))
 
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from prunetrain.channels.atoms import Axis, Role
 from prunetrain.channels.components import components
 from prunetrain.channels.walk import Walk
-from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.layergraph import LayerGraph, Operand, Value
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 
@@ -53,7 +53,8 @@ class ChannelSpaces:
     """The channels of a network.
 
     `ids[axis]` has one entry per position of the axis; `dims[tensor]` is the dimension of a declared tensor along which its channels lie.
-    `values[i]` is the grid of `Value(i)` (`grids.py`); it changes along at most one dimension unless it is frozen. Ids run from 0 to
+    `values[i]` is the grid of `Value(i)` (`grids.py`); it changes along at most one dimension unless it is frozen. `reductions[i]` is the
+    dimension of the input's channels that the step of `Value(i)` reduces over, if it does (`reductions.py`). Ids run from 0 to
     `num_channels` - 1. Every id is in exactly one space; `space_of[id]` is its number in `spaces`.
     """
 
@@ -62,12 +63,17 @@ class ChannelSpaces:
     roles: Mapping[Axis, Role]
     dims: Mapping[str, int]
     values: tuple[Ids, ...]
+    reductions: Mapping[int, int]
     spaces: tuple[ChannelSpace, ...]
     space_of: Ids
 
     def axes(self, role: Role) -> list[Axis]:
         """The axes that play a role."""
         return [axis for axis, r in self.roles.items() if r is role]
+
+    def row(self, operand: Operand) -> Ids:
+        """The channels of a result or of a declared tensor that has channels, by their positions."""
+        return self.values[operand.index].reshape(-1) if isinstance(operand, Value) else self.ids[operand.name, "features"]
 
     def frozen_channels(self) -> npt.NDArray[np.bool_]:
         """For every channel, whether it must stay."""
@@ -107,7 +113,8 @@ def find_spaces(graph: LayerGraph) -> ChannelSpaces:
             axes[name, "features"], roles[name, "features"] = ids.ravel(), Role.CARRIER
     ties = [np.stack([np.full(len(ids), ids[0]), ids], 1) for ids in (ids_of[found] for found in atoms.together)]  # each to the first
     _, space_of = np.unique(components(len(numbers), ties), return_inverse=True)
-    return ChannelSpaces(len(numbers), axes, roles, dims, values, _spaces(axes, roles, space_of, frozen), space_of)
+    spaces = _spaces(axes, roles, space_of, frozen)
+    return ChannelSpaces(len(numbers), axes, roles, dims, values, atoms.reductions, spaces, space_of)
 
 
 def _one_dimension(ids: Ids) -> tuple[Ids, bool]:

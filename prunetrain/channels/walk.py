@@ -108,6 +108,10 @@ class Walk:
         self._atoms.freeze(grid, why)
         return grid
 
+    def _record_reduction(self, dim: int) -> None:
+        """Record that the step at hand reduces over its input's channels, which lie along `dim`."""
+        self._atoms.reductions[len(self._atoms.values)] = dim
+
     # Layers.
 
     def _convolution(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
@@ -151,18 +155,18 @@ class Walk:
         return grid if layer["num_parameters"] == 1 else self._carry(layer, grid, shape)
 
     def _group_norm(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
-        """Tie the channels of each group, which is averaged over, so that they can only go together."""
+        """Tie the channels of each group, so that they can only go together; a single group is a reduction over all channels."""
         carried = self._carry(layer, grid, shape)
-        if layer["num_groups"] == 1:
-            self._atoms.freeze(carried, f"{layer.name} averages over all its channels")
-        else:
+        if layer["num_groups"] > 1:
             self._atoms.tied(carried.view(layer["num_groups"], -1), [1])
+        elif carried.shape[1] > 1:
+            self._record_reduction(1)
         return carried
 
     def _layer_norm(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
-        """Carry channels one by one: a cut pads the input of LayerNorm with zeros (`rewriting.py`), so that its average stays the same."""
         normalized = pair(layer["normalized_shape"], 1)
         if len(normalized) == 1 and grid.shape[-1] > 1:
+            self._record_reduction(len(shape) - 1)
             atoms = self._atoms.along(grid, -1, shape[-1], "")
             return placed(self._atoms.put(layer.name, "features", Role.CARRIER, atoms), len(shape) - 1, len(shape))
         if len(normalized) == 1:  # another call may put channels on this axis, which then have to stay
@@ -188,12 +192,16 @@ class Walk:
         return self._frozen(step, shape, f"{step.target} averages over channels") if {2, 3} & set(varying(grid)) else grid
 
     def _reduce(self, step: Step, shape: Shape) -> Tensor:
-        """Reduce over dimensions other than the channels, uniting what differs along them; a reduction over the channels freezes them."""
+        """Reduce over the channels, or over other dimensions, uniting what differs along them."""
         grid = self._grid(step["input"])
         rank = grid.dim()
         over = set(varying(grid)) & set(dims_of(tuple(range(rank)) if step["dim"] is None else step["dim"], rank))
         if over and not set(varying(grid)) - over:
-            return self._frozen(step, shape, f"{step.target} runs over the channels")
+            why = f"{step.target} runs over the channels"
+            if len(over) > 1:
+                return self._frozen(step, shape, why)
+            self._record_reduction(*over)
+            return self._frozen_result(shape, why) if FAMILY_OF[step.target] is Family.REDUCE else grid
         tied = self._atoms.tied(grid, sorted(over))
         return reduced(tied, step) if FAMILY_OF[step.target] is Family.REDUCE else tied
 
@@ -311,5 +319,6 @@ _RULES: Final[dict[str, Callable[[Walk, Step, Shape], Tensor]]] = {
     "F.pad": Walk._pad,
     "F.pixel_shuffle": Walk._pixel_shuffle,
     "torch.Tensor.type_as": Walk._pass,
+    "torch.addcmul": Walk._binary,
     "torch.index_add": Walk._index_add,
 }

@@ -4,7 +4,6 @@ In: a network, and the multiply-accumulates that it should have. Out: its weakes
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -20,7 +19,7 @@ class Fade:
 
     Args:
         graph: the network.
-        weights: the trained weights, under the graph's names; changed in place.
+        weights: the trained parameters, under the graph's names; changed in place.
         average: an average of the network, or None; it fades too, so that a cut does not change its outputs either.
         channels: ids of the channels (`ChannelSpaces.ids`).
         steps: number of optimizer steps that the fade takes, from 1.
@@ -68,14 +67,13 @@ def weakest_channels(network: Network, weights: Mapping[str, Tensor], macs: floa
 
     Args:
         network: the network to make smaller.
-        weights: its trained weights, under the graph's names; channels of other weights stay.
+        weights: its trained parameters, under the graph's names; channels of others stay.
         macs: the multiply-accumulates per image that may be left.
         settings: only `criterion` and `round_to` are read.
 
     Returns:
         Their ids, weakest first, and the multiply-accumulates left without them: over `macs` if no more channels can be removed.
     """
-    layers = tuple(replace(layer, trainable=f"{layer.name}.weight" in weights) for layer in network.graph.layers)
-    ranking = Ranking(replace(network.graph, layers=layers), network.state(), criterion=settings.criterion)
+    ranking = Ranking(network.graph, network.state(), criterion=settings.criterion, trained=weights)
     channels = ranking.weakest(macs, settings.round_to)
     return channels, ranking.macs_without(channels)

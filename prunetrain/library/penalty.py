@@ -28,8 +28,8 @@ class Penalty:
         self._optimizer = optimizer
         self._groups = groups
         self._kernels = kernels
-        parameters = network.parameters()
-        weights = {layer.name: parameters.get(f"{layer.name}.weight") for layer in sliced_layers(network.graph)}
+        self._parameters = network.parameters()
+        weights = {layer.name: self._parameters.get(f"{layer.name}.weight") for layer in sliced_layers(network.graph)}
         self._layer_of = {weight: name for name, weight in weights.items() if weight is not None}
         self._lasso: GroupLasso | None = None
         self._key: tuple[tuple[str, ...], set[torch.device]] = ((), set())
@@ -51,9 +51,14 @@ class Penalty:
         sizes = {self._layer_of[weight]: size for weight, size in self._proximal_step_sizes().items()}
         self._current_lasso().shrink_({layer: strength * size for layer, size in sizes.items()}, unless=unless)
 
-    def trained_weights(self) -> dict[str, nn.Parameter]:
-        """The weights that the optimizer trains now, under the graph's names."""
+    def _trained_weights(self) -> dict[str, nn.Parameter]:
+        """The weights with channels that the optimizer trains now, under the graph's names."""
         return {f"{self._layer_of[weight]}.weight": weight for weight in self._proximal_step_sizes()}
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """All parameters that the optimizer trains now, under the graph's names."""
+        trained = {parameter for group in self._optimizer.param_groups for parameter in group["params"] if parameter.requires_grad}
+        return {name: parameter for name, parameter in self._parameters.items() if parameter in trained}
 
     def _proximal_step_sizes(self) -> dict[nn.Parameter, float]:
         """The weights that the optimizer trains, and how far the proximal step moves each norm at a lambda of 1."""
@@ -69,7 +74,7 @@ class Penalty:
         Raises:
             ConfigError: if they are on several devices.
         """
-        weights = self.trained_weights()
+        weights = self._trained_weights()
         key = (tuple(weights), {weight.device for weight in weights.values()})
         if self._lasso is None or key != self._key:
             if len(key[1]) > 1:

@@ -223,7 +223,7 @@ class PruneTrain:
             raise ConfigError(f"macs must be over 0 and under 1, a share of the dense network's, not {macs}")
         if steps < 1:
             raise ConfigError(f"steps must be 1 or more, not {steps}")
-        dense, weights = costs(self._dense).macs, self._penalty.trained_weights()
+        dense, weights = costs(self._dense).macs, self._penalty.trained_parameters()
         channels, left = self._wrapping.ranks.on_rank_zero(lambda: weakest_channels(self._network, weights, macs * dense, self._settings))
         self._fade = Fade(self._network.graph, weights, self._average(), channels=channels, steps=steps)
         return left / dense
@@ -333,7 +333,7 @@ class PruneTrain:
                 )
             saved = replace(self._network, graph=network)
             penalty = Penalty(saved, self._optimizer, settings.lasso_groups, kernels=self._kernels)
-            fade = None if state["fade"] is None else Fade(network, penalty.trained_weights(), self._average(), **state["fade"])
+            fade = None if state["fade"] is None else Fade(network, penalty.trained_parameters(), self._average(), **state["fade"])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError, NetworkFileError, TraceError) as error:
             raise CheckpointError(f"this is not what PruneTrain.state_dict() returns ({type(error).__name__}: {error})") from None
         self._settings, self._dense, self._network = settings, dense, saved

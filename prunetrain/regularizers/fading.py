@@ -5,18 +5,20 @@ After Wang et al., "Neural pruning via growing regularization", 2021 (arXiv 2012
 harder, and the others train freely. Here the push is a factor instead of a penalty, so that zero is reached at a known step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from prunetrain.channels.grids import Shapes
+from prunetrain.channels.reductions import Reductions
 from prunetrain.channels.rewriting import rewrite
 from prunetrain.channels.selection import Bools, Candidates, Granularity, KeepPlan, make_plan
 from prunetrain.channels.slices import sliced_layers
 from prunetrain.channels.slicing import propose_cut
-from prunetrain.channels.spaces import ChannelSpaces, find_spaces
+from prunetrain.channels.spaces import Axis, ChannelSpaces, find_spaces
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 
@@ -27,6 +29,9 @@ _REACHABLE_SHARE = 0.5  # share of the target in MACs that blocks must be able t
 
 class Fading:
     """The filters and input slices of the fading channels of a network.
+
+    Where a channel is reduced over (`channels/reductions.py`), it can go only if it is zero, so its biases, scales and declared parameters
+    fade too. Elsewhere a cut absorbs them.
 
     Args:
         graph: the network.
@@ -46,15 +51,33 @@ class Fading:
             if weight is None or not any(own is not None and chosen[own].any() for own in ids):
                 continue
             rows, columns = (torch.zeros(1, dtype=torch.bool) if own is None else torch.from_numpy(chosen[own]) for own in ids)
-            going = (rows[:, None] | columns).view(len(rows), len(columns), *(1,) * (weight.dim() - 2))
-            self._weights.append(weight)
-            self._fade_masks.append(_match_layout(weight, going.to(weight)))
+            self._add(weight, (rows[:, None] | columns).view(len(rows), len(columns), *(1,) * (weight.dim() - 2)))
+        reduced = chosen & Reductions(graph, spaces, Shapes(graph)).reduced_channels()
+        for name, axis, dim in _shifts(graph, spaces):
+            if name in weights and reduced[spaces.ids[axis]].any():
+                going = torch.from_numpy(reduced[spaces.ids[axis]])
+                self._add(weights[name], going.view(-1, *(1,) * (weights[name].dim() - 1 - dim)))
+
+    def _add(self, weight: Tensor, going: Tensor) -> None:
+        self._weights.append(weight)
+        self._fade_masks.append(_match_layout(weight, going.to(weight)))
 
     @torch.no_grad()
     def scale_(self, factor: float) -> None:
         """Multiply every filter and input slice of the channels by a factor; 0 makes them exactly zero."""
         if self._weights:
             torch._foreach_addcmul_(self._weights, self._weights, self._fade_masks, value=factor - 1)
+
+
+def _shifts(graph: LayerGraph, spaces: ChannelSpaces) -> Iterator[tuple[str, Axis, int]]:
+    """The biases, and the scales and shifts of normalisations and declared parameters: name, axis, and the dimension of the axis."""
+    for layer in graph.layers:
+        for tensor, axes in layer.signature.axes.items():
+            if tensor in ("weight", "bias") and len(axes) == 1 and (layer.name, axes[0]) in spaces.ids:
+                yield f"{layer.name}.{tensor}", (layer.name, axes[0]), 0
+    for declared in graph.declared:
+        if declared.role == "parameter" and declared.name in spaces.dims:
+            yield declared.name, (declared.name, "features"), spaces.dims[declared.name]
 
 
 def _match_layout(weight: Tensor, mask: Tensor) -> Tensor:
@@ -72,18 +95,18 @@ class Ranking:
         graph: the network.
         state: its state dict.
         criterion: which dead channels go (`selection.py`).
+        trained: names of the tensors that training changes; None stands for those that the graph calls trainable.
     """
 
-    def __init__(self, graph: LayerGraph, state: Mapping[str, Tensor], *, criterion: str) -> None:
+    def __init__(self, graph: LayerGraph, state: Mapping[str, Tensor], *, criterion: str, trained: Collection[str] | None = None) -> None:
         self._graph, self._spaces = graph, find_spaces(graph)
         self._norms = _norms(graph, self._spaces, state)
         order = _weakest_first(self._spaces, self._norms)
         # Weights are examined twice: which channels can go now, and which could if all had faded. A choice among them needs no more.
         self._dead = self._removable(state, criterion)
-        frozen = {f"{layer.name}.weight" for layer in graph.layers if not layer.trainable}
-        faded = {name: tensor.clone() for name, tensor in state.items()}
-        Fading(graph, self._spaces, {name: tensor for name, tensor in faded.items() if name not in frozen}, order).scale_(0.0)
-        able = self._removable(faded, criterion)
+        faded = {name: state[name].clone() for name in (_trainable(graph) if trained is None else trained) if name in state}
+        Fading(graph, self._spaces, faded, order).scale_(0.0)
+        able = self._removable(dict(state) | faded, criterion)
         self._order = [channel for channel in order if able[channel]]
 
     def coarsest_blocks(self, macs: float, dense: LayerGraph) -> dict[str, int]:
@@ -166,6 +189,12 @@ class Ranking:
                 left[space_of[channel]] -= 1
                 going.append(channel)
         return going
+
+
+def _trainable(graph: LayerGraph) -> list[str]:
+    """The tensors of the layers and parameters that the graph calls trainable."""
+    of_layers = [f"{layer.name}.{tensor}" for layer in graph.layers if layer.trainable for tensor in layer.signature.axes]
+    return of_layers + [tensor.name for tensor in graph.declared if tensor.trainable]
 
 
 def _power_of_two(number: int) -> int:

@@ -1,0 +1,85 @@
+"""Reductions over the channels: LayerNorm, GroupNorm with a single group, a mean, maximum or softmax over the channels.
+
+A reduction reads all channels of its input at once, so leaving one out would change the others. A removed channel therefore still counts in
+it, as the zero that it was: the reduction gets an input of the old length, which is what is left, padded with zeros (`rewriting.py`).
+
+An input that was itself computed from a reduction, such as the `x - mean` of a variance, is not zero where `x` is. There `x` is padded,
+and the steps between `x` and the reduction run again at the old length. So a channel can go only if it is zero where the padding is.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from prunetrain.channels.grids import Shapes
+from prunetrain.channels.spaces import ChannelSpaces
+from prunetrain.graph.functions import FAMILY_OF, Family
+from prunetrain.graph.layergraph import Layer, LayerGraph, Operand, Step, Value
+
+Bools = npt.NDArray[np.bool_]
+
+
+def reads_all_channels(layer: Layer) -> bool:
+    """Whether a normalisation reduces over its channels: its weights keep their length when channels go."""
+    return layer.kind in ("LayerNorm", "RMSNorm") or (layer.kind == "GroupNorm" and layer["num_groups"] == 1)
+
+
+class Reductions:
+    """The reductions of a graph, and which of the tensors behind their inputs are padded."""
+
+    def __init__(self, graph: LayerGraph, spaces: ChannelSpaces, shapes: Shapes) -> None:
+        self._graph = graph
+        self._spaces = spaces
+        self._shapes = shapes
+        self._recomputed: set[Operand] = set()
+        for value, step in graph.results():
+            if self._recomputes(step):
+                self._recomputed.add(value)
+
+    def of(self, value: Value) -> tuple[Operand, int] | None:
+        """The input that the step of a value reduces over its channels, and their dimension, counted from the end (-1 is the last)."""
+        dim = self._spaces.reductions.get(value.index)
+        if dim is None:
+            return None
+        source = self._graph.steps[value.index - 1].operands()[0]
+        return (source, dim - len(self._shapes.of(source))) if self.has_channels(source) else None
+
+    def reduced_channels(self) -> Bools:
+        """For every channel, whether it is reduced over, and so can go only if it is zero."""
+        reduced = np.zeros(self._spaces.num_channels, dtype=bool)
+        for index in self._spaces.reductions:
+            if (found := self.of(Value(index))) is not None:
+                reduced[self._spaces.row(found[0])] = True
+        return reduced
+
+    def has_channels(self, operand: Operand) -> bool:
+        """Whether a result or declared tensor holds more than one channel."""
+        return self._spaces.values[operand.index].size > 1 if isinstance(operand, Value) else operand.name in self._spaces.dims
+
+    def is_recomputed(self, operand: Operand) -> bool:
+        """Whether a result is computed again from padded operands where a reduction reads it; otherwise it is padded itself."""
+        return operand in self._recomputed
+
+    def padded(self, operand: Operand) -> Iterator[Operand]:
+        """The tensors that are padded for a reduction of `operand`."""
+        pending, seen = [operand], {operand}
+        while pending:
+            found = pending.pop()
+            if not isinstance(found, Value) or found not in self._recomputed:
+                yield found
+                continue
+            behind = {other for other in self._graph.steps[found.index - 1].operands() if self.has_channels(other)} - seen
+            pending += behind
+            seen |= behind
+
+    def _recomputes(self, step: Step) -> bool:
+        """Whether a step's result may differ from zero where the channels of its operands were zero before a reduction."""
+        if step.layer is not None or FAMILY_OF[step.target] not in (Family.ELEMENTWISE, Family.BINARY):
+            return False
+        channels = [operand for operand in step.operands() if self.has_channels(operand)]
+        recomputed = [operand in self._recomputed for operand in channels]
+        if step.target == "*":  # zero where any operand is
+            return bool(channels) and all(recomputed)
+        shared = any(isinstance(operand, Value) and not self.has_channels(operand) for operand in step.operands())
+        return any(recomputed) or (bool(channels) and shared)
