@@ -148,13 +148,16 @@ def test_a_fade_that_is_not_done_cuts_nothing_and_says_so() -> None:
     assert pruner.state_dict()["fade"] is None
 
 
-def test_a_loop_that_goes_on_with_the_old_model_is_told() -> None:
-    """Without the lasso too, where nothing but the optimizer would know."""
+@pytest.mark.parametrize("cleared", ["before", "after"])
+def test_a_loop_that_goes_on_with_the_old_model_is_told(cleared: str) -> None:
+    """Without the lasso too, where nothing but the optimizer would know; whether gradients are cleared after a step or before the next."""
     model = network()
     optimizer = sgd(model)
     pruner = pruner_of(model, optimizer)
     pruner.fade(macs=0.5, steps=2)
     train_(model, optimizer, 2)
+    if cleared == "before":
+        model(next(batches(1))[0]).sum().backward()  # as left over from the last step
     assert pruner.reconfigure().model is not model
     with pytest.raises(ConfigError, match="train the model of its result"):
         train_(model, optimizer)

@@ -70,7 +70,8 @@ _OLD_MODEL = "the network has no gradients: call loss.backward() first; after re
 class Reconfigured:
     """What to continue training with after a reconfiguration.
 
-    After a cut, `model` is a new network in the old one's wrapping, and the old one is unchanged; if nothing was cut, it is the old one.
+    After a cut, `model` is a new network in the old one's wrapping, and the old one only loses its gradients; if nothing was cut, it is the
+    old one.
     `optimizer` is the same object, now with the new parameters. `ema` is the average that the pruner was given, cut as well: the same
     object if it is a holder such as `AveragedModel`, else a new network. `change` has channels, MACs and parameters before and after.
     `path` is the network file, if one was written.
@@ -154,7 +155,7 @@ class PruneTrain:
         self._strength: float | None = None
         self._proximal_step_due = False  # whether a proximal step must follow the next optimizer step
         self._fade: Fade | None = None
-        self._old_parameters: list[weakref.ref[nn.Parameter]] = []  # parameters from before the last cut that had no gradients then
+        self._old_parameters: list[weakref.ref[nn.Parameter]] = []  # from before the last cut, which took their gradients away
         self._closed = False
         self._hook = optimizer.register_step_post_hook(_after_step(weakref.ref(self)))
         weakref.finalize(self, self._hook.remove)
@@ -281,7 +282,8 @@ class PruneTrain:
         if put_average is not None:
             self._ema = put_average()
         self._model, self._network = model, smaller
-        self._old_parameters = [weakref.ref(parameter) for parameter in network.module.parameters() if not _has_gradient(parameter)]
+        network.module.zero_grad()  # so that a gradient, later, tells of a loop that continues with the old model
+        self._old_parameters = [weakref.ref(parameter) for parameter in network.module.parameters()]
         self._penalty = Penalty(smaller, self._optimizer, self._settings.lasso_groups, kernels=self._kernels)
         self._proximal_step_due, self._fade = False, None
         return Reconfigured(model, self._optimizer, self._ema, _timed(change, start), file)
