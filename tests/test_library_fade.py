@@ -163,6 +163,26 @@ def test_a_loop_that_goes_on_with_the_old_model_is_told(cleared: str) -> None:
         train_(model, optimizer)
 
 
+def test_a_second_optimizer_is_told() -> None:
+    """After a cut it has the old tensors, which nothing trains any more; but whoever trains the old model on for itself may."""
+    model = network()
+    head = optim.SGD(model.head.parameters(), lr=0.1)
+    optimizer = optim.SGD([*model.stem.parameters(), *model.body.parameters()], lr=0.05)
+    pruner = pruner_of(model, optimizer)
+    pruner.fade(macs=0.8, steps=2)
+    for _ in range(2):
+        train_(model, optimizer)
+        head.step()
+    smaller = pruner.reconfigure().model
+    assert smaller is not model
+    train_(smaller, optimizer)
+    with pytest.raises(ConfigError, match="SGD trains parameters that a cut has replaced"):
+        head.step()
+    train_(model, optim.SGD(model.parameters(), lr=0.1))
+    pruner.close()
+    head.step()
+
+
 def test_an_optimizer_may_step_for_other_modules_alone() -> None:
     """As in alternating training; the network that was cut has no gradients then."""
     model, other = network(), nn.Linear(2, 2).double()

@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prunetrain.channels.slicing import Cut, propose_cut
 from prunetrain.config import TrainConfig
@@ -99,7 +100,7 @@ class PruneTrain:
             DistributedDataParallel, every rank makes its own pruner, at the same point of the program.
         optimizer: any torch optimizer whose state has the shapes of its parameters (all of torch.optim but LBFGS), with any groups. Weights
             that it does not have are not penalised and do not fade. Give a single optimizer all trained parameters, in groups: a second
-            one would keep the old tensors after a cut.
+            one would keep the old tensors after a cut, and is refused at its next step.
         example_input: a batch; only its shape matters.
         penalty_ratio: share of the lasso in the loss at the first batch, in [0, 1); 0 turns the lasso off.
         threshold: a slice is dead when all its absolute weights are under this.
@@ -157,8 +158,12 @@ class PruneTrain:
         self._fade: Fade | None = None
         self._old_parameters: list[weakref.ref[nn.Parameter]] = []  # from before the last cut, which took their gradients away
         self._closed = False
-        self._hook = optimizer.register_step_post_hook(_after_step(weakref.ref(self)))
-        weakref.finalize(self, self._hook.remove)
+        self._hooks = [
+            optimizer.register_step_post_hook(_hook(weakref.WeakMethod(self._after_step))),
+            register_optimizer_step_post_hook(_hook(weakref.WeakMethod(self._check_other))),
+        ]
+        for handle in self._hooks:
+            weakref.finalize(self, handle.remove)
 
     @property
     def graph(self) -> LayerGraph:
@@ -342,9 +347,10 @@ class PruneTrain:
         self._strength, self._penalty, self._fade = strength, penalty, fade
 
     def close(self) -> None:
-        """Remove the hook from the optimizer: the lasso and fading no longer act."""
+        """Remove the hooks from the optimizers: the lasso and fading no longer act."""
         self._closed = True
-        self._hook.remove()
+        for handle in self._hooks:
+            handle.remove()
 
     def _average(self) -> Network | None:
         """The copy of the network inside the ema."""
@@ -366,7 +372,7 @@ class PruneTrain:
         stage = self._scaler._per_optimizer_states[id(self._optimizer)]["stage"]
         return self._scaler.scale(torch.ones((), device=self._network.device)) if stage is OptState.READY else None
 
-    def _after_step(self) -> None:
+    def _after_step(self, optimizer: Optimizer) -> None:
         """Make a proximal step if `regularize` was called before this optimizer step, and a step of fading.
 
         Raises:
@@ -380,18 +386,32 @@ class PruneTrain:
         if self._fade:
             self._fade.after_step_()
 
+    def _check_other(self, optimizer: Optimizer) -> None:
+        """Refuse the step of any optimizer for parameters that a cut has replaced, unless the old model is trained on for itself.
+
+        Raises:
+            ConfigError: for such a step.
+        """
+        old = {reference() for reference in self._old_parameters}
+        stale = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter in old]
+        if stale and not any(map(_has_gradient, stale)):
+            raise ConfigError(
+                f"{type(optimizer).__name__} trains parameters that a cut has replaced: give the optimizer of PruneTrain all parameters "
+                "that are trained, in groups"
+            )
+
     def _shrink(self) -> None:
         infinite = getattr(self._optimizer, "found_inf", None)  # a GradScaler lets fused optimizers skip the step themselves
         self._penalty.shrink_(self._strength or 0.0, unless=None if infinite is None else infinite > 0)
 
 
-def _after_step(reference: "weakref.ref[PruneTrain]") -> Callable[..., None]:
-    """Return a hook that does not keep its pruner alive."""
+def _hook(reference: "weakref.WeakMethod[Callable[[Optimizer], None]]") -> Callable[..., None]:
+    """Return a hook that calls a pruner's method and does not keep the pruner alive."""
 
     def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pruner = reference()
-        if pruner is not None:
-            pruner._after_step()
+        method = reference()
+        if method is not None:
+            method(optimizer)
 
     return hook
 
