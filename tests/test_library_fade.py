@@ -148,6 +148,20 @@ def test_a_fade_that_is_not_done_cuts_nothing_and_says_so() -> None:
     assert pruner.state_dict()["fade"] is None
 
 
+def test_channels_that_have_faded_and_stay_are_reported() -> None:
+    """Here something brings weights back after the last step, as Lookahead does."""
+    model = network()
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer)
+    pruner.fade(macs=0.5, steps=2)
+    train_(model, optimizer, 2)
+    with torch.no_grad():
+        model.head.weight += 0.01
+        model.stem[0].weight += 0.01
+    with pytest.warns(UserWarning, match=r"have faded stay, so that \d+\.\d% of the multiply-accumulates are left instead of \d\d\.\d%"):
+        pruner.reconfigure()
+
+
 @pytest.mark.parametrize("cleared", ["before", "after"])
 def test_a_loop_that_goes_on_with_the_old_model_is_told(cleared: str) -> None:
     """Without the lasso too, where nothing but the optimizer would know; whether gradients are cleared after a step or before the next."""

@@ -5,9 +5,13 @@ In: a network, and the multiply-accumulates that it should have. Out: its weakes
 
 from collections.abc import Mapping
 
+import numpy as np
 from torch import Tensor
 
+from prunetrain.channels.rewriting import rewrite
+from prunetrain.channels.selection import Candidates, make_plan
 from prunetrain.channels.spaces import find_spaces
+from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.library.network import Network
 from prunetrain.library.settings import Settings
@@ -35,7 +39,7 @@ class Fade:
     ) -> None:
         if not 0 <= done <= steps:
             raise ValueError(f"{done} of {steps} steps")
-        spaces = find_spaces(graph)
+        self._graph, self._spaces = graph, (spaces := find_spaces(graph))
         self._fading = [Fading(graph, spaces, weights, channels)]
         if average is not None:
             parameters = average.parameters()
@@ -56,6 +60,13 @@ class Fade:
     def unfinished(self) -> str | None:
         """The progress of the fade as text ("2 of 8 steps"); None once the channels are zero."""
         return None if self._done == self._steps else f"{self._done} of {self._steps} steps"
+
+    def macs_left(self) -> int:
+        """The multiply-accumulates per image that the network needs without the channels."""
+        removable = np.zeros(self._spaces.num_channels, dtype=bool)
+        removable[self._channels] = True
+        plan = make_plan(Candidates.from_removable(self._spaces, removable, np.zeros(self._spaces.num_channels)))
+        return costs(rewrite(self._graph, plan).graph).macs
 
     def state_dict(self) -> dict[str, list[int] | int]:
         """The arguments `channels`, `steps` and `done` with which to continue the fade."""

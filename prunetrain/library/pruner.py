@@ -220,7 +220,8 @@ class PruneTrain:
                 With gradient accumulation these are fewer than batches; with a GradScaler, which may skip steps, ask for some fewer.
 
         Returns:
-            The share of the multiply-accumulates that the cut will leave: over `macs` if no more channels can be removed.
+            The share of the multiply-accumulates that the cut will leave: over `macs` if no more channels can be removed. Where frozen
+            layers read fading channels it may leave more, of which it warns.
 
         Raises:
             ConfigError: for numbers out of range.
@@ -252,7 +253,7 @@ class PruneTrain:
 
         Raises:
             ConfigError: for an unusable path or choice, or an optimizer whose state cannot be cut.
-            UserWarning: if channels are still fading; these are not cut.
+            UserWarning: if channels are still fading, or have faded and yet cannot be cut.
             OutputError: if a file cannot be written; the pruner, the model and the optimizer are then unchanged.
         """
         start = time.perf_counter()
@@ -268,6 +269,14 @@ class PruneTrain:
         network, ranks = self._network, self._wrapping.ranks
         cut = self._cut(keep or {})
         change = Change.of(costs(network.graph), cut, self._settings.round_to, {})
+        if self._fade and not self._fade.unfinished and not keep and change.macs[1] > (macs := self._fade.macs_left()):
+            dense = costs(self._dense).macs
+            warnings.warn(
+                f"channels that have faded stay, so that {change.macs[1] / dense:.1%} of the multiply-accumulates are left instead of "
+                f"{macs / dense:.1%}: something has changed their weights after optimizer.step() (Lookahead does, every few steps), or a "
+                "frozen layer reads them, or no weight is under the threshold",
+                stacklevel=3,
+            )
         source = render(cut.graph, dense=self._dense, epoch=_epoch_of(file))
         filename = str(file or "<prunetrain>")
         if cut.graph == network.graph:
