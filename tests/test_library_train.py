@@ -45,6 +45,20 @@ def test_resume_is_yes_or_no(tmp_path: Path, resume: Any) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "^no rate to prune at: say how much to remove"),
+        ({"rate": 0.5, "epochs": -1}, "^epochs must be a whole number from 0, not -1$"),
+        ({"rate": 0.5, "epochs": "2"}, "^epochs must be a whole number from 0, not '2'$"),
+        ({"rate": 0.5, "during": 1.5}, "^during must be a whole number from 0, not 1.5$"),
+    ],
+)
+def test_how_much_to_prune_and_how_long(tmp_path: Path, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prunetrain.prune(tmp_path / "last.pt", method="magnitude", **asked)
+
+
 def test_recipes(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text('model = "lenet-300-100"\nepochs = 1\nround-to = 1\n')

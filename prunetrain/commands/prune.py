@@ -7,7 +7,7 @@ import click
 
 from prunetrain.commands.options import FROM_CHECKPOINT, checkpoint_argument, config_option, flag_settings
 from prunetrain.errors import ConfigError
-from prunetrain.method_settings import GROUP_LASSO, METHOD_SETTINGS
+from prunetrain.method_settings import METHOD_SETTINGS
 from prunetrain.training.stopping import exit_code
 
 _LASSO = ("penalty_ratio", "target_macs", "target_by", "prune_interval", "round_to")
@@ -87,8 +87,6 @@ def command(
         settings |= {"method": "magnitude-std", "rate": threshold_std}
     if "method" not in settings:
         raise ConfigError("no method to prune with: give one, such as --method magnitude")
-    if settings["method"] != GROUP_LASSO and not settings.keys() & {"rate", "layer_rates"}:
-        raise ConfigError("no rate to prune at: say how much to remove, such as --rate 0.5")
 
     from prunetrain.library.prune import prune
     from prunetrain.report.progress import TrainingProgress

@@ -9,6 +9,7 @@ from typing import Any
 
 from prunetrain.config import TrainConfig, check_ignored_settings, check_resume, settings_from
 from prunetrain.errors import CheckpointError, ConfigError
+from prunetrain.method_settings import GROUP_LASSO
 from prunetrain.paths import RunPaths, checkpoint_of, newest_run
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.events import Observer
@@ -21,7 +22,7 @@ def prune(
     checkpoint: str | Path,
     *,
     method: str,
-    rate: float = 0.0,
+    rate: float | None = None,
     epochs: int | None = None,
     during: int | None = None,
     resume: bool = False,
@@ -34,7 +35,8 @@ def prune(
         checkpoint: an end-of-epoch checkpoint of a `prunetrain train` run; or the name of a run in the current folder, which stands for
             its last.pt.
         method: one of `prunetrain.method_settings.METHODS`.
-        rate: share to remove, in [0, 1); for magnitude-std the factor of the standard deviation; group-lasso has `penalty_ratio` instead.
+        rate: share to remove, in [0, 1); for magnitude-std the factor of the standard deviation. Needed, except where `layer_rates` name
+            shares and for group-lasso, which has `penalty_ratio` and `target_macs` instead.
         epochs: epochs of retraining after each pruning; by default 10, or the rest of the schedule where `retrain` rewinds it.
         during: epochs of training with the method before it prunes for good: ADMM pulls weights, filter methods prune softly. By default
             none, and for ADMM as many as for retraining.
@@ -46,8 +48,13 @@ def prune(
         PruneTrainError: for unusable files, settings or networks; all are checked before anything is written.
     """
     check_resume(resume)
+    for name, number in (("epochs", epochs), ("during", during)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
+            raise ConfigError(f"{name} must be a whole number from 0, not {number!r}")
+    given = settings_from({"method": method, **({} if rate is None else {"rate": rate}), **settings})
+    if method != GROUP_LASSO and not given.keys() & {"rate", "layer_rates"}:
+        raise ConfigError("no rate to prune at: say how much to remove, such as --rate 0.5")
     path = checkpoint_of(checkpoint)
-    given = settings_from({"method": method, "rate": rate, **settings})
     config = pruning_config(path, given, epochs=epochs, during=during)
     listener = observer or Observer()
     run = newest_run(Path(config.output_dir), config.name) if resume else None
