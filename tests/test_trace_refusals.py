@@ -446,3 +446,9 @@ def test_lazy_layers() -> None:
 def test_a_lazy_layer_that_nothing_calls() -> None:
     model = network(lambda self, x: self.conv(x), conv=nn.Conv2d(3, 4, 3), spare=nn.LazyConv2d(4, 3))
     assert len(trace(model, IMAGES).layers) == 1
+
+
+@pytest.mark.parametrize("example", [None, (1, 3, 224, 224)])
+def test_an_example_that_is_no_tensor(example: Any) -> None:
+    with pytest.raises(TraceError, match=r"^the example input must be a batch of images, such as torch.randn\(1, 3, 224, 224\), not "):
+        trace(nn.Conv2d(3, 4, 3), example)

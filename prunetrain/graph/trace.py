@@ -72,6 +72,8 @@ def trace_with_state(model: nn.Module, example_input: Tensor) -> Traced:
     Raises:
         TraceError: as `trace` does.
     """
+    if not isinstance(example_input, Tensor):
+        raise TraceError(f"the example input must be a batch of images, such as torch.randn(1, 3, 224, 224), not {example_input!r}")
     _check_signature(model)
     modules = dict(model.named_modules())
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
