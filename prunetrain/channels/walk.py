@@ -197,10 +197,10 @@ class Walk:
         rank = grid.dim()
         over = set(varying(grid)) & set(dims_of(tuple(range(rank)) if step["dim"] is None else step["dim"], rank))
         if over and not set(varying(grid)) - over:
-            why = f"{step.target} runs over the channels"
             if len(over) > 1:
-                return self._frozen(step, shape, why)
+                return self._frozen(step, shape, f"{step.target} runs over several dimensions of channels")
             self._record_reduction(*over)
+            why = f"{step.target} of all channels"
             return self._frozen_result(shape, why) if FAMILY_OF[step.target] is Family.REDUCE else grid
         tied = self._atoms.tied(grid, sorted(over))
         return reduced(tied, step) if FAMILY_OF[step.target] is Family.REDUCE else tied
