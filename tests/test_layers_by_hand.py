@@ -8,6 +8,7 @@ import torch
 from byhand import cut_of, frozen, ids, ignore, made, silence, steps, width
 from graphs import Sketch
 
+from prunetrain.channels.coverage import measure_coverage
 from prunetrain.channels.spaces import find_spaces
 from prunetrain.graph.layergraph import BatchSize, Value
 
@@ -129,6 +130,19 @@ def test_one_gate_for_all_channels_stays() -> None:
     assert (frozen(graph, "mask"), frozen(graph, "conv1")) == ("broadcast by *", "")
     ignore(state, "fc", 2)
     assert width(cut_of(graph, state), "conv1", "mask") == [2, 1]
+
+
+def test_coordinates_beside_the_channels() -> None:
+    """Concatenated in the middle of a network (CoordConv, arXiv 1807.03247): one number for each pixel, the same for all images."""
+    net = Sketch("Toy", (2, 3, 4))
+    x = net.conv("conv1", net.x, 5, kernel_size=1)
+    rows = net.call("torch.broadcast_to", net.declare("rows", (1, 1, 3, 4)), size=(BatchSize(x), -1, -1, -1))
+    graph, state = made(net, net.classifier("fc", net.conv("conv2", net.cat(x, rows), 3, kernel_size=1), 2))
+    ignore(state, "conv2", 1, 3, 5)
+    cut = cut_of(graph, state)
+    assert width(cut, "conv1") == [3]
+    assert (cut.graph.layer("conv2")["in_channels"], cut.graph.declared) == (4, graph.declared)
+    assert "one channel of each space stays" in {space.why for space in measure_coverage(graph, find_spaces(graph)).spaces}
 
 
 @pytest.mark.parametrize("images", [True, False])

@@ -137,6 +137,17 @@ def test_a_gate_that_is_expanded_is_left_to_the_operator() -> None:
     assert targets(graph) == ["self.conv", "torch.mean", "torch.sigmoid", "torch.unsqueeze", "torch.unsqueeze", "*"]
 
 
+def test_two_gates_that_are_expanded_to_each_others_shape() -> None:
+    """As in BAM (arXiv 1807.06514): one number for each channel times one for each pixel."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x * torch.sigmoid(x.mean((2, 3), keepdim=True).expand_as(x) * self.spatial(x).expand_as(x))
+
+    graph = check_same(network(forward, conv=nn.Conv2d(3, 4, 1), spatial=nn.Conv2d(4, 1, 1)), (2, 3, 8, 8), (1, 3, 6, 5))
+    assert targets(graph) == ["self.conv", "torch.mean", "self.spatial", "*", "torch.sigmoid", "*"]
+
+
 def test_a_class_token_is_repeated_for_each_image() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         x = self.conv(x).flatten(2).transpose(1, 2)

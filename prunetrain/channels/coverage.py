@@ -107,7 +107,7 @@ def _why_indivisible(spaces: ChannelSpaces, space: ChannelSpace, grouping: set[s
 def _tied_channel_count(spaces: ChannelSpaces, space: ChannelSpace) -> int:
     """The largest number of a layer's channels that the single channel of a space stands for."""
     made = [ids for axis, ids in spaces.ids.items() if spaces.roles[axis] is not Role.CONSUMER]
-    return max((int((ids == space.channels[0]).sum()) for ids in made), default=1)
+    return max([1, *(int((ids == space.channels[0]).sum()) for ids in made)])
 
 
 def _staying_weight_share(spaces: ChannelSpaces, layer: str, stays: Bools) -> float:

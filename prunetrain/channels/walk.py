@@ -219,11 +219,17 @@ class Walk:
         return placed(self._atoms.tied(atoms.view(shape[1], -1), [1]).reshape(-1), 1, 4)
 
     def _join(self, step: Step, shape: Shape) -> Tensor:
-        """Join; operands joined along a dimension other than the channels share their channels."""
+        """Join; operands joined along a dimension other than the channels share their channels.
+
+        What is joined along the channels may be a declared tensor of other numbers for each pixel, such as coordinates: it is one channel.
+        """
         joined = self._mover.move(step, self._grid)
         dim = step["dim"] % len(shape)
-        along = varying(joined)
-        return self._atoms.tied(joined, [dim]) if dim in along and len(along) > 1 else joined
+        others = [other for other in varying(joined) if other != dim]
+        if dim not in varying(joined) or not others:
+            return joined
+        joins_channels = step.target == "torch.cat" and any(varying(self._grid(operand)) == [dim] for operand in step["tensors"])
+        return self._atoms.tied(joined, others if joins_channels else [dim])
 
     def _pad(self, step: Step, shape: Shape) -> Tensor:
         grid, own = self._grid(step["input"]), self._shapes.of(step["input"])

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from prunetrain.graph.functions import FAMILY_OF, Family
 from prunetrain.graph.layergraph import Argument, Step, Value
 from prunetrain.graph.tracing.builder import Builder, PlacedStep
@@ -20,7 +22,7 @@ class ModeSteps:
 def simplify_steps(build: Builder, outputs: tuple[Value, ...]) -> ModeSteps:
     """Return the steps that the outputs need, simplified."""
     lines = list(build.lines)
-    _drop_broadcasts(lines, build.sizes, outputs)
+    _drop_broadcasts(lines, build, outputs)
     _replace_channel_shuffles(lines, outputs)
     return _keep_needed_steps(lines, outputs, build.sizes)
 
@@ -35,8 +37,8 @@ def _readers(lines: list[PlacedStep], outputs: tuple[Value, ...]) -> dict[int, l
     return readers
 
 
-def _drop_broadcasts(lines: list[PlacedStep], sizes: list[Sizes], outputs: tuple[Value, ...]) -> None:
-    """Drop a broadcast_to that an operator does by itself, because its other operand has the full shape.
+def _drop_broadcasts(lines: list[PlacedStep], build: Builder, outputs: tuple[Value, ...]) -> None:
+    """Drop a broadcast_to that an operator does by itself: its operands make the same shape without it.
 
     Only if nothing else reads the broadcast tensor: gradients from several readers would be added up in another order.
     """
@@ -46,11 +48,14 @@ def _drop_broadcasts(lines: list[PlacedStep], sizes: list[Sizes], outputs: tuple
             continue
         arguments: dict[str, Argument] = dict(line.step.arguments)
         for name, other in (("input", "other"), ("other", "input")):
-            one, beside = arguments[name], arguments[other]
-            if not isinstance(one, Value) or not isinstance(beside, Value) or not one.index:
+            one = arguments[name]
+            if not isinstance(one, Value) or not one.index:
                 continue
             source = lines[one.index - 1].step
-            if source.target == "torch.broadcast_to" and len(readers.get(one.index, ())) == 1 and sizes[beside.index] == sizes[number + 1]:
+            if source.target != "torch.broadcast_to" or len(readers.get(one.index, ())) != 1:
+                continue
+            pairs = zip(build.sizes_of(source["input"]), build.sizes_of(arguments[other]), strict=True)
+            if tuple(torch.broadcast_shapes(*pair) for pair in pairs) == build.sizes[number + 1]:  # type: ignore[no-untyped-call]
                 arguments[name] = source["input"]
         lines[number] = replace(line, step=replace(line.step, arguments=tuple(arguments.items())))
 
