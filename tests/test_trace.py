@@ -212,10 +212,12 @@ SPELLINGS: dict[str, list[nn.Module]] = {
     "mean": [
         network(lambda self, x: x.mean((2, 3), keepdim=True)),
         network(lambda self, x: torch.mean(x, dim=[2, 3], keepdim=True)),
+        network(lambda self, x: x.mean(axis=(2, 3), keepdims=True)),
     ],
     "largest": [
         network(lambda self, x: x.max(2)[0]),
         network(lambda self, x: torch.max(x, dim=2).values),
+        network(lambda self, x: x.max(axis=2).values),
     ],
     "norm": [
         network(lambda self, x: x.norm(p=2, dim=1, keepdim=True)),
@@ -248,6 +250,9 @@ def test_spellings_give_one_graph(spelling: str) -> None:
         (nn.Hardsigmoid(), "F.hardsigmoid"),
         (nn.Sigmoid(), "torch.sigmoid"),
         (nn.Tanh(), "torch.tanh"),
+        (nn.Softshrink(0.3), "F.softshrink"),
+        (nn.Hardshrink(0.3), "F.hardshrink"),
+        (nn.Tanhshrink(), "F.tanhshrink"),
     ],
 )
 def test_activations_compute_the_same(module: nn.Module, target: str) -> None:

@@ -46,6 +46,7 @@ CONVERSIONS: Final = frozenset("float to type type_as double half bfloat16 cpu c
 
 
 _FIRST: Final = ("input", "self", "tensor", "x", "a", "x1")  # torch's names for a function's first parameter
+_AS_IN_NUMPY: Final = {"axis": "dim", "keepdims": "keepdim"}
 _INPUT_IS_SECOND: Final = frozenset(("where", "searchsorted"))
 _IGNORED_ARGUMENTS: Final = frozenset(("inplace", "_stacklevel", "out"))  # do not affect the result
 
@@ -68,8 +69,12 @@ def is_in_place(name: str) -> bool:
     return name.endswith("_")
 
 
-def main_tensor_first(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call with its main tensor in front: `flatten(x, start_dim=1)` for `flatten(input=x, start_dim=1)`."""
+def canonical_arguments(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with its main tensor in front: `flatten(x, start_dim=1)` for `flatten(input=x, start_dim=1)`.
+
+    Names that torch takes as numpy does are torch's own: `mean(x, dim=1)` for `mean(x, axis=1)`.
+    """
+    kwargs = {_AS_IN_NUMPY.get(key, key): value for key, value in kwargs.items()}
     first = next((key for key in _FIRST if isinstance(kwargs.get(key), Tensor)), None)
     if args or first is None or name in _INPUT_IS_SECOND:
         return args, kwargs

@@ -26,8 +26,8 @@ from prunetrain.graph.tracing.calls import (
     RANDOM,
     SIZE_CALLS,
     UNINITIALISED,
+    canonical_arguments,
     is_in_place,
-    main_tensor_first,
     short_name,
 )
 from prunetrain.graph.tracing.custom_functions import has_gradient_of_forward, run_forward
@@ -71,7 +71,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Handle a call: torch calls this in place of every function and method."""
         name = short_name(func)
-        args, kwargs = main_tensor_first(name, args, kwargs or {})
+        args, kwargs = canonical_arguments(name, args, kwargs or {})
         if name == "__getitem__":
             args = (args[0], self._with_whole_numbers(args[1]))
         if name in GRADIENT_QUERIES and len(args) == 1 and self._journal.is_result(args[0]):

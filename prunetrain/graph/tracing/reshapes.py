@@ -214,9 +214,9 @@ def repeat_interleave(build: Builder, call: Call) -> Operand:
 
 def join(build: Builder, call: Call) -> Operand:
     """Tensors that are concatenated or stacked."""
-    given = arguments(call, "tensors dim axis")
+    given = arguments(call, "tensors dim")
     leaves = [leaf for leaf in given["tensors"] if build.sizes_of(leaf)[0] != (0,)]
-    dim = given.get("dim", given.get("axis", 0))
+    dim = given.get("dim", 0)
     if call.name == "stack":
         return build.add("torch.stack", tensors=tuple(map(build.tensor, leaves)), dim=dim)
     if call.name in ("hstack", "vstack"):
