@@ -73,6 +73,19 @@ def test_macs_without_all_that_can_go_by_hand() -> None:
     assert Ranking(fixed, state, criterion="union").least_macs() == costs(graph).macs
 
 
+@pytest.mark.parametrize("filters", [slice(None), 3], ids=["all", "the one that would stay"])
+def test_channels_fade_although_a_branch_could_go(filters: slice | int) -> None:
+    """Because its last conv is zero, or does not make the strongest channel of the stream, which would stay if all others faded."""
+    graph, state = traced_zoo("resnet20")
+    least = Ranking(graph, state, criterion="either").least_macs()
+    state["layer1_1_conv2.weight"][3] *= 2
+    state["layer1_0_conv2.weight"][filters] = 0
+    ranking = Ranking(graph, state, criterion="either")
+    assert ranking.least_macs() == least
+    half = 0.5 * costs(graph).macs
+    assert ranking.macs_without(ranking.weakest(half)) <= half
+
+
 def test_fading_by_hand() -> None:
     """A weight that both of its channels take along fades once."""
     graph, state = chain()

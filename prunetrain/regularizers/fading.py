@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from prunetrain.channels.constants import find_constants
 from prunetrain.channels.grids import Shapes
 from prunetrain.channels.reductions import Reductions
 from prunetrain.channels.rewriting import rewrite
-from prunetrain.channels.selection import Bools, Candidates, Granularity, KeepPlan, make_plan
-from prunetrain.channels.slices import sliced_layers
-from prunetrain.channels.slicing import propose_cut
+from prunetrain.channels.selection import Bools, Candidates, Granularity, KeepPlan, find_candidates, make_plan
+from prunetrain.channels.slices import measure_slices, sliced_layers
 from prunetrain.channels.spaces import Axis, ChannelSpaces, find_spaces
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
@@ -163,9 +163,11 @@ class Ranking:
         return self._macs_of(make_plan(Candidates.from_removable(self._spaces, removable, self._norms)))
 
     def _removable(self, state: Mapping[str, Tensor], criterion: str) -> Bools:
-        """The channels that could be cut; none if whole branches could, since the remaining channels would then have other ids."""
-        proposal = propose_cut(self._graph, state, threshold=float(np.finfo(np.float32).tiny), criterion=criterion)
-        return proposal.candidates.removable if proposal.graph == self._graph else np.zeros(self._spaces.num_channels, dtype=bool)
+        """The channels that could be cut, also of branches that could go as a whole: without these, other channels would have these ids."""
+        threshold = float(np.finfo(np.float32).tiny)
+        slices = measure_slices(self._graph, state, threshold)
+        constants = find_constants(self._graph, self._spaces, state, slices, threshold)
+        return find_candidates(self._spaces, slices, constants, criterion).removable
 
     def _plan(self, count: int, granularity: Granularity) -> KeepPlan:
         """The plan without the weakest channels."""
