@@ -207,7 +207,8 @@ def test_a_target_is_met_where_no_cut_would_be_faster(
         ({"epochs": 1}, "1 epoch is"),
         ({"epochs": 4, "prune_interval": 4}, "4 epochs are"),
         ({"epochs": 5, "prune_interval": 4}, None),
-        ({"epochs": 9, "prune_interval": 4, "prune_at": 5}, "4 epochs are"),
+        ({"epochs": 9, "prune_interval": 4, "prune_at": 5}, "4 epochs after epoch 5 are"),
+        ({"epochs": 5, "prune_at": 5}, "0 epochs after epoch 5 are"),
         ({"epochs": 1, "target_macs": 0.0}, None),
         ({"epochs": 1, "penalty_ratio": 0.0}, None),
     ],
@@ -253,6 +254,13 @@ def test_a_missed_target_is_said_at_the_start_and_at_the_end(images: Path, tmp_p
     outcome = resume_run(stopped.run.last, {}, second)
     assert second.messages == [f"resuming from {stopped.run.last}"]
     assert outcome.missed == said.replace("epoch_000", "epoch_003")
+
+
+def test_a_network_as_small_as_its_target_needs_no_epochs(images: Path, tmp_path: Path) -> None:
+    first = start_run(settings(images, tmp_path, epochs=2, prune_interval=1, penalty_ratio=0.1, target_macs=0.5), Recorder())
+    recorder = Recorder()
+    assert prune(first.run.last, method="group-lasso", epochs=1, observer=recorder).missed is None
+    assert recorder.messages == []
 
 
 def test_a_target_that_is_met_is_not_missed(images: Path, tmp_path: Path) -> None:

@@ -71,14 +71,15 @@ def epochs_to_target(config: TrainConfig) -> int:
 
 def warning_too_few_epochs(config: TrainConfig) -> str | None:
     """A sentence on why the run has too few epochs to reach its target; None if it has enough."""
-    if not (config.uses_group_lasso and config.target_macs) or config.epochs == config.prune_at:
+    if not (config.uses_group_lasso and config.target_macs):
         return None
     if next_macs(config, interval_start(config, config.epochs - 1)) <= config.target_macs + 1e-9:
         return None
-    epochs = config.epochs - config.prune_at
+    epochs, before = config.epochs - config.prune_at, config.prune_at
     return (
-        f"{epochs} {'epoch is' if epochs == 1 else 'epochs are'} too few for --target-macs {config.target_macs:g}: "
-        f"nothing is cut in the first --prune-interval ({config.prune_interval}), so train for at least {config.prune_interval + 1} epochs"
+        f"{epochs} {'epoch' if epochs == 1 else 'epochs'}{f' after epoch {before}' if before else ''} {'is' if epochs == 1 else 'are'} "
+        f"too few for --target-macs {config.target_macs:g}: nothing is cut in the first --prune-interval ({config.prune_interval}), "
+        f"so train for at least {config.prune_interval + 1} epochs{' from there' if before else ''}"
     )
 
 

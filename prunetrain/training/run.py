@@ -311,6 +311,8 @@ def _train(begun: list[tuple[TrainState, DataSource]], observer: Observer, reque
 
 def _warning_before_training(state: TrainState) -> str | None:
     """A sentence on what keeps a run from its target; None if nothing does."""
+    if state.costs.macs <= state.config.target_macs * costs(state.dense).macs:
+        return None
     if warning := warning_too_few_epochs(state.config):
         return warning
     if state.progress.lasso_strength is not None:  # said when the run began
