@@ -1,7 +1,7 @@
-"""Soft filter pruning: after every epoch the weakest filters are set to zero but keep training; those that recover may stay.
+"""Soft filter pruning: after an epoch the weakest filters are set to zero but keep training; those that recover may stay.
 
 He, Kang, Dong, Fu and Yang, "Soft filter pruning", 2018, arXiv 1808.06866; FPGM (arXiv 1811.00250) is published in the same way. In: a
-network in training. Out: its weakest filters at zero after every epoch, and at the end the plan of a cut. BatchNorm is left alone: if its
+network in training. Out: its weakest filters at zero after an epoch, and at the end the plan of a cut. BatchNorm is left alone: if its
 scale or bias were zero too, no gradient would reach a filter in front of a ReLU again.
 """
 
@@ -29,13 +29,15 @@ class SoftFilters(TrainingMethod):
         rate: share of each space's channels to remove, in [0, 1).
         options: the method's options.
         interval: epochs between two decisions, from 1, as `TrainConfig` checks.
+        last: the epoch at whose end the channels are cut. Nothing is zeroed then: filters at zero may be far from the others' geometric
+            median, and others would be cut in their place.
 
     Raises:
         ConfigError: for a method that decides on weights, and for whatever the method refuses.
     """
 
     def __init__(
-        self, graph: LayerGraph, weights: Mapping[str, Tensor], *, method: str, rate: float, options: Options, interval: int = 1
+        self, graph: LayerGraph, weights: Mapping[str, Tensor], *, method: str, rate: float, options: Options, interval: int, last: int
     ) -> None:
         if entry(method).decides != "channels":
             raise ConfigError(f"{method} prunes weights, but soft pruning needs a method for filters, such as fpgm or filter-l2")
@@ -45,6 +47,7 @@ class SoftFilters(TrainingMethod):
         self._rate = rate
         self._options = options
         self._interval = interval
+        self._last = last
         self.plan()
 
     def plan(self) -> KeepPlan:
@@ -54,7 +57,7 @@ class SoftFilters(TrainingMethod):
         return plan
 
     def after_epoch_(self, epoch: int) -> None:
-        """At the end of an interval, zero the filters of the channels that a cut would remove now."""
-        if epoch % self._interval == 0:
+        """At the end of an interval, zero the filters of the channels that a cut would remove now, unless it follows."""
+        if epoch % self._interval == 0 and epoch != self._last:
             masks = filter_masks(self._graph, self._weights, self.plan())
             masks.apply_(self._weights)

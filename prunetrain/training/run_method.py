@@ -151,7 +151,9 @@ def _method_before_pruning(config: TrainConfig, graph: LayerGraph, weights: Mapp
         settings = AdmmSettings(rho=config.rho, rho_factor=config.rho_factor, rho_max=config.rho_max, interval=config.method_interval)
         return Admm(weights, projection(graph, rate, options), settings)
     if methods.entry(config.method).decides == "channels":
-        return SoftFilters(graph, weights, method=config.method, rate=rate, options=options, interval=config.method_interval)
+        return SoftFilters(
+            graph, weights, method=config.method, rate=rate, options=options, interval=config.method_interval, last=config.prune_at
+        )
     return TrainingMethod()
 
 
