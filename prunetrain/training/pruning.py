@@ -23,7 +23,7 @@ from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Decision, Options
 from prunetrain.methods.registry import decide
 from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES, cut_start_weights, masked_start_weights
-from prunetrain.methods.training_method import EARLY, KEEP, cut_state, empty_method_state
+from prunetrain.methods.training_method import EARLY, KEEP, empty_method_state
 from prunetrain.methods.weights import maskable_layers
 from prunetrain.training.checkpoints import Checkpoint
 from prunetrain.training.run_method import (
@@ -93,7 +93,7 @@ def prune_checkpoint(graph: LayerGraph, checkpoint: Checkpoint, config: TrainCon
     masks, plan = decision
     cut = remove_channels(graph, masks.applied(checkpoint.model) if masks else checkpoint.model, plan).cut
     moved = masks.cut(cut.sources) if masks else None
-    early_cut = {} if last else _gathered(cut, early)
+    early_cut = cut_start_weights(cut, early) if early and not last else {}
     method = state_after_pruning(masks=moved, early=early_cut, rounds=rounds + 1, epoch=epoch, sizes={} if last else sizes)
     state = cut_start_weights(cut, early or None)
     state = moved.applied(state) if moved else state
@@ -132,12 +132,6 @@ def _layer_rates_of_round(graph: LayerGraph, config: TrainConfig, rounds: int, s
 def channels_of(graph: LayerGraph) -> dict[str, int]:
     """The number of output channels of each layer that can be masked or cut."""
     return {layer.name: layer["out_features" if layer.kind == "Linear" else "out_channels"] for layer in maskable_layers(graph)}
-
-
-def _gathered(cut: Cut, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if not tensors:
-        return {}
-    return cut_state({"tensors": {"kept": dict(tensors)}, "numbers": {}}, cut.sources)["tensors"]["kept"]
 
 
 def starting_checkpoint(config: TrainConfig, graph: LayerGraph, checkpoint: Checkpoint, early: Mapping[str, Tensor]) -> PruningResult:
