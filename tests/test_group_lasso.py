@@ -24,7 +24,14 @@ def flattened() -> LayerGraph:
     return net.graph(net.linear("fc2", x, 2))
 
 
-NETWORKS = {"residual": residual, "depthwise": depthwise, "gate": gate, "flattened": flattened}
+def beside_the_images() -> LayerGraph:
+    """A conv that reads channels that can go together with those of the images, which cannot."""
+    net = Sketch("Toy", (2, 4, 4))
+    x = net.conv("conv2", net.cat(net.x, net.conv("conv1", net.x, 3, kernel_size=1)), 3, kernel_size=1)
+    return net.graph(net.linear("fc", net.call("torch.flatten", x, start_dim=1), 2))
+
+
+NETWORKS = {"residual": residual, "depthwise": depthwise, "gate": gate, "flattened": flattened, "beside the images": beside_the_images}
 
 
 def weights_of(graph: LayerGraph, seed: int = 0) -> Weights:
@@ -48,8 +55,8 @@ def naive_groups(graph: LayerGraph, weights: Weights, groups: str) -> list[Tenso
         weight = weights[f"{layer.name}.weight"]
         for axis, dim in (("out", 0), ("in", 1)):
             ids = spaces.ids.get((layer.name, axis))
-            if ids is not None and not frozen[ids].any():
-                slices += [(int(channel), weight.select(dim, i).flatten()) for i, channel in enumerate(ids)]
+            if ids is not None:
+                slices += [(int(channel), weight.select(dim, i).flatten()) for i, channel in enumerate(ids) if not frozen[channel]]
     if groups == "slices":
         return [weight for _, weight in slices]
     return [torch.cat([weight for other, weight in slices if other == channel]) for channel in sorted({channel for channel, _ in slices})]
@@ -194,6 +201,17 @@ def test_proximal_step_on_coupled_groups_by_hand() -> None:
         [3 * second[0] * first[0], -4 * second[0] * first[1], 0.3 * second[1] * first[0], 0]
     )
     assert weights["fc3.weight"].flatten().tolist() == pytest.approx([4 * second[0], second[1]])
+
+
+def test_proximal_step_spares_the_images_by_hand() -> None:
+    """Of the second conv's five inputs two are the images': only its filters shrink them; one of norm 0.1 is a channel that goes."""
+    graph = beside_the_images()
+    weights = {name: torch.ones_like(tensor) for name, tensor in weights_of(graph).items()}
+    weights["conv2.weight"][:, 2:] = 0.1 / 3**0.5
+    norm = (2 + 3 * 0.1**2 / 3) ** 0.5  # of a filter
+    lasso_of(graph, weights, "slices").shrink_(0.5)
+    assert torch.allclose(weights["conv2.weight"][:, :2], torch.tensor(1 - 0.5 / norm))
+    assert not weights["conv2.weight"][:, 2:].any()
 
 
 @pytest.mark.parametrize("groups", ["slices", "coupled"])

@@ -11,6 +11,7 @@ two groups, one by its output and one by its input channel, so that
 Channels that can never be cut (the network's input and output) have no groups, and depthwise convs are not regularised.
 """
 
+import math
 from collections.abc import Mapping
 from functools import reduce
 from typing import Any
@@ -46,7 +47,7 @@ class GroupLasso:
         def reserve(name: str, axis: str) -> slice | None:
             nonlocal size
             channel_ids = spaces.ids.get((name, axis))
-            if channel_ids is None or frozen[channel_ids].any():
+            if channel_ids is None or frozen[channel_ids].all():
                 return None
             ids.append(torch.from_numpy(channel_ids))
             start, size = size, size + len(channel_ids)
@@ -59,6 +60,9 @@ class GroupLasso:
         device = next((tensor.device for tensor in weights.values()), None)
         self._dtype = reduce(torch.promote_types, (layer.weight.dtype for layer in self._layers), torch.float32)
         self._sums = torch.zeros(size + 1, device=device, dtype=self._dtype)  # the last stays zero
+        stays = torch.zeros(size + 1, dtype=torch.bool)
+        stays[:-1] = torch.from_numpy(frozen)[torch.cat(ids)] if ids else False
+        self._frozen = stays.to(device) if stays.any() else None  # channels that a layer reads or makes beside others
         self._groups: Tensor | None = None
         if groups == "coupled" and ids:
             numbers, members = _group_members(torch.cat(ids))
@@ -76,7 +80,7 @@ class GroupLasso:
     @torch.no_grad()
     def penalty(self) -> Tensor:
         """R, a scalar."""
-        return self._norms(expand=False).sum()
+        return self._norms(expand=False, frozen=0.0).sum()
 
     def strength_for(self, ratio: float, loss: Tensor | float) -> float:
         """Return the lambda at which the penalty is the given share of the total loss: lambda = r * loss / ((1 - r) * R).
@@ -128,8 +132,8 @@ class GroupLasso:
             else:
                 scale_(layers, factors)
 
-    def _norms(self, *, expand: bool = True) -> Tensor:
-        """The norm of every group; with `expand`, at every position of the buffer of sums."""
+    def _norms(self, *, expand: bool = True, frozen: float = math.inf) -> Tensor:
+        """The norm of every group; with `expand`, at every position of the buffer of sums. `frozen` stands for those of frozen channels."""
         if self._fused is not None and not self._fused.is_current:  # weights were moved, or laid out anew
             self._fused = None
             self.use_kernels()
@@ -137,6 +141,8 @@ class GroupLasso:
             sum_squares(self._layers, self._sums)
         else:
             self._fused.sum_squares(self._sums)
+        if self._frozen is not None:
+            self._sums.masked_fill_(self._frozen, frozen)
         if self._groups is None:
             return self._sums.sqrt()
         norms = torch.cat([self._sums[positions].sum(1) for positions in self._members]).sqrt()
