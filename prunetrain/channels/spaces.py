@@ -71,7 +71,7 @@ class ChannelSpaces:
         """The axes that play a role."""
         return [axis for axis, r in self.roles.items() if r is role]
 
-    def row(self, operand: Operand) -> Ids:
+    def channels_of(self, operand: Operand) -> Ids:
         """The channels of a result or of a declared tensor that has channels, by their positions."""
         return self.values[operand.index].reshape(-1) if isinstance(operand, Value) else self.ids[operand.name, "features"]
 
