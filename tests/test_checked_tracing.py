@@ -14,6 +14,8 @@ from traced import network
 import prunetrain
 from prunetrain.errors import NetworkFileError, TraceError
 from prunetrain.graph import memory
+from prunetrain.graph.render import render
+from prunetrain.models.assembling import assemble
 from prunetrain.models.checked_tracing import trace_and_check, with_own_storage
 
 EXAMPLE = torch.zeros(2, 3, 8, 8)
@@ -244,6 +246,16 @@ def test_stored_tensors_have_memory_of_their_own() -> None:
     kept = with_own_storage(traced).state
     assert all(torch.equal(kept[name], tensor) for name, tensor in traced.state.items())
     assert [tensor.untyped_storage().nbytes() for tensor in kept.values()] == [4 * tensor.numel() for tensor in kept.values()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_file_has_weights_in_float32(dtype: torch.dtype) -> None:
+    """Which training needs. A buffer may have another type than the rest: torch multiplies by a single number in any type."""
+    model = network(lambda self, x: self.conv(x * self.scale), conv=nn.Conv2d(3, 4, 1), scale=torch.tensor(2.5, dtype=dtype))
+    for everything in (False, True):
+        stored = with_own_storage(trace_and_check(model.to(dtype) if everything else model, EXAMPLE))
+        built = assemble(render(stored.graph), "<test>", stored.graph, stored.state, same_types=True)
+        assert torch.equal(built.state_dict()["scale"], torch.tensor(2.5))
 
 
 @pytest.mark.parametrize(
