@@ -285,6 +285,14 @@ def test_declared_tensor_that_differs_between_pixels_is_no_constant() -> None:
     assert_constant(found.along(1, 2), [None] * 2, [None] * 2)
 
 
+def test_true_and_true_are_not_two() -> None:
+    net, x, state = image_of_constants(3, 3, 3)
+    either = net.call("+", net.declare("first", (3, 1, 1), "buffer", "bool"), net.declare("second", (3, 1, 1), "buffer", "bool"))
+    state |= {"first": torch.tensor([1, 1, 0]).bool().view(3, 1, 1), "second": torch.tensor([1, 0, 0]).bool().view(3, 1, 1)}
+    found = constants_of(net.graph(net.call("*", x, either)), state).values[-1]
+    assert_constant(found, [None, None, 0], [None, None, 0])
+
+
 @pytest.mark.parametrize("padding", [0, 1])
 def test_depthwise_conv(padding: int) -> None:
     net, x, state = image_of_constants(0, 2, 3)

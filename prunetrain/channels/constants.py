@@ -168,7 +168,8 @@ class _Interpreter:
             return self._values[operand.index]
         if operand.name in self._shared or operand.name not in self._state:  # trained by all channels, constants too; or an index
             return Abstract.nothing(len(self._shapes.of(operand)))
-        return Abstract.number(compress(self._tensor(operand.name)))
+        found = Abstract.number(compress(self._tensor(operand.name)))
+        return found.only(found.zero) if self._state[operand.name].dtype == torch.bool else found  # True + True is True, not 2
 
     def _record_absent(self, value: Value) -> None:
         """Record which channels are zero in all that is padded for a reduction."""
