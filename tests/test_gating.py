@@ -140,6 +140,23 @@ def test_a_stream_channel_that_no_one_uses_goes_from_a_gated_network() -> None:
     assert_same_function(first.graph, again, second)
 
 
+@pytest.mark.parametrize("idle", [[0], [0, 3]])
+def test_of_the_channels_that_a_gate_only_adds_constants_to_one_stays(idle: list[int]) -> None:
+    """Though none of them is read by anything: a network file has no empty tensors."""
+    graph, state = stream()
+    state["conv2.weight"][idle] = 0
+    state["bn2.running_mean"][idle] = 0
+    first = gated_cut(graph, state)
+    again = {name: tensor.clone() for name, tensor in first.state.items()}
+    again["conv1.weight"][:, idle] = 0
+    again["fc.weight"][:, idle] = 0
+    second = gated_cut(first.graph, again)
+    assert second.graph.layer("conv0")["out_channels"] == 4 - len(idle) + 1
+    assert len(second.state["bn2_rest"]) == 1
+    assert_same_function(first.graph, again, second)
+    assert_same_step(first.graph, again, second, optimizer="sgd", running_means=True)
+
+
 def test_gates_run_under_autocast() -> None:
     graph, state = stream()
     state["conv2.weight"][[0, 3]] = 0

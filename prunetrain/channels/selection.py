@@ -41,19 +41,18 @@ class Candidates:
     """What may be cut: for every channel id, whether it is removable, and its strength (the norm of all its slices).
 
     `derived` (n, 2): constant channels, and channels that they are computed from. The first of a pair can go only together with the second
-    (`Constants.derived`). `rows`: the channels of each result of the network, none of which may lose all its channels.
+    (`Constants.derived`).
     """
 
     spaces: ChannelSpaces
     removable: Bools
     strength: npt.NDArray[np.float64]
     derived: Ids
-    rows: tuple[Ids, ...] = ()
 
     @classmethod
     def from_removable(cls, spaces: ChannelSpaces, removable: Bools, strength: npt.NDArray[np.float64]) -> "Candidates":
         """Candidates that may go whatever they compute (`removal.py`), except for those in frozen spaces."""
-        return cls(spaces, removable & ~spaces.frozen_channels(), strength, np.empty((0, 2), dtype=np.int64), _rows(spaces))
+        return cls(spaces, removable & ~spaces.frozen_channels(), strength, np.empty((0, 2), dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -97,16 +96,7 @@ def find_candidates(spaces: ChannelSpaces, slices: Mapping[str, LayerSlices], co
         np.logical_and.at(removable, spaces.ids[axis], gone.numpy())
     for row, absent in constants.absent:
         np.logical_and.at(removable, row, absent.numpy())
-    return Candidates(spaces, removable, np.sqrt(energy), _derived_channels(spaces, constants), _rows(spaces))
-
-
-def _rows(spaces: ChannelSpaces) -> tuple[Ids, ...]:
-    """The sets of channels in the network's results, without duplicates."""
-    rows = {}
-    for grid in {id(grid): grid for grid in spaces.values}.values():
-        row = np.unique(grid)
-        rows[row.tobytes()] = row
-    return tuple(rows.values())
+    return Candidates(spaces, removable, np.sqrt(energy), _derived_channels(spaces, constants))
 
 
 def _derived_channels(spaces: ChannelSpaces, constants: Constants) -> Ids:
@@ -121,7 +111,7 @@ def _derived_channels(spaces: ChannelSpaces, constants: Constants) -> Ids:
 def make_plan(candidates: Candidates, granularity: Granularity = 1) -> KeepPlan:
     """Keep what must stay, and in each space the strongest of the rest until its count is a multiple of `granularity`.
 
-    Every space and every result keeps at least one channel; no space keeps more than it has.
+    Every space, result and declared tensor keeps at least one channel; no space keeps more than it has.
     """
     keep = ~candidates.removable
     constants, origins = candidates.derived.T
@@ -130,7 +120,7 @@ def make_plan(candidates: Candidates, granularity: Granularity = 1) -> KeepPlan:
         rescued += _round_up_(keep, candidates, granularity)
         bound = constants[keep[origins] & ~keep[constants]]
         keep[bound] = True
-        empty = [row for row in candidates.rows if not keep[row].any()]
+        empty = [row for row in candidates.spaces.rows if not keep[row].any()]
         for row in empty:
             keep[row[np.argmax(candidates.strength[row])]] = True
         if not len(bound) and not empty:

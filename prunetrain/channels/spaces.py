@@ -53,8 +53,9 @@ class ChannelSpaces:
     """The channels of a network.
 
     `ids[axis]` has one entry per position of the axis; `dims[tensor]` is the dimension of a declared tensor along which its channels lie.
-    `values[i]` is the grid of `Value(i)` (`grids.py`); it changes along at most one dimension unless it is frozen. `reductions[i]` is the
-    dimension of the input's channels that the step of `Value(i)` reduces over, if it does (`reductions.py`). Ids run from 0 to
+    `values[i]` is the grid of `Value(i)` (`grids.py`); it changes along at most one dimension unless it is frozen. `rows` has the channels
+    of each result and each declared tensor, without duplicates; none of these may lose all its channels. `reductions[i]` is the dimension
+    of the input's channels that the step of `Value(i)` reduces over, if it does (`reductions.py`). Ids run from 0 to
     `num_channels` - 1. Every id is in exactly one space; `space_of[id]` is its number in `spaces`.
     """
 
@@ -63,6 +64,7 @@ class ChannelSpaces:
     roles: Mapping[Axis, Role]
     dims: Mapping[str, int]
     values: tuple[Ids, ...]
+    rows: tuple[Ids, ...]
     reductions: Mapping[int, int]
     spaces: tuple[ChannelSpace, ...]
     space_of: Ids
@@ -101,20 +103,23 @@ def find_spaces(graph: LayerGraph) -> ChannelSpaces:
         if crossed:
             frozen.append((np.unique(known[id(grid)]), f"{target} lays its channels out over several dimensions"))
     values = tuple(known[id(grid)] for grid, _ in atoms.values)
+    rows = [np.unique(grid) for grid in known.values()]
     axes = {axis: ids_of[found] for axis, found in atoms.axes.items()}
     roles = dict(atoms.roles)
     dims: dict[str, int] = {}
     for name, grid in atoms.declared.items():
         ids, crossed = _one_dimension(ids_of[grid.numpy()])
+        rows.append(np.unique(ids))
         if crossed:
-            frozen.append((np.unique(ids), f"{name} has its channels in several dimensions"))
+            frozen.append((rows[-1], f"{name} has its channels in several dimensions"))
         elif ids.size > 1:
             dims[name] = int(np.argmax(ids.shape))
             axes[name, "features"], roles[name, "features"] = ids.ravel(), Role.CARRIER
     ties = [np.stack([np.full(len(ids), ids[0]), ids], 1) for ids in (ids_of[found] for found in atoms.together)]  # each to the first
     _, space_of = np.unique(components(len(numbers), ties), return_inverse=True)
+    distinct = tuple({row.tobytes(): row for row in rows}.values())
     spaces = _spaces(axes, roles, space_of, frozen)
-    return ChannelSpaces(len(numbers), axes, roles, dims, values, atoms.reductions, spaces, space_of)
+    return ChannelSpaces(len(numbers), axes, roles, dims, values, distinct, atoms.reductions, spaces, space_of)
 
 
 def _one_dimension(ids: Ids) -> tuple[Ids, bool]:
