@@ -176,7 +176,7 @@ class _Interpreter:
         if (found := self._reductions.of(value)) is None:
             return
         source, dim = found
-        row = self._spaces.row(source)
+        row = self._spaces.channels_of(source)
         zeros = [self._value_of(padded).along(dim, len(row)).zero for padded in self._reductions.padded(source)]
         self._absent.append((row, torch.stack(zeros).all(0)))
 

@@ -50,7 +50,7 @@ class Reductions:
         reduced = np.zeros(self._spaces.num_channels, dtype=bool)
         for index in self._spaces.reductions:
             if (found := self.of(Value(index))) is not None:
-                reduced[self._spaces.row(found[0])] = True
+                reduced[self._spaces.channels_of(found[0])] = True
         return reduced
 
     def has_channels(self, operand: Operand) -> bool:
