@@ -69,7 +69,9 @@ def padded(stem: int = 4, wide: int = 8, amounts: tuple[int, int] = (2, 2)) -> L
     """A residual block whose shortcut gets channels of zeros (option A); the arguments make the network after a cut."""
     net = Sketch("Padded", (3, 8, 8))
     x = net.conv_bn_relu("1", net.x, stem, kernel_size=3, padding=1)
-    shortcut = net.call("F.pad", net.call("F.max_pool2d", x, kernel_size=2), pad=(0, 0, 0, 0, *amounts))
+    shortcut = net.call("F.max_pool2d", x, kernel_size=2)
+    if any(amounts):
+        shortcut = net.call("F.pad", shortcut, pad=(0, 0, 0, 0, *amounts))
     x = net.norm("bn2", net.conv("conv2", x, wide, kernel_size=3, stride=2, padding=1, bias=False))
     x = net.call("F.relu", net.call("+", x, shortcut))
     return net.graph(net.classifier("fc", x, 5))

@@ -128,7 +128,9 @@ def _linear(draw: Draw, net: Sketch, value: Value) -> Value:
 def _again(draw: Draw, net: Sketch, value: Value) -> Value:
     """Call a layer that is there already, if one fits."""
     name = draw(st.sampled_from(sorted(net.layers) or [""]))
-    return net.layer(name, net.layers[name].kind, value) if name else value
+    if not name or (net.layers[name].kind == "GroupNorm" and prod(net.shape(value)) == net.layers[name]["num_groups"]):
+        return value
+    return net.layer(name, net.layers[name].kind, value)
 
 
 # Element by element.
