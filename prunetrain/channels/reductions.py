@@ -17,8 +17,6 @@ from prunetrain.channels.spaces import ChannelSpaces
 from prunetrain.graph.functions import FAMILY_OF, Family
 from prunetrain.graph.layergraph import Layer, LayerGraph, Operand, Step, Value
 
-Bools = npt.NDArray[np.bool_]
-
 
 def reads_all_channels(layer: Layer) -> bool:
     """Whether a normalisation reduces over its channels: its weights keep their length when channels go."""
@@ -45,7 +43,7 @@ class Reductions:
         source = self._graph.steps[value.index - 1].operands()[0]
         return (source, dim - len(self._shapes.of(source))) if self.has_channels(source) else None
 
-    def reduced_channels(self) -> Bools:
+    def reduced_channels(self) -> npt.NDArray[np.bool_]:
         """For every channel, whether it is reduced over, and so can go only if it is zero."""
         reduced = np.zeros(self._spaces.num_channels, dtype=bool)
         for index in self._spaces.reductions:
