@@ -382,13 +382,19 @@ def _residual(draw: Draw, net: Sketch, value: Value) -> Value:
 
 
 def _gate(draw: Draw, net: Sketch, value: Value) -> Value:
-    """One number a channel, or one a pixel, times the image."""
+    """One number a channel, from all of them or from its neighbours, or one a pixel, times the image."""
     if draw(st.sampled_from([False, False, True])):
         read = value
         if draw(st.booleans()):
             largest = draw(st.sampled_from(["torch.max", "torch.amax", "torch.min"]))
             read = net.cat(*(net.call(target, value, dim=1, keepdim=True) for target in ("torch.mean", largest)))
         return net.call("*", value, net.call("torch.sigmoid", net.conv(_name(draw, net, "mask"), read, 1, kernel_size=1)))
+    if draw(st.sampled_from([False, False, False, True])):
+        means = net.call("torch.unsqueeze", net.call("torch.mean", value, dim=(2, 3)), dim=1)
+        size, options = draw(st.sampled_from([1, 3])), {"in_channels": 1, "out_channels": 1, "bias": draw(st.booleans())}
+        slid = net.layer(_name(draw, net, "slide"), "Conv1d", means, kernel_size=size, padding=size // 2, **options)
+        gate = net.call("torch.sigmoid", net.call("torch.squeeze", slid, dim=1))
+        return net.call("*", value, net.call("torch.unflatten", gate, dim=1, sizes=(-1, 1, 1)))
     squeezed = net.call("F.adaptive_avg_pool2d", value, output_size=1)
     excited = net.conv(_name(draw, net, "excite"), squeezed, net.shape(value)[0], kernel_size=1)
     return net.call("*", value, net.call(draw(st.sampled_from(["torch.sigmoid", "F.hardsigmoid"])), excited))

@@ -68,9 +68,18 @@ def product_of_sums(net: Sketch, x: Value) -> Value:
     return net.call("*", x, net.call("torch.tanh", net.call("torch.sum", x, dim=1, keepdim=True)))
 
 
+def efficient_channel_attention(net: Sketch, x: Value) -> Value:
+    """A conv that slides over the channels' means, ECA (arXiv 1910.03151)."""
+    means = net.call("torch.unsqueeze", net.call("torch.mean", x, dim=(2, 3)), dim=1)
+    slid = net.layer("slide", "Conv1d", means, in_channels=1, out_channels=1, kernel_size=3, padding=1, bias=False)
+    return net.call(
+        "*", x, net.call("torch.unflatten", net.call("torch.sigmoid", net.call("[]", slid, dim=1, index=0)), dim=1, sizes=(4, 1, 1))
+    )
+
+
 BY_HAND = [
     *(layer_norm_by_hand, rms_norm_by_hand, group_norm, spatial_attention, global_response),
-    *(softmax, unit_length, variance, product_of_sums),
+    *(softmax, unit_length, variance, product_of_sums, efficient_channel_attention),
 ]
 
 
@@ -154,3 +163,21 @@ def test_norm_of_one_group_keeps_its_length() -> None:
     assert cut.graph.layer("norm") == graph.layer("norm")
     assert torch.equal(cut.state["norm.weight"], state["norm.weight"][[0, 2, 3, 1]])
     assert steps(cut, "[:]") == [{"dim": 1, "stop": 3}]
+
+
+def test_a_selection_in_front_of_a_conv_over_channels_may_have_other_readers() -> None:
+    """The conv reads channels in the network's own order, and so does a sum of the same selection."""
+    net = Sketch("Toy", (2, 3, 3))
+    x = net.conv("conv1", net.x, 4, kernel_size=1)
+    means = net.call("torch.unsqueeze", net.call("torch.mean", x, dim=(2, 3)), dim=1)
+    ordered = net.call("torch.index_select", means, dim=2, index=net.index("order", 3, 0, 2, 1))
+    slid = net.layer("slide", "Conv1d", ordered, in_channels=1, out_channels=1, kernel_size=3, padding=1)
+    graph, state = made(net, net.linear("fc", net.call("torch.squeeze", net.call("+", slid, ordered), dim=1), 2))
+    silence(state, "conv1", 0)
+    ignore(state, "fc", 1)
+    cut = cut_of(graph, state)
+    assert width(cut, "conv1") == [3]
+    again = {name: tensor.clone() for name, tensor in cut.state.items()}
+    silence(again, "conv1", 2)
+    ignore(again, "fc", 0)
+    assert width(cut_of(cut.graph, again), "conv1") == [2]

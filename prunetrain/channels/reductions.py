@@ -1,4 +1,4 @@
-"""Reductions over the channels: LayerNorm, GroupNorm with a single group, a mean, maximum or softmax over the channels.
+"""Reductions over the channels: LayerNorm, GroupNorm with a single group, a mean, maximum or softmax over the channels, a conv over them.
 
 A reduction reads all channels of its input at once, so leaving one out would change the others. A removed channel therefore still counts in
 it, as the zero that it was: the reduction gets an input of the old length, which is what is left, padded with zeros (`rewriting.py`).

@@ -1,11 +1,12 @@
 """Rewrite a graph after channels are removed: layers and tensors get their new sizes, steps keep their meaning.
 
 In: a graph, a KeepPlan. Out: the smaller graph, and for every axis the positions that are left. Most steps stay as they are. Sizes and
-positions that a step spells out are recomputed. Two kinds of steps need more:
+positions that a step spells out are recomputed. Three kinds of steps need more:
 
 * a reduction over the channels counts the removed ones too (`reductions.py`). Its smaller input is padded with the zeros that they were:
   `torch.mean(F.pad(x, (0, 0, 0, 0, 0, 32)), dim=1)`. LayerNorm keeps its length, the remaining channels come first in its weights, and
   the padding is sliced off again: `self.norm(F.pad(x, (0, 32)))[:, :, :64]`.
+* a conv that slides over the channels (ECA) gets its input padded and in the old order, and what is left is selected from its output.
 * a channel shuffle whose groups are left with different sizes becomes a selection of positions.
 """
 
@@ -75,6 +76,7 @@ class _Rewriter:
         self._shapes = Shapes(graph)
         self._reductions = Reductions(graph, plan.spaces, self._shapes)
         self._whole: dict[Operand, Value] = {}
+        self._selections: dict[Operand, tuple[Value, Ids]] = {}
         self._layers = {layer.name: layer for layer in graph.layers}
         self._steps: list[Step] = []
         self._new: dict[Value, Value] = {Value(0): Value(0)}
@@ -93,6 +95,10 @@ class _Rewriter:
         outputs = [self._new[value] for value in self._graph.outputs]
         smaller = rebuild_graph(self._graph, self._steps, outputs, layers, self._declared.values())
         return Rewritten(smaller, rows)
+
+    def _producing_step(self, operand: Operand) -> Step | None:
+        """The step that makes a result; None for the network's input and for declared tensors."""
+        return self._graph.steps[operand.index - 1] if isinstance(operand, Value) and operand.index else None
 
     # What is left.
 
@@ -155,6 +161,8 @@ class _Rewriter:
         kept = self._kept(source, dim)
         if kept is None or (step.target == "torch.sum" and not self._reductions.is_recomputed(source)):
             return self._add(step.map_values(lambda read: self._new[read]))
+        if step.layer is not None and self._layers[step.layer].is_convolution:
+            return self._slide(step, source, dim, kept)
         reduced = self._add(Step.make(step.target, **dict(step.arguments) | {"input": self._padded(source, dim)}))
         if step.layer is None and FAMILY_OF[step.target] is Family.REDUCE:
             return reduced
@@ -164,13 +172,32 @@ class _Rewriter:
             return reduced
         return self._add(Step.make("[:]", input=reduced, dim=rank + dim, stop=int(kept.sum())))
 
+    def _slide(self, step: Step, source: Operand, dim: int, kept: npt.NDArray[np.bool_]) -> Value:
+        """A conv that slides over channels: it reads them in their old order, and of what it returns, what is left is selected."""
+        rank = len(self._shapes.of(source))
+        along, positions = rank + dim, np.arange(len(kept))
+        before = self._producing_step(source)
+        if before is not None and before.target == "torch.index_select" and before["dim"] % rank == along:  # from an earlier cut
+            name, shared = before["index"].name, isinstance(source, Value) and len(self._uses[source]) > 1
+            source, positions = before["input"], np.array(self._positions[name]) if shared else self._take_index(name)
+        left = self._kept(source, dim)
+        gone = ~(np.ones(self._shapes.of(source)[dim], dtype=bool) if left is None else left)
+        order = np.argsort(np.argsort(gone, kind="stable"))[positions]  # channels that are left come first in what is padded
+        reads = self._declare_index(f"{step.layer}_reads", order)
+        ordered = self._add(Step.make("torch.index_select", input=self._padded(source, dim), dim=along, index=reads))
+        slid = self._add(Step.make(step.target, input=ordered))
+        writes = self._declare_index(f"{step.layer}_writes", np.flatnonzero(kept))
+        selected = self._add(Step.make("torch.index_select", input=slid, dim=along, index=writes))
+        self._selections[selected] = slid, np.flatnonzero(kept)
+        return selected
+
     def _padded(self, operand: Operand, dim: int) -> Operand:
         """The channels of an operand that are left, followed by zeros, or what becomes of zeros, for those that are not."""
         kept = self._kept(operand, dim) if self._reductions.has_channels(operand) else None
         if kept is None:
             return self._new[operand] if isinstance(operand, Value) else operand
         if operand not in self._whole:
-            step = self._graph.steps[operand.index - 1] if isinstance(operand, Value) and operand.index else None
+            step = self._producing_step(operand)
             if step is not None and self._reductions.is_recomputed(operand):
                 arguments = {
                     name: self._padded(read, dim) if isinstance(read, Value | Attribute) else read for name, read in step.arguments
@@ -250,14 +277,22 @@ class _Rewriter:
         self._declared[index.name] = index
         return Attribute(index.name)
 
+    def _take_index(self, name: str) -> Ids:
+        """The positions in an index that a step replaces; its name becomes free if no other step reads it."""
+        if self._reads[name] == 1:
+            del self._declared[name]
+        return np.array(self._positions[name])
+
     def _reindex(self, step: Step, moved: Step) -> Step:
         """Renumber an index to the positions that are left; if other steps read it too, the new one gets a new name."""
         kept = self._kept(step["input"], step["dim"])
         if kept is None:
             return moved
         name = step["index"].name
-        old = np.array(self._positions[name])
+        old = self._take_index(name)
         left = (np.cumsum(kept) - 1)[old[kept[old]]]
-        if self._reads[name] == 1:
-            del self._declared[name]
-        return Step.make(step.target, **dict(moved.arguments) | {"index": self._declare_index(name, left)})
+        source = moved["input"]
+        if step.target == "torch.index_select" and source in self._selections:  # one selection instead of two
+            source, among = self._selections[source]
+            left = among[left]
+        return Step.make(step.target, **dict(moved.arguments) | {"input": source, "index": self._declare_index(name, left)})

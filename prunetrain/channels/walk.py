@@ -115,6 +115,8 @@ class Walk:
     # Layers.
 
     def _convolution(self, layer: Layer, grid: Tensor, shape: Shape) -> Tensor:
+        if layer.kind == "Conv1d" and varying(grid) == [2] and layer["in_channels"] == 1 and shape[1:] == (1, grid.shape[2]):
+            return self._convolution_over_channels(layer, grid)
         atoms = self._atoms.along(grid, 1, layer["in_channels"], f"{layer.name} reads a dimension other than the channels")
         groups = layer.conv_groups
         if groups > 1:
@@ -123,6 +125,14 @@ class Walk:
             self._atoms.put(layer.name, "in", Role.CONSUMER, atoms)
             atoms = self._atoms.produced(layer.name, layer["out_channels"])
         return placed(atoms, 1, len(shape))
+
+    def _convolution_over_channels(self, layer: Layer, grid: Tensor) -> Tensor:
+        """A Conv1d whose window slides over the channels and returns as many numbers, as in ECA (arXiv 1910.03151)."""
+        self._record_reduction(2)
+        ends = [self._atoms.put(layer.name, "in", Role.CONSUMER, self._atoms.fresh(1)), self._atoms.produced(layer.name, 1)]
+        for atoms in ends:
+            self._atoms.freeze(atoms, f"{layer.name} slides over the channels")
+        return grid
 
     def _grouped(self, layer: Layer, atoms: Tensor) -> Tensor:
         """Tie the channels of a conv: many groups (depthwise: one per channel) go as a whole, few groups each lose the same channels."""
