@@ -21,7 +21,7 @@ from prunetrain.graph.render import render
 from prunetrain.paths import RunPaths
 from prunetrain.report import describe
 from prunetrain.report.progress import TrainingProgress, batch_line
-from prunetrain.report.tables import BAR_WIDTH, bar, format_count, format_duration, print_change, print_network, print_run
+from prunetrain.report.tables import BAR_WIDTH, bar, format_count, format_duration, print_change, print_classes, print_network, print_run
 from prunetrain.report.terminal import print_outcome
 from prunetrain.training.events import BatchChange, Change, Metrics, Reconfiguration, Start, Uncut
 from prunetrain.training.run import Outcome
@@ -71,8 +71,8 @@ def metrics(epoch: int, macs: int = 4000) -> Metrics:
     }
 
 
-def console(**options: bool) -> Console:
-    return Console(file=io.StringIO(), width=160, **options)
+def console(width: int = 160, **options: bool) -> Console:
+    return Console(file=io.StringIO(), width=width, **options)
 
 
 def text(console: Console) -> str:
@@ -144,6 +144,16 @@ def test_reasons_are_printed_as_they_are() -> None:
     output = console()
     print_network(output, found)
     assert "  [] depends on channel positions: 2 channels of conv2\n" in text(output)
+
+
+def test_long_names_leave_room_for_numbers() -> None:
+    """In a terminal of 80 columns a name of 76 letters, as folders of iNaturalist have them, takes two lines."""
+    name = "00000_Animalia_Annelida_Clitellata_Haplotaxida_Lumbricidae_Lumbricus_species"
+    output = console(width=80)
+    print_classes(output, [{"name": name, "images": 1234, "correct": 617, "accuracy": 0.5}])
+    _, first, second = (line.split() for line in text(output).splitlines())
+    assert first[1:] == ["1,234", "617", "50.00%"]
+    assert first[0] + "".join(second) == name
 
 
 def test_dense_network_has_no_shares() -> None:

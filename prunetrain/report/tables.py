@@ -190,9 +190,9 @@ def plain_table(rows: Sequence[Sequence[str]], *, numbers: Collection[int] = ())
 
 
 def new_table(title: str, *columns: str) -> Table:
-    """A table without lines; columns of words are left-aligned, those of numbers right-aligned."""
+    """A table without lines; columns of words are left-aligned, those of numbers right-aligned. The widest fold if they do not fit."""
     table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
     words = {"layer", "output", "file", "of a network", "class", "image"}
     for column in columns:
-        table.add_column(column, justify="left" if column in words else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in words else "right", overflow="fold")
     return table
