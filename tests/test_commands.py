@@ -92,7 +92,7 @@ def test_train_prints_a_line_an_epoch_and_every_cut(folder: Path, run: RunPaths)
 
 def test_train_has_no_table_where_all_epochs_are_done(run: RunPaths) -> None:
     lines = printed("train", "--resume", run.last).splitlines()
-    assert lines[1] == "all 4 epochs are done: continue with a larger --epochs"
+    assert lines[1] == "epoch 4 was the last: continue with a larger --epochs"
     assert lines[2].endswith("images.npz: 320 training and 80 validation images of 1x8x8, 4 classes")
     assert lines[3].startswith("validation top-1 ")
 

@@ -109,7 +109,9 @@ def test_finished_run_stays_as_it_is(images: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     again = resume_run(outcome.run.last, {}, recorder)
     assert (again, recorder.steps) == (outcome, [])
-    assert recorder.messages[-1] == "all 4 epochs are done: continue with a larger --epochs"
+    assert recorder.messages[-1] == "epoch 4 was the last: continue with a larger --epochs"
+    resume_run(outcome.run.last, {"epochs": 2}, recorder)
+    assert recorder.messages[-1] == "epoch 4 was the last: continue with a larger --epochs"  # than 4, not than 2
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
@@ -137,9 +139,10 @@ def test_fixed_settings_cannot_change(reference: Outcome, given: dict[str, Any])
     assert resume_run(reference.run.last, same, Recorder()).finished
 
 
-def test_a_run_goes_on_where_it_is(reference: Outcome, tmp_path: Path) -> None:
+def test_a_run_goes_on_where_it_is(reference: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = reference.run
-    for path in (run.last, run.checkpoints):
+    monkeypatch.chdir(run.output_dir)
+    for path in (run.last, run.checkpoints, run.name):
         for elsewhere in (["--name", "other"], ["--output-dir", tmp_path]):
             result = invoke("train", "--resume", path, *elsewhere)
             assert (result.exit_code, result.stderr.count("\n")) == (2, 1)

@@ -124,7 +124,7 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None, tens
             if run is not None:
                 outcome = continue_run(run, config, settings_with_recipe(params), observer)
             elif resume is not None and resume != "auto":
-                named = find_run(resume, Path(config.output_dir))
+                named = find_run(resume, Path(config.output_dir)) or find_run(resume, Path())
                 place = named.checkpoints if named else Path(resume)
                 check_same_place(place, name=params.get("name"), output_dir=params.get("output_dir"))
                 outcome = resume_run(place, settings_with_recipe(params), observer)

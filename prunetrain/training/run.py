@@ -223,7 +223,7 @@ def _resume(path: Path, given: dict[str, Any], observer: Observer, requests: Sto
     environment.ranks.on_rank_zero(lambda: _match_files_to_checkpoint(state, path, observer))
     if state.progress.epoch >= config.epochs:
         more = ": continue with a larger --epochs" if config.method == GROUP_LASSO else ""  # rounds fix the epochs of other methods
-        observer.message(f"all {config.epochs} epochs are done{more}")
+        observer.message(f"epoch {state.progress.epoch} was the last{more}")
     return state, data
 
 
