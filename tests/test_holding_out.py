@@ -174,6 +174,16 @@ def test_a_larger_share_has_images_that_were_trained_on(tmp_path: Path, monkeypa
     assert pruning_config(run.last, given | {"val_split": 0.5, "data_dir": "new"}).val_split == 0.5
 
 
+def test_a_run_that_held_none_out_has_seen_all_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_on_cats_and_dogs(tmp_path)
+    whole = measured("--val-split", "0")
+    refused = invoke("evaluate", "x", "--val-split", "0.5")
+    assert refused.exit_code == 2
+    assert refused.stderr.endswith("x/last.pt was trained with --val-split 0 and has seen images of a larger one: leave it out\n")
+    assert measured() == whole
+
+
 def test_class_folders_alone_have_no_validation_images_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--val-split 0 took all of them for some, those of the training too."""
     monkeypatch.chdir(tmp_path)

@@ -99,6 +99,7 @@ def evaluate_checkpoint(path: Path, given: dict[str, Any], say: Say = ignore_lin
 
 def _check_split(config: TrainConfig, trained: TrainConfig, given: Mapping[str, Any], path: Path) -> None:
     """Refuse to measure on images that the network was trained on, and to guess whether a data set contains them."""
+    check_unseen(path, trained.val_split, given)
     if not trained.val_split:
         return
     if given.keys() & {"dataset", "data_dir"} and "val_split" not in given:
@@ -106,7 +107,6 @@ def _check_split(config: TrainConfig, trained: TrainConfig, given: Mapping[str, 
             f"{path} was trained with --val-split {trained.val_split:g}: give it here as well if these are the same images, "
             "or --val-split 0 to measure on all validation images of this data set"
         )
-    check_unseen(path, trained.val_split, given)
     root = Path(config.data_dir)
     same = config.dataset == trained.dataset == "folder" and resolve_links(root) == resolve_links(Path(trained.data_dir))
     if same and not config.val_split and not any((root / split).is_dir() for split in ("train", "val")):

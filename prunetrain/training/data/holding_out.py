@@ -60,6 +60,5 @@ def check_unseen(path: Path, share: float, given: Mapping[str, Any]) -> None:
         ConfigError: for a larger share.
     """
     if given.get("val_split", 0.0) > share and not given.keys() & {"dataset", "data_dir"}:
-        raise ConfigError(
-            f"{path} was trained with --val-split {share:g} and has seen images of a larger one: leave it out, or give a smaller one"
-        )
+        smaller = ", or give a smaller one" if share else ""
+        raise ConfigError(f"{path} was trained with --val-split {share:g} and has seen images of a larger one: leave it out{smaller}")
