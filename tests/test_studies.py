@@ -465,11 +465,16 @@ def test_a_config_that_changed_is_refused_and_an_interrupted_run_goes_on(configs
     assert invoke("sweep", configs).exit_code == 0
     (configs / "runs" / "results" / "plain.result.json").unlink()  # as if it had been killed before that
     text = (configs / "masked.toml").read_text()
-    (configs / "masked.toml").write_text(text.replace("0.9", "0.8"))
+    (configs / "masked.toml").write_text(text.replace("0.9", "0.8") + "threshold = 0.5\n")  # train --resume would take the second
     result = invoke("sweep", configs)
     assert result.exit_code == 1
-    assert result.stderr == "error: masked: --rate cannot change when a run is resumed: leave it out, or start a new run with --name\n"
+    assert result.stderr.startswith("error: masked: its run has other settings (rate, threshold): rename the config, or remove ")
     assert "plain: top-1 " in result.stdout
+    assert "| masked |" not in result.stdout
+    (configs / "masked.toml").write_text(text.replace("epochs = 1\n", "epochs = 2\n"))
+    assert "its run has other settings (epochs): " in invoke("sweep", configs).stderr
+    (configs / "masked.toml").write_text(text.replace('device = "cpu"\n', "keep-best = true\n"))
+    assert invoke("sweep", configs).exit_code == 0
 
 
 @pytest.mark.parametrize(

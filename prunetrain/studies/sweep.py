@@ -1,7 +1,7 @@
 """A sweep: one training run for every config in a folder, and one table of their results.
 
-In: settings by name. Out: runs in one folder, and a record of each that finished. A run that exists is resumed; one that fails does not
-stop the others.
+In: settings by name. Out: runs in one folder, and a record of each that finished. A run that exists is resumed, unless its settings have
+changed; one that fails does not stop the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from prunetrain.config import TrainConfig
+from prunetrain.config import SETTINGS_WITHOUT_RESULT_EFFECT, TrainConfig
+from prunetrain.errors import ConfigError
 from prunetrain.graph.costs import TRAIN_TO_FORWARD, costs
 from prunetrain.graph.load import read_graph
+from prunetrain.paths import RunPaths
 from prunetrain.studies.records import Record, Records, as_now, plain
 from prunetrain.studies.running import train_to_the_end
 from prunetrain.studies.tasks import Report, Task, TaskResult, run_tasks
+from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.data.base import ignore_line
+from prunetrain.training.recovery import find_newest_checkpoint
+from prunetrain.training.stored_config import stored_config
 
 COLUMNS: Final = {
     "name": "config",
@@ -67,6 +73,7 @@ def _is_of(record: Record | None, config: TrainConfig) -> bool:
 
 
 def _train(config: TrainConfig) -> Record:
+    _check_settings_of_run(config)
     outcome = train_to_the_end(config)
     dense, final, last = costs(read_graph(outcome.run.network(0))), costs(read_graph(outcome.network)), outcome.history[-1]
     return {
@@ -79,3 +86,23 @@ def _train(config: TrainConfig) -> Record:
         "train_macs_share": last["train_macs_total"] / (TRAIN_TO_FORWARD * dense.macs * last["train_images_total"]),
         "seconds": sum(line["epoch_seconds"] for line in outcome.history),
     }
+
+
+def _check_settings_of_run(config: TrainConfig) -> None:
+    """Refuse a config that differs from the one that its run was trained with, whose results would stand beside the new settings.
+
+    Raises:
+        ConfigError: if a setting differs that affects what a run computes.
+        PruneTrainError: if no checkpoint of the run is whole.
+    """
+    run = RunPaths(Path(config.output_dir), config.name)
+    path = find_newest_checkpoint(run, ignore_line) if run.exists() else None
+    if path is None:
+        return
+    trained, wanted = stored_config(path, load_checkpoint(path)).to_dict(), config.to_dict()
+    differ = sorted(key for key in wanted.keys() - {*SETTINGS_WITHOUT_RESULT_EFFECT, "device"} if trained[key] != wanted[key])
+    if differ:
+        names = ", ".join(key.replace("_", "-") for key in differ[:3])
+        raise ConfigError(
+            f"its run has other settings ({names}): rename the config, or remove the run's folders {run.networks} and {run.checkpoints}"
+        )
