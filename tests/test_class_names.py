@@ -59,6 +59,15 @@ def test_classes_in_another_order_are_refused(run: RunPaths) -> None:
     assert result.stderr.endswith(f"{OTHER}\n")
 
 
+def test_classes_that_came_or_went_are_named(run: RunPaths) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(Path("images", split, "cat"), Path("images", split, "emu"))
+    command = ("train", "--resume", run.last, "--epochs", "2", "--data-dir", "images")
+    assert invoke(*command).stderr.endswith("of 2 classes, and the data has 3x8x8 of 3; only the data has 'emu'\n")
+    rename("dog", "eel")
+    assert invoke(*command).stderr.endswith(" of 3; only the data has 'eel', 'emu'; only the network has 'dog'\n")
+
+
 def test_nothing_is_written_for_other_classes(run: RunPaths) -> None:
     rename("cat", "zcat")
     with pytest.raises(ConfigError, match="trained with 'cat' as class 0, but the data has 'dog' there"):

@@ -6,7 +6,7 @@ In: the names in a checkpoint and in a data set. Out: nothing, or an error that 
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunetrain.errors import ConfigError
+from prunetrain.errors import ConfigError, abbreviate_names
 from prunetrain.foreign.refusal import quoted
 from prunetrain.training.data import DataSource
 from prunetrain.training.data.base import escape_non_utf8
@@ -39,6 +39,15 @@ def check_names(trained: Sequence[str], data: DataSource, what: Path) -> None:
                 f"{what} was trained with {quoted(was)} as class {number}, but the data has {quoted(name)} there: "
                 "name its class folders as they were in training, or use the training data"
             )
+
+
+def differences(trained: Sequence[str], data: DataSource) -> str:
+    """Which classes only a network or only a data set has, for a message on their numbers; empty if the classes of either are numbers."""
+    names = names_of(data)
+    if are_numbers(trained) or are_numbers(names):
+        return ""
+    only = {"only the data has": set(names) - set(trained), "only the network has": set(trained) - set(names)}
+    return "".join(f"; {what} {abbreviate_names([quoted(name) for name in sorted(found)])}" for what, found in only.items() if found)
 
 
 def are_numbers(names: Sequence[str]) -> bool:

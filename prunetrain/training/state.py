@@ -27,7 +27,7 @@ from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
 from prunetrain.paths import RunPaths
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.training.checkpoints import Checkpoint, Progress, restore_rng, rng_state, save_checkpoint
-from prunetrain.training.class_names import check_names
+from prunetrain.training.class_names import check_names, differences
 from prunetrain.training.compilation import OFF, compiled
 from prunetrain.training.data import DataSource
 from prunetrain.training.data.base import Statistics
@@ -94,7 +94,10 @@ class TrainState:
         classes = infer_shapes(self.graph)[self.graph.output.index][1]
         if self.graph.input_shape != data.input_shape or classes != data.num_classes:
             wanted, got = ("x".join(map(str, shape)) for shape in (self.graph.input_shape, data.input_shape))
-            raise ConfigError(f"{self.network} takes {wanted} images of {classes} classes, and the data has {got} of {data.num_classes}")
+            raise ConfigError(
+                f"{self.network} takes {wanted} images of {classes} classes, and the data has {got} of {data.num_classes}"
+                + differences(self.class_names, data)
+            )
         check_names(self.class_names, data, self.network)
         if self.device.type == "cpu":
             check_results_fit(self.graph, str(self.network), min(self.config.batch_size, data.num_train))
