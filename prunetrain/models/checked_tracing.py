@@ -137,12 +137,12 @@ def _changed_layers(tensors: Mapping[str, Tensor], before: Mapping[str, Tensor])
 
 
 def with_own_storage(traced: Traced) -> Traced:
-    """Return the same with every tensor in memory of its own, and in float32 if it has fractions, as files need."""
+    """Return the same with every tensor in memory of its own, and in torch's default type if it has fractions, as files need."""
     return replace(traced, state={name: _own(tensor) for name, tensor in traced.state.items()})
 
 
 def _own(tensor: Tensor) -> Tensor:
-    whole = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+    whole = (tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor).contiguous()
     return whole if whole.untyped_storage().nbytes() == whole.numel() * whole.element_size() else whole.clone()
 
 
