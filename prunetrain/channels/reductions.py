@@ -5,6 +5,8 @@ it, as the zero that it was: the reduction gets an input of the old length, whic
 
 An input that was itself computed from a reduction, such as the `x - mean` of a variance, is not zero where `x` is. There `x` is padded,
 and the steps between `x` and the reduction run again at the old length. So a channel can go only if it is zero where the padding is.
+
+Where several channels are exactly zero and that is the maximum, torch.max gives one of them the gradient, perhaps another than before.
 """
 
 from collections.abc import Iterator
