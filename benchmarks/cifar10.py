@@ -3,7 +3,7 @@
     python benchmarks/small_cifar10.py cifar10.npz cifar10-small.npz
     python benchmarks/small_cifar10.py cifar10.npz cifar10-10k.npz --pixels 32
     python benchmarks/cifar10.py runs/cifar10 cifar10-small.npz
-    python benchmarks/cifar10.py runs/cifar10 cifar10-10k.npz --networks vgg16
+    python benchmarks/cifar10.py runs/cifar10 cifar10-10k.npz --networks vgg16,timm:convnext_atto
 
 In: a folder for the runs, an .npz of images. Out: a Markdown table, one row per network and way to prune. A run's time is the CPU time of
 its single thread from start to exit, relative to the dense run of the same seed, if neither was interrupted. Runs are kept in the folder,
@@ -24,6 +24,7 @@ SCHEDULES = {  # each network's own
     "resnet56": "--epochs 16 --lr 0.05",
     "resnet50-cifar": "--epochs 16 --lr 0.05",
     "vgg16": "--epochs 8 --lr 0.02",
+    "timm:convnext_atto": "--epochs 12 --optimizer adamw --lr 0.001 --weight-decay 0.05",
 }
 DENSE = "dense"
 WAYS = {
@@ -49,7 +50,7 @@ def main() -> None:
         for seed in arguments.seeds.split(","):  # all ways of a seed before the next seed
             for number, (way, own) in enumerate(WAYS.items()):
                 flags = f"{COMMON} {SCHEDULES[network]} --model {network} --seed {seed} {own}".split()
-                name = f"{network}-{number}-s{seed}"
+                name = f"{network.rpartition(':')[2]}-{number}-s{seed}"
                 found[way].append(train(arguments.folder, name, [*flags, "--data-dir", str(arguments.data)], threads=1))
         dense = [cpu_seconds(arguments.folder, result.name) for result in found[DENSE]]
         for way in WAYS:
