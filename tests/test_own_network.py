@@ -100,3 +100,16 @@ def test_what_cannot_be_trained_as_it_says_is_refused(network: str, said: str, t
     result = invoke("train", "--model", f"{SOURCES}/frozen.py:{network}", "--output-dir", tmp_path, "--epochs", "1")
     assert (result.exit_code, said in result.stderr) == (2, True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("last", "said"), [("torch.softmax(x, 1)", "F.softmax"), ("x.relu()", "F.relu"), ("torch.log_softmax(x, 1)", "")])
+def test_a_network_that_returns_no_logits(tmp_path: Path, last: str, said: str) -> None:
+    """log_softmax may stay: softmax of it is that of the logits."""
+    source = (
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        f"        self.fc = torch.nn.Linear(64, 10)\n\n    def forward(self, x):\n        x = self.fc(x.flatten(1))\n        return {last}\n"
+    )
+    (tmp_path / "net.py").write_text(source)
+    result = invoke("train", "--model", f"{tmp_path / 'net.py'}:Net", "--output-dir", tmp_path, "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert (f"net.py:Net ends in {said}, but the loss expects logits" in result.output) == bool(said)

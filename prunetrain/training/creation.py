@@ -74,6 +74,10 @@ def create_dense_run(
     traced = with_own_storage(trace_and_check(model, torch.zeros(2, *data.input_shape)))
     _check_training(model, traced, config)
     _check_outputs(traced.graph, config, data)
+    if last := _last_step_before_loss(traced.graph):
+        say(
+            f"{config.model} ends in {last}, but the loss expects logits, which may be any numbers: without this last step it learns faster"
+        )
     _check_batch(traced.graph, config, environment)
     free = claim(run)
     first = Checkpoint(
@@ -156,6 +160,12 @@ def _check_training(model: nn.Module, traced: Traced, config: TrainConfig) -> No
         raise ConfigError(f"{config.model}: {mixed} is frozen, but not all of its layer: freeze whole layers, or make it a buffer")
     if len(frozen_parameters(model, traced)) == len([name for name, _ in model.named_parameters() if name in traced.names]):
         raise ConfigError(f"{config.model} has no parameters to train: all of them are frozen")
+
+
+def _last_step_before_loss(graph: LayerGraph) -> str | None:
+    """The function that a network ends in, if cross-entropy, which applies softmax itself, should come before it; else None."""
+    last = graph.steps[graph.output.index - 1].target
+    return last if last in ("F.softmax", "torch.sigmoid", "torch.tanh", "F.relu") else None
 
 
 def _check_outputs(graph: LayerGraph, config: TrainConfig, data: DataSource) -> None:
