@@ -105,9 +105,10 @@ def test_what_cannot_be_trained_as_it_says_is_refused(network: str, said: str, t
 @pytest.mark.parametrize(("last", "said"), [("torch.softmax(x, 1)", "F.softmax"), ("x.relu()", "F.relu"), ("torch.log_softmax(x, 1)", "")])
 def test_a_network_that_returns_no_logits(tmp_path: Path, last: str, said: str) -> None:
     """log_softmax may stay: softmax of it is that of the logits."""
+    forward = f"x = self.fc(x.flatten(1))\n        return {last}"
     source = (
         "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        f"        self.fc = torch.nn.Linear(64, 10)\n\n    def forward(self, x):\n        x = self.fc(x.flatten(1))\n        return {last}\n"
+        f"        self.fc = torch.nn.Linear(64, 10)\n\n    def forward(self, x):\n        {forward}\n"
     )
     (tmp_path / "net.py").write_text(source)
     result = invoke("train", "--model", f"{tmp_path / 'net.py'}:Net", "--output-dir", tmp_path, "--epochs", "1")
