@@ -136,6 +136,7 @@ def test_a_probability_comes_back_to_the_last_bit(p: float) -> None:
         (lambda self, x: x.relu() if self.training else x, "forward runs different steps in train and eval mode"),
         (lambda self, x: x if self.training else x.relu(), "forward runs different steps in train and eval mode"),
         (lambda self, x: (x + 1 if self.training else x + 2).exp(), "forward runs different steps in train and eval mode"),
+        (lambda self, x: x if self.training else x.softmax(1), "F.softmax runs in eval mode only: leave it out, so that both modes return"),
     ],
 )
 def test_refusals(forward: Callable[..., Tensor], message: str) -> None:

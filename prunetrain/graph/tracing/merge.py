@@ -106,6 +106,8 @@ def _mode_difference_error(training: ModeSteps, in_evaluation: dict[Value, Value
             needed |= {value.index for value in training.lines[number - 1].step.inputs()}
             first = training.lines[number - 1] if Value(number) not in in_evaluation else first
     line = first or (waiting[0] if waiting else training.lines[-1])
+    if [left.step.target for left in waiting] in (["F.softmax"], ["F.log_softmax"]):
+        return line.place.error(f"{waiting[0].step.target} runs in eval mode only: leave it out, so that both modes return logits")
     return line.place.error(
         "forward runs different steps in train and eval mode: only dropout, stochastic depth and extra outputs in train mode may differ"
     )
