@@ -28,6 +28,15 @@ def layer_norm_by_hand(net: Sketch, x: Value) -> Value:
     return net.call("+", net.call("*", weight, normal), bias)
 
 
+def layer_norm_of_last_dimension(net: Sketch, x: Value) -> Value:
+    """The same on images whose channels come last; the mean loses its dimension and gets it back."""
+    x = net.call("torch.permute", x, dims=(0, 2, 3, 1))
+    centered = net.call("-", x, net.call("torch.mean", x, dim=-1, keepdim=True))
+    variance = net.call("torch.unsqueeze", net.call("torch.mean", net.call("torch.square", centered), dim=-1), dim=-1)
+    normal = net.call("/", centered, net.call("torch.sqrt", net.call("+", variance, 0.1)))
+    return net.call("torch.permute", net.call("*", normal, net.declare("weight", (4,))), dims=(0, 3, 1, 2))
+
+
 def rms_norm_by_hand(net: Sketch, x: Value) -> Value:
     power = net.call("torch.rsqrt", net.call("+", _mean(net, net.call("torch.square", x)), 0.1))
     return net.call("*", net.call("*", x, power), net.declare("weight", (4, 1, 1)))
@@ -78,7 +87,7 @@ def efficient_channel_attention(net: Sketch, x: Value) -> Value:
 
 
 BY_HAND = [
-    *(layer_norm_by_hand, rms_norm_by_hand, group_norm, spatial_attention, global_response),
+    *(layer_norm_by_hand, layer_norm_of_last_dimension, rms_norm_by_hand, group_norm, spatial_attention, global_response),
     *(softmax, unit_length, variance, product_of_sums, efficient_channel_attention),
 ]
 
@@ -112,6 +121,27 @@ def test_what_is_not_zero_stays(normalize: Normalize) -> None:
     state["conv1.weight"][1], state["conv1.bias"][1] = 0, 0.5
     ignore(state, "conv2", 1)
     assert width(cut_of(graph, state), "conv1") == [4]
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [("GroupNorm", {"num_groups": 1, "num_channels": 4}), ("LayerNorm", {"normalized_shape": 4})])
+def test_a_normalisation_that_is_called_twice_is_cut_once(kind: str, sizes: dict[str, int]) -> None:
+    """What both calls are padded with is no channel, so a network without dead channels stays as it is."""
+    net = Sketch("Toy", (4, 3, 3))
+    first = net.layer("norm", kind, _channels_at(net, net.conv("conv1", net.x, 4, kernel_size=1), kind), **sizes)
+    second = net.layer("norm", kind, _channels_at(net, net.conv("conv2", net.x, 4, kernel_size=1), kind), **sizes)
+    x = _channels_at(net, net.call("+", first, second), kind, back=True)
+    graph, state = made(net, net.classifier("fc", x, 2))
+    silence(state, "conv1", 1, 2)
+    silence(state, "conv2", 1, 2)
+    ignore(state, "fc", 1, 2)
+    cut = cut_of(graph, state)
+    assert width(cut, "conv1", "conv2") == [2, 2]
+    assert cut_of(cut.graph, cut.state).graph == cut.graph
+
+
+def _channels_at(net: Sketch, x: Value, kind: str, *, back: bool = False) -> Value:
+    """Images as a normalisation reads them: LayerNorm wants channels last."""
+    return net.call("torch.permute", x, dims=(0, 3, 1, 2) if back else (0, 2, 3, 1)) if kind == "LayerNorm" else x
 
 
 def test_mean_is_taken_over_zeros() -> None:

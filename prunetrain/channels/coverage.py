@@ -89,7 +89,8 @@ def measure_coverage(graph: LayerGraph, spaces: ChannelSpaces) -> Coverage:
 def least_macs(graph: LayerGraph, spaces: ChannelSpaces) -> int:
     """MACs of one image after cutting as many channels as possible at once: one stays in each space, and in each result.
 
-    Weights are not considered: those that are not trained, and biases in front of a LayerNorm, may keep more.
+    Weights are not considered: those that are not trained, and biases in front of a LayerNorm, may keep more. So may a function in front of
+    a LayerNorm or another reduction over the channels that maps zero to something else, such as sigmoid.
     """
     everything = Candidates.from_removable(spaces, np.ones(spaces.num_channels, dtype=bool), np.zeros(spaces.num_channels))
     return costs(rewrite(graph, make_plan(everything)).graph).macs

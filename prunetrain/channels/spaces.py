@@ -93,8 +93,9 @@ def find_spaces(graph: LayerGraph) -> ChannelSpaces:
     united = components(atoms.count, atoms.united)
     numbers, ids_of = np.unique(united, return_inverse=True)  # ids_of[atom] is the channel that it became part of
     frozen = [(ids_of[found], why) for found, why in atoms.frozen]
-    sizes = np.bincount(ids_of)
-    frozen += [(ids_of[added][sizes[ids_of[added]] == 1], "padding") for added in atoms.padding]  # tied to nothing: as before LayerNorm
+    if atoms.padding:  # tied to nothing but other padding: what an earlier cut put in front of LayerNorm
+        padding = np.bincount(ids_of[np.concatenate(atoms.padding)], minlength=len(numbers))
+        frozen.append((np.flatnonzero((padding > 0) & (padding == np.bincount(ids_of))), "padding"))
     known: dict[int, Ids] = {}  # values that pass a grid on share it, so it is computed once
     for grid, target in atoms.values:
         if id(grid) in known:

@@ -210,8 +210,11 @@ class Walk:
             if len(over) > 1:
                 return self._frozen(step, shape, f"{step.target} runs over several dimensions of channels")
             self._record_reduction(*over)
-            why = f"{step.target} of all channels"
-            return self._frozen_result(shape, why) if FAMILY_OF[step.target] is Family.REDUCE else grid
+            if FAMILY_OF[step.target] is not Family.REDUCE:
+                return grid
+            result = self._atoms.fresh(1).view((1,) * len(shape))
+            self._atoms.freeze(result, f"{step.target} of all channels")
+            return result
         tied = self._atoms.tied(grid, sorted(over))
         return reduced(tied, step) if FAMILY_OF[step.target] is Family.REDUCE else tied
 
