@@ -1,7 +1,9 @@
 """Reductions over the channels: LayerNorm, GroupNorm with a single group, a mean, maximum or softmax over the channels, a conv over them.
 
+In: a graph and its channel spaces. Out: what each reduction reads, and which tensors a cut pads for it (`rewriting.py`).
+
 A reduction reads all channels of its input at once, so leaving one out would change the others. A removed channel therefore still counts in
-it, as the zero that it was: the reduction gets an input of the old length, which is what is left, padded with zeros (`rewriting.py`).
+it, as the zero that it was: the reduction gets an input of the old length, which is what is left, padded with zeros.
 
 An input that was itself computed from a reduction, such as the `x - mean` of a variance, is not zero where `x` is. There `x` is padded,
 and the steps between `x` and the reduction run again at the old length. So a channel can go only if it is zero where the padding is.

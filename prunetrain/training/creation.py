@@ -75,9 +75,7 @@ def create_dense_run(
     _check_training(model, traced, config)
     _check_outputs(traced.graph, config, data)
     if last := _last_step_before_loss(traced.graph):
-        say(
-            f"{config.model} ends in {last}, but the loss expects logits, which may be any numbers: without this last step it learns faster"
-        )
+        say(f"{config.model} ends in {last}, but the loss expects logits, which may be any numbers: leave this last step out")
     _check_batch(traced.graph, config, environment)
     free = claim(run)
     first = Checkpoint(
