@@ -365,12 +365,39 @@ def _variance(draw: Draw, net: Sketch, value: Value) -> Value:
 
 
 def _computed_weight(draw: Draw, net: Sketch, value: Value) -> Value:
-    """A convolution or linear layer whose weight is computed, as in weight standardisation."""
-    channels = net.shape(value)[0] if len(net.shape(value)) == 3 else net.shape(value)[-1]
+    """A convolution or linear layer with a weight that is declared or computed, as in weight standardisation and normalisation."""
     images = len(net.shape(value)) == 3
-    weight = net.declare(_name(draw, net, "weight"), (2, channels, 1, 1) if images else (2, channels))
-    scaled = net.call("*", net.call("torch.tanh", weight), net.declare(_name(draw, net, "gain"), ()))
-    return net.call("F.conv2d" if images else "F.linear", value, weight=scaled)
+    channels = net.shape(value)[0] if images else net.full_shape(value)[-1]
+    groups = draw(st.sampled_from(_divisors(channels))) if images else 1
+    made = groups * draw(st.integers(1, 3))
+    window = (draw(st.sampled_from([1, 3])),) * 2 if images else ()
+    weight: Value | Attribute = net.declare(_name(draw, net, "weight"), (made, channels // groups, *window))
+    several = prod(window) * channels // groups > 1  # numbers in a filter, which torch's BatchNorm demands
+    way = draw(st.sampled_from(["declared", "bounded", "by hand", "length", *["batch norm"] * several]))
+    if way in ("batch norm", "length"):
+        gain = net.declare(_name(draw, net, "gain"), (made,))
+    match way:
+        case "bounded":
+            weight = net.call("*", net.call("torch.tanh", weight), net.declare(_name(draw, net, "scale"), ()))
+        case "batch norm":
+            flat = net.call("torch.reshape", weight, shape=(1, made, -1))
+            options = {"running_mean": None, "running_var": None, "training": True, "momentum": 0.0, "eps": 0.1}
+            flat = net.step("F.batch_norm", input=flat, weight=gain, **options)
+            weight = net.call("torch.reshape", flat, shape=(made, channels // groups, *window))
+        case "by hand":
+            dims = (1, 2, 3) if images else (1,)
+            weight = net.call("-", weight, net.call("torch.mean", weight, dim=dims, keepdim=True))
+            spread = net.call("torch.mean", net.call("torch.square", weight), dim=dims, keepdim=True)
+            weight = net.call("*", weight, net.call("torch.rsqrt", net.call("+", spread, 0.1)))
+        case "length":
+            dims = (1, 2, 3) if images else (1,)
+            scale = net.call("torch.reshape", gain, shape=(made, *(1,) * len(dims)))
+            length = net.call("torch.linalg.vector_norm", weight, dim=dims, keepdim=True)
+            weight = net.call("*", weight, net.call("/", scale, length))
+    bias = {"bias": net.declare(_name(draw, net, "bias"), (made,))} if draw(st.booleans()) else {}
+    if not images:
+        return net.call("F.linear", value, weight=weight, **bias)
+    return net.call("F.conv2d", value, weight=weight, padding=window[0] // 2, groups=groups, **bias)
 
 
 def _residual(draw: Draw, net: Sketch, value: Value) -> Value:

@@ -1,6 +1,7 @@
 """The catalog says what torch says: names, order and defaults of parameters, tensors of layers, names that a layer would hide."""
 
 import inspect
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import get_testing_overrides
 
+from prunetrain.channels.computed_weights import compute_weight
 from prunetrain.graph.catalog import LAYERS, RESERVED_NAMES
-from prunetrain.graph.functions import ELEMENTWISE, FUNCTIONS, OPERATORS, WITH_POSITIONS
+from prunetrain.graph.functions import ELEMENTWISE, FAMILY_OF, FUNCTIONS, OPERATORS, WITH_POSITIONS, Family
 from prunetrain.graph.layergraph import TRAINING, Attribute, BatchSize, Declared, Layer, LayerGraph, Step, Value
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
@@ -230,6 +232,29 @@ def test_calls_make_the_shapes_that_torchs_make(target: str, shape: tuple[int, .
     for batch_size in (1, 2):
         output = network(torch.rand(batch_size, *shape))
         assert tuple(output.shape) == infer_shapes(graph, batch_size)[-1]
+
+
+@pytest.mark.parametrize(
+    ("target", "shape", "arguments"),
+    [
+        (target, *example)
+        for target, examples in EXAMPLES.items()
+        if FAMILY_OF[target] not in (Family.OTHER, Family.RANDOM) or target == "torch.addcmul"
+        for example in examples
+        if "BatchSize" not in repr(example)  # a declared tensor has none
+    ],
+)
+def test_weights_are_computed_as_the_file_computes_them(target: str, shape: tuple[int, ...], arguments: dict[str, Any]) -> None:
+    """The call of the example, on a declared tensor instead of images."""
+    graph = example_graph(target, shape, arguments)
+    network = instantiate(render(graph), "net.py").eval()
+    state = {name: torch.rand(tensor.shape).to(tensor.dtype) for name, tensor in network.state_dict().items()}
+    network.load_state_dict(state)
+    images = torch.rand(2, *shape)
+    step = graph.steps[0].map_values(lambda value: Attribute("images"))
+    of_tensors = replace(graph, steps=(step,), declared=(*graph.declared, Declared("images", (2, *shape))))
+    computed = compute_weight(of_tensors, {**state, "images": images}, Value(1))
+    torch.testing.assert_close(computed, network(images), rtol=0, atol=0, equal_nan=True)
 
 
 def test_reserved_names_are_torchs() -> None:

@@ -60,14 +60,24 @@ def test_a_layer_that_runs_twice_costs_twice_and_is_listed_once() -> None:
     assert found.stuck == (StuckOutputs("conv1", 3, 3, INPUT),)
 
 
-def test_computed_weights_count_as_macs_that_stay() -> None:
+def test_computed_weights_count_like_those_of_layers() -> None:
     net = Sketch("Net", (3, 4, 4))
     x = net.conv("conv1", net.x, 4, kernel_size=1)
     weight = net.call("*", net.declare("weight", (5, 4, 1, 1)), 0.5)
+    found = coverage(net.graph(net.classifier("fc", net.call("F.conv2d", x, weight=weight), 2)))
+    assert found.macs == found.cuttable_macs == 3 * 4 * 16 + 4 * 5 * 16 + 5 * 2
+    assert found.least_macs == 3 * 16 + 16 + 2
+
+
+def test_weights_that_depend_on_the_image_count_as_macs_that_stay() -> None:
+    net = Sketch("Net", (3, 4, 4))
+    x = net.conv("conv1", net.x, 4, kernel_size=1)
+    scale = net.call("torch.mean", net.x, dim=(0, 1, 2, 3))
+    weight = net.call("*", net.declare("weight", (5, 4, 1, 1)), scale)
     graph = net.graph(net.classifier("fc", net.call("F.conv2d", x, weight=weight), 2))
     found = coverage(graph)
     assert found.macs == costs(graph).macs == 3 * 4 * 16 + 4 * 5 * 16 + 5 * 2
-    assert found.cuttable_macs == 0  # what a computed weight meets is frozen on both sides
+    assert found.cuttable_macs == 0
 
 
 def test_no_macs_no_share() -> None:

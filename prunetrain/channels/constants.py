@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from prunetrain.channels.abstract import Abstract, Functions
+from prunetrain.channels.computed_weights import compute_weight, find_computed_weights
 from prunetrain.channels.grids import Mover, Shapes, compress
 from prunetrain.channels.reductions import Reductions
 from prunetrain.channels.slices import LayerSlices, blocks
 from prunetrain.channels.spaces import ChannelSpaces, Ids
+from prunetrain.graph.functions import WEIGHTED
 from prunetrain.graph.layergraph import Layer, LayerGraph, Operand, Step, Value
 from prunetrain.graph.windows import Shape, pair
 
@@ -65,7 +67,7 @@ class Consumer:
 class Constants:
     """What `find_constants` finds; `values[i]` belongs to `Value(i)`.
 
-    `absent` has, for each reduction over channels, these channels and (n,) bool, where its input can be padded instead (`reductions.py`).
+    `absent` has, for each reduction over channels, these channels and (n,) bool, which of them it can leave out (`reductions.py`).
     `derived[layer]` (n, 2) int64: constant outputs of a layer, and the inputs that they are computed from (constants that meet live
     weights). In training these inputs get gradients through the outputs, so the outputs cannot go alone.
     """
@@ -133,6 +135,7 @@ class _Interpreter:
         self._shapes = Shapes(graph)
         self._spaces = spaces
         self._reductions = Reductions(graph, spaces, self._shapes)
+        self._weights = find_computed_weights(graph, self._shapes)
         self._functions = Functions(Mover(graph, self._shapes), self._shapes, self._value_of, self._along)
         self._layers = {layer.name: layer for layer in graph.layers}
         self._uses = graph.uses()
@@ -150,6 +153,8 @@ class _Interpreter:
         return Constants(tuple(self._values), self._consumers, tuple(self._absent), self._derived)
 
     def _step(self, value: Value, step: Step, shape: Shape) -> Abstract:
+        if step.target in WEIGHTED:
+            return self._computed_weight(step, shape)
         if step.layer is None:
             return self._functions.result(value, step, shape)
         layer = self._layers[step.layer]
@@ -166,18 +171,19 @@ class _Interpreter:
     def _value_of(self, operand: Operand) -> Abstract:
         if isinstance(operand, Value):
             return self._values[operand.index]
-        if operand.name in self._shared or operand.name not in self._state:  # trained by all channels, constants too; or an index
+        unknown = operand.name in self._shared or operand.name not in self._state  # trained by all channels, constants too; or an index
+        if unknown or operand.name in self._weights.declared:
             return Abstract.nothing(len(self._shapes.of(operand)))
         found = Abstract.number(compress(self._tensor(operand.name)))
         return found.only(found.zero) if self._state[operand.name].dtype == torch.bool else found  # True + True is True, not 2
 
     def _record_absent(self, value: Value) -> None:
-        """Record which channels are zero in all that is padded for a reduction."""
+        """Record which channels are zero in all that a reduction could leave them out of."""
         if (found := self._reductions.of(value)) is None:
             return
         source, dim = found
         row = self._spaces.channels_of(source)
-        zeros = [self._value_of(padded).along(dim, len(row)).zero for padded in self._reductions.padded(source)]
+        zeros = [self._value_of(operand).along(dim, len(row)).zero for operand in self._reductions.left_out(value)]
         self._absent.append((row, torch.stack(zeros).all(0)))
 
     def _along(self, value: Value) -> list[int]:
@@ -209,6 +215,17 @@ class _Interpreter:
         self._record_derived(layer, torch.stack([rows[alive[:, 0]], alive[:, 1]], 1))
         numbers = torch.stack([constant.eval_mode[columns], constant.train_mode[columns]], 1)
         return Abstract(known, *(self._bias(layer, len(known))[:, None] + sum_constant_inputs(weight, columns, numbers)).T)
+
+    def _computed_weight(self, step: Step, shape: Shape) -> Abstract:
+        """A function that is given its weight returns its bias where the weight's filter is zero."""
+        if step["weight"] not in self._weights.fixed:
+            return Abstract.nothing(len(shape))
+        weight = compute_weight(self._graph, self._state, step["weight"])
+        zero = torch.cat([(block == 0).flatten(1).all(1) for _, block in blocks(weight)]).cpu()
+        bias = Abstract.number(torch.zeros(len(zero), dtype=torch.float64))
+        if step["bias"] is not None:
+            bias = self._value_of(step["bias"]).along(0, len(zero))
+        return bias.only(zero).placed(len(shape) - 1 if step.target == "F.linear" else 1, len(shape))
 
     def _grouped(self, layer: Layer, source: Abstract) -> Abstract:
         """Each output reads the inputs of its group. Unless the conv passes whole groups on, a channel is one input of every group."""

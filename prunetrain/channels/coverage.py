@@ -11,8 +11,8 @@ import numpy as np
 from prunetrain.channels.rewriting import rewrite
 from prunetrain.channels.selection import Bools, Candidates, make_plan
 from prunetrain.channels.spaces import ChannelSpace, ChannelSpaces, Role
-from prunetrain.graph.costs import costs
-from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.costs import costs, step_macs
+from prunetrain.graph.layergraph import LayerGraph, Step, Value
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ def measure_coverage(graph: LayerGraph, spaces: ChannelSpaces) -> Coverage:
     """Return how many of a network's MACs are in channels that can be cut.
 
     For a layer this is 1 - i * o of its MACs, where i and o are the shares of its inputs and outputs that stay: those of frozen spaces, and
-    of spaces that are one channel, which never goes. An axis without channels stays, and so do convolutions and products with computed
-    weights.
+    of spaces that are one channel, which never goes. An axis without channels stays. The same holds for functions with weights.
 
     Args:
         graph: the network.
@@ -73,7 +72,11 @@ def measure_coverage(graph: LayerGraph, spaces: ChannelSpaces) -> Coverage:
     reasons = [space.frozen or _why_indivisible(spaces, space, grouping) for space in spaces.spaces]
     stays = np.array([bool(why) for why in reasons], dtype=bool)[spaces.space_of]
     cost = costs(graph)
-    cuttable = sum(row.macs * (1 - _staying_weight_share(spaces, row.layer.name, stays)) for row in cost.layers if row.macs)
+    cuttable = sum(
+        macs * (1 - _staying_weight_share(spaces, value, step, stays))
+        for macs, (value, step) in zip(step_macs(graph), graph.results(), strict=True)
+        if macs and value.index - 1 not in graph.in_training_only
+    )
     convs = dict.fromkeys(row.layer.name for row in cost.layers if row.layer.is_convolution)
     stuck = (_find_stuck_outputs(spaces, name, stays, reasons) for name in convs)
     stuck_spaces = (
@@ -111,9 +114,12 @@ def _tied_channel_count(spaces: ChannelSpaces, space: ChannelSpace) -> int:
     return max([1, *(int((ids == space.channels[0]).sum()) for ids in made)])
 
 
-def _staying_weight_share(spaces: ChannelSpaces, layer: str, stays: Bools) -> float:
-    """The share of a layer's weights that connect inputs that stay with outputs that stay."""
-    ids = [spaces.ids[layer, axis] for axis in ("in", "out") if (layer, axis) in spaces.ids]
+def _staying_weight_share(spaces: ChannelSpaces, value: Value, step: Step, stays: Bools) -> float:
+    """The share of a layer's or function's weights that connect inputs that stay with outputs that stay."""
+    if step.layer is None:
+        ids = [spaces.channels_of(step["input"]), spaces.channels_of(value)]
+    else:
+        ids = [spaces.ids[step.layer, axis] for axis in ("in", "out") if (step.layer, axis) in spaces.ids]
     return float(np.prod([stays[found].mean() for found in ids]))
 
 

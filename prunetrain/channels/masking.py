@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from prunetrain.channels.computed_weights import find_computed_weights
+from prunetrain.channels.grids import Shapes
 from prunetrain.channels.selection import Bools
 from prunetrain.channels.spaces import ChannelSpaces
 from prunetrain.graph.layergraph import LayerGraph
@@ -12,6 +14,8 @@ from prunetrain.graph.layergraph import LayerGraph
 
 def mask_channels(graph: LayerGraph, state: Mapping[str, Tensor], spaces: ChannelSpaces, gone: Bools) -> dict[str, Tensor]:
     """Return a state dict with some channels at zero: their filters, biases and input slices, and the scales and shifts applied to them.
+
+    Weights that others are computed from stay as they are (`ComputedWeights.stored`).
 
     Args:
         graph: the network.
@@ -32,6 +36,8 @@ def mask_channels(graph: LayerGraph, state: Mapping[str, Tensor], spaces: Channe
             for dim, axis in enumerate(axes):
                 if (layer.name, axis) in spaces.ids and tensor != "running_var":
                     zero(f"{layer.name}.{tensor}", dim, torch.from_numpy(gone[spaces.ids[layer.name, axis]]))
+    stored = find_computed_weights(graph, Shapes(graph)).stored
     for name, dim in spaces.dims.items():
-        zero(name, dim, torch.from_numpy(gone[spaces.ids[name, "features"]]))
+        if name not in stored:
+            zero(name, dim, torch.from_numpy(gone[spaces.ids[name, "features"]]))
     return masked

@@ -8,6 +8,9 @@ it, as the zero that it was: the reduction gets an input of the old length, whic
 An input that was itself computed from a reduction, such as the `x - mean` of a variance, is not zero where `x` is. There `x` is padded,
 and the steps between `x` and the reduction run again at the old length. So a channel can go only if it is zero where the padding is.
 
+A conv or linear map with a computed weight (`computed_weights.py`) counts as a reduction over its inputs, but gets a smaller weight instead
+of padding. What it leaves out must be zero where it reads it.
+
 Where several channels are exactly zero and that is the maximum, torch.max gives one of them the gradient, perhaps another than before.
 """
 
@@ -18,7 +21,7 @@ import numpy.typing as npt
 
 from prunetrain.channels.grids import Shapes
 from prunetrain.channels.spaces import ChannelSpaces
-from prunetrain.graph.functions import FAMILY_OF, Family
+from prunetrain.graph.functions import FAMILY_OF, WEIGHTED, Family
 from prunetrain.graph.layergraph import Layer, LayerGraph, Operand, Step, Value
 
 
@@ -63,9 +66,14 @@ class Reductions:
         """Whether a result is computed again from padded operands where a reduction reads it; otherwise it is padded itself."""
         return operand in self._recomputed
 
-    def padded(self, operand: Operand) -> Iterator[Operand]:
-        """The tensors that are padded for a reduction of `operand`."""
-        pending, seen = [operand], {operand}
+    def left_out(self, value: Value) -> Iterator[Operand]:
+        """The tensors whose channels must be zero where they are left out of the reduction that makes a value."""
+        step = self._graph.steps[value.index - 1]
+        source = step.operands()[0]
+        if step.target in WEIGHTED:
+            yield source
+            return
+        pending, seen = [source], {source}
         while pending:
             found = pending.pop()
             if not isinstance(found, Value) or found not in self._recomputed:

@@ -1,12 +1,13 @@
 """Rewrite a graph after channels are removed: layers and tensors get their new sizes, steps keep their meaning.
 
 In: a graph, a KeepPlan. Out: the smaller graph, and for every axis the positions that are left. Most steps stay as they are. Sizes and
-positions that a step spells out are recomputed. Three kinds of steps need more:
+positions that a step spells out are recomputed. Some steps need more:
 
 * a reduction over the channels counts the removed ones too (`reductions.py`). Its smaller input is padded with the zeros that they were:
   `torch.mean(F.pad(x, (0, 0, 0, 0, 0, 32)), dim=1)`. LayerNorm keeps its length, the remaining channels come first in its weights, and
   the padding is sliced off again: `self.norm(F.pad(x, (0, 32)))[:, :, :64]`.
 * a conv that slides over the channels (ECA) gets its input padded and in the old order, and what is left is selected from its output.
+* a conv or linear map with a computed weight (`computed_weights.py`) reads the columns of what is left from its weight.
 * a channel shuffle whose groups are left with different sizes becomes a selection of positions.
 """
 
@@ -25,8 +26,8 @@ from prunetrain.channels.selection import KeepPlan
 from prunetrain.channels.spaces import Axis, Ids
 from prunetrain.graph.blocks import block_of
 from prunetrain.graph.free_names import free_name
-from prunetrain.graph.functions import FAMILY_OF, Family
-from prunetrain.graph.layergraph import Attribute, Declared, Layer, LayerGraph, Operand, Step, Value
+from prunetrain.graph.functions import FAMILY_OF, WEIGHTED, Family
+from prunetrain.graph.layergraph import Attribute, Declared, Layer, LayerGraph, Operand, Step, Value, loses_whole_groups
 
 _SIZES = {"torch.unflatten": "sizes", "torch.reshape": "shape", "torch.broadcast_to": "size"}  # the argument that spells out sizes
 _NO_IDS: Ids = np.empty(0, dtype=np.int64)
@@ -148,6 +149,8 @@ class _Rewriter:
                 moved = self._shuffle(step, moved)
             case "torch.index_select" | "torch.index_add":
                 moved = self._reindex(step, moved)
+            case "F.conv1d" | "F.conv2d":
+                moved = self._drop_groups(step, moved)
             case target if target in _SIZES:
                 moved = self._resize_argument(value, step, moved)
         return self._add(moved)
@@ -163,6 +166,8 @@ class _Rewriter:
             return self._add(step.map_values(lambda read: self._new[read]))
         if step.layer is not None and self._layers[step.layer].is_convolution:
             return self._slide(step, source, dim, kept)
+        if step.target in WEIGHTED:
+            return self._read_columns(step, kept)
         reduced = self._add(Step.make(step.target, **dict(step.arguments) | {"input": self._padded(source, dim)}))
         if step.layer is None and FAMILY_OF[step.target] is Family.REDUCE:
             return reduced
@@ -190,6 +195,35 @@ class _Rewriter:
         selected = self._add(Step.make("torch.index_select", input=slid, dim=along, index=writes))
         self._selections[selected] = slid, np.flatnonzero(kept)
         return selected
+
+    def _read_columns(self, step: Step, kept: npt.NDArray[np.bool_]) -> Value:
+        """A conv or linear map with fewer inputs: it gets the columns of its weight for those that are left, the same in each group."""
+        weight = step["weight"]
+        positions = np.flatnonzero(kept[: self._shapes.of(weight)[1]])
+        before = self._producing_step(weight)
+        if before is not None and before.target == "torch.index_select" and before["dim"] == 1:  # from an earlier cut
+            name, shared = before["index"].name, len(self._uses[weight]) > 1
+            weight, positions = before["input"], np.array(self._positions[name] if shared else self._take_index(name))[positions]
+            base = name
+        else:
+            base = f"{self._name_of_weight(weight)}_reads".lstrip("_")
+        moved = step.map_values(lambda read: self._new[read])
+        whole = self._new[weight] if isinstance(weight, Value) else weight
+        chosen = self._add(Step.make("torch.index_select", input=whole, dim=1, index=self._declare_index(base, positions)))
+        return self._add(Step.make(step.target, **dict(moved.arguments) | {"weight": chosen}))
+
+    def _name_of_weight(self, weight: Operand) -> str:
+        """The name of the declared tensor that a weight is computed from first, without what it says twice."""
+        while (step := self._producing_step(weight)) is not None:
+            weight = step.operands()[0]
+        return weight.name.removesuffix("weight").rstrip("_") if isinstance(weight, Attribute) else ""
+
+    def _drop_groups(self, step: Step, moved: Step) -> Step:
+        """A grouped conv with a computed weight loses whole groups."""
+        kept = self._kept(step["input"], 1)
+        if kept is None or not loses_whole_groups(step["groups"], len(kept)):
+            return moved
+        return Step.make(step.target, **dict(moved.arguments) | {"groups": step["groups"] * int(kept.sum()) // len(kept)})
 
     def _padded(self, operand: Operand, dim: int) -> Operand:
         """The channels of an operand that are left, followed by zeros, or what becomes of zeros, for those that are not."""

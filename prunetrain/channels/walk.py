@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from prunetrain.channels.atoms import Atoms, Role
+from prunetrain.channels.computed_weights import find_computed_weights
 from prunetrain.channels.grids import Mover, Shapes, aligned, broadcast, pads, pads_one_channel, placed, reduced, varying
 from prunetrain.graph.function_shapes import dims_of
 from prunetrain.graph.functions import FAMILY_OF, Family
-from prunetrain.graph.layergraph import Attribute, Layer, LayerGraph, Operand, Step, Value
+from prunetrain.graph.layergraph import Attribute, Layer, LayerGraph, Operand, Step, Value, loses_whole_groups
 from prunetrain.graph.windows import Shape, pair
 
 _MAX_ATOMS: Final = 1 << 20  # in a declared tensor; larger ones do not hold one number per channel
@@ -29,22 +30,8 @@ class Walk:
         self._shapes = Shapes(graph)
         self._mover = Mover(graph, self._shapes)
         self._layers = {layer.name: layer for layer in graph.layers}
-        self._weights = self._computed_weights()
+        self._weights = find_computed_weights(graph, self._shapes)
         self._atoms = Atoms()
-
-    def _computed_weights(self) -> set[str]:
-        """The declared tensors that the weights of functions are computed from; otherwise every number in them would be an atom."""
-        pending = [step["weight"] for step in self._graph.steps if step.target in ("F.conv1d", "F.conv2d", "F.linear")]
-        found: set[str] = set()
-        seen: set[Operand] = set()
-        while pending:
-            operand = pending.pop()
-            if isinstance(operand, Attribute):
-                found.add(operand.name)
-            elif operand.index and operand not in seen:
-                seen.add(operand)
-                pending += self._graph.steps[operand.index - 1].operands()
-        return found
 
     def run(self) -> Atoms:
         """Return the atoms of the graph.
@@ -78,8 +65,8 @@ class Walk:
                 self._declare_frozen(operand, f"{operand.name} is an index")
                 return self._atoms.declared[operand.name]
             shape = self._shapes.of(operand)
-            if operand.name in self._weights:
-                self._declare_frozen(operand, f"{operand.name} is the weight of a function")
+            if operand.name in self._weights.declared and sum(size > 1 for size in shape) > 1:
+                self._atoms.declared[operand.name] = placed(self._atoms.fresh(shape[0]), 0, len(shape))
             elif int(np.prod(shape)) > _MAX_ATOMS:
                 self._declare_frozen(operand, f"{operand.name} is large")
             else:
@@ -193,6 +180,53 @@ class Walk:
         return self._frozen_result(shape, why)
 
     # Functions.
+
+    def _weighted(self, step: Step, shape: Shape) -> Tensor:
+        """A conv or linear map with a computed weight: rows go with the outputs, and columns of inputs that go are not read."""
+        grid, weight = self._grid(step["input"]), self._grid(step["weight"])
+        outputs = self._shapes.of(step["weight"])[0]
+        if step["weight"] not in self._weights.fixed or set(varying(weight)) - {0} or weight.shape[0] < outputs:
+            return self._unknown(step, shape)
+        dim = len(shape) - 1 if step.target == "F.linear" else 1
+        why = f"{step.target} works on a dimension other than the channels"
+        atoms, rows = self._atoms.along(grid, dim, self._shapes.of(step["input"])[dim], why), weight.reshape(-1)
+        if grid.shape[dim] == 1 and varying(grid):
+            self._atoms.freeze(rows, why)
+        if step["bias"] is not None:
+            self._unite_row(step["bias"], rows, step)
+        groups = 1 if step.target == "F.linear" else step["groups"]
+        if loses_whole_groups(groups, len(atoms)):
+            whole = self._atoms.tied(atoms.view(groups, -1), [1]).reshape(-1)
+            self._atoms.unite(rows, whole.repeat_interleave(outputs // groups))
+            return placed(rows, dim, len(shape))
+        if groups > 1:
+            self._atoms.tied(atoms.view(groups, -1), [0])
+            self._atoms.tied(rows.view(groups, -1), [0])
+        if len(atoms) > 1:
+            self._record_reduction(dim)
+        return placed(rows, dim, len(shape))
+
+    def _batch_norm(self, step: Step, shape: Shape) -> Tensor:
+        """BatchNorm without running statistics, as in weight standardisation: its scales and shifts go with its channels."""
+        if step["running_mean"] is not None:
+            return self._unknown(step, shape)
+        why = f"{step.target} reads a dimension other than the channels"
+        atoms = self._atoms.along(self._grid(step["input"]), 1, shape[1], why)
+        for operand in (step["weight"], step["bias"]):
+            if operand is not None:
+                self._unite_row(operand, atoms, step)
+        return placed(atoms, 1, len(shape))
+
+    def _unite_row(self, operand: Operand, atoms: Tensor, step: Step) -> None:
+        """Unite a tensor that has one number for each channel, such as a bias, with the channels."""
+        if isinstance(operand, Attribute) and operand.name not in self._atoms.declared:
+            self._atoms.declared[operand.name] = atoms.reshape(-1)
+            return
+        own = self._grid(operand)
+        if own.shape[0] == len(atoms):
+            self._atoms.unite(own, atoms)
+        else:
+            self._atoms.freeze(atoms, f"broadcast by {step.target}")
 
     def _pass(self, step: Step, shape: Shape) -> Tensor:
         return self._grid(step["input"])
@@ -335,6 +369,10 @@ _FAMILY_RULES: Final[dict[Family, Callable[[Walk, Step, Shape], Tensor]]] = {
 _RULES: Final[dict[str, Callable[[Walk, Step, Shape], Tensor]]] = {
     "torch.cat": Walk._join,
     "torch.stack": Walk._join,
+    "F.batch_norm": Walk._batch_norm,
+    "F.conv1d": Walk._weighted,
+    "F.conv2d": Walk._weighted,
+    "F.linear": Walk._weighted,
     "F.pad": Walk._pad,
     "F.pixel_shuffle": Walk._pixel_shuffle,
     "torch.Tensor.type_as": Walk._pass,

@@ -8,6 +8,7 @@ section 5).
 from dataclasses import dataclass
 from math import prod
 
+from prunetrain.graph.functions import WEIGHTED
 from prunetrain.graph.layergraph import Layer, LayerGraph, Step, Value
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.graph.windows import Shape, pair
@@ -29,7 +30,8 @@ class LayerCost:
 class Costs:
     """Costs of a network, by layer and in total.
 
-    `channels` counts the output channels of conv and linear layers, `activation_elements` the elements of all results for one image.
+    `channels` counts the output channels of conv and linear layers and of functions with weights, `activation_elements` the elements of all
+    results for one image.
     """
 
     layers: tuple[LayerCost, ...]
@@ -44,6 +46,7 @@ def costs(graph: LayerGraph) -> Costs:
     shapes, every_macs = infer_shapes(graph), step_macs(graph)
     layers = {layer.name: layer for layer in graph.layers}
     seen: set[str] = set()
+    computed = {step["weight"]: _weight_shape(step, graph, shapes)[0] for step in graph.steps if step.target in WEIGHTED}
     rows, macs = [], 0
     for value, step in graph.results():
         number = value.index - 1
@@ -59,7 +62,7 @@ def costs(graph: LayerGraph) -> Costs:
         tuple(rows),
         macs=macs,
         params=sum(row.params for row in rows) + sum(prod(tensor.shape) for tensor in graph.declared if tensor.role == "parameter"),
-        channels=sum(out_channels(layer) or 0 for layer in graph.layers),
+        channels=sum(out_channels(layer) or 0 for layer in graph.layers) + sum(computed.values()),
         activation_elements=sum(prod(shape) for shape in shapes[1:]),
     )
 
@@ -115,9 +118,13 @@ def _macs(layer: Layer, output_shape: Shape) -> int:
 
 def _function_macs(step: Step, graph: LayerGraph, shapes: tuple[Shape, ...], output_shape: Shape) -> int:
     """Return the MACs of a convolution or linear map with computed weights, or 0 for other functions."""
-    if step.target not in ("F.conv1d", "F.conv2d", "F.linear"):
+    if step.target not in WEIGHTED:
         return 0
+    return prod(output_shape) * prod(_weight_shape(step, graph, shapes)[1:])
+
+
+def _weight_shape(step: Step, graph: LayerGraph, shapes: tuple[Shape, ...]) -> Shape:
+    """The shape of the weight (out, in, ...) that a function is given."""
     weight = step["weight"]
     declared = {tensor.name: tensor.shape for tensor in graph.declared}
-    shape = shapes[weight.index] if isinstance(weight, Value) else declared[weight.name]
-    return prod(output_shape) * prod(shape[1:])
+    return shapes[weight.index] if isinstance(weight, Value) else declared[weight.name]

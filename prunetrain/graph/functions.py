@@ -247,6 +247,9 @@ _BY_FAMILY: Final[Mapping[Family, Mapping[str, Signature]]] = {
 WITH_POSITIONS: Final = frozenset(("torch.max", "torch.min"))
 """They return numbers and their positions; a file takes `.values`. Of equal numbers one gets the gradient; amax and amin divide it."""
 
+WEIGHTED: Final = frozenset(("F.conv1d", "F.conv2d", "F.linear"))
+"""They take a weight (out, in, ...) as an argument."""
+
 FUNCTIONS: Final[Mapping[str, Signature]] = {name: signature for group in _BY_FAMILY.values() for name, signature in group.items()}
 FAMILY_OF: Final[Mapping[str, Family]] = {name: family for family, group in _BY_FAMILY.items() for name in group}
 ELEMENTWISE: Final = tuple(_BY_FAMILY[Family.ELEMENTWISE])

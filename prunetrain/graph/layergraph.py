@@ -97,12 +97,17 @@ class Layer:
 
     @property
     def passes_groups(self) -> bool:
-        """Whether a grouped convolution is cut by whole groups: it has at least as many groups as input channels in each.
-
-        Otherwise all its groups lose the same input channels, and the same output channels.
-        """
+        """Whether it is a grouped convolution that is cut by whole groups (`loses_whole_groups`)."""
         groups = self.conv_groups
-        return groups > 1 and groups * groups >= self["in_channels"] and self.kind != "ConvTranspose2d"
+        return groups > 1 and self.kind != "ConvTranspose2d" and loses_whole_groups(groups, self["in_channels"])
+
+
+def loses_whole_groups(groups: int, in_channels: int) -> bool:
+    """Whether a convolution is cut by whole groups: it has several, and at least as many as input channels in each.
+
+    Otherwise all its groups lose the same input channels, and the same output channels.
+    """
+    return groups > 1 and groups * groups >= in_channels
 
 
 FROZEN: Final = ".requires_grad_(False)"

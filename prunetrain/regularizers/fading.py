@@ -12,15 +12,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from prunetrain.channels.computed_weights import compute_weight, find_computed_weights
 from prunetrain.channels.constants import find_constants
 from prunetrain.channels.grids import Shapes
 from prunetrain.channels.reductions import Reductions
 from prunetrain.channels.rewriting import rewrite
 from prunetrain.channels.selection import Bools, Candidates, Granularity, KeepPlan, find_candidates, make_plan
 from prunetrain.channels.slices import measure_slices, sliced_layers
-from prunetrain.channels.spaces import Axis, ChannelSpaces, find_spaces
+from prunetrain.channels.spaces import Axis, ChannelSpaces, Ids, find_spaces
 from prunetrain.graph.costs import costs
-from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.functions import WEIGHTED
+from prunetrain.graph.layergraph import LayerGraph, Operand
 
 _MAX_BLOCK = 32  # channels
 _MIN_BLOCKS = 4  # per space
@@ -52,8 +54,9 @@ class Fading:
                 continue
             rows, columns = (torch.zeros(1, dtype=torch.bool) if own is None else torch.from_numpy(chosen[own]) for own in ids)
             self._add(weight, (rows[:, None] | columns).view(len(rows), len(columns), *(1,) * (weight.dim() - 2)))
-        reduced = chosen & Reductions(graph, spaces, Shapes(graph)).reduced_channels()
-        for name, axis, dim in _shifts(graph, spaces):
+        shapes = Shapes(graph)
+        reduced = chosen & Reductions(graph, spaces, shapes).reduced_channels()
+        for name, axis, dim in _shifts(graph, spaces, shapes):
             if name in weights and reduced[spaces.ids[axis]].any():
                 going = torch.from_numpy(reduced[spaces.ids[axis]])
                 self._add(weights[name], going.view(-1, *(1,) * (weights[name].dim() - 1 - dim)))
@@ -69,14 +72,18 @@ class Fading:
             torch._foreach_addcmul_(self._weights, self._weights, self._fade_masks, value=factor - 1)
 
 
-def _shifts(graph: LayerGraph, spaces: ChannelSpaces) -> Iterator[tuple[str, Axis, int]]:
-    """The biases, and the scales and shifts of normalisations and declared parameters: name, axis, and the dimension of the axis."""
+def _shifts(graph: LayerGraph, spaces: ChannelSpaces, shapes: Shapes) -> Iterator[tuple[str, Axis, int]]:
+    """The biases, and the scales and shifts of normalisations and declared parameters: name, axis, and the dimension of the axis.
+
+    Weights that others are computed from are not among them: those that are scaled may be normalised again, and 0/0 (`ComputedWeights`).
+    """
     for layer in graph.layers:
         for tensor, axes in layer.signature.axes.items():
             if tensor in ("weight", "bias") and len(axes) == 1 and (layer.name, axes[0]) in spaces.ids:
                 yield f"{layer.name}.{tensor}", (layer.name, axes[0]), 0
+    stored = find_computed_weights(graph, shapes).stored
     for declared in graph.declared:
-        if declared.role == "parameter" and declared.name in spaces.dims:
+        if declared.role == "parameter" and declared.name in spaces.dims and declared.name not in stored:
             yield declared.name, (declared.name, "features"), spaces.dims[declared.name]
 
 
@@ -217,15 +224,27 @@ def _weakest_first(spaces: ChannelSpaces, norms: npt.NDArray[np.float64]) -> lis
 
 
 def _norms(graph: LayerGraph, spaces: ChannelSpaces, state: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
-    """The norm of each channel's filters and input slices together."""
+    """The norm of each channel's filters and input slices together, computed weights included."""
     squares = np.zeros(spaces.num_channels)
-    for layer in sliced_layers(graph):
-        weight = state.get(f"{layer.name}.weight")
-        if weight is None:
-            continue
-        weights = weight.detach().double().square()
-        for dim, axis in enumerate(("out", "in")):
-            ids = spaces.ids.get((layer.name, axis))
+
+    def add(weight: Tensor, rows: Ids | None, columns: Ids | None) -> None:
+        weight = weight.detach().double().square()
+        for dim, ids in enumerate((rows, columns)):
             if ids is not None:
-                squares += np.bincount(ids, weights.transpose(0, dim).flatten(1).sum(1).cpu().numpy(), minlength=spaces.num_channels)
+                squares[:] += np.bincount(ids, weight.transpose(0, dim).flatten(1).sum(1).cpu().numpy(), minlength=spaces.num_channels)
+
+    for layer in sliced_layers(graph):
+        if f"{layer.name}.weight" in state:
+            add(state[f"{layer.name}.weight"], spaces.ids.get((layer.name, "out")), spaces.ids.get((layer.name, "in")))
+    weights = find_computed_weights(graph, Shapes(graph))
+    for value, step in graph.results():
+        if step.target in WEIGHTED and step["weight"] in weights.fixed:
+            weight = compute_weight(graph, state, step["weight"])
+            add(weight, *(_ids_of(spaces, operand, size) for operand, size in zip((value, step["input"]), weight.shape, strict=False)))
     return np.sqrt(squares)
+
+
+def _ids_of(spaces: ChannelSpaces, operand: Operand, size: int) -> Ids | None:
+    """The first `size` channels of a tensor; None if it is not known to have so many."""
+    ids = spaces.channels_of(operand)
+    return ids[:size] if len(ids) >= size else None

@@ -1,0 +1,132 @@
+"""Weights that a function is given: declared tensors, or computed from some, as in weight standardisation (arXiv 1903.10520).
+
+In: a graph. Out: which declared tensors these weights come from, and which of them no factor may scale. A weight is (out, in, ...): its
+rows belong to the outputs of the function, its columns to the inputs.
+"""
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from operator import attrgetter
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from prunetrain.channels.grids import Shapes
+from prunetrain.graph.functions import FAMILY_OF, WEIGHTED, WITH_POSITIONS, Family
+from prunetrain.graph.layergraph import Attribute, LayerGraph, Operand, Step, Value
+
+
+@dataclass(frozen=True)
+class ComputedWeights:
+    """The weights that the functions of a graph are given.
+
+    `declared` names the tensors that they are computed from, or the weights that are declared themselves. `fixed` has those weights that
+    do not depend on the images. `stored` names the tensors that hold a fixed weight before something is computed from it. Where it is
+    normalised, a smaller tensor gives the same weight, and one of zeros gives 0/0; so none is scaled and none set to zero.
+    """
+
+    declared: frozenset[str]
+    fixed: frozenset[Operand]
+    stored: frozenset[str]
+
+
+def find_computed_weights(graph: LayerGraph, shapes: Shapes) -> ComputedWeights:
+    """Find the weights that the functions of a graph are given."""
+    declared: set[str] = set()
+    stored: set[str] = set()
+    fixed: set[Operand] = set()
+    for weight in {step["weight"] for step in graph.steps if step.target in WEIGHTED}:
+        names, is_fixed = _declared_behind(graph, weight)
+        declared |= names
+        if is_fixed:
+            fixed.add(weight)
+            if isinstance(weight, Value):
+                stored |= {name for name in names if prod(shapes.declared[name]) == prod(shapes.of(weight))}
+    return ComputedWeights(frozenset(declared), frozenset(fixed), frozenset(stored))
+
+
+def _declared_behind(graph: LayerGraph, weight: Operand) -> tuple[set[str], bool]:
+    """The declared tensors that a weight is computed from, and whether `compute_weight` can compute it from them alone."""
+    names: set[str] = set()
+    is_fixed = True
+    pending, seen = [weight], {weight}
+    while pending:
+        operand = pending.pop()
+        if isinstance(operand, Attribute):
+            names.add(operand.name)
+        elif operand.index:
+            step = graph.steps[operand.index - 1]
+            is_fixed &= _is_computable(step)
+            behind = [other for other in step.operands() if other not in seen]
+            pending += behind
+            seen.update(behind)
+        else:
+            is_fixed = False
+    return names, is_fixed
+
+
+def _is_computable(step: Step) -> bool:
+    if step.target == "F.batch_norm":
+        return step["running_mean"] is None
+    return step.layer is None and (FAMILY_OF[step.target] not in (Family.OTHER, Family.RANDOM) or step.target == "torch.addcmul")
+
+
+def compute_weight(graph: LayerGraph, state: Mapping[str, Tensor], weight: Operand) -> Tensor:
+    """Compute a weight that does not depend on the images; without gradients, on the device of the state dict.
+
+    Args:
+        graph: the network.
+        state: its state dict.
+        weight: one of `ComputedWeights.fixed`.
+    """
+    indices = {tensor.name: torch.tensor(tensor.values) for tensor in graph.declared if tensor.role == "index"}
+    known: dict[Operand, Tensor] = {}
+
+    def given(argument: object) -> Any:
+        if isinstance(argument, tuple):
+            return tuple(map(given, argument))
+        if not isinstance(argument, Value | Attribute):
+            return argument
+        if argument not in known:
+            known[argument] = declared(argument.name) if isinstance(argument, Attribute) else computed(graph.steps[argument.index - 1])
+        return known[argument]
+
+    def declared(name: str) -> Tensor:
+        return indices[name].to(next(iter(state.values())).device) if name in indices else state[name].detach()
+
+    def computed(step: Step) -> Tensor:
+        return _called(step.target, {name: given(argument) for name, argument in step.arguments})
+
+    result: Tensor = given(weight)
+    return result
+
+
+def _called(target: str, arguments: dict[str, Any]) -> Tensor:
+    if target in ("[:]", "[]"):
+        dim = arguments["dim"] % arguments["input"].dim()
+        part = slice(arguments.get("start"), arguments.get("stop"), arguments.get("step")) if target == "[:]" else arguments["index"]
+        found: Tensor = arguments["input"][(slice(None),) * dim + (part,)]
+        return found
+    if target in _OPERATORS:
+        return _OPERATORS[target](arguments["input"], arguments["other"])
+    match target, arguments:
+        case "F.batch_norm", _:
+            arguments = {"running_mean": None, "running_var": None} | arguments
+        case "torch.flip", {"dims": int()}:
+            arguments = arguments | {"dims": (arguments["dims"],)}
+    module, _, name = target.partition(".")
+    result = attrgetter(name)({"F": F, "torch": torch}[module])(**arguments)
+    return result[0] if target in WITH_POSITIONS else result  # type: ignore[no-any-return]
+
+
+_OPERATORS: Final[Mapping[str, Callable[[Any, Any], Tensor]]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "**": operator.pow,
+}
