@@ -351,7 +351,7 @@ def _flatten(draw: Draw, net: Sketch, value: Value) -> Value:
 
 def _reduce(draw: Draw, net: Sketch, value: Value) -> Value:
     dims = draw(st.sampled_from([(2, 3), (-2, -1), 3] if len(net.shape(value)) == 3 else [1, -1]))
-    targets = ["torch.mean", "torch.mean", "torch.sum", "torch.amax", "torch.amin", "torch.linalg.vector_norm"]
+    targets = ["torch.mean", "torch.mean", "torch.sum", "torch.amax", "torch.amin", "torch.var_mean", "torch.linalg.vector_norm"]
     target = draw(st.sampled_from(targets if isinstance(dims, tuple) else [*targets, "torch.max", "torch.min"]))
     keepdim = len(net.shape(value)) == 1 or draw(st.booleans())
     return net.call(target, value, dim=dims, keepdim=keepdim)

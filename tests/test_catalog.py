@@ -13,7 +13,7 @@ from torch.overrides import get_testing_overrides
 
 from prunetrain.channels.computed_weights import compute_weight
 from prunetrain.graph.catalog import LAYERS, RESERVED_NAMES
-from prunetrain.graph.functions import ELEMENTWISE, FAMILY_OF, FUNCTIONS, OPERATORS, WITH_POSITIONS, Family
+from prunetrain.graph.functions import ELEMENTWISE, FAMILY_OF, FUNCTIONS, OPERATORS, RESULT_OF, Family
 from prunetrain.graph.layergraph import TRAINING, Attribute, BatchSize, Declared, Layer, LayerGraph, Step, Value
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
@@ -91,7 +91,7 @@ def test_layers_take_what_torchs_take(kind: str) -> None:
     check_agreement(kind, LAYERS[kind], getattr(nn, kind))
 
 
-NO_STAND_IN = {*OPERATORS, *WITH_POSITIONS, "[]", "[:]"}  # torch.max's is of another form; the calls below try ours
+NO_STAND_IN = {*OPERATORS, *RESULT_OF, "[]", "[:]"}  # torch.max's is of another form; the calls below try ours
 
 
 @pytest.mark.parametrize("target", [target for target in FUNCTIONS if target not in NO_STAND_IN])
@@ -157,6 +157,7 @@ EXAMPLES: dict[str, list[tuple[tuple[int, ...], dict[str, Any]]]] = {  # the sha
     **{target: [(IMAGE, {"dim": 1}), (IMAGE, {"dim": -1, "keepdim": True})] for target in ("torch.max", "torch.min")},
     "torch.linalg.vector_norm": [(IMAGE, {"ord": 1, "dim": (2, 3), "keepdim": True})],
     "torch.var": [(IMAGE, {"dim": 1, "correction": 0, "keepdim": True})],
+    "torch.var_mean": [(IMAGE, {"dim": (2, 3), "correction": 0, "keepdim": True})],
     "torch.std": [(IMAGE, {"dim": (1, 2), "correction": 0})],
     "F.softmax": [(IMAGE, {"dim": -1})],
     "F.log_softmax": [(IMAGE, {"dim": 1})],

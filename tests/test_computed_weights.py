@@ -19,6 +19,7 @@ from prunetrain.channels.spaces import find_spaces
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import Attribute, LayerGraph, Value
 from prunetrain.regularizers.fading import Fading, Ranking
+from prunetrain.regularizers.group_lasso import GroupLasso
 
 Compute = Callable[[Sketch, str, int, int], Value | Attribute]
 
@@ -215,3 +216,11 @@ def test_masks_leave_stored_weights_alone() -> None:
     masked = mask_channels(graph, state, spaces, gone)
     assert torch.equal(masked["conv1_weight"], state["conv1_weight"])
     assert masked["conv1_gain"][0] == 0
+
+
+def test_the_lasso_leaves_channels_of_computed_weights_alone() -> None:
+    """Else it would act on the classifier alone, with the strength for a whole network. Lambda still says that the run is to be cut."""
+    graph, state = _network(weight_norm)
+    lasso = GroupLasso(graph, find_spaces(graph), {"fc.weight": state["fc.weight"]}, groups="coupled")
+    assert lasso.penalty() == 0
+    assert lasso.strength_for(0.5, 2.0) == 2.0

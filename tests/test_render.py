@@ -41,7 +41,7 @@ from torch.nn import functional as F
 
 from prunetrain import zoo
 from prunetrain.graph.blocks import block_of
-from prunetrain.graph.functions import OPERATORS, WITH_POSITIONS
+from prunetrain.graph.functions import OPERATORS, RESULT_OF
 from prunetrain.graph.layergraph import Attribute, BatchSize, LayerGraph, Step, Value
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.parse import parse
@@ -406,7 +406,7 @@ def _call(network: nn.Module, step: Step, given: dict[str, Any]) -> Tensor:
     if step.target == "torch.einsum":
         return torch.einsum(given["equation"], *given["operands"])
     result = attrgetter(step.target.partition(".")[2])({"F": F, "torch": torch}[step.target.partition(".")[0]])(**given)
-    return result[0] if step.target in WITH_POSITIONS else result
+    return result[1 if step.target == "torch.var_mean" else 0] if step.target in RESULT_OF else result
 
 
 @settings(max_examples=100)

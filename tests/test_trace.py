@@ -450,6 +450,20 @@ def test_computed_weights_stay_functions() -> None:
     assert graph.declared == (Declared("conv_weight", (4, 3, 3, 3)), Declared("conv_bias", (4,)), Declared("scale", (4,)))
 
 
+@pytest.mark.parametrize("function", [torch.var_mean, torch.std_mean])
+def test_both_results_of_var_mean(function: Any) -> None:
+    """Weight standardisation as it is often written; torch.mean would add in another order, as the gradients do."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        weight = self.conv.weight
+        spread, mean = function(weight, dim=[1, 2, 3], keepdim=True, unbiased=False)
+        return F.conv2d(x, (weight - mean) / torch.sqrt(spread + 1e-10))
+
+    model = network(forward, conv=nn.Conv2d(3, 4, 3, bias=False))
+    graph = check_same(model, (2, 3, 8, 8), (1, 3, 6, 9), same_in_training=False)
+    assert "torch.var_mean" in targets(graph)
+
+
 def test_attention_is_a_layer() -> None:
     attention = nn.MultiheadAttention(4, 2, batch_first=True)
     model = network(lambda self, x: self.attention(*[self.conv(x).flatten(2).transpose(1, 2)] * 3, need_weights=False)[0])

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prunetrain.channels.grids import Shapes
-from prunetrain.graph.functions import FAMILY_OF, WEIGHTED, WITH_POSITIONS, Family
+from prunetrain.graph.functions import FAMILY_OF, RESULT_OF, WEIGHTED, Family
 from prunetrain.graph.layergraph import Attribute, LayerGraph, Operand, Step, Value
 
 
@@ -120,7 +120,9 @@ def _called(target: str, arguments: dict[str, Any]) -> Tensor:
             arguments = arguments | {"dims": (arguments["dims"],)}
     module, _, name = target.partition(".")
     result = attrgetter(name)({"F": F, "torch": torch}[module])(**arguments)
-    return result[0] if target in WITH_POSITIONS else result  # type: ignore[no-any-return]
+    if target in RESULT_OF:
+        result = result[0 if RESULT_OF[target] == ".values" else 1]
+    return result  # type: ignore[no-any-return]
 
 
 _OPERATORS: Final[Mapping[str, Callable[[Any, Any], Tensor]]] = {

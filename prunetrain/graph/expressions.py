@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from prunetrain.graph.catalog import LAYERS, LayerKind
-from prunetrain.graph.functions import OPERATORS, WITH_POSITIONS
+from prunetrain.graph.functions import OPERATORS, RESULT_OF
 from prunetrain.graph.layergraph import Argument, Attribute, BatchSize, Step, Value, signature_of
 from prunetrain.graph.signatures import is_literal
 
@@ -86,8 +86,7 @@ def _call(step: Step, kind: str | None, inner: str | None, name_of: Callable[[Va
     if step.target == "torch.einsum":  # takes its operands one by one
         written[1] = ("operands", ", ".join(_argument_text(operand, name_of) for operand in step["operands"]))
     signature = signature_of(step.target)
-    result = ".values" if step.target in WITH_POSITIONS else ""
-    return f"{step.target}({join_arguments(written, signature.names()[: signature.positional])}){result}"
+    return f"{step.target}({join_arguments(written, signature.names()[: signature.positional])}){RESULT_OF.get(step.target, '')}"
 
 
 def _power(base: str, exponent: str) -> str:

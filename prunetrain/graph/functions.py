@@ -50,6 +50,7 @@ def _takes(*parameters: Parameter, positional: int = 2) -> Signature:
 _DROPOUT = _takes(Parameter("p", Kind.PROBABILITY, 0.5), Parameter("training", Kind.TRAINING, True), positional=3)
 _REDUCE = _takes(Parameter("dim", Kind.INTEGERS), Parameter("keepdim", Kind.FLAG, False))
 _LARGEST = _takes(_DIM, Parameter("keepdim", Kind.FLAG, False))
+_SPREAD = _takes(Parameter("dim", Kind.INTEGERS), Parameter("correction", Kind.NUMBER, 1), Parameter("keepdim", Kind.FLAG, False))
 _SOFTMAX = _takes(_DIM)
 
 _OPERATOR = Signature((Parameter("input", Kind.OPERAND), Parameter("other", Kind.OPERAND)), positional=2)
@@ -132,12 +133,7 @@ _BY_FAMILY: Final[Mapping[Family, Mapping[str, Signature]]] = {
         "torch.linalg.vector_norm": _takes(
             Parameter("ord", Kind.NUMBER, 2), Parameter("dim", Kind.INTEGERS, None), Parameter("keepdim", Kind.FLAG, False)
         ),
-        "torch.var": _takes(
-            Parameter("dim", Kind.INTEGERS), Parameter("correction", Kind.NUMBER, 1), Parameter("keepdim", Kind.FLAG, False)
-        ),
-        "torch.std": _takes(
-            Parameter("dim", Kind.INTEGERS), Parameter("correction", Kind.NUMBER, 1), Parameter("keepdim", Kind.FLAG, False)
-        ),
+        **dict.fromkeys(("torch.var", "torch.std", "torch.var_mean"), _SPREAD),
     },
     Family.NORMALIZE: {
         "F.softmax": _SOFTMAX,
@@ -244,8 +240,11 @@ _BY_FAMILY: Final[Mapping[Family, Mapping[str, Signature]]] = {
     },
 }
 
-WITH_POSITIONS: Final = frozenset(("torch.max", "torch.min"))
-"""They return numbers and their positions; a file takes `.values`. Of equal numbers one gets the gradient; amax and amin divide it."""
+RESULT_OF: Final[Mapping[str, str]] = {"torch.max": ".values", "torch.min": ".values", "torch.var_mean": "[1]"}
+"""They return two tensors, of which a file takes this one.
+
+Of equal numbers torch.max gives the gradient to one; amax divides it. The mean of torch.var_mean differs from torch.mean in its last bits.
+"""
 
 WEIGHTED: Final = frozenset(("F.conv1d", "F.conv2d", "F.linear"))
 """They take a weight (out, in, ...) as an argument."""

@@ -6,7 +6,7 @@ from typing import Final
 
 from prunetrain.graph.catalog import LAYERS
 from prunetrain.graph.expressions import PLAIN_CALL
-from prunetrain.graph.functions import FUNCTIONS, OPERATORS, WITH_POSITIONS
+from prunetrain.graph.functions import FUNCTIONS, OPERATORS, RESULT_OF
 from prunetrain.graph.layergraph import TRAINING, Argument, Attribute, BatchSize, Step, Value, signature_of
 from prunetrain.graph.parse_definitions import Definitions
 from prunetrain.graph.parse_source import Source, code_excerpt
@@ -42,9 +42,13 @@ class Expressions:
                 return self._step(node, target, zip(OPERATORS[target].names(), map(self._argument, (left, right)), strict=True))
             case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name)) if self._call_of(name) == PLAIN_CALL:
                 return self._step(node, f"self.{name}", self._arguments(node, f"self.{name}"))
-            case ast.Attribute(value=ast.Call(func=function) as call, attr="values") if ast.unparse(function) in WITH_POSITIONS:
+            case ast.Attribute(value=ast.Call(func=function) as call, attr="values") if RESULT_OF.get(ast.unparse(function)) == ".values":
                 return self._function(call, ast.unparse(function))
-            case ast.Call(func=ast.Attribute() as function) if ast.unparse(function) in FUNCTIONS.keys() - WITH_POSITIONS:
+            case ast.Subscript(value=ast.Call(func=function) as call, slice=ast.Constant(1)) if (
+                RESULT_OF.get(ast.unparse(function)) == "[1]"
+            ):
+                return self._function(call, ast.unparse(function))
+            case ast.Call(func=ast.Attribute() as function) if ast.unparse(function) in FUNCTIONS.keys() - RESULT_OF:
                 return self._function(node, ast.unparse(function))
             case ast.Subscript(value=ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name), args=[input, *_])) if (
                 self._is_special_call(node, name, input)

@@ -8,7 +8,8 @@ two groups, one by its output and one by its input channel, so that
 
     dR/dW[o, i] = W[o, i] * (1 / ||group of o|| + 1 / ||group of i||)
 
-Channels that can never be cut (the network's input and output) have no groups, and depthwise convs are not regularised.
+Channels that can never be cut (the network's input and output) have no groups, nor have those that computed weights make or read. Depthwise
+convs are not regularised.
 """
 
 import math
@@ -16,12 +17,15 @@ from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Muon, Optimizer
 
+from prunetrain.channels.selection import Bools
 from prunetrain.channels.slices import sliced_layers
 from prunetrain.channels.spaces import ChannelSpaces
+from prunetrain.graph.functions import WEIGHTED
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.regularizers.fused_layers import FusedLayers, can_fuse
 from prunetrain.regularizers.penalised_layers import PenalisedLayer, add_to_gradients_, scale_, sum_squares
@@ -39,7 +43,7 @@ class GroupLasso:
     """
 
     def __init__(self, graph: LayerGraph, spaces: ChannelSpaces, weights: Mapping[str, Tensor], *, groups: str) -> None:
-        frozen = spaces.frozen_channels()
+        frozen = spaces.frozen_channels() | _beside_computed_weights(graph, spaces)
         self._layers: list[PenalisedLayer] = []
         ids: list[Tensor] = []
         size = 0
@@ -85,11 +89,13 @@ class GroupLasso:
     def strength_for(self, ratio: float, loss: Tensor | float) -> float:
         """Return the lambda at which the penalty is the given share of the total loss: lambda = r * loss / ((1 - r) * R).
 
+        It is 0 where R is, unless there are no groups at all: then it acts on nothing, and R counts as 1, so that a run still fades.
+
         Args:
             ratio: lambda R / (loss + lambda R), in [0, 1) (PruneTrain, equation 3).
             loss: the loss without the penalty.
         """
-        penalty = float(self.penalty())
+        penalty = float(self.penalty()) if len(self._sums) > 1 else 1.0
         return ratio * float(loss) / ((1 - ratio) * penalty) if penalty else 0.0
 
     @torch.no_grad()
@@ -147,6 +153,20 @@ class GroupLasso:
             return self._sums.sqrt()
         norms = torch.cat([self._sums[positions].sum(1) for positions in self._members]).sqrt()
         return norms[self._groups] if expand else norms
+
+
+def _beside_computed_weights(graph: LayerGraph, spaces: ChannelSpaces) -> Bools:
+    """The channels that computed weights make or read.
+
+    Their norm would say little, as what is computed from them may be normalised. So they are not penalised, and neither are weights of
+    layers for the same channels, which would take the whole penalty.
+    """
+    beside = np.zeros(spaces.num_channels, dtype=bool)
+    for value, step in graph.results():
+        if step.target in WEIGHTED:
+            for operand in (value, step["input"]):
+                beside[spaces.channels_of(operand)] = True
+    return beside
 
 
 def _group_members(ids: Tensor) -> tuple[Tensor, list[Tensor]]:

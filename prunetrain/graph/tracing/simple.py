@@ -193,8 +193,8 @@ def pool1d(build: Builder, call: Call) -> Value:
     return build.add("torch.squeeze", input=build.add(target, input=wide, **options), dim=-2)
 
 
-def variance(build: Builder, call: Call) -> "ConvertedResult | tuple[ConvertedResult, ...]":
-    """torch.var and torch.std. The mean of var_mean and std_mean differs from torch.mean in its last bits: not supported."""
+def variance(build: Builder, call: Call) -> Value | tuple[Value, Value]:
+    """torch.var and torch.std, and torch.var_mean and torch.std_mean, which also return the mean."""
     given = arguments(call, "input dim unbiased keepdim correction")
     image, keepdim = build.tensor(given["input"]), given.get("keepdim", False)
     dim = given.get("dim")
@@ -204,8 +204,9 @@ def variance(build: Builder, call: Call) -> "ConvertedResult | tuple[ConvertedRe
     correction = given.get("correction")
     correction = int(given.get("unbiased", True)) if correction is None else correction
     name, _, mean = call.name.partition("_")
-    spread = build.add(f"torch.{name}", input=image, dim=dims, correction=correction, keepdim=keepdim)
-    return (spread, UnsupportedResult(f"is the mean of {call.name}: use torch.mean")) if mean else spread
+    options = {"input": image, "dim": dims, "correction": correction, "keepdim": keepdim}
+    spread = build.add(f"torch.{name}", **options)
+    return (spread, build.add("torch.var_mean", **options)) if mean else spread
 
 
 def norm(build: Builder, call: Call) -> Value:
