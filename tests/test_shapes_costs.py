@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import chain, depthwise, head, layer_graphs, residual, without_a_branch
+from graphs import Sketch, chain, depthwise, head, layer_graphs, residual, without_a_branch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -281,12 +281,24 @@ def test_chain_by_hand() -> None:
     assert total.params == conv1 + (4 + 4) + (conv2 + 6) + (fc + 5)
     assert total.channels == 4 + 6 + 5
     assert total.activation_elements == 3 * 4 * 64 + 2 * 6 * 16 + 6 + 6 + 5
-    assert [(row.layer.name, row.output_shape, row.macs, row.params) for row in total.layers] == [
+    assert [(row.name, row.output_shape, row.macs, row.params) for row in total.layers] == [
         ("conv1", (4, 8, 8), conv1 * 64, conv1),
         ("bn1", (4, 8, 8), 0, 8),
         ("conv2", (6, 4, 4), conv2 * 16, conv2 + 6),
         ("fc", (5,), fc, fc + 5),
     ]
+
+
+def test_functions_with_weights_are_listed_by_the_tensor_that_these_come_from() -> None:
+    net = Sketch("Net", (2, 4, 4))
+    weight = net.call("*", net.declare("gain", (5, 1, 1, 1)), net.declare("conv1_weight", (5, 2, 3, 3)))
+    x = net.call("F.conv2d", net.x, weight=weight, bias=net.declare("conv1_bias", (5,)), padding=1)
+    total = costs(net.graph(net.classifier("fc", x, 3)))
+    assert [(row.name, row.kind, row.output_shape, row.channels, row.macs, row.params) for row in total.layers] == [
+        ("conv1_weight", "F.conv2d", (5, 4, 4), 5, 5 * 2 * 9 * 16, 5 * 2 * 9),
+        ("fc", "Linear", (3,), 3, 15, 18),
+    ]
+    assert (total.channels, total.params) == (8, 5 * 2 * 9 + 5 + 5 + 18)
 
 
 def test_depthwise_by_hand() -> None:
@@ -361,7 +373,7 @@ def test_zoo_parameters_and_shapes_as_torch(name: str) -> None:
                 module.register_forward_hook(lambda _, __, output, name=module_name: seen.update({name: tuple(output.shape[1:])}))
         model(torch.empty(2, *shape))
     rows = costs(graph).layers
-    assert {row.layer.name: row.output_shape for row in rows if row.macs} == {name.replace(".", "_"): s for name, s in seen.items()}
+    assert {row.name: row.output_shape for row in rows if row.macs} == {name.replace(".", "_"): s for name, s in seen.items()}
     assert costs(graph).params == sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -77,7 +77,7 @@ def measure_coverage(graph: LayerGraph, spaces: ChannelSpaces) -> Coverage:
         for macs, (value, step) in zip(step_macs(graph), graph.results(), strict=True)
         if macs and value.index - 1 not in graph.in_training_only
     )
-    convs = dict.fromkeys(row.layer.name for row in cost.layers if row.layer.is_convolution)
+    convs = dict.fromkeys(row.name for row in cost.layers if row.kind in ("Conv1d", "Conv2d", "ConvTranspose2d"))
     stuck = (_find_stuck_outputs(spaces, name, stays, reasons) for name in convs)
     stuck_spaces = (
         StuckSpace(space.name, len(space.channels) if space.frozen else _tied_channel_count(spaces, space), why)

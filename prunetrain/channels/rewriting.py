@@ -206,17 +206,12 @@ class _Rewriter:
             weight, positions = before["input"], np.array(self._positions[name] if shared else self._take_index(name))[positions]
             base = name
         else:
-            base = f"{self._name_of_weight(weight)}_reads".lstrip("_")
+            stored = self._graph.weight_of(step)
+            base = f"{stored.name.removesuffix('weight').rstrip('_') if stored else ''}_reads".lstrip("_")
         moved = step.map_values(lambda read: self._new[read])
         whole = self._new[weight] if isinstance(weight, Value) else weight
         chosen = self._add(Step.make("torch.index_select", input=whole, dim=1, index=self._declare_index(base, positions)))
         return self._add(Step.make(step.target, **dict(moved.arguments) | {"weight": chosen}))
-
-    def _name_of_weight(self, weight: Operand) -> str:
-        """The name of the declared tensor that a weight is computed from first, without what it says twice."""
-        while (step := self._producing_step(weight)) is not None:
-            weight = step.operands()[0]
-        return weight.name.removesuffix("weight").rstrip("_") if isinstance(weight, Attribute) else ""
 
     def _drop_groups(self, step: Step, moved: Step) -> Step:
         """A grouped conv with a computed weight loses whole groups."""

@@ -18,10 +18,16 @@ TRAIN_TO_FORWARD = 3  # forward, gradient of the input, gradient of the weight
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One call of a layer: its output shape, MACs of one image, and parameters (0 for later calls of a shared layer)."""
+    """One call of a layer: its output shape, MACs of one image, and parameters (0 for later calls of a shared layer).
 
-    layer: Layer
+    A function that is given its weight, such as `F.conv2d`, has a row as well, under the name of the declared tensor that this comes from;
+    its `kind` is the function. `channels` counts the outputs; it is None for layers that only pass channels on, such as BatchNorm.
+    """
+
+    name: str
+    kind: str
     output_shape: Shape
+    channels: int | None
     macs: int
     params: int
 
@@ -46,25 +52,34 @@ def costs(graph: LayerGraph) -> Costs:
     shapes, every_macs = infer_shapes(graph), step_macs(graph)
     layers = {layer.name: layer for layer in graph.layers}
     seen: set[str] = set()
-    computed = {step["weight"]: _weight_shape(step, graph, shapes)[0] for step in graph.steps if step.target in WEIGHTED}
     rows, macs = [], 0
     for value, step in graph.results():
         number = value.index - 1
         counted = 0 if number in graph.in_training_only else every_macs[number]
         macs += counted
-        if step.layer is None:
+        if step.layer is not None:
+            layer = layers[step.layer]
+            name, kind, channels, params = layer.name, layer.kind, out_channels(layer), parameters(layer)
+        elif step.target in WEIGHTED and (weight := graph.weight_of(step)) is not None:
+            name, kind, channels = weight.name, step.target, _weight_shape(step, graph, shapes)[0]
+            params = prod(weight.shape) if weight.role == "parameter" else 0
+        else:
             continue
-        layer, shape = layers[step.layer], shapes[value.index]
-        params = 0 if layer.name in seen else parameters(layer)
-        rows.append(LayerCost(layer, shape[1:] if shape[0] == 1 else shape, counted, params))
-        seen.add(layer.name)
+        shape = shapes[value.index]
+        rows.append(LayerCost(name, kind, shape[1:] if shape[0] == 1 else shape, channels, counted, 0 if name in seen else params))
+        seen.add(name)
     return Costs(
         tuple(rows),
         macs=macs,
-        params=sum(row.params for row in rows) + sum(prod(tensor.shape) for tensor in graph.declared if tensor.role == "parameter"),
-        channels=sum(out_channels(layer) or 0 for layer in graph.layers) + sum(computed.values()),
+        params=sum(map(parameters, graph.layers)) + sum(prod(tensor.shape) for tensor in graph.declared if tensor.role == "parameter"),
+        channels=sum({row.name: row.channels or 0 for row in rows}.values()),
         activation_elements=sum(prod(shape) for shape in shapes[1:]),
     )
+
+
+def channel_counts(graph: LayerGraph) -> dict[str, int]:
+    """How many channels each conv, linear layer and function with a weight makes, by name, in the order of their first calls."""
+    return {row.name: row.channels for row in costs(graph).layers if row.channels is not None}
 
 
 def step_macs(graph: LayerGraph) -> tuple[int, ...]:

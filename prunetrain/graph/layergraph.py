@@ -8,6 +8,7 @@ import keyword
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any, Final, TypeAlias
 
 from prunetrain.graph.catalog import FILE_NAMES, LAYERS, RESERVED_NAMES, LayerKind
@@ -337,6 +338,22 @@ class LayerGraph:
             if layer.name == name:
                 return layer
         raise KeyError(name)
+
+    def weight_of(self, step: Step) -> "Declared | None":
+        """The declared tensor that the weight of a function such as `F.conv2d` comes from: the largest, if it is computed from several."""
+        declared = {tensor.name: tensor for tensor in self.declared}
+        found: list[Declared] = []
+        pending: list[Operand] = [step["weight"]]
+        seen = set(pending)
+        while pending:
+            operand = pending.pop()
+            if isinstance(operand, Attribute):
+                found.append(declared[operand.name])
+            elif operand.index:
+                behind = [other for other in self.steps[operand.index - 1].operands() if other not in seen]
+                pending += behind
+                seen.update(behind)
+        return max(found, key=lambda tensor: prod(tensor.shape), default=None)
 
     def uses(self) -> dict[Value, list[int]]:
         """Return, for every value, the numbers of the steps that read it (a step twice if it reads the value twice)."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import isnan
 from typing import Any
 
-from prunetrain.graph.costs import Costs, LayerCost, costs, out_channels
+from prunetrain.graph.costs import Costs, LayerCost, channel_counts, costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
@@ -28,23 +28,20 @@ def network(graph: LayerGraph, dense: LayerGraph | None = None) -> dict[str, Any
     from prunetrain.channels.spaces import find_spaces
 
     cost = costs(graph)
-    before = {layer.name: out_channels(layer) for layer in dense.layers} if dense else {}
-    rows = []
-    for row in cost.layers:
-        channels = out_channels(row.layer)
-        if channels is None:
-            continue
-        rows.append(
-            {
-                "layer": row.layer.name,
-                "kind": row.layer.kind,
-                "output_shape": list(row.output_shape),
-                "channels": channels,
-                "was": before.get(row.layer.name, channels),
-                "macs": row.macs,
-                "params": row.params,
-            }
-        )
+    before = channel_counts(dense) if dense else {}
+    rows = [
+        {
+            "layer": row.name,
+            "kind": row.kind,
+            "output_shape": list(row.output_shape),
+            "channels": row.channels,
+            "was": before.get(row.name, row.channels),
+            "macs": row.macs,
+            "params": row.params,
+        }
+        for row in cost.layers
+        if row.channels is not None
+    ]
     coverage = measure_coverage(graph, find_spaces(graph))
     described: dict[str, Any] = {
         "network": graph.class_name,
@@ -75,7 +72,7 @@ def change(before: LayerGraph, after: LayerGraph) -> dict[str, Any]:
     rows = []
     for name in [*old, *(name for name in new if name not in old)]:
         left, right = old.get(name), new.get(name)
-        if left and right and left.layer == right.layer:
+        if left and right and left == right:
             continue
         rows.append(
             {
@@ -127,14 +124,14 @@ def _by_layer(graph: LayerGraph) -> dict[str, LayerCost]:
     """The costs of each layer that makes channels, by name, summed over its calls if there are several."""
     found: dict[str, LayerCost] = {}
     for row in costs(graph).layers:
-        if out_channels(row.layer) is not None:
-            before = found.get(row.layer.name)
-            found[row.layer.name] = replace(before, macs=before.macs + row.macs) if before else row
+        if row.channels is not None:
+            before = found.get(row.name)
+            found[row.name] = replace(before, macs=before.macs + row.macs) if before else row
     return found
 
 
 def _layer_value(row: LayerCost | None, what: str) -> int:
-    return 0 if row is None else {"channels": out_channels(row.layer) or 0, "macs": row.macs, "params": row.params}[what]
+    return 0 if row is None else {"channels": row.channels or 0, "macs": row.macs, "params": row.params}[what]
 
 
 def run(paths: RunPaths, metrics: list[dict[str, Any]]) -> dict[str, Any]:

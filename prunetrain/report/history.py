@@ -11,7 +11,7 @@ from typing import Any
 from prunetrain.errors import ConfigError
 from prunetrain.foreign.opening import read_bytes
 from prunetrain.foreign.refusal import RefusedFileError, printable
-from prunetrain.graph.costs import TRAIN_TO_FORWARD, Costs, costs, out_channels
+from prunetrain.graph.costs import TRAIN_TO_FORWARD, Costs, channel_counts, costs
 from prunetrain.graph.load import read_source
 from prunetrain.graph.parse import parse
 from prunetrain.method_settings import GROUP_LASSO
@@ -178,8 +178,7 @@ def read_metrics(run: RunPaths) -> list[dict[str, Any]]:
 def _read_network(epoch: int, path: Path) -> Network:
     source = read_source(path)
     graph = parse(source, str(path))
-    made = {layer.name: out_channels(layer) for layer in graph.layers}
-    return Network(epoch, path.name, source, costs(graph), {name: channels for name, channels in made.items() if channels is not None})
+    return Network(epoch, path.name, source, costs(graph), channel_counts(graph))
 
 
 def _share(part: float, whole: float) -> float:
