@@ -12,7 +12,6 @@ from graphs import Sketch
 from networks import State
 
 from prunetrain.channels.computed_weights import compute_weight, find_computed_weights
-from prunetrain.channels.grids import Shapes
 from prunetrain.channels.masking import mask_channels
 from prunetrain.channels.slicing import Cut
 from prunetrain.channels.spaces import find_spaces
@@ -198,7 +197,7 @@ def test_the_weakest_computed_filters_fade_first(compute: Compute) -> None:
     graph, state = _network(compute)
     scale = "conv1_weight" if compute is declared else "conv1_gain"
     state[scale][2] *= 1e-3
-    weights = find_computed_weights(graph, Shapes(graph))
+    weights = find_computed_weights(graph)
     conv2 = next(step["weight"] for step in graph.steps if step.target == "F.conv2d" and step["weight"] in weights.fixed)
     assert compute_weight(graph, state, conv2)[2].abs().max() < 1e-2
     reading = "conv2_weight"
@@ -208,14 +207,19 @@ def test_the_weakest_computed_filters_fade_first(compute: Compute) -> None:
     assert weakest == [spaces.ids["conv1_weight", "features"][2]]
 
 
-def test_masks_leave_stored_weights_alone() -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_masks_leave_stored_weights_alone(again: bool) -> None:
+    """Also after a cut, when the weight that is computed has fewer numbers than the tensor that it is computed from."""
     graph, state = _network(weight_norm)
+    if again:
+        cut = cut_of(graph, _silenced(state, "conv1", 0))
+        graph, state = cut.graph, cut.state
     spaces = find_spaces(graph)
     gone = torch.zeros(spaces.num_channels, dtype=torch.bool).numpy()
-    gone[spaces.ids["conv1_gain", "features"][0]] = True
+    gone[spaces.ids["conv2_gain", "features"][0]] = True
     masked = mask_channels(graph, state, spaces, gone)
-    assert torch.equal(masked["conv1_weight"], state["conv1_weight"])
-    assert masked["conv1_gain"][0] == 0
+    assert torch.equal(masked["conv2_weight"], state["conv2_weight"])
+    assert masked["conv2_gain"][0] == 0
 
 
 def test_the_lasso_leaves_channels_of_computed_weights_alone() -> None:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunetrain.channels.grids import Shapes
 from prunetrain.graph.functions import FAMILY_OF, RESULT_OF, WEIGHTED, Family
 from prunetrain.graph.layergraph import Attribute, LayerGraph, Operand, Step, Value
 
@@ -25,8 +24,9 @@ class ComputedWeights:
     """The weights that the functions of a graph are given.
 
     `declared` names the tensors that they are computed from, or the weights that are declared themselves. `fixed` has those weights that
-    do not depend on the images. `stored` names the tensors that hold a fixed weight before something is computed from it. Where it is
-    normalised, a smaller tensor gives the same weight, and one of zeros gives 0/0; so none is scaled and none set to zero.
+    do not depend on the images. `stored` names the tensors that hold a fixed weight before something is computed from it: the largest that
+    it is computed from. Where it is normalised, a smaller tensor gives the same weight, and one of zeros gives 0/0; so none is scaled and
+    none set to zero.
     """
 
     declared: frozenset[str]
@@ -34,8 +34,9 @@ class ComputedWeights:
     stored: frozenset[str]
 
 
-def find_computed_weights(graph: LayerGraph, shapes: Shapes) -> ComputedWeights:
+def find_computed_weights(graph: LayerGraph) -> ComputedWeights:
     """Find the weights that the functions of a graph are given."""
+    sizes = {tensor.name: prod(tensor.shape) for tensor in graph.declared}
     declared: set[str] = set()
     stored: set[str] = set()
     fixed: set[Operand] = set()
@@ -45,7 +46,8 @@ def find_computed_weights(graph: LayerGraph, shapes: Shapes) -> ComputedWeights:
         if is_fixed:
             fixed.add(weight)
             if isinstance(weight, Value):
-                stored |= {name for name in names if prod(shapes.declared[name]) == prod(shapes.of(weight))}
+                largest = max(sizes[name] for name in names)
+                stored |= {name for name in names if sizes[name] == largest}
     return ComputedWeights(frozenset(declared), frozenset(fixed), frozenset(stored))
 
 

@@ -135,7 +135,7 @@ class _Interpreter:
         self._shapes = Shapes(graph)
         self._spaces = spaces
         self._reductions = Reductions(graph, spaces, self._shapes)
-        self._weights = find_computed_weights(graph, self._shapes)
+        self._weights = find_computed_weights(graph)
         self._functions = Functions(Mover(graph, self._shapes), self._shapes, self._value_of, self._along)
         self._layers = {layer.name: layer for layer in graph.layers}
         self._uses = graph.uses()

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from prunetrain.channels.computed_weights import find_computed_weights
-from prunetrain.channels.grids import Shapes
 from prunetrain.channels.selection import Bools
 from prunetrain.channels.spaces import ChannelSpaces
 from prunetrain.graph.layergraph import LayerGraph
@@ -36,7 +35,7 @@ def mask_channels(graph: LayerGraph, state: Mapping[str, Tensor], spaces: Channe
             for dim, axis in enumerate(axes):
                 if (layer.name, axis) in spaces.ids and tensor != "running_var":
                     zero(f"{layer.name}.{tensor}", dim, torch.from_numpy(gone[spaces.ids[layer.name, axis]]))
-    stored = find_computed_weights(graph, Shapes(graph)).stored
+    stored = find_computed_weights(graph).stored
     for name, dim in spaces.dims.items():
         if name not in stored:
             zero(name, dim, torch.from_numpy(gone[spaces.ids[name, "features"]]))

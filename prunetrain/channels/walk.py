@@ -30,7 +30,7 @@ class Walk:
         self._shapes = Shapes(graph)
         self._mover = Mover(graph, self._shapes)
         self._layers = {layer.name: layer for layer in graph.layers}
-        self._weights = find_computed_weights(graph, self._shapes)
+        self._weights = find_computed_weights(graph)
         self._atoms = Atoms()
 
     def run(self) -> Atoms:
@@ -202,7 +202,7 @@ class Walk:
         if groups > 1:
             self._atoms.tied(atoms.view(groups, -1), [0])
             self._atoms.tied(rows.view(groups, -1), [0])
-        if len(atoms) > 1:
+        if grid.shape[dim] > 1:
             self._record_reduction(dim)
         return placed(rows, dim, len(shape))
 

@@ -54,9 +54,8 @@ class Fading:
                 continue
             rows, columns = (torch.zeros(1, dtype=torch.bool) if own is None else torch.from_numpy(chosen[own]) for own in ids)
             self._add(weight, (rows[:, None] | columns).view(len(rows), len(columns), *(1,) * (weight.dim() - 2)))
-        shapes = Shapes(graph)
-        reduced = chosen & Reductions(graph, spaces, shapes).reduced_channels()
-        for name, axis, dim in _shifts(graph, spaces, shapes):
+        reduced = chosen & Reductions(graph, spaces, Shapes(graph)).reduced_channels()
+        for name, axis, dim in _shifts(graph, spaces):
             if name in weights and reduced[spaces.ids[axis]].any():
                 going = torch.from_numpy(reduced[spaces.ids[axis]])
                 self._add(weights[name], going.view(-1, *(1,) * (weights[name].dim() - 1 - dim)))
@@ -72,7 +71,7 @@ class Fading:
             torch._foreach_addcmul_(self._weights, self._weights, self._fade_masks, value=factor - 1)
 
 
-def _shifts(graph: LayerGraph, spaces: ChannelSpaces, shapes: Shapes) -> Iterator[tuple[str, Axis, int]]:
+def _shifts(graph: LayerGraph, spaces: ChannelSpaces) -> Iterator[tuple[str, Axis, int]]:
     """The biases, and the scales and shifts of normalisations and declared parameters: name, axis, and the dimension of the axis.
 
     Weights that others are computed from are not among them: those that are scaled may be normalised again, and 0/0 (`ComputedWeights`).
@@ -81,7 +80,7 @@ def _shifts(graph: LayerGraph, spaces: ChannelSpaces, shapes: Shapes) -> Iterato
         for tensor, axes in layer.signature.axes.items():
             if tensor in ("weight", "bias") and len(axes) == 1 and (layer.name, axes[0]) in spaces.ids:
                 yield f"{layer.name}.{tensor}", (layer.name, axes[0]), 0
-    stored = find_computed_weights(graph, shapes).stored
+    stored = find_computed_weights(graph).stored
     for declared in graph.declared:
         if declared.role == "parameter" and declared.name in spaces.dims and declared.name not in stored:
             yield declared.name, (declared.name, "features"), spaces.dims[declared.name]
@@ -236,7 +235,7 @@ def _norms(graph: LayerGraph, spaces: ChannelSpaces, state: Mapping[str, Tensor]
     for layer in sliced_layers(graph):
         if f"{layer.name}.weight" in state:
             add(state[f"{layer.name}.weight"], spaces.ids.get((layer.name, "out")), spaces.ids.get((layer.name, "in")))
-    weights = find_computed_weights(graph, Shapes(graph))
+    weights = find_computed_weights(graph)
     for value, step in graph.results():
         if step.target in WEIGHTED and step["weight"] in weights.fixed:
             weight = compute_weight(graph, state, step["weight"])
