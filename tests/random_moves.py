@@ -354,7 +354,8 @@ def _reduce(draw: Draw, net: Sketch, value: Value) -> Value:
     targets = ["torch.mean", "torch.mean", "torch.sum", "torch.amax", "torch.amin", "torch.var_mean", "torch.linalg.vector_norm"]
     target = draw(st.sampled_from(targets if isinstance(dims, tuple) else [*targets, "torch.max", "torch.min"]))
     keepdim = len(net.shape(value)) == 1 or draw(st.booleans())
-    return net.call(target, value, dim=dims, keepdim=keepdim)
+    options = {"correction": 0} if target == "torch.var_mean" else {}  # else torch warns of a variance of one number
+    return net.call(target, value, dim=dims, keepdim=keepdim, **options)
 
 
 def _variance(draw: Draw, net: Sketch, value: Value) -> Value:

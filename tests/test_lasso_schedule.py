@@ -135,6 +135,51 @@ def test_blocks_meet_the_target(images: Path, tmp_path: Path, seed: int) -> None
     assert 0.45 <= outcome.history[-1]["macs"] / outcome.history[0]["macs"] <= 0.5
 
 
+STANDARDISED = """
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Conv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, dim=[1, 2, 3], keepdim=True, unbiased=False)
+        return F.conv2d(x, (self.weight - mean) / torch.sqrt(variance + 1e-10), padding=1)
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(Conv(n, 16, 3) for n in (input_shape[0], 16, 16))
+        self.norms = nn.ModuleList(nn.GroupNorm(4, 16) for _ in range(3))
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms):
+            x = F.relu(norm(conv(x)))
+        return self.fc(x.mean((2, 3)))
+"""
+
+
+@pytest.mark.parametrize("target", [0.5, 0.0])
+def test_weight_standardisation_reaches_a_target_by_fading_alone(images: Path, tmp_path: Path, target: float) -> None:
+    """As in BiT. Without a target, it is said that nothing will be cut."""
+    (tmp_path / "net.py").write_text(STANDARDISED)
+    config = settings(images, tmp_path, model=f"{tmp_path}/net.py:Net", epochs=3, prune_interval=1, target_macs=target, penalty_ratio=0.1)
+    recorder = Recorder()
+    outcome = start_run(config, recorder)
+    left = outcome.history[-1]["macs"] / outcome.history[0]["macs"]
+    if target:
+        assert left <= target
+        assert recorder.messages == []
+        read = next(tensor for tensor in read_graph(outcome.network).declared if tensor.role == "index")
+        assert read.name == "convs_1_reads"
+    else:
+        assert left == 1
+        assert len(recorder.messages) == 1
+        assert "the group lasso, which acts on none of this network's" in recorder.messages[0]
+
+
 @pytest.mark.parametrize("lasso_step", ["proximal", "subgradient"])
 def test_a_network_as_small_as_its_target_has_no_lasso(images: Path, tmp_path: Path, lasso_step: str) -> None:
     """Not even in the epoch whose first batch would set its lambda."""

@@ -81,6 +81,11 @@ class GroupLasso:
         if self._fused is None and self._sums.dtype == torch.float32 and can_fuse(self._layers):
             self._fused = FusedLayers(self._layers)
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether anything is penalised."""
+        return len(self._sums) > 1
+
     @torch.no_grad()
     def penalty(self) -> Tensor:
         """R, a scalar."""
@@ -95,7 +100,7 @@ class GroupLasso:
             ratio: lambda R / (loss + lambda R), in [0, 1) (PruneTrain, equation 3).
             loss: the loss without the penalty.
         """
-        penalty = float(self.penalty()) if len(self._sums) > 1 else 1.0
+        penalty = float(self.penalty()) if self.has_groups else 1.0
         return ratio * float(loss) / ((1 - ratio) * penalty) if penalty else 0.0
 
     @torch.no_grad()

@@ -83,6 +83,16 @@ def warning_too_few_epochs(config: TrainConfig) -> str | None:
     )
 
 
+def warning_nothing_penalised(state: TrainState) -> str | None:
+    """A sentence on why a run without a target will cut nothing; None if the lasso acts on something."""
+    if state.config.target_macs or state.lasso is None or state.lasso.has_groups:
+        return None
+    return (
+        "--target-macs 0 leaves the choice of channels to the group lasso, which acts on none of this network's: "
+        f"prunetrain inspect {state.network} shows which can be cut to a target"
+    )
+
+
 def warning_target_unreachable(state: TrainState) -> str | None:
     """A sentence on why removing everything that can go would still miss the target; None if it would not.
 

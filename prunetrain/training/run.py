@@ -27,7 +27,13 @@ from prunetrain.training.divergence import check_finite
 from prunetrain.training.environment import Environment, warning_images_left_out
 from prunetrain.training.events import Metrics, Observer, Reconfiguration, Start
 from prunetrain.training.joining import note_run
-from prunetrain.training.lasso_schedule import interval_start, warning_target_unreachable, warning_too_few_epochs, why_target_missed
+from prunetrain.training.lasso_schedule import (
+    interval_start,
+    warning_nothing_penalised,
+    warning_target_unreachable,
+    warning_too_few_epochs,
+    why_target_missed,
+)
 from prunetrain.training.loop import EpochResult, evaluate, train_one_epoch
 from prunetrain.training.memory import release_memory
 from prunetrain.training.metrics import count_nonzero, line_of, metrics_of, rewrite_metrics
@@ -317,7 +323,7 @@ def _warning_before_training(state: TrainState) -> str | None:
         return warning
     if state.progress.lasso_strength is not None:  # said when the run began
         return None
-    return state.environment.ranks.on_rank_zero(lambda: warning_target_unreachable(state))
+    return warning_nothing_penalised(state) or state.environment.ranks.on_rank_zero(lambda: warning_target_unreachable(state))
 
 
 def _outcome(state: TrainState, top1: float | None, stopped_by: signal.Signals | None = None) -> Outcome:
