@@ -17,6 +17,7 @@ from prunetrain.channels.slicing import Cut
 from prunetrain.channels.spaces import find_spaces
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import Attribute, LayerGraph, Value
+from prunetrain.graph.render import render
 from prunetrain.regularizers.fading import Fading, Ranking
 from prunetrain.regularizers.group_lasso import GroupLasso
 
@@ -93,6 +94,17 @@ def test_channels_go_one_after_the_other(compute: Compute) -> None:
     assert _reads(second, "conv2") == (2, 3)
     assert len(steps(second, "torch.index_select")) == 2
     assert costs(second.graph).macs == 16 * 9 * (2 * 2 + 2 * 3 + 3 * 3) + 3 * 2
+
+
+def test_the_file_says_what_is_left_of_filters() -> None:
+    graph, state = _network(scaled_batch_norm)
+    cut = cut_of(graph, _silenced(state, "conv1", 1))
+    lines = [line.strip() for line in render(cut.graph, dense=graph).splitlines() if "_weight = nn.Parameter" in line]
+    assert lines == [
+        "self.conv1_weight = nn.Parameter(torch.zeros(3, 2, 3, 3))  # 3x4x4, was 4",
+        "self.conv2_weight = nn.Parameter(torch.zeros(5, 4, 3, 3))  # 5x4x4",
+        "self.conv3_weight = nn.Parameter(torch.zeros(3, 5, 3, 3))  # 3x4x4",
+    ]
 
 
 @pytest.mark.parametrize("compute", BY_HAND)

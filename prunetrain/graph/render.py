@@ -11,8 +11,9 @@ from itertools import groupby, takewhile
 import jinja2
 
 from prunetrain.graph.blocks import block_of, block_of_tensor
-from prunetrain.graph.costs import Costs, costs, out_channels
+from prunetrain.graph.costs import Costs, channel_counts, costs
 from prunetrain.graph.expressions import annotation, join_arguments, literal
+from prunetrain.graph.functions import WEIGHTED
 from prunetrain.graph.layergraph import FROZEN, Declared, Layer, LayerGraph
 from prunetrain.graph.layout import Statement, layout
 from prunetrain.graph.shapes import infer_shapes
@@ -127,8 +128,7 @@ def _imports(graph: LayerGraph) -> tuple[str, ...]:
 
 
 def _definitions(graph: LayerGraph, shapes: list[str], dense: LayerGraph) -> tuple[Group, ...]:
-    output_shapes = {step.layer: shapes[value.index] for value, step in graph.results() if step.layer}
-    before = {layer.name: out_channels(layer) for layer in dense.layers}
+    comments = _channel_comments(graph, shapes, dense)
     first_use = {
         name: number for number, step in reversed(list(enumerate(graph.steps))) for name in (step.layer, *step.attributes()) if name
     }
@@ -137,15 +137,23 @@ def _definitions(graph: LayerGraph, shapes: list[str], dense: LayerGraph) -> tup
     for layer in graph.layers:
         while waiting and first_use[waiting[0].name] < first_use[layer.name]:
             tensor = waiting.pop(0)
-            entries.append((block_of_tensor(tensor.name, graph), _line(_declaration(tensor))))
-        comment = ""
-        if out_channels(layer) is not None:
-            comment = output_shapes[layer.name]
-            if before.get(layer.name) not in (None, out_channels(layer)):
-                comment += f", was {before[layer.name]}"
-        entries.append((block_of(layer.name), _line(_definition(layer), comment)))
-    entries += [(block_of_tensor(tensor.name, graph), _line(_declaration(tensor))) for tensor in waiting]
+            entries.append((block_of_tensor(tensor.name, graph), _line(_declaration(tensor), comments.get(tensor.name, ""))))
+        entries.append((block_of(layer.name), _line(_definition(layer), comments.get(layer.name, ""))))
+    entries += [(block_of_tensor(tensor.name, graph), _line(_declaration(tensor), comments.get(tensor.name, ""))) for tensor in waiting]
     return _groups(entries)
+
+
+def _channel_comments(graph: LayerGraph, shapes: list[str], dense: LayerGraph) -> dict[str, str]:
+    """What each layer makes, and each function with a weight under the name of its declared tensor: "24x8x8, was 32"."""
+    before, now = channel_counts(dense), channel_counts(graph)
+    output_shapes = {}
+    for value, step in graph.results():
+        weight = graph.weight_of(step) if step.target in WEIGHTED else None
+        output_shapes[weight.name if weight else step.layer] = shapes[value.index]
+    return {
+        name: output_shapes[name] + (f", was {before[name]}" if before.get(name, channels) != channels else "")
+        for name, channels in now.items()
+    }
 
 
 def _definition(layer: Layer) -> str:
