@@ -219,6 +219,17 @@ def test_the_weakest_computed_filters_fade_first(compute: Compute) -> None:
     assert weakest == [spaces.ids["conv1_weight", "features"][2]]
 
 
+def test_windows_of_depthwise_convs_do_not_count() -> None:
+    """As those of layers do not: each is one more number of its channel, and not a slice of every channel."""
+    net = Sketch("Toy", (2, 4, 4))
+    x = net.call("F.conv2d", net.conv("conv1", net.x, 4, kernel_size=1), weight=weight_norm(net, "conv2", 4, 1), groups=4, padding=1)
+    graph, state = made(net, net.classifier("fc", x, 2))
+    for name in ("conv1.weight", "fc.weight"):
+        state[name][:] = 1
+    state["conv1.weight"][0] = 0.5
+    assert Ranking(graph, state, criterion="either").weakest(costs(graph).macs - 1) == [find_spaces(graph).ids["conv1", "out"][0]]
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_masks_leave_stored_weights_alone(again: bool) -> None:
     """Also after a cut, when the weight that is computed has fewer numbers than the tensor that it is computed from."""

@@ -22,7 +22,7 @@ from prunetrain.channels.slices import measure_slices, sliced_layers
 from prunetrain.channels.spaces import Axis, ChannelSpaces, Ids, find_spaces
 from prunetrain.graph.costs import costs
 from prunetrain.graph.functions import WEIGHTED
-from prunetrain.graph.layergraph import LayerGraph, Operand
+from prunetrain.graph.layergraph import LayerGraph, Operand, loses_whole_groups
 
 _MAX_BLOCK = 32  # channels
 _MIN_BLOCKS = 4  # per space
@@ -235,11 +235,12 @@ def _norms(graph: LayerGraph, spaces: ChannelSpaces, state: Mapping[str, Tensor]
     for layer in sliced_layers(graph):
         if f"{layer.name}.weight" in state:
             add(state[f"{layer.name}.weight"], spaces.ids.get((layer.name, "out")), spaces.ids.get((layer.name, "in")))
-    weights = find_computed_weights(graph)
+    fixed = find_computed_weights(graph).fixed
     for value, step in graph.results():
-        if step.target in WEIGHTED and step["weight"] in weights.fixed:
-            weight = compute_weight(graph, state, step["weight"])
-            add(weight, *(_ids_of(spaces, operand, size) for operand, size in zip((value, step["input"]), weight.shape, strict=False)))
+        if step.target in WEIGHTED and step["weight"] in fixed:
+            weight, groups = compute_weight(graph, state, step["weight"]), 1 if step.target == "F.linear" else step["groups"]
+            if not loses_whole_groups(groups, groups * weight.shape[1]):  # these are not among the sliced layers either
+                add(weight, *(_ids_of(spaces, operand, size) for operand, size in zip((value, step["input"]), weight.shape, strict=False)))
     return np.sqrt(squares)
 
 
