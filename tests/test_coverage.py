@@ -80,6 +80,18 @@ def test_weights_that_depend_on_the_image_count_as_macs_that_stay() -> None:
     assert found.cuttable_macs == 0
 
 
+def test_functions_of_declared_tensors_without_channels() -> None:
+    """A table of positions that a linear map reads: its weight is transposed, so nothing of either can go."""
+    net = Sketch("Net", (3, 4, 4))
+    bias = net.call(
+        "F.linear", net.declare("table", (5, 4)), weight=net.call("torch.transpose", net.declare("weight", (4, 6)), dim0=0, dim1=1)
+    )
+    x = net.conv("conv1", net.x, 6, kernel_size=1)
+    x = net.call("*", x, net.call("torch.reshape", net.call("torch.mean", bias, dim=0), shape=(6, 1, 1)))
+    found = coverage(net.graph(net.classifier("fc", x, 2)))
+    assert (found.macs, found.cuttable_macs) == (5 * 4 * 6 + 3 * 6 * 16 + 6 * 2, 0)
+
+
 def test_no_macs_no_share() -> None:
     net = Sketch("Net", (3, 4, 4))
     found = coverage(net.graph(net.norm("bn", net.x)))

@@ -120,7 +120,7 @@ def _staying_weight_share(spaces: ChannelSpaces, value: Value, step: Step, stays
         ids = [spaces.channels_of(step["input"]), spaces.channels_of(value)]
     else:
         ids = [spaces.ids[step.layer, axis] for axis in ("in", "out") if (step.layer, axis) in spaces.ids]
-    return float(np.prod([stays[found].mean() for found in ids]))
+    return float(np.prod([stays[found].mean() for found in ids if len(found)]))
 
 
 def _find_stuck_outputs(spaces: ChannelSpaces, layer: str, stays: Bools, reasons: list[str]) -> StuckOutputs | None:

@@ -74,8 +74,10 @@ class ChannelSpaces:
         return [axis for axis, r in self.roles.items() if r is role]
 
     def channels_of(self, operand: Operand) -> Ids:
-        """The channels of a result or of a declared tensor that has channels, by their positions."""
-        return self.values[operand.index].reshape(-1) if isinstance(operand, Value) else self.ids[operand.name, "features"]
+        """The channels of a result or declared tensor, by their positions; none for a declared tensor that has none in `dims`."""
+        if isinstance(operand, Value):
+            return self.values[operand.index].reshape(-1)
+        return self.ids.get((operand.name, "features"), np.empty(0, dtype=np.int64))
 
     def frozen_channels(self) -> npt.NDArray[np.bool_]:
         """For every channel, whether it must stay."""
