@@ -245,6 +245,21 @@ def test_masks_leave_stored_weights_alone(again: bool) -> None:
     assert masked["conv2_gain"][0] == 0
 
 
+def test_weights_that_are_joined_are_left_alone_whatever_their_sizes() -> None:
+    """Filters of length 1, most of them from another tensor than the rest; at zero they would be 0/0."""
+    net = Sketch("Toy", (2, 4, 4))
+    parts = [net.declare("most", (4, 2, 1, 1)), net.declare("rest", (2, 2, 1, 1))]
+    weight = net.cat(*(net.call("/", part, net.call("torch.linalg.vector_norm", part, dim=1, keepdim=True)) for part in parts), dim=0)
+    weight = net.call("*", weight, net.declare("gain", (6, 1, 1, 1)))
+    graph, state = made(net, net.classifier("fc", net.call("F.conv2d", net.x, weight=weight), 2))
+    spaces = find_spaces(graph)
+    gone = torch.zeros(spaces.num_channels, dtype=torch.bool).numpy()
+    gone[spaces.ids["rest", "features"][0]] = True
+    masked = mask_channels(graph, state, spaces, gone)
+    assert torch.equal(masked["rest"], state["rest"])
+    assert len(cut_of(graph, masked).state["rest"]) == 1
+
+
 def test_the_lasso_leaves_channels_of_computed_weights_alone() -> None:
     """Else it would act on the classifier alone, with the strength for a whole network. Lambda still says that the run is to be cut."""
     graph, state = _network(weight_norm)

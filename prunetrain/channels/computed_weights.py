@@ -25,8 +25,8 @@ class ComputedWeights:
 
     `declared` names the tensors that they are computed from, or the weights that are declared themselves. `fixed` has those weights that
     do not depend on the images. `stored` names the tensors that hold a fixed weight before something is computed from it: the largest that
-    it is computed from. Where it is normalised, a smaller tensor gives the same weight, and one of zeros gives 0/0; so none is scaled and
-    none set to zero.
+    it is computed from, and all with several numbers for each filter. Where these are normalised, a smaller tensor gives the same weight,
+    and one of zeros gives 0/0; so none is scaled and none set to zero.
     """
 
     declared: frozenset[str]
@@ -36,7 +36,7 @@ class ComputedWeights:
 
 def find_computed_weights(graph: LayerGraph) -> ComputedWeights:
     """Find the weights that the functions of a graph are given."""
-    sizes = {tensor.name: prod(tensor.shape) for tensor in graph.declared}
+    shapes = {tensor.name: tensor.shape for tensor in graph.declared}
     declared: set[str] = set()
     stored: set[str] = set()
     fixed: set[Operand] = set()
@@ -46,8 +46,8 @@ def find_computed_weights(graph: LayerGraph) -> ComputedWeights:
         if is_fixed:
             fixed.add(weight)
             if isinstance(weight, Value):
-                largest = max(sizes[name] for name in names)
-                stored |= {name for name in names if sizes[name] == largest}
+                largest = max(prod(shapes[name]) for name in names)
+                stored |= {name for name in names if prod(shapes[name]) == largest or sum(size > 1 for size in shapes[name]) > 1}
     return ComputedWeights(frozenset(declared), frozenset(fixed), frozenset(stored))
 
 
