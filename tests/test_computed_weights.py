@@ -115,6 +115,28 @@ def test_what_is_not_zero_stays(compute: Compute) -> None:
     assert len(cut_of(graph, silent).state["conv1_weight"]) == 4
 
 
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+def test_a_batch_norm_brings_channels_to_zero(bias: float) -> None:
+    """Standardised weights without scales never fade; the BatchNorm behind them does."""
+    net = Sketch("Toy", (2, 4, 4))
+    x = net.call("F.conv2d", net.x, weight=net.call("F.normalize", declared(net, "conv1", 4, 2), dim=1), padding=1)
+    x = net.call("F.relu", net.norm("bn", x))
+    x = net.call("F.conv2d", x, weight=net.call("F.normalize", declared(net, "conv2", 3, 4), dim=1), padding=1)
+    graph, state = made(net, net.classifier("fc", x, 2))
+    assert Ranking(graph, state, criterion="either").least_macs() < costs(graph).macs / 2
+    state["bn.weight"][2], state["bn.bias"][2] = 0, bias
+    assert len(cut_of(graph, state).state["conv1_weight"]) == (4 if bias else 3)
+
+
+def test_a_residual_branch_may_begin_with_scales_of_zero() -> None:
+    net = Sketch("Toy", (2, 4, 4))
+    x = net.conv("conv1", net.x, 4, kernel_size=1)
+    branch = net.norm("bn", net.call("F.conv2d", x, weight=weight_norm(net, "conv2", 4, 4), padding=1))
+    graph, state = made(net, net.classifier("fc", net.call("+", x, branch), 2))
+    state["bn.weight"][:] = state["bn.bias"][:] = 0
+    assert cut_of(graph, state).graph == graph
+
+
 def test_a_bias_is_absorbed_by_the_layer_behind() -> None:
     net = Sketch("Toy", (2, 4, 4))
     weight = weight_norm(net, "conv1", 4, 2)

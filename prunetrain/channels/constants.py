@@ -298,6 +298,8 @@ class _Interpreter:
 
     def _batch_norm(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
         gain, bias = self._affine(layer, len(source.known))
+        if bool(gain.any()) and self._follows_computed_weight(value):
+            source = Abstract(source.known | (gain == 0), source.eval_mode, source.train_mode)
         if not layer["track_running_stats"]:
             return Abstract(source.known, bias, bias)
         scale = gain / (self._tensor(f"{layer.name}.running_var") + layer["eps"]).sqrt()
@@ -306,6 +308,14 @@ class _Interpreter:
         if layer.name in self._always_eval:
             return Abstract(source.known, in_eval, bias + (source.train_mode - mean) * scale)
         return Abstract(source.known, in_eval, bias)  # in train mode a constant is its own batch mean
+
+    def _follows_computed_weight(self, value: Value) -> bool:
+        """Whether a BatchNorm reads what a computed weight makes, which may never fade: then a scale of zero makes a constant.
+
+        Elsewhere it says nothing, nor does it where all are zero: residual branches often begin like that.
+        """
+        (source,) = self._graph.steps[value.index - 1].operands()
+        return isinstance(source, Value) and source.index > 0 and self._graph.steps[source.index - 1].target in WEIGHTED
 
     def _instance_norm(self, layer: Layer, source: Abstract, value: Value) -> Abstract:
         if layer["track_running_stats"]:
