@@ -291,7 +291,8 @@ def test_chain_by_hand() -> None:
 
 def test_functions_with_weights_are_listed_by_the_tensor_that_these_come_from() -> None:
     net = Sketch("Net", (2, 4, 4))
-    weight = net.call("*", net.declare("gain", (5, 1, 1, 1)), net.declare("conv1_weight", (5, 2, 3, 3)))
+    masked = net.call("*", net.declare("conv1_weight", (5, 2, 3, 3)), net.declare("mask", (5, 2, 3, 3), "buffer"))
+    weight = net.call("*", net.declare("gain", (5, 1, 1, 1)), masked)
     x = net.call("F.conv2d", net.x, weight=weight, bias=net.declare("conv1_bias", (5,)), padding=1)
     total = costs(net.graph(net.classifier("fc", x, 3)))
     assert [(row.name, row.kind, row.output_shape, row.channels, row.macs, row.params) for row in total.layers] == [

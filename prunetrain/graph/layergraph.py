@@ -340,7 +340,10 @@ class LayerGraph:
         raise KeyError(name)
 
     def weight_of(self, step: Step) -> "Declared | None":
-        """The declared tensor that the weight of a function such as `F.conv2d` comes from: the largest, if it is computed from several."""
+        """The declared tensor that the weight of a function such as `F.conv2d` comes from.
+
+        If it is computed from several, this is the largest; of equals a parameter, as a mask may be as large.
+        """
         declared = {tensor.name: tensor for tensor in self.declared}
         found: list[Declared] = []
         pending: list[Operand] = [step["weight"]]
@@ -353,7 +356,7 @@ class LayerGraph:
                 behind = [other for other in self.steps[operand.index - 1].operands() if other not in seen]
                 pending += behind
                 seen.update(behind)
-        return max(found, key=lambda tensor: prod(tensor.shape), default=None)
+        return max(found, key=lambda tensor: (prod(tensor.shape), tensor.role == "parameter"), default=None)
 
     def uses(self) -> dict[Value, list[int]]:
         """Return, for every value, the numbers of the steps that read it (a step twice if it reads the value twice)."""
