@@ -282,6 +282,17 @@ def test_weights_that_are_joined_are_left_alone_whatever_their_sizes() -> None:
     assert len(cut_of(graph, masked).state["rest"]) == 1
 
 
+def test_the_lasso_on_a_few_layers_is_as_strong_as_on_all() -> None:
+    """Squeeze and excitation between convs of computed weights: of its channels and those of conv1, 4 of 12 have groups."""
+    net = Sketch("Toy", (2, 4, 4))
+    x = net.call("F.conv2d", net.x, weight=weight_norm(net, "conv1", 8, 2), padding=1)
+    gate = net.conv("reduce", net.call("F.adaptive_avg_pool2d", x, output_size=1), 4, kernel_size=1)
+    gate = net.call("torch.sigmoid", net.conv("expand", net.call("F.relu", gate), 8, kernel_size=1))
+    graph, state = made(net, net.classifier("fc", net.call("*", x, gate), 2))
+    lasso = GroupLasso(graph, find_spaces(graph), {"reduce.weight": state["reduce.weight"]}, groups="coupled")
+    assert lasso.strength_for(0.5, 2.0) == pytest.approx(2.0 / (3 * float(lasso.penalty())))
+
+
 def test_the_lasso_leaves_channels_of_computed_weights_alone() -> None:
     """Else it would act on the classifier alone, with the strength for a whole network. Lambda still says that the run is to be cut."""
     graph, state = _network(weight_norm)

@@ -43,7 +43,9 @@ class GroupLasso:
     """
 
     def __init__(self, graph: LayerGraph, spaces: ChannelSpaces, weights: Mapping[str, Tensor], *, groups: str) -> None:
-        frozen = spaces.frozen_channels() | _beside_computed_weights(graph, spaces)
+        stuck, beside = spaces.frozen_channels(), _beside_computed_weights(graph, spaces)
+        frozen = stuck | beside
+        self._share = float((~frozen).sum() / max(1, (~stuck).sum()))  # of the channels that can be cut, those that may have groups
         self._layers: list[PenalisedLayer] = []
         ids: list[Tensor] = []
         size = 0
@@ -94,13 +96,14 @@ class GroupLasso:
     def strength_for(self, ratio: float, loss: Tensor | float) -> float:
         """Return the lambda at which the penalty is the given share of the total loss: lambda = r * loss / ((1 - r) * R).
 
-        It is 0 where R is, unless there are no groups at all: then it acts on nothing, and R counts as 1, so that a run still fades.
+        Channels beside computed weights count in R, with the mean of the others: else these would take the penalty of a whole network.
+        Lambda is 0 where R is, unless there are no groups at all: then it acts on nothing, and R counts as 1, so that a run still fades.
 
         Args:
             ratio: lambda R / (loss + lambda R), in [0, 1) (PruneTrain, equation 3).
             loss: the loss without the penalty.
         """
-        penalty = float(self.penalty()) if self.has_groups else 1.0
+        penalty = float(self.penalty()) / self._share if self.has_groups else 1.0
         return ratio * float(loss) / ((1 - ratio) * penalty) if penalty else 0.0
 
     @torch.no_grad()
