@@ -207,6 +207,11 @@ def test_networks_that_have_nothing_to_prune() -> None:
     with pytest.raises(ConfigError, match=r"no units of this network can go: all are frozen \(fc: the network's output\)"):
         decide("unit", only, new_state(only, 0), 0.5)
     net = Sketch("Toy", (3, 4, 4))
+    x = net.call("F.conv2d", net.x, weight=net.declare("weight", (4, 3, 1, 1)))
+    computed = net.graph(net.classifier("fc", x, 2))
+    with pytest.raises(ConfigError, match=r"a method removes what layers make, not functions that are given their weights"):
+        decide("fpgm", computed, new_state(computed, 0), 0.5)
+    net = Sketch("Toy", (3, 4, 4))
     tied = net.call("+", net.conv("conv1", net.x, 4, kernel_size=1), net.conv("conv2", net.x, 4, kernel_size=1))
     streams = net.graph(net.classifier("fc", tied, 2))
     with pytest.raises(ConfigError, match="all have several producers: prune them with streams='together'"):

@@ -17,6 +17,7 @@ from torch import Tensor
 from prunetrain.channels.selection import Candidates, KeepPlan, make_plan
 from prunetrain.channels.spaces import ChannelSpace, ChannelSpaces, Role, find_spaces
 from prunetrain.errors import ConfigError
+from prunetrain.graph.functions import WEIGHTED
 from prunetrain.graph.layergraph import Layer, LayerGraph
 from prunetrain.methods.counting import removed_count, smallest_mask
 from prunetrain.methods.options import Options
@@ -51,7 +52,10 @@ def plan_by_rank(
     strength = np.zeros(spaces.num_channels)
     pruned = [space for space in spaces.spaces if _is_prunable(space, layers, kinds, options)]
     if not pruned:
-        raise ConfigError(f"no {'units' if kinds == UNITS else 'filters'} of this network can go: {_why_unprunable(spaces, layers, kinds)}")
+        why = _why_unprunable(spaces, layers, kinds)
+        if any(step.target in WEIGHTED for step in graph.steps):
+            why += "; a method removes what layers make, not functions that are given their weights"
+        raise ConfigError(f"no {'units' if kinds == UNITS else 'filters'} of this network can go: {why}")
     for space in pruned:
         share = min(options.layer_rates.get(name, rate) for name in space.members[Role.PRODUCER])
         count = removed_count(len(space.channels), share)
