@@ -294,8 +294,9 @@ def test_the_lasso_on_a_few_layers_is_as_strong_as_on_all() -> None:
 
 
 def test_the_lasso_leaves_channels_of_computed_weights_alone() -> None:
-    """Else it would act on the classifier alone, with the strength for a whole network. Lambda still says that the run is to be cut."""
+    """Else it would act on the classifier alone, with the strength for a whole network."""
     graph, state = _network(weight_norm)
     lasso = GroupLasso(graph, find_spaces(graph), {"fc.weight": state["fc.weight"]}, groups="coupled")
     assert lasso.penalty() == 0
-    assert lasso.strength_for(0.5, 2.0) == 2.0
+    assert not lasso.has_groups
+    assert lasso.strength_for(0.5, 2.0) == 0

@@ -405,6 +405,8 @@ def _call(network: nn.Module, step: Step, given: dict[str, Any]) -> Tensor:
         return functions[step.target](given["input"], given["other"])
     if step.target == "torch.einsum":
         return torch.einsum(given["equation"], *given["operands"])
+    if step.target == "F.batch_norm":  # has no defaults for these
+        given = {"running_mean": None, "running_var": None, **given}
     result = attrgetter(step.target.partition(".")[2])({"F": F, "torch": torch}[step.target.partition(".")[0]])(**given)
     return result[1 if step.target == "torch.var_mean" else 0] if step.target in RESULT_OF else result
 

@@ -97,13 +97,13 @@ class GroupLasso:
         """Return the lambda at which the penalty is the given share of the total loss: lambda = r * loss / ((1 - r) * R).
 
         Channels beside computed weights count in R, with the mean of the others: else these would take the penalty of a whole network.
-        Lambda is 0 where R is, unless there are no groups at all: then it acts on nothing, and R counts as 1, so that a run still fades.
+        Lambda is 0 where R is.
 
         Args:
             ratio: lambda R / (loss + lambda R), in [0, 1) (PruneTrain, equation 3).
             loss: the loss without the penalty.
         """
-        penalty = float(self.penalty()) / self._share if self.has_groups else 1.0
+        penalty = float(self.penalty()) / self._share if self.has_groups else 0.0
         return ratio * float(loss) / ((1 - ratio) * penalty) if penalty else 0.0
 
     @torch.no_grad()

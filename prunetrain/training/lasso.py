@@ -55,7 +55,8 @@ class LassoMethod(TrainingMethod):
             mean = state.environment.ranks.mean(float(loss), state.device)
             if not math.isfinite(mean):  # an overflow of float16, whose step is skipped
                 return
-            strength = self._lasso.strength_for(state.config.penalty_ratio, mean)
+            ratio = state.config.penalty_ratio  # as lambda of a lasso without groups, it acts on nothing, and the run still fades
+            strength = self._lasso.strength_for(ratio, mean) if self._lasso.has_groups else ratio
             state.progress = replace(state.progress, lasso_strength=strength)
         if state.config.lasso_step == "subgradient":
             self._lasso.add_gradient_(self._strength)
