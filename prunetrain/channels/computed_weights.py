@@ -1,7 +1,7 @@
 """Weights that a function is given: declared tensors, or computed from some, as in weight standardisation (arXiv 1903.10520).
 
-In: a graph. Out: which declared tensors these weights come from, and which of them no factor may scale. A weight is (out, in, ...): its
-rows belong to the outputs of the function, its columns to the inputs.
+In: a graph. Out: which declared tensors these weights come from, and which of them no factor may scale; with a state dict, the weights. A
+weight is (out, in, ...): its rows belong to the outputs of the function, its columns to the inputs.
 """
 
 import operator
@@ -41,9 +41,10 @@ def find_computed_weights(graph: LayerGraph) -> ComputedWeights:
     stored: set[str] = set()
     fixed: set[Operand] = set()
     for weight in {step["weight"] for step in graph.steps if step.target in WEIGHTED}:
-        names, is_fixed = _declared_behind(graph, weight)
+        behind = graph.behind(weight)
+        names = {operand.name for operand in behind if isinstance(operand, Attribute)}
         declared |= names
-        if is_fixed:
+        if all(_is_computable(graph, operand) for operand in behind):
             fixed.add(weight)
             if isinstance(weight, Value):
                 largest = max(prod(shapes[name]) for name in names)
@@ -51,27 +52,13 @@ def find_computed_weights(graph: LayerGraph) -> ComputedWeights:
     return ComputedWeights(frozenset(declared), frozenset(fixed), frozenset(stored))
 
 
-def _declared_behind(graph: LayerGraph, weight: Operand) -> tuple[set[str], bool]:
-    """The declared tensors that a weight is computed from, and whether `compute_weight` can compute it from them alone."""
-    names: set[str] = set()
-    is_fixed = True
-    pending, seen = [weight], {weight}
-    while pending:
-        operand = pending.pop()
-        if isinstance(operand, Attribute):
-            names.add(operand.name)
-        elif operand.index:
-            step = graph.steps[operand.index - 1]
-            is_fixed &= _is_computable(step)
-            behind = [other for other in step.operands() if other not in seen]
-            pending += behind
-            seen.update(behind)
-        else:
-            is_fixed = False
-    return names, is_fixed
-
-
-def _is_computable(step: Step) -> bool:
+def _is_computable(graph: LayerGraph, operand: Operand) -> bool:
+    """Whether `compute_weight` can compute a tensor, given what its step reads."""
+    if isinstance(operand, Attribute):
+        return True
+    if not operand.index:
+        return False
+    step = graph.steps[operand.index - 1]
     if step.target == "F.batch_norm":
         return step["running_mean"] is None
     return step.layer is None and (FAMILY_OF[step.target] not in (Family.OTHER, Family.RANDOM) or step.target == "torch.addcmul")

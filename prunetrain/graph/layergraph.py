@@ -344,19 +344,19 @@ class LayerGraph:
 
         If it is computed from several, this is the largest; of equals a parameter, as a mask may be as large.
         """
-        declared = {tensor.name: tensor for tensor in self.declared}
-        found: list[Declared] = []
-        pending: list[Operand] = [step["weight"]]
-        seen = set(pending)
-        while pending:
-            operand = pending.pop()
-            if isinstance(operand, Attribute):
-                found.append(declared[operand.name])
-            elif operand.index:
-                behind = [other for other in self.steps[operand.index - 1].operands() if other not in seen]
-                pending += behind
-                seen.update(behind)
+        names = {operand.name for operand in self.behind(step["weight"]) if isinstance(operand, Attribute)}
+        found = (tensor for tensor in self.declared if tensor.name in names)
         return max(found, key=lambda tensor: (prod(tensor.shape), tensor.role == "parameter"), default=None)
+
+    def behind(self, operand: Operand) -> list[Operand]:
+        """All results and declared tensors that a tensor is computed from, itself included, each once."""
+        found, seen = [operand], {operand}
+        for read in found:
+            if isinstance(read, Value) and read.index:
+                new = [other for other in dict.fromkeys(self.steps[read.index - 1].operands()) if other not in seen]
+                found += new
+                seen.update(new)
+        return found
 
     def uses(self) -> dict[Value, list[int]]:
         """Return, for every value, the numbers of the steps that read it (a step twice if it reads the value twice)."""

@@ -72,7 +72,7 @@ def change(before: LayerGraph, after: LayerGraph) -> dict[str, Any]:
     rows = []
     for name in [*old, *(name for name in new if name not in old)]:
         left, right = old.get(name), new.get(name)
-        if left and right and left == right:
+        if left == right:
             continue
         rows.append(
             {
