@@ -36,15 +36,23 @@ class LayerCost:
 class Costs:
     """Costs of a network, by layer and in total.
 
-    `channels` counts the output channels of conv and linear layers and of functions with weights, `activation_elements` the elements of all
-    results for one image.
+    `activation_elements` counts the elements of all results for one image.
     """
 
     layers: tuple[LayerCost, ...]
     macs: int
     params: int
-    channels: int
     activation_elements: int
+
+    @property
+    def layer_channels(self) -> dict[str, int]:
+        """How many channels each conv, linear layer and function with a weight makes, by name, in the order of their first calls."""
+        return {row.name: row.channels for row in self.layers if row.channels is not None}
+
+    @property
+    def channels(self) -> int:
+        """The channels of all these together."""
+        return sum(self.layer_channels.values())
 
 
 def costs(graph: LayerGraph) -> Costs:
@@ -72,14 +80,8 @@ def costs(graph: LayerGraph) -> Costs:
         tuple(rows),
         macs=macs,
         params=sum(map(parameters, graph.layers)) + sum(prod(tensor.shape) for tensor in graph.declared if tensor.role == "parameter"),
-        channels=sum({row.name: row.channels or 0 for row in rows}.values()),
         activation_elements=sum(prod(shape) for shape in shapes[1:]),
     )
-
-
-def channel_counts(graph: LayerGraph) -> dict[str, int]:
-    """How many channels each conv, linear layer and function with a weight makes, by name, in the order of their first calls."""
-    return {row.name: row.channels for row in costs(graph).layers if row.channels is not None}
 
 
 def step_macs(graph: LayerGraph) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from itertools import groupby, takewhile
 import jinja2
 
 from prunetrain.graph.blocks import block_of, block_of_tensor
-from prunetrain.graph.costs import Costs, channel_counts, costs
+from prunetrain.graph.costs import Costs, costs
 from prunetrain.graph.expressions import annotation, join_arguments, literal
 from prunetrain.graph.functions import WEIGHTED
 from prunetrain.graph.layergraph import FROZEN, Declared, Layer, LayerGraph
@@ -145,7 +145,7 @@ def _definitions(graph: LayerGraph, shapes: list[str], dense: LayerGraph) -> tup
 
 def _channel_comments(graph: LayerGraph, shapes: list[str], dense: LayerGraph) -> dict[str, str]:
     """What each layer makes, and each function with a weight under the name of its declared tensor: "24x8x8, was 32"."""
-    before, now = channel_counts(dense), channel_counts(graph)
+    before, now = costs(dense).layer_channels, costs(graph).layer_channels
     output_shapes = {}
     for value, step in graph.results():
         weight = graph.weight_of(step) if step.target in WEIGHTED else None

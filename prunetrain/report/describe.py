@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import isnan
 from typing import Any
 
-from prunetrain.graph.costs import Costs, LayerCost, channel_counts, costs
+from prunetrain.graph.costs import Costs, LayerCost, costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
@@ -28,7 +28,7 @@ def network(graph: LayerGraph, dense: LayerGraph | None = None) -> dict[str, Any
     from prunetrain.channels.spaces import find_spaces
 
     cost = costs(graph)
-    before = channel_counts(dense) if dense else {}
+    before = costs(dense).layer_channels if dense else {}
     rows = [
         {
             "layer": row.name,

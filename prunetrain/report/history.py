@@ -11,7 +11,7 @@ from typing import Any
 from prunetrain.errors import ConfigError
 from prunetrain.foreign.opening import read_bytes
 from prunetrain.foreign.refusal import RefusedFileError, printable
-from prunetrain.graph.costs import TRAIN_TO_FORWARD, Costs, channel_counts, costs
+from prunetrain.graph.costs import TRAIN_TO_FORWARD, Costs, costs
 from prunetrain.graph.load import read_source
 from prunetrain.graph.parse import parse
 from prunetrain.method_settings import GROUP_LASSO
@@ -178,7 +178,8 @@ def read_metrics(run: RunPaths) -> list[dict[str, Any]]:
 def _read_network(epoch: int, path: Path) -> Network:
     source = read_source(path)
     graph = parse(source, str(path))
-    return Network(epoch, path.name, source, costs(graph), channel_counts(graph))
+    cost = costs(graph)
+    return Network(epoch, path.name, source, cost, cost.layer_channels)
 
 
 def _share(part: float, whole: float) -> float:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from prunetrain.channels.selection import KEEP_ALL, Granularity
 from prunetrain.errors import abbreviate_names
-from prunetrain.graph.costs import channel_counts
+from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.report.tables import format_count, format_duration, profile, share
 from prunetrain.training.events import BatchChange, Metrics, Observer, Reconfiguration, Start, Uncut
@@ -52,7 +52,7 @@ class TrainingProgress(Observer):
         if event.epoch < event.total_epochs:
             self.message(f"{'epoch':>9}  {'loss':>7}  {'train':>6}  {'val top-1':>9}  {'MACs left':>9}  {'images/s':>8}  {'time left':>9}")
         if self._console.is_terminal:
-            self._dense = channel_counts(read_graph(event.run.network(0)))
+            self._dense = costs(read_graph(event.run.network(0))).layer_channels
             self._bar = _View(
                 TextColumn("epoch {task.fields[epoch]}"),
                 BarColumn(),
@@ -107,7 +107,7 @@ class TrainingProgress(Observer):
 
     def _show_profile(self, network: Path) -> None:
         if self._bar:
-            now = channel_counts(read_graph(network))
+            now = costs(read_graph(network)).layer_channels
             self._bar.profile = profile([share(now.get(name, 0), dense) for name, dense in self._dense.items()])
             self._bar.refresh()
 

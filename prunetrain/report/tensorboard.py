@@ -7,7 +7,7 @@ shows the network's profile shrink: its buckets are the layers in forward order,
 from typing import TYPE_CHECKING
 
 from prunetrain.errors import ConfigError
-from prunetrain.graph.costs import channel_counts
+from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.training.events import Metrics, Observer, Reconfiguration, Start
 
@@ -79,7 +79,7 @@ class TensorBoard(Observer):
 
     def _add_channels(self, network: "Path", epoch: int) -> None:
         assert self._writer is not None
-        channels = channel_counts(read_graph(network))
+        channels = costs(read_graph(network)).layer_channels
         for name, count in channels.items():
             self._writer.add_scalar(f"channels/{name}", count, epoch)
         counts = list(channels.values())
