@@ -37,6 +37,17 @@ def test_a_target_is_met_whatever_the_optimizer(kind: type[optim.Optimizer]) -> 
     train_(model, optimizer, 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_target_is_met_in_half_precision(dtype: torch.dtype) -> None:
+    model = network(dtype=dtype)
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer)
+    left = pruner.fade(macs=0.5, steps=2)
+    train_(model, optimizer, 2)
+    step = pruner.reconfigure()
+    assert step.change.macs[1] / costs(pruner.dense).macs == left <= 0.5
+
+
 def test_channels_in_front_of_layer_norm_fade_with_their_biases() -> None:
     model: nn.Module = nn.Sequential(
         nn.Flatten(), nn.Linear(EXAMPLE[0].numel(), 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 5)

@@ -8,13 +8,12 @@ channels are then cut like dead ones, with the same guarantees.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from prunetrain.channels.constants import Constants, find_constants
 from prunetrain.channels.masking import mask_channels
 from prunetrain.channels.selection import Candidates, KeepPlan, find_candidates
-from prunetrain.channels.slices import measure_slices
+from prunetrain.channels.slices import measure_slices, threshold_of_zeros
 from prunetrain.channels.slicing import Cut, Proposal
 from prunetrain.channels.sources import Source
 from prunetrain.graph.layergraph import LayerGraph
@@ -53,8 +52,7 @@ def remove_channels(graph: LayerGraph, state: Mapping[str, Tensor], plan: KeepPl
 
 def _constants_and_candidates(graph: LayerGraph, masked: Mapping[str, Tensor], plan: KeepPlan) -> tuple[Constants, Candidates]:
     """What is constant and what can be cut once the channels are zero; only exact zeros count as dead."""
-    kinds = {tensor.dtype for tensor in masked.values() if tensor.is_floating_point()}
-    threshold = max((torch.finfo(kind).tiny for kind in kinds), default=torch.finfo(torch.float32).tiny)
+    threshold = threshold_of_zeros(masked)
     slices = measure_slices(graph, masked, threshold)
     on_cpu = {name: tensor.cpu() for name, tensor in masked.items()}
     constants = find_constants(graph, plan.spaces, on_cpu, slices, threshold)

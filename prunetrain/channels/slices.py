@@ -61,6 +61,12 @@ def measure_slices(graph: LayerGraph, state: Mapping[str, Tensor], threshold: fl
     return found
 
 
+def threshold_of_zeros(state: Mapping[str, Tensor]) -> float:
+    """A threshold that is a number in the precision of every tensor, so that a slice under it is zero, up to subnormal numbers."""
+    kinds = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    return max((torch.finfo(kind).tiny for kind in kinds), default=torch.finfo(torch.float32).tiny)
+
+
 def blocks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield a weight (out, in, ...) a few filters at a time: their positions, and their part of the weight, which is not copied."""
     filters = max(1, _BLOCK * len(weight) // max(1, weight.numel()))

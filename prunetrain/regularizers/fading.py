@@ -18,7 +18,7 @@ from prunetrain.channels.grids import Shapes
 from prunetrain.channels.reductions import Reductions
 from prunetrain.channels.rewriting import rewrite
 from prunetrain.channels.selection import Bools, Candidates, Granularity, KeepPlan, find_candidates, make_plan
-from prunetrain.channels.slices import measure_slices, sliced_layers
+from prunetrain.channels.slices import measure_slices, sliced_layers, threshold_of_zeros
 from prunetrain.channels.spaces import Axis, ChannelSpaces, Ids, find_spaces
 from prunetrain.graph.costs import costs
 from prunetrain.graph.functions import WEIGHTED
@@ -170,7 +170,7 @@ class Ranking:
 
     def _removable(self, state: Mapping[str, Tensor], criterion: str) -> Bools:
         """The channels that could be cut, also of branches that could go as a whole: without these, other channels would have these ids."""
-        threshold = float(np.finfo(np.float32).tiny)
+        threshold = threshold_of_zeros(state)
         slices = measure_slices(self._graph, state, threshold)
         constants = find_constants(self._graph, self._spaces, state, slices, threshold)
         return find_candidates(self._spaces, slices, constants, criterion).removable
