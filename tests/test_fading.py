@@ -46,6 +46,17 @@ def test_weakest_go_first_relative_to_their_space() -> None:
     assert Ranking(graph, state, criterion="either").weakest(26) == []
 
 
+def test_dead_channels_go_first_but_not_by_themselves() -> None:
+    """Training may bring them back: 8 + 12 + 6 MACs are 6 + 9 + 6 without unit 1 of the first layer, whose weights are zero."""
+    graph, state = chain()
+    first, second, _ = (layer.name for layer in graph.layers)
+    state[f"{first}.weight"][1] = 0
+    state[f"{second}.weight"][:, 1] = 0
+    ranking = Ranking(graph, state, criterion="either")
+    assert ranking.macs_without([]) == 26
+    assert ranking.weakest(21) == [find_spaces(graph).ids[first, "out"][1]]
+
+
 def test_what_rounding_keeps_does_not_fade() -> None:
     """Counts stay even, so of the second layer's three units only one can go, and of the first's four two: its weakest."""
     graph, state = chain()

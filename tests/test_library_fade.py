@@ -121,6 +121,29 @@ def test_a_new_fade_takes_the_place_of_the_one_before() -> None:
     assert step.change.macs[1] / step.change.macs[0] == left
 
 
+def test_a_branch_that_starts_at_zero_is_not_taken_for_cut() -> None:
+    """As its last conv is trained, its channels come alive unless they fade."""
+    model = network()
+    with torch.no_grad():
+        model.get_parameter("body.0.branch.3.weight").zero_()
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer)
+    left = pruner.fade(macs=0.7, steps=2)
+    train_(model, optimizer, 2)
+    assert pruner.reconfigure().change.macs[1] / costs(pruner.dense).macs == left > 0.5
+
+
+def test_a_second_fade_holds_what_the_first_left_at_zero() -> None:
+    model = network()
+    optimizer = sgd(model)
+    pruner = pruner_of(model, optimizer)
+    first = pruner.fade(macs=0.5, steps=2)
+    train_(model, optimizer, 2)
+    assert pruner.fade(macs=0.5, steps=2) == first
+    train_(model, optimizer, 4)
+    assert pruner.reconfigure().change.macs[1] / costs(pruner.dense).macs == first
+
+
 def test_a_fade_goes_on_in_another_process_bit_for_bit(tmp_path: Path) -> None:
     """Saved in the middle, loaded into a new pruner for the same network."""
     found = []

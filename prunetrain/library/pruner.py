@@ -221,7 +221,7 @@ class PruneTrain:
 
         Returns:
             The share of the multiply-accumulates that the cut will leave: over `macs` if no more channels can be removed. Where frozen
-            layers read fading channels it may leave more, of which it warns.
+            layers read fading channels it may leave more, of which it warns; where other channels are dead by then, less.
 
         Raises:
             ConfigError: for numbers out of range.

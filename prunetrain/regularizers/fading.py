@@ -108,8 +108,8 @@ class Ranking:
         self._graph, self._spaces = graph, find_spaces(graph)
         self._norms = _norms(graph, self._spaces, state)
         order = _weakest_first(self._spaces, self._norms)
-        # Weights are examined twice: which channels can go now, and which could if all had faded. A choice among them needs no more.
-        self._dead = self._removable(state, criterion)
+        # Weights are examined once: which channels could go if all had faded. A choice among them needs no more. Channels that are dead
+        # now come alive again if they do not fade, such as those inside a branch whose last conv starts at zero.
         faded = {name: state[name].clone() for name in (_trainable(graph) if trained is None else trained) if name in state}
         Fading(graph, self._spaces, faded, order).scale_(0.0)
         able = self._removable(dict(state) | faded, criterion)
@@ -160,13 +160,11 @@ class Ranking:
                 high = middle
             else:
                 low = middle + 1
-        return self._removed_by_plan(self._order[:low], self._plan(low, granularity))
+        return self._removed_by_plan(self._order[:low], self._plan(self._order[:low], granularity))
 
     def macs_without(self, channels: Sequence[int]) -> int:
-        """The network's MACs per image without these channels and without those that are dead."""
-        removable = self._dead.copy()
-        removable[list(channels)] = True
-        return self._macs_of(make_plan(Candidates.from_removable(self._spaces, removable, self._norms)))
+        """The network's MACs per image without these channels."""
+        return self._macs_of(self._plan(channels))
 
     def _removable(self, state: Mapping[str, Tensor], criterion: str) -> Bools:
         """The channels that could be cut, also of branches that could go as a whole: without these, other channels would have these ids."""
@@ -175,14 +173,14 @@ class Ranking:
         constants = find_constants(self._graph, self._spaces, state, slices, threshold)
         return find_candidates(self._spaces, slices, constants, criterion).removable
 
-    def _plan(self, count: int, granularity: Granularity) -> KeepPlan:
-        """The plan without the weakest channels."""
-        removable = self._dead.copy()
-        removable[self._order[:count]] = True
+    def _plan(self, channels: Sequence[int], granularity: Granularity = 1) -> KeepPlan:
+        """The plan without these channels."""
+        removable = np.zeros(self._spaces.num_channels, dtype=bool)
+        removable[list(channels)] = True
         return make_plan(Candidates.from_removable(self._spaces, removable, self._norms), granularity)
 
     def _macs(self, count: int, granularity: Granularity) -> int:
-        return self._macs_of(self._plan(count, granularity))
+        return self._macs_of(self._plan(self._order[:count], granularity))
 
     def _macs_of(self, plan: KeepPlan) -> int:
         return costs(rewrite(self._graph, plan).graph).macs
