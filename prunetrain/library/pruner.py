@@ -237,7 +237,7 @@ class PruneTrain:
 
     @undisturbed()
     def reconfigure(self, path: str | Path | None = None, *, keep: Mapping[str, Collection[int]] | None = None) -> Reconfigured:
-        """Cut the dead channels. Call it between two optimizer steps; under DistributedDataParallel, on every rank.
+        """Cut the dead channels. Call it right after an optimizer step, as gradients are lost; under DistributedDataParallel, on each rank.
 
         The outputs stay the same, in eval mode and in train mode. If your loop keeps some BatchNorms in eval mode while others train, call
         it in these modes: "train mode" then means the network's current modes, and the smaller network has the same.
