@@ -100,6 +100,22 @@ def test_adafactor_keeps_the_rows_and_columns_of_what_stays() -> None:
     train_(smaller, optimizer, 2, pruner=pruner)
 
 
+def test_adafactor_goes_on_with_the_bias_that_a_branch_leaves() -> None:
+    """It was a vector and has further dimensions now, for which Adafactor keeps other entries."""
+    model = network()
+    with torch.no_grad():
+        model.get_parameter("body.0.branch.3.weight").zero_()
+    optimizer = optim.Adafactor([model.get_parameter("body.0.branch.3.bias")], lr=0.05)
+    pruner = PruneTrain(model, optimizer, EXAMPLE, penalty_ratio=0)
+    train_(model, optimizer, 2)
+    plain, its_optimizer = copy.deepcopy((model, optimizer))
+    smaller = pruner.reconfigure().model
+    bias = smaller.get_parameter("body_0_branch_3_bias")
+    for model_, optimizer_ in ((plain, its_optimizer), (smaller, optimizer)):
+        train_(model_, optimizer_, 2)
+    assert torch.allclose(bias.flatten(), plain.get_parameter("body.0.branch.3.bias"), rtol=1e-10)
+
+
 def test_muon() -> None:
     model = network()
     flat = [p for p in model.parameters() if p.dim() == 2]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, Adafactor, Optimizer
 
 from prunetrain.channels.slicing import slice_optimizer_state
 from prunetrain.channels.sources import Source
@@ -115,7 +115,19 @@ def prepare_swap(optimizer: Optimizer, network: Network, smaller: Network, sourc
         source = sources[names[index]]
         cut = _Parameter(type(optimizer).__name__, source, shapes[source.name], tensors[index])
         state[tensors[index]] = {key: cut.entry(key, entry) for key, entry in entries.items()}
+        if isinstance(optimizer, Adafactor) and tensors[index].dim() > 1:
+            _factor_variance_(state[tensors[index]])
     return ParameterSwap(groups, state)
+
+
+def _factor_variance_(entries: dict[str, Any]) -> None:
+    """Give Adafactor rows and columns for the bias that a removed branch leaves, (channels, 1, 1), in place of the variance of (channels,).
+
+    The variance is their product over their mean along the rows, so both are the variance itself.
+    """
+    if "variance" in entries:
+        variance = entries.pop("variance")
+        entries |= {"row_var": variance, "col_var": variance.clone()}
 
 
 def _name_parameters(members: Iterable[nn.Parameter], network: Network) -> tuple[dict[nn.Parameter, str], dict[str, nn.Parameter]]:
