@@ -185,7 +185,9 @@ def test_advice_on_a_folder_without_splits(images: Path, tmp_path: Path, monkeyp
     monkeypatch.chdir(images / "train")
     assert advice(".") == f"did you mean --data-dir {images}?"
     (images / "val").rename(images / "valid")
-    assert advice(images) == f"rename {images}/valid to {images}/val, or {hold_out}"
+    for also_there in ("test", "Validation"):
+        (images / also_there).mkdir()
+        assert advice(images) == f"rename {images}/valid to {images}/val, or {hold_out}"
     (images / "train").rename(images / "Train")
     assert advice(images) == f"rename {images}/Train to {images}/train"
     assert advice(images / "Train") == f"{hold_out}, or put images into {images}/Train/train/CLASS and {images}/Train/val/CLASS"

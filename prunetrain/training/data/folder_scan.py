@@ -20,7 +20,7 @@ from prunetrain.training.data.base import escape_non_utf8, named_missing, one_li
 from prunetrain.training.data.holding_out import held_out_indices
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-_SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}  # folders so named are meant as splits
+_SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}  # meant as splits; the likeliest first
 _SHOWN = 5  # kinds of files that a message names
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # that Windows writes into folders of images
 
@@ -98,7 +98,8 @@ def _advice(root: Path, missing: str) -> str:
     if near:
         return f"did you mean --data-dir {near[0]}?"
     hold_out = "hold out some of the images for validation with --val-split 0.2"
-    named = [path for path in folders if path.name.lower() in _SPLIT_NAMES[missing]]
+    usual = _SPLIT_NAMES[missing]
+    named = sorted((path for path in folders if path.name.lower() in usual), key=lambda path: usual.index(path.name.lower()))
     if named:
         return f"rename {named[0]} to {root / missing}" + (f", or {hold_out}" if missing == "val" else "")
     places = f"put images into {root}/train/CLASS and {root}/val/CLASS"
