@@ -104,6 +104,22 @@ def test_folders_that_are_named_as_splits_are_no_classes(tmp_path: Path) -> None
     assert load(**folder_settings(images, val_split=0.5)).num_train == 6
 
 
+@pytest.mark.parametrize("name", ["val", "Test"])
+def test_a_split_among_class_folders_is_no_class(name: str, tmp_path: Path) -> None:
+    """It became one more class, of images of all others."""
+    images = write_images(tmp_path / "images")
+    (images / "val").rename(images / "train" / name)
+    (images / "train").rename(root := tmp_path / "root")
+    message = error(**folder_settings(root, val_split=0.2))
+    assert message == (
+        f"{root}/{name} lies among class folders and holds folders of the same names (cat, dog): "
+        f"move the class folders beside it into {root}/train"
+    )
+    shutil.rmtree(root / name / "cat")
+    (root / name / "dog").rename(root / name / "more")
+    assert scan(root, 0.2).class_names == tuple(sorted(("cat", "dog", name)))
+
+
 def test_a_single_image_a_class_leaves_none_to_hold_out(tmp_path: Path) -> None:
     """Such a run used to end behind its first epoch, in a division by no images."""
     refused = "no class has two training images, so --val-split cannot hold any out: add images, or leave it out"

@@ -21,6 +21,7 @@ from prunetrain.training.data.holding_out import held_out_indices
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 _SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}  # meant as splits; the likeliest first
+_SPLIT_FOLDERS = tuple(name for names in _SPLIT_NAMES.values() for name in names)
 _SHOWN = 5  # kinds of files that a message names
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # that Windows writes into folders of images
 
@@ -61,7 +62,10 @@ def scan(root: Path, val_split: float = 0.0) -> FolderIndex:
     if not root.is_dir():
         raise DataError(f"{named_missing(root)} is not a folder: give --data-dir the folder that holds train/ and val/")
     if val_split:
-        return _scan_and_hold_out(root / "train" if (root / "train").is_dir() else root, val_split)
+        apart = (root / "train").is_dir()
+        if not apart:
+            _refuse_split_beside_classes(root)
+        return _scan_and_hold_out(root / "train" if apart else root, val_split)
     for split in ("train", "val"):
         if not (root / split).is_dir():
             raise DataError(f"{root} has no folder {split}: {_advice(root, split)}")
@@ -79,7 +83,7 @@ def scan(root: Path, val_split: float = 0.0) -> FolderIndex:
 def _scan_and_hold_out(folder: Path, val_split: float) -> FolderIndex:
     """The images of a folder of class folders, some of them held out."""
     classes = _class_folders(folder)
-    if all(name.lower() in (*_SPLIT_NAMES["train"], *_SPLIT_NAMES["val"]) for name in classes):
+    if all(name.lower() in _SPLIT_FOLDERS for name in classes):
         raise DataError(
             f"{folder} has no class folders but {abbreviate_names(classes)}: rename the one with the training images to {folder / 'train'}"
         )
@@ -88,6 +92,18 @@ def _scan_and_hold_out(folder: Path, val_split: float) -> FolderIndex:
     held = set(held_out_indices((path[beyond:].replace(os.sep, "/") for path in every.paths), every.labels, val_split))
     train, val = (every.select(number for number in range(len(every.paths)) if (number in held) == out) for out in (False, True))
     return FolderIndex(classes, train, val, others)
+
+
+def _refuse_split_beside_classes(root: Path) -> None:
+    """Refuse a folder such as val/ among class folders that holds the same classes: it would become a class of images of all others."""
+    classes = _class_folders(root)
+    for name in classes:
+        within = {path.name for path in (root / name).iterdir()} if name.lower() in _SPLIT_FOLDERS else set()
+        if same := sorted(within.intersection(classes) - {name}):
+            raise DataError(
+                f"{root / name} lies among class folders and holds folders of the same names ({abbreviate_names(same)}): "
+                f"move the class folders beside it into {root / 'train'}"
+            )
 
 
 def _advice(root: Path, missing: str) -> str:
