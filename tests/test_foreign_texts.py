@@ -179,6 +179,7 @@ def test_shown(word: object, expected: str) -> None:
 def test_printable() -> None:
     assert printable("conv1.weight caf\u00e9") == "conv1.weight caf\u00e9"
     assert printable("a\r\n\t b\x1b[2J\u202e\ud800") == r"a b\x1b[2J\u202e\ud800"
+    assert printable(" my  photo\u202f3\u00a0\u3000.png \n\n  more\tof\n\x1bit") == "my  photo\u202f3\u00a0\u3000.png more\\tof \\x1bit"
 
 
 # Memory.

@@ -1,13 +1,24 @@
 """The error by which every check of this package refuses a file, and how it quotes the file."""
 
+from unicodedata import category
+
 
 class RefusedFileError(Exception):
     """What is wrong with a file, on one line and without its name; the caller adds the name, and what to do."""
 
 
 def printable(text: str) -> str:
-    """Return text from a foreign file on one line, with characters that could control a terminal escaped."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in " ".join(text.split()))
+    """Return text from a foreign file on one line, with characters that could control a terminal escaped.
+
+    Spaces stay as they are, also several in a row and other kinds of them: they belong to the names of files.
+    """
+    lines = (line.strip() for line in text.splitlines())
+    flat = " ".join(line for line in lines if line)
+    return "".join(letter if letter.isprintable() or category(letter) == "Zs" else _escaped(letter) for letter in flat)
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
 
 
 def quoted(word: object) -> str:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunetrain.foreign.refusal import printable
+
 SMALL_SIDE = 64
 """Pixels; images up to this side are treated like CIFAR's."""
 
@@ -148,7 +150,7 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
 def one_line(error: BaseException) -> str:
     """The message of a library's exception, without line breaks and cut to a readable length."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = printable(str(error)) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
 
 
