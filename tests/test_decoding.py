@@ -92,6 +92,17 @@ def test_pillow_does_not_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert isinstance(Decoding(8, 8).decode(str(path)), Unreadable)
 
 
+def test_an_image_that_resizing_would_blow_up_is_refused(tmp_path: Path) -> None:
+    """30 kB of one pixel by 65,000 took 17 GB of memory."""
+    path, wide = tmp_path / "a.png", tmp_path / "b.png"
+    Image.new("L", (1, 5000)).save(path)
+    reason = "1 x 5000 pixels are too long and narrow to resize the shorter side to 256"
+    assert Decoding(224, 256).decode(str(path)) == Unreadable(str(path), reason)
+    assert isinstance(Decoding(224, None).decode(str(path)), Image.Image)
+    Image.new("L", (5000, 40)).save(wide)
+    assert isinstance(Decoding(224, 256).decode(str(wide)), Image.Image)
+
+
 def test_what_was_cached_when_images_lay_on_their_side_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ImageFiles([str(held(photo(20, 30), tmp_path / "a.png", 6))], Decoding(8, None))
     for version in (1, image_cache._VERSION):

@@ -6,7 +6,7 @@ Images are turned upright according to their EXIF. Grey levels of 16 bits become
 refused, because no file says which of their levels is white.
 
 A JPEG with far more pixels than wanted is decoded at a half, a quarter or an eighth of its size, which is several times faster: libjpeg
-skips the high frequencies that resizing would average away. The shorter side stays at least twice as long as wanted, so images up to four
+skips the high frequencies that resizing would average away. The shorter side stays at least twice as long as wanted, so images below four
 times the wanted size are decoded in full.
 """
 
@@ -25,6 +25,7 @@ from prunetrain.training.data.base import one_line
 from prunetrain.training.data.orientation import Box, read_turn
 
 _MARGIN = 2  # least length of the shorter side after decoding, as a multiple of the wanted one
+_MOST_PIXELS = 1 << 28  # of an image after resizing; Pillow itself refuses files with not many more
 _SHOWN = 10  # unreadable files that a message names
 
 
@@ -73,7 +74,12 @@ class Decoding:
         if turn is not None:
             box = turn.box(image.size, extent)
             image = image.transpose(turn.method)
-        return image if self.resized_side is None else centre_crop(image, self.side, self.resized_side, box)
+        if self.resized_side is None:
+            return image
+        if math.prod(_resized(box, self.resized_side)) > _MOST_PIXELS:
+            shape = f"{image.width} x {image.height} pixels"
+            return Unreadable(path, f"{shape} are too long and narrow to resize the shorter side to {self.resized_side}")
+        return centre_crop(image, self.side, self.resized_side, box)
 
     def size(self, path: str) -> tuple[int, int] | Unreadable:
         """Width and height of the result of `decode` before it is turned upright, from the file's header alone."""
@@ -146,13 +152,16 @@ def centre_crop(image: Image.Image, side: int, resized_side: int, box: Box | Non
         box: the valid part of the image, if its outer column and row were rounded up from a fraction of a pixel.
     """
     box = box or (0.0, 0.0, *image.size)
-    extent = (box[2] - box[0], box[3] - box[1])
-    shorter = min(extent)
-    if shorter != resized_side:
-        width, height = (int(resized_side * length // shorter) for length in extent)
-        image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    if min(box[2] - box[0], box[3] - box[1]) != resized_side:
+        image = image.resize(_resized(box, resized_side), Image.Resampling.BILINEAR, box=box)
     left, top = round((image.width - side) / 2), round((image.height - side) / 2)
     return image.crop((left, top, left + side, top + side))
+
+
+def _resized(box: Box, resized_side: int) -> tuple[int, int]:
+    """Width and height after resizing the shorter side, rounded down as by torchvision."""
+    wide, high = box[2] - box[0], box[3] - box[1]
+    return int(resized_side * wide // min(wide, high)), int(resized_side * high // min(wide, high))
 
 
 def random_resized_crop(image: Image.Image, side: int, random: np.random.Generator) -> Image.Image:
