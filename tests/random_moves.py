@@ -428,6 +428,37 @@ def _gate(draw: Draw, net: Sketch, value: Value) -> Value:
     return net.call("*", value, net.call(draw(st.sampled_from(["torch.sigmoid", "F.hardsigmoid"])), excited))
 
 
+def _global_context(draw: Draw, net: Sketch, value: Value) -> Value:
+    """The image plus what it sums up to, each pixel with a weight of its own."""
+    channels = net.shape(value)[0]
+    mask = net.call("torch.flatten", net.conv(_name(draw, net, "mask"), value, 1, kernel_size=1), start_dim=2)
+    weights = net.call("F.softmax", mask, dim=2)
+    pixels = net.call("torch.flatten", value, start_dim=2)
+    if draw(st.booleans()):
+        context = net.call("@", pixels, net.call("torch.transpose", weights, dim0=1, dim1=2))
+    else:
+        context = net.call("torch.transpose", net.call("@", weights, net.call("torch.transpose", pixels, dim0=1, dim1=2)), dim0=1, dim1=2)
+    context = net.call("torch.unsqueeze", context, dim=-1)
+    if draw(st.booleans()):
+        context = net.conv(_name(draw, net, "transform"), context, channels, kernel_size=1)
+    return net.call("+", value, context)
+
+
+def _non_local(draw: Draw, net: Sketch, value: Value) -> Value:
+    """Every pixel attends to all others, with one head."""
+    channels, height, width = net.shape(value)
+    inner = draw(st.integers(1, 4))
+    query, key, values = (
+        net.call("torch.flatten", net.conv(_name(draw, net, name), value, inner, kernel_size=1, bias=draw(st.booleans())), start_dim=2)
+        for name in ("query", "key", "value")
+    )
+    weights = net.call("@", net.call("torch.transpose", query, dim0=1, dim1=2), key)
+    weights = net.call("F.softmax", weights, dim=-1) if draw(st.booleans()) else net.call("*", weights, 0.25)
+    read = net.call("@", values, net.call("torch.transpose", weights, dim0=1, dim1=2))
+    read = net.call("torch.unflatten", read, dim=2, sizes=(height, width))
+    return net.call("+", value, net.conv(_name(draw, net, "project"), read, channels, kernel_size=1))
+
+
 def _windows(draw: Draw, net: Sketch, value: Value) -> Value:
     """Halves of an image become rows of their own, pass a layer, and are put back."""
     channels, height, width = net.shape(value)
@@ -515,7 +546,7 @@ _RARE: tuple[Move, ...] = (
 _CONVOLUTIONS: tuple[Move, ...] = (_conv, _conv, _conv_bn_relu, _conv_bn_relu, _residual, _residual, _gate, _pool)
 _OF_IMAGES: tuple[Move, ...] = (
     *(_adaptive_pool, _flatten, _flatten, _layer_norm, _group_norm, _instance_norm, _conv1d, _conv_transpose, _interpolate, _pad),
-    *(_shuffle, _shuffle, _windows, _sequence, _sequence, _local_response),
+    *(_shuffle, _shuffle, _windows, _sequence, _sequence, _local_response, _global_context, _non_local),
 )
 _OF_SEQUENCES: tuple[Move, ...] = (_linear, _layer_norm, _attention_layer, _attention, _mlp, _conv1d, _group_norm, _to_image)
 _OF_FEATURES: tuple[Move, ...] = (_linear, _linear, _linear, _layer_norm, _to_image)

@@ -98,6 +98,8 @@ class Functions:
         """What is known about the result of a step that calls a function."""
         if FAMILY_OF[step.target] is Family.BINARY or step.target == "torch.addcmul":
             return self._binary(step, shape, self._along(value))
+        if step.target == "@":
+            return self._product(step, shape, self._along(value))
         rule = _RULES.get(step.target) or _FAMILY_RULES.get(FAMILY_OF[step.target])
         return rule(self, step, shape) if rule else Abstract.nothing(len(shape))
 
@@ -203,6 +205,16 @@ class Functions:
         if step.target == "torch.addcmul":
             return _combined("+", operands[0], _combined("*", *operands[1:]))
         return _combined(step.target, *operands)
+
+    def _product(self, step: Step, shape: Shape, along: Collection[int]) -> Abstract:
+        """A matrix product whose channels are rows of the first operand or columns of the second: zeros stay zeros."""
+        rank = len(shape)
+        if list(along) not in ([rank - 2], [rank - 1]):
+            return Abstract.nothing(rank)
+        (dim,) = along
+        operand = step["input"] if dim == rank - 2 else step["other"]
+        zero = self._value_of(operand).along(dim - rank, shape[dim]).zero
+        return Abstract.number(torch.zeros(shape[dim], dtype=torch.float64)).only(zero).placed(dim, rank)
 
     def _index_add(self, step: Step, shape: Shape) -> Abstract:
         dim = step["dim"] % len(shape)

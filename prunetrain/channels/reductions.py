@@ -50,13 +50,14 @@ class Reductions:
         source = self._graph.steps[value.index - 1].operands()[0]
         return (source, dim - len(self._shapes.of(source))) if self.has_channels(source) else None
 
-    def reduced_channels(self) -> npt.NDArray[np.bool_]:
-        """For every channel, whether it is reduced over, and so can go only if it is zero."""
-        reduced = np.zeros(self._spaces.num_channels, dtype=bool)
-        for index in self._spaces.reductions:
-            if (found := self.of(Value(index))) is not None:
-                reduced[self._spaces.channels_of(found[0])] = True
-        return reduced
+    def must_be_zero(self) -> npt.NDArray[np.bool_]:
+        """For every channel, whether it can go only if it is zero: it is reduced over, or passes through a matrix product."""
+        read = [found[0] for index in self._spaces.reductions if (found := self.of(Value(index))) is not None]
+        read += [operand for step in self._graph.steps if step.target == "@" for operand in step.operands() if self.has_channels(operand)]
+        found_in = np.zeros(self._spaces.num_channels, dtype=bool)
+        for operand in read:
+            found_in[self._spaces.channels_of(operand)] = True
+        return found_in
 
     def has_channels(self, operand: Operand) -> bool:
         """Whether a result or declared tensor holds more than one channel."""
@@ -70,7 +71,7 @@ class Reductions:
         """The tensors whose channels must be zero where they are left out of the reduction that makes a value."""
         step = self._graph.steps[value.index - 1]
         source = step.operands()[0]
-        if step.target in WEIGHTED:
+        if step.target in (*WEIGHTED, "@"):
             yield source
             return
         pending, seen = [source], {source}

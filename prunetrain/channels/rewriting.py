@@ -162,7 +162,7 @@ class _Rewriter:
     def _reduce(self, value: Value, step: Step, source: Operand, dim: int) -> Value:
         """A reduction over channels, which lie along `dim` of its input, counted from the end."""
         kept = self._kept(source, dim)
-        if kept is None or (step.target == "torch.sum" and not self._reductions.is_recomputed(source)):
+        if kept is None or step.target == "@" or (step.target == "torch.sum" and not self._reductions.is_recomputed(source)):
             return self._add(step.map_values(lambda read: self._new[read]))
         if step.layer is not None and self._layers[step.layer].is_convolution:
             return self._slide(step, source, dim, kept)

@@ -95,6 +95,12 @@ class Walk:
         self._atoms.freeze(grid, why)
         return grid
 
+    def _frozen_number(self, rank: int, why: str) -> Tensor:
+        """The grid of a result without channels, which counts as a single one that must stay."""
+        grid = self._atoms.fresh(1).view((1,) * rank)
+        self._atoms.freeze(grid, why)
+        return grid
+
     def _record_reduction(self, dim: int) -> None:
         """Record that the step at hand reduces over its input's channels, which lie along `dim`."""
         self._atoms.reductions[len(self._atoms.values)] = dim
@@ -246,9 +252,7 @@ class Walk:
             self._record_reduction(*over)
             if FAMILY_OF[step.target] is not Family.REDUCE:
                 return grid
-            result = self._atoms.fresh(1).view((1,) * len(shape))
-            self._atoms.freeze(result, f"{step.target} of all channels")
-            return result
+            return self._frozen_number(len(shape), f"{step.target} of all channels")
         tied = self._atoms.tied(grid, sorted(over))
         return reduced(tied, step) if FAMILY_OF[step.target] is Family.REDUCE else tied
 
@@ -332,6 +336,26 @@ class Walk:
         elif shared:
             self._atoms.freeze(result, f"{step.target} broadcasts {operand.name}")
 
+    def _product(self, step: Step, shape: Shape) -> Tensor:
+        """A matrix product: rows of the first operand and columns of the second pass channels on, as in global context blocks.
+
+        Channels along which both are summed up, as in non-local blocks, are united, and end there.
+        """
+        operands = step.operands()
+        if any(isinstance(operand, Attribute) or len(self._shapes.of(operand)) < 2 for operand in operands):
+            return self._unknown(step, shape)
+        rank, (one, other) = len(shape), map(self._grid, operands)
+        along = [[dim - grid.dim() for dim in varying(grid)] for grid in (one, other)]
+        if along == [[-1], [-2]]:
+            self._atoms.unite(one.reshape(-1), other.reshape(-1))
+            self._record_reduction(one.dim() - 1)
+            return self._frozen_number(rank, f"{step.target} adds up all channels")
+        for passed, shared, dim in ((one, other, -2), (other, one, -1)):
+            if (varying(passed), varying(shared)) == ([passed.dim() + dim], []):
+                self._atoms.freeze(shared, f"broadcast by {step.target}")
+                return placed(passed.reshape(-1), rank + dim, rank)
+        return self._unknown(step, shape)
+
     def _index_add(self, step: Step, shape: Shape) -> Tensor:
         grid, source = self._grid(step["input"]), self._grid(step["source"])
         dim = step["dim"] % len(shape)
@@ -367,6 +391,7 @@ _FAMILY_RULES: Final[dict[Family, Callable[[Walk, Step, Shape], Tensor]]] = {
     Family.MOVE: Walk._move,
 }
 _RULES: Final[dict[str, Callable[[Walk, Step, Shape], Tensor]]] = {
+    "@": Walk._product,
     "torch.cat": Walk._join,
     "torch.stack": Walk._join,
     "F.batch_norm": Walk._batch_norm,

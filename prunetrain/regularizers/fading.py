@@ -32,8 +32,8 @@ _REACHABLE_SHARE = 0.5  # share of the target in MACs that blocks must be able t
 class Fading:
     """The filters and input slices of the fading channels of a network.
 
-    Where a channel is reduced over (`channels/reductions.py`), it can go only if it is zero, so its biases, scales and declared parameters
-    fade too. Elsewhere a cut absorbs them.
+    Where a channel can go only if it is zero (`Reductions.must_be_zero`), its biases, scales and declared parameters fade too. Elsewhere a
+    cut absorbs them.
 
     Args:
         graph: the network.
@@ -54,10 +54,10 @@ class Fading:
                 continue
             rows, columns = (torch.zeros(1, dtype=torch.bool) if own is None else torch.from_numpy(chosen[own]) for own in ids)
             self._add(weight, (rows[:, None] | columns).view(len(rows), len(columns), *(1,) * (weight.dim() - 2)))
-        reduced = chosen & Reductions(graph, spaces, Shapes(graph)).reduced_channels()
+        to_zero = chosen & Reductions(graph, spaces, Shapes(graph)).must_be_zero()
         for name, axis, dim in _shifts(graph, spaces):
-            if name in weights and reduced[spaces.ids[axis]].any():
-                going = torch.from_numpy(reduced[spaces.ids[axis]])
+            if name in weights and to_zero[spaces.ids[axis]].any():
+                going = torch.from_numpy(to_zero[spaces.ids[axis]])
                 self._add(weights[name], going.view(-1, *(1,) * (weights[name].dim() - 1 - dim)))
 
     def _add(self, weight: Tensor, going: Tensor) -> None:
