@@ -88,6 +88,8 @@ TIMM_NAMES = (
     "fastvit_t8",
     "fbnetc_100",
     "focalnet_tiny_srf",
+    "gc_efficientnetv2_rw_t",
+    "gcresnet50t",
     "gernet_s",
     "ghostnet_100",
     "ghostnetv2_100",

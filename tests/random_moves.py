@@ -453,7 +453,7 @@ def _non_local(draw: Draw, net: Sketch, value: Value) -> Value:
         for name in ("query", "key", "value")
     )
     weights = net.call("@", net.call("torch.transpose", query, dim0=1, dim1=2), key)
-    weights = net.call("F.softmax", weights, dim=-1) if draw(st.booleans()) else net.call("*", weights, 0.25)
+    weights = net.call("F.softmax", weights, dim=-1) if draw(st.booleans()) else net.call("torch.tanh", weights)  # else numbers overflow
     read = net.call("@", values, net.call("torch.transpose", weights, dim0=1, dim1=2))
     read = net.call("torch.unflatten", read, dim=2, sizes=(height, width))
     return net.call("+", value, net.conv(_name(draw, net, "project"), read, channels, kernel_size=1))

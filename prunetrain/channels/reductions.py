@@ -8,6 +8,9 @@ it, as the zero that it was: the reduction gets an input of the old length, whic
 An input that was itself computed from a reduction, such as the `x - mean` of a variance, is not zero where `x` is. There `x` is padded,
 and the steps between `x` and the reduction run again at the old length. So a channel can go only if it is zero where the padding is.
 
+A matrix product that sums up the channels of both operands needs no padding: what is left out of one is left out of the other. The first
+must be zero there, which makes the product zero.
+
 A conv or linear map with a computed weight (`computed_weights.py`) counts as a reduction over its inputs, but gets a smaller weight instead
 of padding. What it leaves out must be zero where it reads it.
 
