@@ -232,12 +232,14 @@ def test_a_folder_that_cannot_be_listed_is_refused(images: Path, monkeypatch: py
     scandir = os.scandir
 
     def locked(path: str) -> Any:
-        if str(path).endswith("locked"):
+        if str(path).endswith(("locked", "train/val")):
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", locked)
     assert error(**folder_settings(images)).startswith(f"{images}/train/cat/locked cannot be read (")
+    (images / "val").rename(images / "train" / "val")
+    assert error(**folder_settings(images / "train", val_split=0.2)).startswith(f"{images}/train/val cannot be read (")
 
 
 def test_folder_without_val_or_classes(tmp_path: Path) -> None:

@@ -100,8 +100,9 @@ def test_channels_that_are_centered_before_they_are_summed_up_stay() -> None:
     """Where the query is zero, the query less its mean is not."""
     net = Sketch("Toy", (2, 3, 3))
     query, key = (net.conv(name, net.x, 3, kernel_size=1) for name in ("query", "key"))
-    centered = net.call("-", query, net.call("torch.mean", query, dim=1, keepdim=True))
-    graph, state = made(net, net.linear("fc", net.call("@", columns(net, centered), rows(net, key)), 2))
+    pixels = columns(net, query)
+    centered = net.call("-", pixels, net.call("torch.mean", pixels, dim=2, keepdim=True))
+    graph, state = made(net, net.linear("fc", net.call("@", centered, rows(net, key)), 2))
     silence(state, "query", 1)
     silence(state, "key", 1)
     assert width(cut_of(graph, state), "query", "key") == [3, 3]

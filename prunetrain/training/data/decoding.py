@@ -25,7 +25,7 @@ from prunetrain.training.data.base import one_line
 from prunetrain.training.data.orientation import Box, read_turn
 
 _MARGIN = 2  # least length of the shorter side after decoding, as a multiple of the wanted one
-_MOST_PIXELS = 1 << 28  # of an image after resizing; Pillow itself refuses files with not many more
+_MOST_PIXELS = 1 << 28  # of an image after resizing: half as many again as Pillow accepts in a file
 _SHOWN = 10  # unreadable files that a message names
 
 

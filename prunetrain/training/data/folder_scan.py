@@ -98,8 +98,8 @@ def _refuse_split_beside_classes(root: Path) -> None:
     """Refuse a folder such as val/ among class folders that holds the same classes: it would become a class of images of all others."""
     classes = _class_folders(root)
     for name in classes:
-        within = {path.name for path in (root / name).iterdir()} if name.lower() in _SPLIT_FOLDERS else set()
-        if same := sorted(within.intersection(classes) - {name}):
+        within = _folders_in(root / name) if name.lower() in _SPLIT_FOLDERS else ()
+        if same := sorted({*within} & {*classes} - {name}):
             raise DataError(
                 f"{root / name} lies among class folders and holds folders of the same names ({abbreviate_names(same)}): "
                 f"move the class folders beside it into {root / 'train'}"
@@ -167,13 +167,18 @@ def _label_by_class(folder: Path, classes: Sequence[str]) -> dict[str, int]:
 
 
 def _class_folders(split: Path) -> tuple[str, ...]:
-    try:
-        names = sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        _refuse(error)
+    names = _folders_in(split)
     if not names:
         raise DataError(f"{split} has no class folders: put the images of each class into a folder of their own, {split}/CLASS")
-    return tuple(names)
+    return names
+
+
+def _folders_in(folder: Path) -> tuple[str, ...]:
+    """The names of the folders in a folder, sorted, without hidden ones."""
+    try:
+        return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")))
+    except OSError as error:
+        _refuse(error)
 
 
 def _samples(split: Path, classes: tuple[str, ...], numbers: dict[str, int]) -> tuple[Samples, Counter[str]]:
