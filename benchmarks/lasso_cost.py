@@ -5,7 +5,8 @@
 Out: a Markdown table. The variants take turns, round after round, so that other load slows all alike. Each figure is the median over rounds
 of (step with the penalty) / (step without) - 1, with its quartiles. `alone` times the penalty's own code, without a step around it. `in a
 run` is its share of all steps of a run, in which only one of `--lasso-interval` takes the proximal step. `fading` is the fading of the
-first channels to go, down to 90% of the MACs. A single thread is timed by CPU time.
+first channels to go, down to 90% of the MACs; `importance` is what `--importance taylor` adds to every step. A single thread is timed by
+CPU time.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.load import instantiate
 from prunetrain.graph.render import render
 from prunetrain.graph.trace import trace_with_state
+from prunetrain.methods.taylor import TaylorImportance
 from prunetrain.regularizers.fading import Fading, Ranking
 from prunetrain.regularizers.group_lasso import GroupLasso
 from prunetrain.zoo import build
@@ -57,6 +59,7 @@ def main() -> None:
         "coupled, proximal": lambda: bench.coupled.shrink_(1e-9),
         "naive autograd penalty": lambda: torch.autograd.backward(STRENGTH * bench.naive_penalty()),
         "fading": lambda: bench.fading.scale_(0.999),
+        "importance": bench.importance.gather_,
     }
     bench.keep_gradients()
     seconds = {name: [_timed(run) for _ in range(1)] for name, run in variants.items()}
@@ -79,7 +82,8 @@ def main() -> None:
         share = statistics.median(own[name][1:]) / statistics.median(base)
         in_a_run = share / LASSO_INTERVAL if "proximal" in name else share
         print(f"| {name} | {middle:+.2%} ({low:+.2%} to {high:+.2%}) | {share:.2%} | {in_a_run:.2%} |")
-    print(f"| fading | | {statistics.median(own['fading'][1:]) / statistics.median(base):.2%} | |")
+    for name in ("fading", "importance"):
+        print(f"| {name} | | {statistics.median(own[name][1:]) / statistics.median(base):.2%} | |")
 
 
 class _Bench:
@@ -101,6 +105,7 @@ class _Bench:
         ranking = Ranking(traced.graph, traced.state, criterion=TrainConfig.criterion)
         going = ranking.weakest(macs, ranking.coarsest_blocks(macs, traced.graph))
         self.fading = Fading(traced.graph, spaces, weights, going)
+        self.importance = TaylorImportance(traced.graph, weights)
 
     def step(
         self,

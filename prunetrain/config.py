@@ -18,10 +18,11 @@ from prunetrain.synonyms import synonym_of
 
 LASSO_INTERVAL = 8  # training steps between two proximal steps, with a target
 FINE_TUNING_LR_FACTOR = 0.1  # learning rate of fine-tuning, as a share of the schedule's
+TAYLOR = "taylor"
 
 
 LASSO_SETTINGS = (
-    *("penalty_ratio", "target_macs", "target_by", "prune_interval", "threshold", "criterion", "residual"),
+    *("penalty_ratio", "target_macs", "target_by", "importance", "prune_interval", "threshold", "criterion", "residual"),
     *("lasso_groups", "lasso_step", "lasso_interval", "dynamic_batch", "max_batch_size"),
 )
 """Fields of `TrainConfig` that have no effect unless the group lasso acts."""
@@ -102,6 +103,11 @@ class TrainConfig:
         0.5, "Share of the dense network's MACs to keep, in [0, 1): the weakest channels are faded out; 0: the lasso alone decides."
     )
     target_by: float = setting(0.25, "Share of the epochs after which --target-macs is reached and the lasso is released.")
+    importance: str = setting(
+        "norm",
+        "What ranks channels for --target-macs: the `norm` of their weights, or a first-order `taylor` expansion of the loss.",
+        choices=("norm", TAYLOR),
+    )
     prune_interval: int = setting(1, "Epochs between two reconfigurations.")
     threshold: float = setting(1e-4, "A slice is dead when all its absolute weights are below this; 0: none is.")
     criterion: str = setting(
@@ -390,6 +396,8 @@ def check_ignored_settings(explicit: Mapping[str, Any], config: TrainConfig) -> 
     for name, methods in METHODS_BY_SETTING.items():
         if name in explicit and getattr(config, name) != getattr(TrainConfig, name) and config.method not in methods:
             raise ConfigError(f"{flag_of(name)} has no effect with --method {config.method}, only with {', '.join(methods)}: leave it out")
+    if explicit.get("importance") == TAYLOR and config.method == GROUP_LASSO and config.target_macs == 0:
+        raise ConfigError("--importance has no effect with --target-macs 0, where the lasso decides what goes: leave one of them out")
     if explicit.get("target_macs") and config.method == GROUP_LASSO and config.penalty_ratio == 0:
         raise ConfigError("--penalty-ratio 0 trains without pruning and never reaches --target-macs: leave one of them out")
 

@@ -16,6 +16,7 @@ COMMON = {"dataset": "npz", "device": "cpu", "epochs": 4, "batch_size": 64, "sch
 METHODS: dict[str, dict[str, Any]] = {
     "masks": {"method": "magnitude", "rate": 0.5, "prune_at": 2, "rounds": 2, "retrain": "weight-rewind", "rewind_epoch": 1},
     "admm": {"method": "admm", "rate": 0.5, "prune_at": 2, "rho": 0.05},
+    "taylor": {"penalty_ratio": 0.1, "prune_interval": 1, "target_macs": 0.3, "target_by": 1.0, "round_to": "1", "importance": "taylor"},
     "soft": {"method": "fpgm", "rate": 0.5, "prune_at": 2, "streams": "together"},
 }
 
@@ -46,3 +47,5 @@ def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
         assert alone.method["numbers"] == pytest.approx(both.method["numbers"], rel=1e-6)
         for weight, mask in alone.method["tensors"].get("keep", {}).items():
             assert torch.equal(mask, both.method["tensors"]["keep"][weight])
+        for tensor, sums in alone.method["tensors"].get("importance", {}).items():
+            torch.testing.assert_close(both.method["tensors"]["importance"][tensor], sums, rtol=1e-6, atol=0.0)

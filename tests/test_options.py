@@ -23,9 +23,9 @@ from prunetrain.training import recipes
 
 FLAGS = """
 --amp --augment --aux-weight --batch-size --cache --channels-last --checkpoint-minutes --class-weights --compile --config --criterion
---data-dir --dataset --device --download --dynamic-batch --epochs --grey --image-size --keep --keep-best --label-smoothing --lasso-groups
---lasso-interval --lasso-step --layer-rate --lr --lr-gamma --max-batch-size --method --method-interval --milestones --model --model-arg
---momentum --name --nesterov --no-augment --no-channels-last --no-download --no-dynamic-batch --no-grey --no-keep-best
+--data-dir --dataset --device --download --dynamic-batch --epochs --grey --image-size --importance --keep --keep-best --label-smoothing
+--lasso-groups --lasso-interval --lasso-step --layer-rate --lr --lr-gamma --max-batch-size --method --method-interval --milestones --model
+--model-arg --momentum --name --nesterov --no-augment --no-channels-last --no-download --no-dynamic-batch --no-grey --no-keep-best
 --no-nesterov --no-slice --no-sync-batch-norm --norm-share --optimizer --output-dir --penalty-ratio --prune-at --prune-interval --rate
 --recipe --residual --retrain --rewind-epoch --rho --rho-factor --rho-max --round-to --rounds --save-epochs --schedule --scope --seed
 --slice --streams --structure --sync-batch-norm --target-by --target-macs --threshold --val-split --warmup-epochs --weight-decay --weights

@@ -6,6 +6,7 @@ In: a network, and the multiply-accumulates that it should have. Out: its weakes
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from prunetrain.channels.rewriting import rewrite
@@ -73,7 +74,9 @@ class Fade:
         return {"channels": list(self._channels), "steps": self._steps, "done": self._done}
 
 
-def weakest_channels(network: Network, weights: Mapping[str, Tensor], macs: float, settings: Settings) -> tuple[list[int], int]:
+def weakest_channels(
+    network: Network, weights: Mapping[str, Tensor], macs: float, settings: Settings, importance: npt.NDArray[np.float64] | None
+) -> tuple[list[int], int]:
     """Choose the channels to fade.
 
     Args:
@@ -81,10 +84,11 @@ def weakest_channels(network: Network, weights: Mapping[str, Tensor], macs: floa
         weights: its trained parameters, under the graph's names; channels of others stay.
         macs: the multiply-accumulates per image that may be left.
         settings: only `criterion` and `round_to` are read.
+        importance: ranks the channels instead of their norms; as for `Ranking`.
 
     Returns:
         Their ids, weakest first, and the multiply-accumulates left without them: over `macs` if no more channels can be removed.
     """
-    ranking = Ranking(network.graph, network.state(), criterion=settings.criterion, trained=weights)
+    ranking = Ranking(network.graph, network.state(), criterion=settings.criterion, trained=weights, importance=importance)
     channels = ranking.weakest(macs, settings.round_to)
     return channels, ranking.macs_without(channels)

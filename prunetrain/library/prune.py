@@ -64,7 +64,8 @@ def prune(
         check_ignored_settings(given, config)
         return start_run(config, listener, create)
     _check_prune_epoch(run, config)
-    overrides = {key: value for key, value in config.to_dict().items() if key not in CHANGEABLE or key in given or key == "epochs"}
+    kept = CHANGEABLE - {"epochs"} | {"importance"}  # the run's own, unless given; runs of older versions rank by norm
+    overrides = {key: value for key, value in config.to_dict().items() if key not in kept or key in given}
     return continue_run(run, config, overrides, listener, create, first=source.checkpoint.progress.epoch)
 
 

@@ -44,7 +44,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prunetrain.channels.slicing import Cut, propose_cut
-from prunetrain.config import TrainConfig
+from prunetrain.config import TAYLOR, TrainConfig
 from prunetrain.errors import CheckpointError, ConfigError, NetworkFileError, TraceError
 from prunetrain.files import write_atomically, write_text
 from prunetrain.graph.costs import costs
@@ -60,6 +60,8 @@ from prunetrain.library.penalty import Penalty
 from prunetrain.library.settings import Settings
 from prunetrain.library.undisturbed import undisturbed
 from prunetrain.library.wrapping import unwrap
+from prunetrain.methods.taylor import TaylorImportance
+from prunetrain.methods.training_method import MethodState, cut_state
 from prunetrain.paths import NETWORK_NAME
 from prunetrain.regularizers.fused_layers import kernels_work
 from prunetrain.training.events import Change
@@ -108,6 +110,8 @@ class PruneTrain:
         lasso_groups: "coupled" penalises channels, "slices" filters and input slices.
         lasso_step: "proximal" shrinks weights right after `optimizer.step()`, by a hook on the optimizer; "subgradient" adds to `.grad`.
         round_to: channel counts are kept at multiples of this.
+        importance: what ranks channels for `fade`: "norm", that of their weights, or "taylor", a first-order expansion of the loss over the
+            optimizer steps since the last fade (`docs/methods.md`). For networks that are trained already, "taylor" keeps more accuracy.
         scaler: the loop's GradScaler, if it has one.
         ema: an average of the model's weights, made from the model: an `AveragedModel`, or a copy.
 
@@ -129,6 +133,7 @@ class PruneTrain:
         lasso_groups: str = TrainConfig.lasso_groups,
         lasso_step: str = TrainConfig.lasso_step,
         round_to: int = 1,
+        importance: str = TrainConfig.importance,
         scaler: GradScaler | None = None,
         ema: nn.Module | None = None,
     ) -> None:
@@ -139,6 +144,7 @@ class PruneTrain:
             lasso_groups=lasso_groups,
             lasso_step=lasso_step,
             round_to=round_to,
+            importance=importance,
         )
         self._model = model
         module, self._wrapping = unwrap(model)
@@ -156,9 +162,11 @@ class PruneTrain:
         self._strength: float | None = None
         self._proximal_step_due = False  # whether a proximal step must follow the next optimizer step
         self._fade: Fade | None = None
+        self._importance = _importance(self._network, self._settings)
         self._old_parameters: list[weakref.ref[nn.Parameter]] = []  # from before the last cut, which took their gradients away
         self._closed = False
         self._hooks = [
+            optimizer.register_step_pre_hook(_hook(weakref.WeakMethod(self._before_step))),
             optimizer.register_step_post_hook(_hook(weakref.WeakMethod(self._after_step))),
             register_optimizer_step_post_hook(_hook(weakref.WeakMethod(self._check_other))),
         ]
@@ -211,8 +219,8 @@ class PruneTrain:
         """Fade out the weakest channels over the next optimizer steps, so that cutting them afterwards does not change the outputs.
 
         Their weights, and those of `ema`, fall to zero linearly and stay there until `reconfigure`, which ends the fade. Neither
-        `regularize` nor a `penalty_ratio` is needed. Channels are ranked by their norm relative to the mean of their space
-        (`docs/methods.md`).
+        `regularize` nor a `penalty_ratio` is needed. Channels are ranked by their norm or importance relative to the mean of their space
+        (`docs/methods.md`); importance needs optimizer steps before the fade, else it is the norm.
 
         Args:
             macs: the multiply-accumulates to reach, as a share of the dense network's, in (0, 1).
@@ -231,7 +239,12 @@ class PruneTrain:
         if steps < 1:
             raise ConfigError(f"steps must be 1 or more, not {steps}")
         dense, weights = costs(self._dense).macs, self._penalty.trained_parameters()
-        channels, left = self._wrapping.ranks.on_rank_zero(lambda: weakest_channels(self._network, weights, macs * dense, self._settings))
+        measured = None if self._importance is None else self._importance.of_channels()
+        channels, left = self._wrapping.ranks.on_rank_zero(
+            lambda: weakest_channels(self._network, weights, macs * dense, self._settings, measured)
+        )
+        if self._importance is not None:
+            self._importance.reset_()
         self._fade = Fade(self._network.graph, weights, self._average(), channels=channels, steps=steps)
         return left / dense
 
@@ -291,11 +304,13 @@ class PruneTrain:
         if file is not None:
             ranks.on_rank_zero(lambda: _write(file, source, smaller.module))
         model = self._wrapping(smaller.module)
+        gathered = None if self._importance is None else cut_state(self._importance.state_dict(), cut.sources)
+        importance = _importance(smaller, self._settings, gathered)
         # From here on nothing can fail.
         swapped.apply_(self._optimizer)
         if put_average is not None:
             self._ema = put_average()
-        self._model, self._network = model, smaller
+        self._model, self._network, self._importance = model, smaller, importance
         network.module.zero_grad()  # so that a gradient, later, tells of a loop that continues with the old model
         self._old_parameters = [weakref.ref(parameter) for parameter in network.module.parameters()]
         self._penalty = Penalty(smaller, self._optimizer, self._settings.lasso_groups, kernels=self._kernels)
@@ -324,14 +339,21 @@ class PruneTrain:
         return partial(put, cut_average(copy, self._network, cut, source, filename))
 
     def state_dict(self) -> dict[str, Any]:
-        """Lambda, settings, fading channels and network as plain values, to save along with the model's and optimizer's state dicts.
+        """Lambda, settings, fading channels, importance and network, to save along with the model's and optimizer's state dicts.
 
         To resume: `load_network` the file that `reconfigure` wrote (or make your own model, if there was no cut yet), load its weights,
         make the optimizer and a `PruneTrain` for them, and load this.
         """
         network, dense = render(self._network.graph), render(self._dense)
         fade = self._fade and self._fade.state_dict()
-        return {"lasso_strength": self._strength, "network": network, "dense": dense, "settings": asdict(self._settings), "fade": fade}
+        return {
+            "lasso_strength": self._strength,
+            "network": network,
+            "dense": dense,
+            "settings": asdict(self._settings),
+            "fade": fade,
+            "importance": None if self._importance is None else self._importance.state_dict(),
+        }
 
     @undisturbed()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -349,11 +371,12 @@ class PruneTrain:
                 )
             saved = replace(self._network, graph=network)
             penalty = Penalty(saved, self._optimizer, settings.lasso_groups, kernels=self._kernels)
+            importance = _importance(saved, settings, state.get("importance"))
             fade = None if state["fade"] is None else Fade(network, penalty.trained_parameters(), self._average(), **state["fade"])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError, NetworkFileError, TraceError) as error:
             raise CheckpointError(f"this is not what PruneTrain.state_dict() returns ({type(error).__name__}: {error})") from None
         self._settings, self._dense, self._network = settings, dense, saved
-        self._strength, self._penalty, self._fade = strength, penalty, fade
+        self._strength, self._penalty, self._fade, self._importance = strength, penalty, fade, importance
 
     def close(self) -> None:
         """Remove the hooks from the optimizers: the lasso and fading no longer act."""
@@ -380,6 +403,11 @@ class PruneTrain:
             return None
         stage = self._scaler._per_optimizer_states[id(self._optimizer)]["stage"]
         return self._scaler.scale(torch.ones((), device=self._network.device)) if stage is OptState.READY else None
+
+    def _before_step(self, optimizer: Optimizer) -> None:
+        """Gather importance from the gradients; a fused optimizer is given those of a GradScaler as they are, with the scale."""
+        if self._importance is not None:
+            self._importance.gather_(scale=getattr(optimizer, "grad_scale", None))
 
     def _after_step(self, optimizer: Optimizer) -> None:
         """Make a proximal step if `regularize` was called before this optimizer step, and a step of fading.
@@ -412,6 +440,16 @@ class PruneTrain:
     def _shrink(self) -> None:
         infinite = getattr(self._optimizer, "found_inf", None)  # a GradScaler lets fused optimizers skip the step themselves
         self._penalty.shrink_(self._strength or 0.0, unless=None if infinite is None else infinite > 0)
+
+
+def _importance(network: Network, settings: Settings, state: MethodState | None = None) -> TaylorImportance | None:
+    """What ranks the channels of a network, from a state or from the beginning; None if their norms do."""
+    if settings.importance != TAYLOR:
+        return None
+    importance = TaylorImportance(network.graph, network.parameters())
+    if state is not None:
+        importance.load_state_dict(state)
+    return importance
 
 
 def _hook(reference: "weakref.WeakMethod[Callable[[Optimizer], None]]") -> Callable[..., None]:

@@ -20,6 +20,7 @@ class Settings:
     lasso_groups: str
     lasso_step: str
     round_to: int
+    importance: str = TrainConfig.importance
 
     def __post_init__(self) -> None:
         if not isinstance(self.round_to, int):

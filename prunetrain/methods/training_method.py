@@ -17,6 +17,9 @@ from prunetrain.channels.sources import Source
 KEEP: Final = "keep"
 """The kind of tensors that hold masks: true where a weight stays."""
 
+IMPORTANCE: Final = "importance"
+"""The kind of tensors that hold sums of squares, one for each channel of a layer."""
+
 EARLY: Final = "early"
 """The kind of tensors that hold the weights to rewind to."""
 

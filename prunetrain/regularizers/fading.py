@@ -94,20 +94,32 @@ def _match_layout(weight: Tensor, mask: Tensor) -> Tensor:
 class Ranking:
     """The channels of a network that can fade, weakest first, and the network's MACs without some of them.
 
-    A channel's strength is the norm of all its filters and input slices, relative to the mean of its space. The strongest channel of each
-    space stays, and so do those that frozen weights keep alive.
+    A channel's strength is the norm of all its filters and input slices, or another measure, relative to the mean of its space. The
+    strongest channel of each space stays, and so do those that frozen weights keep alive.
 
     Args:
         graph: the network.
         state: its state dict.
         criterion: which dead channels go (`selection.py`).
         trained: names of the tensors that training changes; None stands for those that the graph calls trainable.
+        importance: a measure of every channel, from 0, in place of its norm in each space that has any; (channels,), by id.
     """
 
-    def __init__(self, graph: LayerGraph, state: Mapping[str, Tensor], *, criterion: str, trained: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        graph: LayerGraph,
+        state: Mapping[str, Tensor],
+        *,
+        criterion: str,
+        trained: Collection[str] | None = None,
+        importance: npt.NDArray[np.float64] | None = None,
+    ) -> None:
         self._graph, self._spaces = graph, find_spaces(graph)
-        self._norms = _norms(graph, self._spaces, state)
-        order = _weakest_first(self._spaces, self._norms)
+        self._strengths, _ = _relative(self._spaces, _norms(graph, self._spaces, state))
+        if importance is not None:
+            relative, measured = _relative(self._spaces, importance)
+            self._strengths = np.where(measured, relative, self._strengths)
+        order = _weakest_first(self._spaces, self._strengths)
         # Weights are examined once: which channels could go if all had faded. A choice among them needs no more. Channels that are dead
         # now come alive again if they do not fade, such as those inside a branch whose last conv starts at zero.
         faded = {name: state[name].clone() for name in (_trainable(graph) if trained is None else trained) if name in state}
@@ -177,7 +189,7 @@ class Ranking:
         """The plan without these channels."""
         removable = np.zeros(self._spaces.num_channels, dtype=bool)
         removable[list(channels)] = True
-        return make_plan(Candidates.from_removable(self._spaces, removable, self._norms), granularity)
+        return make_plan(Candidates.from_removable(self._spaces, removable, self._strengths), granularity)
 
     def _macs(self, count: int, granularity: Granularity) -> int:
         return self._macs_of(self._plan(self._order[:count], granularity))
@@ -208,12 +220,15 @@ def _power_of_two(number: int) -> int:
     return 1 << max(0, number.bit_length() - 1)
 
 
-def _weakest_first(spaces: ChannelSpaces, norms: npt.NDArray[np.float64]) -> list[int]:
+def _relative(spaces: ChannelSpaces, measure: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], Bools]:
+    """A measure relative to the mean of each channel's space, and for every channel whether that mean is over zero."""
+    means = np.bincount(spaces.space_of, measure) / np.bincount(spaces.space_of)
+    return measure / np.maximum(means, np.finfo(np.float64).tiny)[spaces.space_of], (means > 0)[spaces.space_of]
+
+
+def _weakest_first(spaces: ChannelSpaces, strengths: npt.NDArray[np.float64]) -> list[int]:
     """The channels that may go, weakest first: all but the strongest of each space."""
-    counts = np.bincount(spaces.space_of)
-    means = np.bincount(spaces.space_of, norms) / counts
-    strength = norms / np.maximum(means, np.finfo(np.float64).tiny)[spaces.space_of]
-    order = np.argsort(strength, kind="stable")
+    order = np.argsort(strengths, kind="stable")
     _, from_the_end = np.unique(spaces.space_of[order[::-1]], return_index=True)
     strongest = order[::-1][from_the_end]
     stays = spaces.frozen_channels() | np.isin(np.arange(spaces.num_channels), strongest)

@@ -51,6 +51,8 @@ class LassoMethod(TrainingMethod):
     def after_backward_(self, loss: Tensor) -> None:
         """Set lambda, if this is the first batch whose loss is finite; add the gradient."""
         state = self._state
+        if state.progress.lasso_strength != 0.0:
+            state.run_method.method.after_backward_(loss)
         if state.progress.lasso_strength is None:
             mean = state.environment.ranks.mean(float(loss), state.device)
             if not math.isfinite(mean):  # an overflow of float16, whose step is skipped

@@ -15,6 +15,7 @@ from prunetrain.channels.coverage import least_macs
 from prunetrain.channels.spaces import find_spaces
 from prunetrain.config import TrainConfig
 from prunetrain.graph.costs import costs
+from prunetrain.methods.taylor import TaylorImportance
 from prunetrain.regularizers.fading import Ranking
 from prunetrain.training.events import Uncut
 from prunetrain.training.state import TrainState
@@ -148,13 +149,17 @@ def set_lasso_for_epoch(state: TrainState) -> None:
     fading = progress.fading if strength else []
     if strength and config.target_macs and interval_start(config, progress.epoch) == progress.epoch:
         fading = state.environment.ranks.on_rank_zero(lambda: _choose_fading_channels(state, dense))
+        if isinstance(gathered := state.run_method.method, TaylorImportance):
+            gathered.reset_()
     state.progress = replace(progress, lasso_strength=strength, fading=fading)
 
 
 def _choose_fading_channels(state: TrainState, dense_macs: int) -> list[int]:
     """Choose the channels to fade; with `--round-to auto`, in the coarsest blocks that leave a choice and meet the target."""
     config = state.config
-    ranking = Ranking(state.graph, state.model.state_dict(), criterion=config.criterion)
+    gathered = state.run_method.method
+    importance = gathered.of_channels() if isinstance(gathered, TaylorImportance) else None
+    ranking = Ranking(state.graph, state.model.state_dict(), criterion=config.criterion, importance=importance)
     macs = next_macs(config, state.progress.epoch) * dense_macs
     if config.granularity is not None:
         return ranking.weakest(macs, config.granularity)

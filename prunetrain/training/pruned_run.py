@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from prunetrain.config import FINE_TUNING_LR_FACTOR, TrainConfig, build_config
+from prunetrain.config import FINE_TUNING_LR_FACTOR, TAYLOR, TrainConfig, build_config
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.files import write_text
 from prunetrain.graph.costs import costs
@@ -80,6 +80,7 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
         if during:
             raise ConfigError("group-lasso prunes while it trains: leave out --during")
         values["penalty_ratio"] = base.penalty_ratio or TrainConfig.penalty_ratio  # the run may have been trained without it
+        values["importance"] = TAYLOR  # of trained weights, gradients say more than norms (docs/results.md)
     else:
         values["dynamic_batch"] = False
     epochs, schedule = _retraining(base, given, epochs)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from prunetrain import methods
-from prunetrain.config import TrainConfig
+from prunetrain.config import TAYLOR, TrainConfig
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.method_settings import ADMM, GROUP_LASSO
 from prunetrain.methods.admm import Admm, AdmmSettings
@@ -21,6 +21,7 @@ from prunetrain.methods.masks import Masks
 from prunetrain.methods.options import Options
 from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
 from prunetrain.methods.soft_filters import SoftFilters
+from prunetrain.methods.taylor import TaylorImportance
 from prunetrain.methods.training_method import EARLY, KEEP, MethodState, TrainingMethod
 
 _ROUND, _LAST_EPOCH = "round", "settled"
@@ -121,7 +122,7 @@ def build_run_method(config: TrainConfig, graph: LayerGraph, model: nn.Module, e
         KeyError, RuntimeError, TypeError, ValueError: if the saved state does not fit the method.
     """
     if config.method == GROUP_LASSO:
-        return RunMethod(last_epoch=epoch)
+        return RunMethod(_importance(config, graph, model, saved), last_epoch=epoch)
     weights = dict(model.named_parameters())
     rounds = rounds_done(saved)
     method = HeldMasks(weights, Masks({})) if rounds else _method_before_pruning(config, graph, weights)
@@ -140,6 +141,15 @@ def build_run_method(config: TrainConfig, graph: LayerGraph, model: nn.Module, e
     if own["tensors"] or own["numbers"]:
         method.load_state_dict(own)
     return run_method
+
+
+def _importance(config: TrainConfig, graph: LayerGraph, model: nn.Module, saved: MethodState) -> TrainingMethod:
+    """What ranks the channels of a group lasso with a target, unless their weights alone do."""
+    if not (config.uses_group_lasso and config.target_macs and config.importance == TAYLOR):
+        return TrainingMethod()
+    method = TaylorImportance(graph, {name: weight for name, weight in model.named_parameters() if weight.requires_grad})
+    method.load_state_dict(saved)
+    return method
 
 
 def _method_before_pruning(config: TrainConfig, graph: LayerGraph, weights: Mapping[str, Tensor]) -> TrainingMethod:
