@@ -81,7 +81,7 @@ def test_the_pretended_gpu_is_as_strict_as_a_real_one(gpu: PretendedGpu) -> None
     "changes",
     [
         FADING,
-        FADING | {"channels_last": True, "residual": "gating"},
+        FADING | {"channels_last": True, "residual": "gating", "importance": "taylor"},
         LASSO | {"lasso_groups": "slices", "lasso_step": "subgradient", "class_weights": "balanced", "label_smoothing": 0.1},
         LASSO | {"optimizer": "adamw", "lr": 0.001, "prune_at": 1},
         LASSO | {"dynamic_batch": True, "criterion": "union", "round_to": "auto"},
@@ -145,13 +145,17 @@ class Small(nn.Module):
 
 
 def train_and_cut(device: torch.device, folder: Path) -> nn.Module:
-    """Someone's own loop on a device: lasso, fading, an average of the weights, three cuts."""
+    """Someone's own loop on a device: lasso, fading, an average of the weights, three cuts. The model moves after the pruner is made."""
     torch.manual_seed(0)
-    model: nn.Module = Small().to(device)
+    model: nn.Module = Small()
     images, labels = torch.randn(8, 3, 12, 12).to(device), torch.arange(8, device=device) % 4
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     ema: nn.Module = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
-    pruner = prunetrain.PruneTrain(model, optimizer, torch.randn(1, 3, 12, 12), penalty_ratio=0.2, ema=ema)
+    pruner = prunetrain.PruneTrain(model, optimizer, torch.randn(1, 3, 12, 12), penalty_ratio=0.2, importance="taylor", ema=ema)
+    torch.__future__.set_swap_module_params_on_conversion(True)  # parameters stay the same objects, as they do on a real GPU
+    model.to(device)
+    ema.to(device)
+    torch.__future__.set_swap_module_params_on_conversion(False)
     for epoch in range(3):
         if epoch < 2:
             pruner.fade(macs=0.75 - 0.25 * epoch, steps=4)

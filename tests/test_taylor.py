@@ -218,6 +218,17 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(images: Path, tmp_path: Path
     assert_identical(left, right, "method")
 
 
+def test_an_interval_begins_without_what_was_gathered_before(images: Path, tmp_path: Path) -> None:
+    """Also the first, after epochs of dense training."""
+    sums = []
+    for stop in ((1, 5), (2, 1)):
+        outcome = start_run(settings(images, tmp_path / str(stop[0]), **RUN | {"prune_at": 1}), Recorder(stop))
+        sums.append(load_checkpoint(outcome.run.last).method["tensors"]["importance"])
+    before, after = (torch.cat(list(found.values())) for found in sums)
+    assert after.any()
+    assert (after < before).any()  # sums of squares never fall
+
+
 @pytest.fixture(scope="module")
 def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return start_run(settings(images, tmp_path_factory.mktemp("dense"), model="resnet20", penalty_ratio=0.0, epochs=2), Recorder())
@@ -228,16 +239,15 @@ def widths(outcome: Outcome) -> dict[str, tuple[int, ...]]:
 
 
 def test_a_trained_network_is_pruned_by_importance_unless_asked_otherwise(trained: Outcome) -> None:
-    found = {
-        name: prune(
-            trained.run.last, method="group-lasso", epochs=3, target_macs=0.5, target_by=1.0, prune_interval=1, name=name, **changes
-        )
-        for name, changes in {"default": {}, "taylor": {"importance": "taylor"}, "norm": {"importance": "norm"}}.items()
-    }
+    """Nothing is gathered once the target is reached."""
+    common: dict[str, Any] = {"method": "group-lasso", "epochs": 3, "target_macs": 0.5, "target_by": 0.6, "prune_interval": 1}
+    ways: dict[str, dict[str, Any]] = {"default": {}, "taylor": {"importance": "taylor"}, "norm": {"importance": "norm"}}
+    found = {name: prune(trained.run.last, name=name, **common, **changes) for name, changes in ways.items()}
     assert widths(found["default"]) == widths(found["taylor"]) != widths(found["norm"])
     for outcome in found.values():
         assert 0.4 <= costs(read_graph(outcome.network)).macs / trained.history[0]["macs"] <= 0.5
     assert not load_checkpoint(found["norm"].run.last).method["tensors"]
+    assert not any(tensor.any() for tensor in load_checkpoint(found["taylor"].run.last).method["tensors"]["importance"].values())
 
 
 def test_a_run_that_ranks_by_norm_may_go_on_without_saying_so(trained: Outcome) -> None:

@@ -1,7 +1,7 @@
 """The schedule of a run's group lasso: lambda in the next epoch, and how many MACs the next cut should leave.
 
 In: a run between two epochs. Out: its progress with the next lambda and the channels to fade. Both depend only on the settings, the epochs
-done and the weights, and are part of every checkpoint, so a resumed run has the same schedule.
+done, the weights and the importance that was gathered, and are part of every checkpoint, so a resumed run has the same schedule.
 
 Intervals last `prune_interval` epochs and begin after epoch `prune_at`; before that, nothing acts. Without a target, lambda keeps its value
 from the first batch. With one, the weakest channels are faded out interval by interval (`regularizers/fading.py`). Then lambda drops to
@@ -135,10 +135,17 @@ def uncut_meaning(state: TrainState) -> Uncut:
 
 
 def set_lasso_for_epoch(state: TrainState) -> None:
-    """Set lambda for an epoch that begins, and at the start of an interval the channels to fade.
+    """Set lambda for an epoch that begins, and at the start of an interval the channels to fade; importance is then gathered anew.
 
     The first batch sets the first lambda, except for a network that is already as small as its target: there it is zero.
     """
+    begins = interval_start(state.config, state.progress.epoch) == state.progress.epoch
+    _set_lasso(state, begins)
+    if begins and isinstance(gathered := state.run_method.method, TaylorImportance):
+        gathered.reset_()
+
+
+def _set_lasso(state: TrainState, interval_begins: bool) -> None:
     config, progress = state.config, state.progress
     dense = costs(state.dense).macs
     if progress.lasso_strength is None and config.uses_group_lasso and state.costs.macs <= config.target_macs * dense:
@@ -147,10 +154,8 @@ def set_lasso_for_epoch(state: TrainState) -> None:
         return
     strength = next_strength(config, progress.epoch, progress.lasso_strength, state.costs.macs / dense)
     fading = progress.fading if strength else []
-    if strength and config.target_macs and interval_start(config, progress.epoch) == progress.epoch:
+    if strength and config.target_macs and interval_begins:
         fading = state.environment.ranks.on_rank_zero(lambda: _choose_fading_channels(state, dense))
-        if isinstance(gathered := state.run_method.method, TaylorImportance):
-            gathered.reset_()
     state.progress = replace(progress, lasso_strength=strength, fading=fading)
 
 
