@@ -18,7 +18,7 @@ from prunetrain.synonyms import synonym_of
 
 LASSO_INTERVAL = 8  # training steps between two proximal steps, with a target
 FINE_TUNING_LR_FACTOR = 0.1  # learning rate of fine-tuning, as a share of the schedule's
-TAYLOR = "taylor"
+AUTO, NORM, TAYLOR = "auto", "norm", "taylor"  # what ranks channels
 
 
 LASSO_SETTINGS = (
@@ -104,9 +104,10 @@ class TrainConfig:
     )
     target_by: float = setting(0.25, "Share of the epochs after which --target-macs is reached and the lasso is released.")
     importance: str = setting(
-        "norm",
-        "What ranks channels for --target-macs: the `norm` of their weights, or a first-order `taylor` expansion of the loss.",
-        choices=("norm", TAYLOR),
+        AUTO,
+        "What ranks channels for --target-macs: `norm`, that of their weights, or `taylor`, a first-order expansion of the loss; "
+        "`auto`: taylor when a trained network is pruned (`prunetrain prune`), else norm.",
+        choices=(AUTO, NORM, TAYLOR),
     )
     prune_interval: int = setting(1, "Epochs between two reconfigurations.")
     threshold: float = setting(1e-4, "A slice is dead when all its absolute weights are below this; 0: none is.")

@@ -1,6 +1,7 @@
 """The Taylor importance of channels: against autograd's gradients of gates, in checkpoints, over cuts, in runs and in others' loops."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from prunetrain.methods.taylor import TaylorImportance
 from prunetrain.methods.training_method import cut_state
 from prunetrain.regularizers.fading import Ranking
 from prunetrain.training.checkpoints import load_checkpoint, save_checkpoint
+from prunetrain.training.pruned_run import pruning_config
 from prunetrain.training.run import Outcome, resume_run, start_run
 
 LOSS = torch.zeros(())
@@ -241,23 +243,39 @@ def widths(outcome: Outcome) -> dict[str, tuple[int, ...]]:
 def test_a_trained_network_is_pruned_by_importance_unless_asked_otherwise(trained: Outcome) -> None:
     """Nothing is gathered once the target is reached."""
     common: dict[str, Any] = {"method": "group-lasso", "epochs": 3, "target_macs": 0.5, "target_by": 0.6, "prune_interval": 1}
-    ways: dict[str, dict[str, Any]] = {"default": {}, "taylor": {"importance": "taylor"}, "norm": {"importance": "norm"}}
+    ways: dict[str, dict[str, Any]] = {"taylor": {}, "norm": {"importance": "norm"}}
     found = {name: prune(trained.run.last, name=name, **common, **changes) for name, changes in ways.items()}
-    assert widths(found["default"]) == widths(found["taylor"]) != widths(found["norm"])
+    assert widths(found["taylor"]) != widths(found["norm"])
     for outcome in found.values():
         assert 0.4 <= costs(read_graph(outcome.network)).macs / trained.history[0]["macs"] <= 0.5
     assert not load_checkpoint(found["norm"].run.last).method["tensors"]
     assert not any(tensor.any() for tensor in load_checkpoint(found["taylor"].run.last).method["tensors"]["importance"].values())
 
 
-def test_a_run_that_ranks_by_norm_may_go_on_without_saying_so(trained: Outcome) -> None:
-    """As those of older versions do."""
+@pytest.mark.parametrize(
+    ("trained_with", "given", "expected"),
+    [("auto", None, "taylor"), ("auto", "auto", "taylor"), ("norm", None, "norm"), ("norm", "auto", "taylor"), ("taylor", "norm", "norm")],
+)
+def test_what_auto_is_for_a_trained_network(trained: Outcome, tmp_path: Path, trained_with: str, given: str | None, expected: str) -> None:
+    checkpoint = load_checkpoint(trained.run.last)
+    path = tmp_path / "checkpoints" / "x" / "last.pt"
+    path.parent.mkdir(parents=True)
+    save_checkpoint(path, replace(checkpoint, config=checkpoint.config | {"importance": trained_with}))
+    config = pruning_config(path, {"method": "group-lasso"} | ({} if given is None else {"importance": given}))
+    assert config.importance == expected
+
+
+def test_a_run_of_an_older_version_goes_on_as_it_began(trained: Outcome) -> None:
+    """By norms, without being asked."""
     common: dict[str, Any] = {"method": "group-lasso", "epochs": 2, "name": "older"}
     stopped = prune(trained.run.last, observer=Recorder((3, 2)), importance="norm", **common)
     assert not stopped.finished
+    checkpoint = load_checkpoint(stopped.run.last)
+    older = {name: value for name, value in checkpoint.config.items() if name != "importance"}
+    save_checkpoint(stopped.run.last, replace(checkpoint, config=older))
     outcome = prune(trained.run.last, resume=True, **common)
     assert outcome.finished
-    assert load_checkpoint(outcome.run.last).config["importance"] == "norm"
+    assert not load_checkpoint(outcome.run.last).method["tensors"]
     with pytest.raises(ConfigError, match="--importance cannot change"):
         prune(trained.run.last, resume=True, importance="taylor", **common)
 

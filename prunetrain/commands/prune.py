@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from prunetrain.commands.options import FROM_CHECKPOINT, checkpoint_argument, config_option, flag_settings
-from prunetrain.config import TAYLOR
 from prunetrain.errors import ConfigError
 from prunetrain.method_settings import METHOD_SETTINGS
 from prunetrain.training.stopping import exit_code
@@ -19,7 +18,7 @@ def _options(function: Any) -> Any:
     for name in reversed(METHOD_SETTINGS):
         function = config_option(name)(function)
     for name in reversed(_TRAINING):
-        function = config_option(name, default=TAYLOR if name == "importance" else FROM_CHECKPOINT)(function)
+        function = config_option(name, default=FROM_CHECKPOINT)(function)
     return function
 
 

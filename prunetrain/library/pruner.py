@@ -44,7 +44,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prunetrain.channels.slicing import Cut, propose_cut
-from prunetrain.config import TAYLOR, TrainConfig
+from prunetrain.config import NORM, TAYLOR, TrainConfig
 from prunetrain.errors import CheckpointError, ConfigError, NetworkFileError, TraceError
 from prunetrain.files import write_atomically, write_text
 from prunetrain.graph.costs import costs
@@ -133,7 +133,7 @@ class PruneTrain:
         lasso_groups: str = TrainConfig.lasso_groups,
         lasso_step: str = TrainConfig.lasso_step,
         round_to: int = 1,
-        importance: str = TrainConfig.importance,
+        importance: str = NORM,
         scaler: GradScaler | None = None,
         ema: nn.Module | None = None,
     ) -> None:

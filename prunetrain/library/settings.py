@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prunetrain.config import TrainConfig
+from prunetrain.config import NORM, TrainConfig
 from prunetrain.errors import ConfigError
 
 
@@ -20,7 +20,7 @@ class Settings:
     lasso_groups: str
     lasso_step: str
     round_to: int
-    importance: str = TrainConfig.importance
+    importance: str = NORM
 
     def __post_init__(self) -> None:
         if not isinstance(self.round_to, int):

@@ -47,7 +47,7 @@ class TaylorImportance(TrainingMethod):
 
         def add(layer: Layer, axis: Axis, names: Sequence[str]) -> slice | None:
             """Make room for a layer's gates, and read its tensors of one number per channel."""
-            found = {name: weights[name] for name in names if name in weights and weights[name].dim() == 1}
+            found = {name: weights[name] for name in names if name in weights}
             if axis not in spaces.ids or not found or has_gate[spaces.ids[axis]].all():
                 return None
             start, size = sum(map(len, self._ids)), len(spaces.ids[axis])

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from prunetrain.config import FINE_TUNING_LR_FACTOR, TAYLOR, TrainConfig, build_config
+from prunetrain.config import AUTO, FINE_TUNING_LR_FACTOR, TAYLOR, TrainConfig, build_config
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.files import write_text
 from prunetrain.graph.costs import costs
@@ -80,7 +80,6 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
         if during:
             raise ConfigError("group-lasso prunes while it trains: leave out --during")
         values["penalty_ratio"] = base.penalty_ratio or TrainConfig.penalty_ratio  # the run may have been trained without it
-        values["importance"] = TAYLOR  # of trained weights, gradients say more than norms (docs/results.md)
     else:
         values["dynamic_batch"] = False
     epochs, schedule = _retraining(base, given, epochs)
@@ -88,7 +87,11 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
     if retrain != "finetune":
         _check_not_fine_tuned(path, checkpoint, base, given.get("rewind_epoch", 0))
     if method == GROUP_LASSO:
-        return build_config(values, {"prune_at": done, "epochs": done + epochs}, given)
+        chosen = given.get("importance", base.importance)
+        ranking = {
+            "importance": TAYLOR if chosen == AUTO else chosen
+        }  # of trained weights, gradients say more than norms (docs/results.md)
+        return build_config(values, {"prune_at": done, "epochs": done + epochs}, given, ranking)
     during = (epochs if method == ADMM else 0) if during is None else during
     if method == ADMM and during == 0:
         raise ConfigError("admm acts before it prunes: give --during, the number of epochs in which it acts")
