@@ -141,6 +141,15 @@ def test_normalised_channels_are_read_from_scales_alone() -> None:
     np.testing.assert_array_equal(importance.of_channels(), expected)
 
 
+def test_what_a_normalisation_without_scales_reads_has_no_gate() -> None:
+    """Its gate's gradient is zero but for rounding, by which nothing should be ranked."""
+    model, graph, importance = traced(lambda size: nn.BatchNorm2d(size, affine=False))
+    (images, labels), *_ = batches(1)
+    backward(model, images, labels)
+    importance.gather_()
+    assert set(np.flatnonzero(importance.of_channels())) == set(find_spaces(graph).ids["inner", "out"])
+
+
 def test_sums_go_through_a_cut_with_their_channels() -> None:
     model, graph, importance = traced()
     with torch.no_grad():

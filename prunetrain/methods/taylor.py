@@ -5,8 +5,8 @@ gate, a factor on it, from one to zero. The gate's gradient is the sum of w * dL
 averaged over training steps, is the importance: Molchanov, Mallya, Tyree, Frosio and Kautz, "Importance estimation for neural network
 pruning", 2019 (arXiv 1906.10771).
 
-Gates are put behind normalisations, as there, so that only scales and shifts are read, a few thousand numbers. For channels without a
-normalisation they are put behind the layers with a bias that make them.
+Gates are put behind normalisations, as there, so that only scales and shifts are read, a few thousand numbers. For channels that no
+normalisation reads they are put behind the layers with a bias that make them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,11 +59,11 @@ class TaylorImportance(TrainingMethod):
             return place
 
         has_gate = spaces.frozen_channels()  # these need none
-        for layer in graph.layers:
-            if layer.kind in _NORMS:
-                add(layer, (layer.name, "features"), (f"{layer.name}.bias", f"{layer.name}.weight"))
-        for ids in self._ids:
-            has_gate[ids] = True
+        norms = [layer for layer in graph.layers if layer.kind in _NORMS]
+        for layer in norms:
+            add(layer, (layer.name, "features"), (f"{layer.name}.bias", f"{layer.name}.weight"))
+        for layer in norms:  # also those without scales: what they read may be scaled at will, so its gates' gradients are noise
+            has_gate[spaces.ids.get((layer.name, "features"), [])] = True
         for layer in sliced_layers(graph):
             place = add(layer, (layer.name, "out"), (f"{layer.name}.bias",))
             if place is not None and f"{layer.name}.weight" in weights:
