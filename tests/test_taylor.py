@@ -127,6 +127,17 @@ def test_what_has_no_gradient_adds_nothing() -> None:
     assert not frozen.of_channels().any()
 
 
+def test_what_is_trained_in_part_counts_in_part() -> None:
+    model, graph, _ = traced()
+    importance = TaylorImportance(graph, {"inner.bias": model.inner.bias})
+    (images, labels), *_ = batches(1)
+    backward(model, images, labels)
+    importance.gather_()
+    assert model.inner.bias.grad is not None
+    expected = (model.inner.bias * model.inner.bias.grad).abs().detach().numpy()
+    np.testing.assert_allclose(importance.of_channels()[find_spaces(graph).ids["inner", "out"]], expected)
+
+
 def test_normalised_channels_are_read_from_scales_alone() -> None:
     """The filters in front of a normalisation have no say: scaling them changes nothing, so their gate's gradient is noise."""
     model, _, importance = traced()
@@ -210,7 +221,8 @@ def test_importance_takes_the_place_of_norms_where_there_is_any() -> None:
 
 # In runs.
 
-RUN: dict[str, Any] = {"model": "resnet20", "epochs": 4, "prune_interval": 1, "target_macs": 0.3, "target_by": 1.0, "importance": "taylor"}
+NETWORK = f"{Path(__file__).with_name('networks_of_users') / 'my_net.py'}:Net"  # residual, concatenation, depthwise conv, squeeze-excite
+RUN: dict[str, Any] = {"model": NETWORK, "epochs": 4, "prune_interval": 1, "target_macs": 0.3, "target_by": 1.0, "importance": "taylor"}
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(images: Path, tmp_path: Path) -> None:
@@ -229,20 +241,24 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(images: Path, tmp_path: Path
     assert_identical(left, right, "method")
 
 
-def test_an_interval_begins_without_what_was_gathered_before(images: Path, tmp_path: Path) -> None:
-    """Also the first, after epochs of dense training."""
+@pytest.mark.parametrize(("interval", "prune_at", "anew"), [(1, 1, True), (2, 1, True), (2, 0, False)], ids=str)
+def test_an_interval_begins_without_what_was_gathered_before(
+    images: Path, tmp_path: Path, interval: int, prune_at: int, *, anew: bool
+) -> None:
+    """Also the first, after epochs of dense training: here the second epoch, unless it is the second of two."""
     sums = []
     for stop in ((1, 5), (2, 1)):
-        outcome = start_run(settings(images, tmp_path / str(stop[0]), **RUN | {"prune_at": 1}), Recorder(stop))
+        changes = RUN | {"prune_at": prune_at, "prune_interval": interval, "epochs": 6}
+        outcome = start_run(settings(images, tmp_path / str(stop[0]), **changes), Recorder(stop))
         sums.append(load_checkpoint(outcome.run.last).method["tensors"]["importance"])
     before, after = (torch.cat(list(found.values())) for found in sums)
     assert after.any()
-    assert (after < before).any()  # sums of squares never fall
+    assert (after < before).any() == anew  # sums of squares never fall
 
 
 @pytest.fixture(scope="module")
 def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return start_run(settings(images, tmp_path_factory.mktemp("dense"), model="resnet20", penalty_ratio=0.0, epochs=2), Recorder())
+    return start_run(settings(images, tmp_path_factory.mktemp("dense"), model=NETWORK, penalty_ratio=0.0, epochs=2), Recorder())
 
 
 def widths(outcome: Outcome) -> dict[str, tuple[int, ...]]:
