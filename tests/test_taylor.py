@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import prunetrain
 from prunetrain.channels.slicing import propose_cut
 from prunetrain.channels.spaces import find_spaces
+from prunetrain.config import TrainConfig, check_ignored_settings
 from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
@@ -24,11 +25,12 @@ from prunetrain.graph.load import read_graph
 from prunetrain.graph.trace import trace_with_state
 from prunetrain.library.prune import prune
 from prunetrain.methods.taylor import TaylorImportance
-from prunetrain.methods.training_method import cut_state
+from prunetrain.methods.training_method import cut_state, empty_method_state
 from prunetrain.regularizers.fading import Ranking
 from prunetrain.training.checkpoints import load_checkpoint, save_checkpoint
 from prunetrain.training.pruned_run import pruning_config
 from prunetrain.training.run import Outcome, resume_run, start_run
+from prunetrain.training.run_method import build_run_method
 
 LOSS = torch.zeros(())
 
@@ -314,9 +316,21 @@ def test_damaged_sums_are_the_checkpoints_fault(images: Path, tmp_path: Path) ->
         resume_run(outcome.run.last, {}, Recorder())
 
 
+@pytest.mark.parametrize(
+    ("changes", "gathers"), [({}, True), ({"target_macs": 0.0}, False), ({"penalty_ratio": 0.0}, False), ({"importance": "norm"}, False)]
+)
+def test_nothing_is_gathered_in_vain(changes: dict[str, Any], *, gathers: bool) -> None:
+    model, graph, _ = traced()
+    config = TrainConfig(**{"importance": "taylor", **changes})
+    method = build_run_method(config, graph, model, 0, empty_method_state()).method
+    assert isinstance(method, TaylorImportance) == gathers
+
+
 def test_it_is_for_targets(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--importance has no effect with --target-macs 0"):
         prunetrain.train(importance="taylor", target_macs=0.0, output_dir=str(tmp_path))
+    other = TrainConfig(method="fpgm", rate=0.5, importance="taylor", target_macs=0.0)
+    check_ignored_settings({"importance": "taylor", "method": "fpgm"}, other)  # for which targets mean nothing either
     with pytest.raises(ConfigError, match="did you mean taylor"):
         prunetrain.train(importance="tailor", output_dir=str(tmp_path))
 
@@ -345,6 +359,8 @@ def test_a_fade_goes_by_the_steps_before_it() -> None:
             train_(model, optimizer, steps)
             pruner.fade(macs=0.7, steps=2)
             chosen[steps, importance] = faded(pruner)
+            if importance == "taylor":
+                assert not any(tensor.any() for tensor in pruner.state_dict()["importance"]["tensors"]["importance"].values())
     assert chosen[0, "taylor"] == chosen[0, "norm"]
     assert chosen[3, "taylor"] != chosen[3, "norm"]
     model = network()

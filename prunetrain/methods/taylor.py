@@ -33,7 +33,7 @@ class TaylorImportance(TrainingMethod):
 
     Args:
         graph: the network.
-        weights: its trained parameters by name; layers whose tensors are missing add nothing.
+        weights: its parameters by name; those that are missing, or have no gradient, add nothing.
     """
 
     def __init__(self, graph: LayerGraph, weights: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunetrain.foreign.refusal import RefusedFileError, quoted
-from prunetrain.methods.training_method import EARLY, IMPORTANCE, KEEP
+from prunetrain.methods.training_method import EARLY, KEEP
 
 _LARGEST: Final = 2**63 - 1  # of a count
 _MAX_MACS: Final = 10**30  # of a whole training: a ResNet-50 on ImageNet passes 2**63 after 587 epochs
@@ -193,8 +193,7 @@ def _check_method(method: object, model: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             fits = type(tensor) is Tensor and name in model and tensor.shape == model[name].shape and not tensor.requires_grad
             _require(fits, f"its method's {quoted(kind)} of {quoted(name)} does not fit a weight")
-            own = model[name].dtype
-            wanted = {KEEP: torch.bool, IMPORTANCE: torch.promote_types(own, torch.float32)}.get(kind, own)
+            wanted = torch.bool if kind == KEEP else model[name].dtype
             _require(tensor.dtype == wanted, f"its method's {quoted(kind)} of {quoted(name)} has the wrong dtype")
     _require(_is_dict_with_str_keys(method["numbers"]), "its method's numbers are not a dictionary")
     for name, number in method["numbers"].items():

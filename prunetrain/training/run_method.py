@@ -147,7 +147,7 @@ def _importance(config: TrainConfig, graph: LayerGraph, model: nn.Module, saved:
     """What ranks the channels of a group lasso with a target, unless their weights alone do."""
     if not (config.uses_group_lasso and config.target_macs and config.importance == TAYLOR):
         return TrainingMethod()
-    method = TaylorImportance(graph, {name: weight for name, weight in model.named_parameters() if weight.requires_grad})
+    method = TaylorImportance(graph, dict(model.named_parameters()))
     method.load_state_dict(saved)
     return method
 
