@@ -426,6 +426,33 @@ def test_states_of_older_versions_have_no_sums() -> None:
         pruner.load_state_dict(state)
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_gradients_may_come_from_the_closure_of_a_step(*, by_name: bool) -> None:
+    """As Lightning computes them: before the step there are none, or those of the step before."""
+    sums = []
+    for with_closure in (False, True):
+        model = network()
+        optimizer = sgd(model)
+        pruner = pruner_of(model, optimizer)
+        for images, labels in batches(3):
+
+            def closure(model: nn.Module = model, images: Tensor = images, labels: Tensor = labels) -> float:
+                loss = F.cross_entropy(model(images), labels)
+                loss.backward()
+                return float(loss.detach())
+
+            optimizer.zero_grad()
+            if not with_closure:
+                closure()
+                optimizer.step()
+            else:
+                loss = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+                assert isinstance(loss, float)
+        sums.append(pruner.state_dict()["importance"]["tensors"]["importance"])
+    assert_identical(sums[1], sums[0], "importance")
+    assert any(tensor.any() for tensor in sums[0].values())
+
+
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_scaler_makes_no_difference(*, fused: bool, unscale: bool) -> None:

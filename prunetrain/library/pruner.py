@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,9 @@ from prunetrain.methods.training_method import MethodState, cut_state
 from prunetrain.paths import NETWORK_NAME
 from prunetrain.regularizers.fused_layers import kernels_work
 from prunetrain.training.events import Change
+
+_Args: TypeAlias = tuple[Any, ...]  # of optimizer.step(), the optimizer first
+_Kwargs: TypeAlias = dict[str, Any]
 
 _OLD_MODEL = "the network has no gradients: call loss.backward() first; after reconfigure(), train the model of its result"
 
@@ -404,12 +407,33 @@ class PruneTrain:
         stage = self._scaler._per_optimizer_states[id(self._optimizer)]["stage"]
         return self._scaler.scale(torch.ones((), device=self._network.device)) if stage is OptState.READY else None
 
-    def _before_step(self, optimizer: Optimizer) -> None:
-        """Gather importance from the gradients; a fused optimizer is given those of a GradScaler as they are, with the scale."""
-        if self._importance is not None:
-            self._importance.gather_(scale=getattr(optimizer, "grad_scale", None))
+    def _before_step(self, optimizer: Optimizer, args: _Args, kwargs: _Kwargs) -> tuple[_Args, _Kwargs] | None:
+        """Gather importance from the gradients, or have it gathered when the step's closure has computed them."""
+        if self._importance is None:
+            return None
+        if len(args) > 1 and callable(args[1]):  # the first argument is the optimizer
+            return (args[0], self._gathering(args[1]), *args[2:]), kwargs
+        if callable(closure := kwargs.get("closure")):
+            return args, kwargs | {"closure": self._gathering(closure)}
+        self._gather(getattr(optimizer, "grad_scale", None))  # a fused optimizer is given the gradients as they are, with the scale
+        return None
 
-    def _after_step(self, optimizer: Optimizer) -> None:
+    def _gathering(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure, gathering importance from the gradients that it leaves."""
+
+        def gathering() -> Any:
+            loss = closure()
+            self._gather(None)
+            return loss
+
+        return gathering
+
+    def _gather(self, scale: Tensor | None) -> None:
+        """Gather importance from gradients multiplied by `scale`."""
+        if self._importance is not None:
+            self._importance.gather_(scale=scale)
+
+    def _after_step(self, optimizer: Optimizer, args: _Args, kwargs: _Kwargs) -> None:
         """Make a proximal step if `regularize` was called before this optimizer step, and a step of fading.
 
         Raises:
@@ -423,7 +447,7 @@ class PruneTrain:
         if self._fade:
             self._fade.after_step_()
 
-    def _check_other(self, optimizer: Optimizer) -> None:
+    def _check_other(self, optimizer: Optimizer, args: _Args, kwargs: _Kwargs) -> None:
         """Refuse the step of any optimizer for parameters that a cut has replaced, unless the old model is trained on for itself.
 
         Raises:
@@ -452,13 +476,12 @@ def _importance(network: Network, settings: Settings, state: MethodState | None 
     return importance
 
 
-def _hook(reference: "weakref.WeakMethod[Callable[[Optimizer], None]]") -> Callable[..., None]:
+def _hook(reference: "weakref.WeakMethod[Callable[[Optimizer, _Args, _Kwargs], Any]]") -> Callable[..., Any]:
     """Return a hook that calls a pruner's method and does not keep the pruner alive."""
 
-    def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(optimizer: Optimizer, args: _Args, kwargs: _Kwargs) -> Any:
         method = reference()
-        if method is not None:
-            method(optimizer)
+        return None if method is None else method(optimizer, args, kwargs)
 
     return hook
 
