@@ -339,7 +339,7 @@ def test_it_is_for_targets(tmp_path: Path) -> None:
 
 
 def pruner_of(model: nn.Module, optimizer: torch.optim.Optimizer, **settings: Any) -> prunetrain.PruneTrain:
-    return prunetrain.PruneTrain(model, optimizer, EXAMPLE, penalty_ratio=0, **{"importance": "taylor", **settings})
+    return prunetrain.PruneTrain(model, optimizer, EXAMPLE, **{"penalty_ratio": 0, "importance": "taylor", **settings})
 
 
 def faded(pruner: prunetrain.PruneTrain) -> list[int]:
@@ -451,6 +451,33 @@ def test_gradients_may_come_from_the_closure_of_a_step(*, by_name: bool) -> None
         sums.append(pruner.state_dict()["importance"]["tensors"]["importance"])
     assert_identical(sums[1], sums[0], "importance")
     assert any(tensor.any() for tensor in sums[0].values())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_gradient_of_the_lasso_is_no_part_of_it(*, fused: bool) -> None:
+    """A subgradient is added before the step, in which importance is gathered otherwise; steps without it count as well."""
+    sums = []
+    for ratio, enabled in ((0.0, False), (0.5, False), (0.5, True)):
+        model = Residual(lambda size: nn.Identity()).double()
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=enabled)
+        pruner = pruner_of(model, optimizer, penalty_ratio=ratio, lasso_step="subgradient", scaler=scaler)
+        for step, (images, labels) in enumerate(batches(3)):
+            loss = F.cross_entropy(model(images), labels)
+            scaler.scale(loss).backward()
+            if step < 2:
+                pruner.regularize(loss)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        sums.append(pruner.state_dict()["importance"]["tensors"]["importance"])
+    assert sums[0]["inner.bias"].all()
+    for name, tensor in sums[0].items():
+        for other in sums[1:]:
+            torch.testing.assert_close(other[name], tensor, rtol=1e-9, atol=0.0)
 
 
 @pytest.mark.parametrize("unscale", [False, True])

@@ -166,6 +166,7 @@ class PruneTrain:
         self._proximal_step_due = False  # whether a proximal step must follow the next optimizer step
         self._fade: Fade | None = None
         self._importance = _importance(self._network, self._settings)
+        self._gathered = False  # whether `regularize` has gathered importance for the next optimizer step
         self._old_parameters: list[weakref.ref[nn.Parameter]] = []  # from before the last cut, which took their gradients away
         self._closed = False
         self._hooks = [
@@ -215,7 +216,11 @@ class PruneTrain:
         if self._settings.lasso_step == "proximal":
             self._proximal_step_due = True
         else:
-            self._penalty.add_gradient_(self._strength or 0.0, scale=self._gradient_scale())
+            scale = self._gradient_scale()
+            if self._importance is not None:  # of the loss without the lasso
+                self._importance.gather_(scale=scale)
+                self._gathered = True
+            self._penalty.add_gradient_(self._strength or 0.0, scale=scale)
 
     @undisturbed()
     def fade(self, macs: float, steps: int) -> float:
@@ -317,7 +322,7 @@ class PruneTrain:
         network.module.zero_grad()  # so that a gradient, later, tells of a loop that continues with the old model
         self._old_parameters = [weakref.ref(parameter) for parameter in network.module.parameters()]
         self._penalty = Penalty(smaller, self._optimizer, self._settings.lasso_groups, kernels=self._kernels)
-        self._proximal_step_due, self._fade = False, None
+        self._proximal_step_due, self._gathered, self._fade = False, False, None
         return Reconfigured(model, self._optimizer, self._ema, _timed(change, start), file)
 
     def _cut(self, keep: Mapping[str, Collection[int]]) -> Cut:
@@ -429,8 +434,8 @@ class PruneTrain:
         return gathering
 
     def _gather(self, scale: Tensor | None) -> None:
-        """Gather importance from gradients multiplied by `scale`."""
-        if self._importance is not None:
+        """Gather importance from gradients multiplied by `scale`, unless `regularize` has."""
+        if self._importance is not None and not self._gathered:
             self._importance.gather_(scale=scale)
 
     def _after_step(self, optimizer: Optimizer, args: _Args, kwargs: _Kwargs) -> None:
@@ -441,6 +446,7 @@ class PruneTrain:
         """
         if any(_has_gradient(old()) for old in self._old_parameters) and not any(map(_has_gradient, self._network.module.parameters())):
             raise ConfigError(_OLD_MODEL)
+        self._gathered = False
         if self._proximal_step_due:
             self._proximal_step_due = False
             self._shrink()
