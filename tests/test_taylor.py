@@ -163,6 +163,33 @@ def test_what_a_normalisation_without_scales_reads_has_no_gate() -> None:
     assert set(np.flatnonzero(importance.of_channels())) == set(find_spaces(graph).ids["inner", "out"])
 
 
+class HalfNormalised(nn.Module):
+    """Channels with and without a gate, tied to each other by what is added to both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.norm = nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+        self.right, self.both = nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.Conv2d(2, 6, 1, bias=False)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = torch.cat([self.norm(self.left(x)), self.right(x)], 1)
+        return self.head(F.relu(sides + self.both(x)).mean((2, 3)))
+
+
+def test_channels_without_a_gate_are_not_the_weakest() -> None:
+    """Nothing tells how important they are compared to the others of their space, so that the norms rank them all."""
+    torch.manual_seed(0)
+    model = HalfNormalised().double()
+    graph = trace_with_state(model, torch.zeros(2, 2, 6, 6)).graph
+    importance = TaylorImportance(graph, dict(model.named_parameters()))
+    (images, labels), *_ = batches(1)
+    backward(model, images, labels)
+    importance.gather_()
+    assert importance.state_dict()["tensors"]["importance"]["norm.bias"].all()
+    assert not importance.of_channels().any()
+
+
 def test_sums_go_through_a_cut_with_their_channels() -> None:
     model, graph, importance = traced()
     with torch.no_grad():

@@ -68,6 +68,8 @@ class TaylorImportance(TrainingMethod):
             place = add(layer, (layer.name, "out"), (f"{layer.name}.bias",))
             if place is not None and f"{layer.name}.weight" in weights:
                 self._filters.append((place, weights[f"{layer.name}.weight"]))
+        without = np.setdiff1d(np.arange(spaces.num_channels), np.concatenate([*self._ids, []]))
+        self._comparable = ~np.isin(spaces.space_of, spaces.space_of[without])  # where the others have a gate as well
         dtype = reduce(torch.promote_types, (tensor.dtype for tensor in self._factors), torch.float32)
         device = self._factors[0].device if self._factors else None
         self._positions = torch.cat(positions).to(device) if positions else torch.empty(0, dtype=torch.int64)
@@ -102,11 +104,14 @@ class TaylorImportance(TrainingMethod):
         self._sums.zero_()
 
     def of_channels(self) -> npt.NDArray[np.float64]:
-        """The importance of every channel (`ChannelSpaces.ids`), up to a common factor: the root of its layers' mean squares, added up."""
+        """The importance of every channel (`ChannelSpaces.ids`), up to a common factor: the root of its layers' mean squares, added up.
+
+        It is zero in spaces that have a channel without a gate, with which the others could not be compared.
+        """
         squares, sums = np.zeros(self._num_channels), self._sums.double().cpu().numpy()
         for place, ids in zip(self._places.values(), self._ids, strict=True):
             squares += np.bincount(ids, sums[place], minlength=self._num_channels)
-        return np.sqrt(squares)
+        return np.sqrt(squares * self._comparable)
 
     def state_dict(self) -> MethodState:
         """The sums, by the tensor whose shape they have."""
