@@ -13,7 +13,7 @@ import pytest
 from matplotlib.axes import Axes
 from runs import invoke
 
-from prunetrain.config import TrainConfig
+from prunetrain.config import TrainConfig, check_ignored_settings
 from prunetrain.errors import ConfigError, DataError
 from prunetrain.paths import RunPaths
 from prunetrain.report.history import read_metrics
@@ -214,6 +214,16 @@ def test_group_lasso_trains_as_long_as_the_others_in_all_rounds(tmp_path: Path) 
     assert lasso.items() >= {"lr": 0.01, "target_macs": 0.75, "epochs": 6, "lasso_groups": "slices"}.items()
     assert not lasso.keys() & {"rounds", "scope", "rate", "during", "penalty_ratio"}
     assert fpgm == {"lr": 0.01, "rounds": 3, "rate": 0.25, "epochs": 2, "during": 1}  # and not the scope, which it does not read
+
+
+@pytest.mark.parametrize("importance", ["auto", "norm", "taylor"])
+def test_where_group_lasso_prunes_nothing_nothing_is_ranked(tmp_path: Path, importance: str) -> None:
+    """At rate 0 there is no target, with which `prune` would refuse a ranking."""
+    training = TrainConfig(importance=importance)
+    study = Study(folder=tmp_path, training=training, methods=["group-lasso"], rates=[0.0, 0.5], seeds=[0], pruning={}, epochs=4)
+    whole, half = (study.pruning_arguments(cell) for cell in study.cells(0))
+    check_ignored_settings(whole, TrainConfig(**whole))
+    assert half["importance"] == importance
 
 
 def test_who_stops_a_study_or_sweep_is_told_how_to_go_on(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prunetrain import methods
-from prunetrain.config import LASSO_SETTINGS, SETTINGS_WITHOUT_RESULT_EFFECT, TrainConfig, settings_from
+from prunetrain.config import LASSO_SETTINGS, NORM, SETTINGS_WITHOUT_RESULT_EFFECT, TrainConfig, settings_from
 from prunetrain.errors import ConfigError, unknown_name
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
@@ -139,7 +139,7 @@ class Study:
         """
         if cell.method == GROUP_LASSO:
             own = {name: value for name, value in self.pruning.items() if name not in METHOD_SETTINGS}
-            aim = {"target_macs": 1 - cell.rate} if cell.rate else {"target_macs": 0.0, "penalty_ratio": 0.0}
+            aim = {"target_macs": 1 - cell.rate} if cell.rate else {"target_macs": 0.0, "penalty_ratio": 0.0, "importance": NORM}
             lasso = {name: getattr(self.training, name) for name in LASSO_SETTINGS if name not in EXCLUDED_SETTINGS}
             return {**own, **lasso, **aim, "epochs": self.epochs if self.epochs is None else self.epochs * self._rounds}
         acts = cell.method == ADMM or _decides_channels(cell.method)
