@@ -453,6 +453,14 @@ def test_states_of_older_versions_have_no_sums() -> None:
         pruner.load_state_dict(state)
 
 
+@pytest.mark.parametrize(("importance", "message"), [("auto", "must be norm or, for .*, taylor"), ("tailor", "did you mean taylor")])
+def test_a_loop_says_what_ranks_its_channels(importance: str, message: str) -> None:
+    """The pruner cannot know whether its network is trained."""
+    model = network()
+    with pytest.raises(ConfigError, match=message):
+        pruner_of(model, sgd(model), importance=importance)
+
+
 @pytest.mark.parametrize("by_name", [False, True])
 def test_gradients_may_come_from_the_closure_of_a_step(*, by_name: bool) -> None:
     """As Lightning computes them: before the step there are none, or those of the step before."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prunetrain.config import NORM, TrainConfig
+from prunetrain.config import AUTO, NORM, TAYLOR, TrainConfig
 from prunetrain.errors import ConfigError
 
 
@@ -25,4 +25,6 @@ class Settings:
     def __post_init__(self) -> None:
         if not isinstance(self.round_to, int):
             raise ConfigError(f"round-to must be a whole number from 1, not {self.round_to!r}")
+        if self.importance == AUTO:  # which stands for what a run begins with
+            raise ConfigError(f"importance must be {NORM} or, for a network that is trained already, {TAYLOR}: {AUTO} is for runs")
         TrainConfig(**vars(self) | {"round_to": str(self.round_to)})
