@@ -6,7 +6,8 @@ averaged over training steps, is the importance: Molchanov, Mallya, Tyree, Frosi
 pruning", 2019 (arXiv 1906.10771).
 
 Gates are put behind normalisations, as there, so that only scales and shifts are read, a few thousand numbers. For channels that no
-normalisation reads they are put behind the layers with a bias that make them.
+normalisation reads they are put behind the layers with a bias that make them. Where a channel fills several positions of a layer, such as
+features after flattening, there is a gate at each.
 """
 
 from collections.abc import Mapping, Sequence
