@@ -114,7 +114,7 @@ class PruneTrain:
         lasso_step: "proximal" shrinks weights right after `optimizer.step()`, by a hook on the optimizer; "subgradient" adds to `.grad`.
         round_to: channel counts are kept at multiples of this.
         importance: what ranks channels for `fade`: "norm", that of their weights, or "taylor", a first-order expansion of the loss over the
-            optimizer steps since the last fade (`docs/methods.md`). For networks that are trained already, "taylor" keeps more accuracy.
+            optimizer steps since the last fade (`docs/methods.md`). For networks that are trained already, "taylor" is a little better.
         scaler: the loop's GradScaler, if it has one.
         ema: an average of the model's weights, made from the model: an `AveragedModel`, or a copy.
 

@@ -88,10 +88,9 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
         _check_not_fine_tuned(path, checkpoint, base, given.get("rewind_epoch", 0))
     if method == GROUP_LASSO:
         chosen = given.get("importance", base.importance)
-        ranking = {
-            "importance": TAYLOR if chosen == AUTO else chosen
-        }  # of trained weights, gradients say more than norms (docs/results.md)
-        return build_config(values, {"prune_at": done, "epochs": done + epochs}, given, ranking)
+        if chosen == AUTO:  # of trained weights, gradients say a little more than norms (docs/results.md)
+            chosen = TAYLOR
+        return build_config(values, {"prune_at": done, "epochs": done + epochs}, given, {"importance": chosen})
     during = (epochs if method == ADMM else 0) if during is None else during
     if method == ADMM and during == 0:
         raise ConfigError("admm acts before it prunes: give --during, the number of epochs in which it acts")
