@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _device
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -134,6 +135,7 @@ def _line() -> str:
 def pretended_gpu() -> Iterator[PretendedGpu]:
     """A machine with one GPU, which torch finds and can use."""
     gpu = PretendedGpu()
+    _device._device_constructors()  # torch remembers at the first call which functions heed a default device: those from before the patches
     enter, leave, make, save = FakeTensorMode.__enter__, FakeTensorMode.__exit__, torch.tensor, torch.save
 
     def pausing(change: int, method: Callable[..., Any]) -> Callable[..., Any]:
