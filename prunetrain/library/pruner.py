@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prunetrain.channels.slicing import Cut, propose_cut
-from prunetrain.config import NORM, TAYLOR, TrainConfig
+from prunetrain.config import NORM, TrainConfig
 from prunetrain.errors import CheckpointError, ConfigError, NetworkFileError, TraceError
 from prunetrain.files import write_atomically, write_text
 from prunetrain.graph.costs import costs
@@ -54,20 +54,16 @@ from prunetrain.graph.render import render
 from prunetrain.library.chosen_filters import keep_filters
 from prunetrain.library.ema import cut_average, find_average
 from prunetrain.library.fade import Fade, weakest_channels
+from prunetrain.library.importance import Args, Kwargs, StepImportance
 from prunetrain.library.network import Network
 from prunetrain.library.optimizer import check_optimizer, prepare_swap
 from prunetrain.library.penalty import Penalty
 from prunetrain.library.settings import Settings
 from prunetrain.library.undisturbed import undisturbed
 from prunetrain.library.wrapping import unwrap
-from prunetrain.methods.taylor import TaylorImportance
-from prunetrain.methods.training_method import MethodState, cut_state
 from prunetrain.paths import NETWORK_NAME
 from prunetrain.regularizers.fused_layers import kernels_work
 from prunetrain.training.events import Change
-
-_Args: TypeAlias = tuple[Any, ...]  # of optimizer.step(), the optimizer first
-_Kwargs: TypeAlias = dict[str, Any]
 
 _OLD_MODEL = "the network has no gradients: call loss.backward() first; after reconfigure(), train the model of its result"
 
@@ -165,8 +161,7 @@ class PruneTrain:
         self._strength: float | None = None
         self._proximal_step_due = False  # whether a proximal step must follow the next optimizer step
         self._fade: Fade | None = None
-        self._importance = _importance(self._network, self._settings)
-        self._gathered = False  # whether `regularize` has gathered importance for the next optimizer step
+        self._importance = StepImportance.wanted(self._network, self._settings)
         self._old_parameters: list[weakref.ref[nn.Parameter]] = []  # from before the last cut, which took their gradients away
         self._closed = False
         self._hooks = [
@@ -218,8 +213,7 @@ class PruneTrain:
         else:
             scale = self._gradient_scale()
             if self._importance is not None:  # of the loss without the lasso
-                self._importance.gather_(scale=scale)
-                self._gathered = True
+                self._importance.gather_(scale)
             self._penalty.add_gradient_(self._strength or 0.0, scale=scale)
 
     @undisturbed()
@@ -247,12 +241,10 @@ class PruneTrain:
         if steps < 1:
             raise ConfigError(f"steps must be 1 or more, not {steps}")
         dense, weights = costs(self._dense).macs, self._penalty.trained_parameters()
-        measured = None if self._importance is None else self._importance.of_channels()
+        measured = None if self._importance is None else self._importance.take()
         channels, left = self._wrapping.ranks.on_rank_zero(
             lambda: weakest_channels(self._network, weights, macs * dense, self._settings, measured)
         )
-        if self._importance is not None:
-            self._importance.reset_()
         self._fade = Fade(self._network.graph, weights, self._average(), channels=channels, steps=steps)
         return left / dense
 
@@ -312,8 +304,7 @@ class PruneTrain:
         if file is not None:
             ranks.on_rank_zero(lambda: _write(file, source, smaller.module))
         model = self._wrapping(smaller.module)
-        gathered = None if self._importance is None else cut_state(self._importance.state_dict(), cut.sources)
-        importance = _importance(smaller, self._settings, gathered)
+        importance = None if self._importance is None else self._importance.cut(smaller, cut.sources)
         # From here on nothing can fail.
         swapped.apply_(self._optimizer)
         if put_average is not None:
@@ -322,7 +313,7 @@ class PruneTrain:
         network.module.zero_grad()  # so that a gradient, later, tells of a loop that continues with the old model
         self._old_parameters = [weakref.ref(parameter) for parameter in network.module.parameters()]
         self._penalty = Penalty(smaller, self._optimizer, self._settings.lasso_groups, kernels=self._kernels)
-        self._proximal_step_due, self._gathered, self._fade = False, False, None
+        self._proximal_step_due, self._fade = False, None
         return Reconfigured(model, self._optimizer, self._ema, _timed(change, start), file)
 
     def _cut(self, keep: Mapping[str, Collection[int]]) -> Cut:
@@ -379,7 +370,7 @@ class PruneTrain:
                 )
             saved = replace(self._network, graph=network)
             penalty = Penalty(saved, self._optimizer, settings.lasso_groups, kernels=self._kernels)
-            importance = _importance(saved, settings, state.get("importance"))
+            importance = StepImportance.wanted(saved, settings, state.get("importance"))
             fade = None if state["fade"] is None else Fade(network, penalty.trained_parameters(), self._average(), **state["fade"])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError, NetworkFileError, TraceError) as error:
             raise CheckpointError(f"this is not what PruneTrain.state_dict() returns ({type(error).__name__}: {error})") from None
@@ -412,33 +403,11 @@ class PruneTrain:
         stage = self._scaler._per_optimizer_states[id(self._optimizer)]["stage"]
         return self._scaler.scale(torch.ones((), device=self._network.device)) if stage is OptState.READY else None
 
-    def _before_step(self, optimizer: Optimizer, args: _Args, kwargs: _Kwargs) -> tuple[_Args, _Kwargs] | None:
-        """Gather importance from the gradients, or have it gathered when the step's closure has computed them."""
-        if self._importance is None:
-            return None
-        if len(args) > 1 and callable(args[1]):  # the first argument is the optimizer
-            return (args[0], self._gathering(args[1]), *args[2:]), kwargs
-        if callable(closure := kwargs.get("closure")):
-            return args, kwargs | {"closure": self._gathering(closure)}
-        self._gather(getattr(optimizer, "grad_scale", None))  # a fused optimizer is given the gradients as they are, with the scale
-        return None
+    def _before_step(self, optimizer: Optimizer, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
+        """Gather importance."""
+        return None if self._importance is None else self._importance.before_step(optimizer, args, kwargs)
 
-    def _gathering(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The closure, gathering importance from the gradients that it leaves."""
-
-        def gathering() -> Any:
-            loss = closure()
-            self._gather(None)
-            return loss
-
-        return gathering
-
-    def _gather(self, scale: Tensor | None) -> None:
-        """Gather importance from gradients multiplied by `scale`, unless `regularize` has."""
-        if self._importance is not None and not self._gathered:
-            self._importance.gather_(scale=scale)
-
-    def _after_step(self, optimizer: Optimizer, args: _Args, kwargs: _Kwargs) -> None:
+    def _after_step(self, optimizer: Optimizer, args: Args, kwargs: Kwargs) -> None:
         """Make a proximal step if `regularize` was called before this optimizer step, and a step of fading.
 
         Raises:
@@ -446,14 +415,15 @@ class PruneTrain:
         """
         if any(_has_gradient(old()) for old in self._old_parameters) and not any(map(_has_gradient, self._network.module.parameters())):
             raise ConfigError(_OLD_MODEL)
-        self._gathered = False
+        if self._importance is not None:
+            self._importance.after_step()
         if self._proximal_step_due:
             self._proximal_step_due = False
             self._shrink()
         if self._fade:
             self._fade.after_step_()
 
-    def _check_other(self, optimizer: Optimizer, args: _Args, kwargs: _Kwargs) -> None:
+    def _check_other(self, optimizer: Optimizer, args: Args, kwargs: Kwargs) -> None:
         """Refuse the step of any optimizer for parameters that a cut has replaced, unless the old model is trained on for itself.
 
         Raises:
@@ -472,20 +442,10 @@ class PruneTrain:
         self._penalty.shrink_(self._strength or 0.0, unless=None if infinite is None else infinite > 0)
 
 
-def _importance(network: Network, settings: Settings, state: MethodState | None = None) -> TaylorImportance | None:
-    """What ranks the channels of a network, from a state or from the beginning; None if their norms do."""
-    if settings.importance != TAYLOR:
-        return None
-    importance = TaylorImportance(network.graph, network.parameters())
-    if state is not None:
-        importance.load_state_dict(state)
-    return importance
-
-
-def _hook(reference: "weakref.WeakMethod[Callable[[Optimizer, _Args, _Kwargs], Any]]") -> Callable[..., Any]:
+def _hook(reference: "weakref.WeakMethod[Callable[[Optimizer, Args, Kwargs], Any]]") -> Callable[..., Any]:
     """Return a hook that calls a pruner's method and does not keep the pruner alive."""
 
-    def hook(optimizer: Optimizer, args: _Args, kwargs: _Kwargs) -> Any:
+    def hook(optimizer: Optimizer, args: Args, kwargs: Kwargs) -> Any:
         method = reference()
         return None if method is None else method(optimizer, args, kwargs)
 
