@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from prunetrain.errors import ConfigError, unknown_name
-from prunetrain.method_settings import GROUP_LASSO, METHODS, METHODS_BY_SETTING, RETRAIN_MODES, check_method
+from prunetrain.method_settings import (
+    FINETUNE,
+    GROUP_LASSO,
+    LR_RESTART,
+    METHODS,
+    METHODS_BY_SETTING,
+    RETRAIN_MODES,
+    REWINDING_MODES,
+    check_method,
+)
 from prunetrain.synonyms import synonym_of
 
 LASSO_INTERVAL = 8  # training steps between two proximal steps, with a target
@@ -152,7 +161,9 @@ class TrainConfig:
     )
     rounds: int = setting(1, "Rounds of pruning and retraining, each of which removes the same share of what remains.")
     retrain: str = setting(
-        "finetune", "How to retrain after each pruning: fine-tune, or rewind the learning rate or weights.", choices=RETRAIN_MODES
+        FINETUNE,
+        "How to retrain after each pruning: fine-tune, restart the learning rate, or rewind it or the weights.",
+        choices=RETRAIN_MODES,
     )
     rewind_epoch: int = setting(0, "Epoch that lr-rewind and weight-rewind return to.")
     save_epochs: tuple[int, ...] = setting((), "Epochs after which to keep a checkpoint, to rewind to.")
@@ -211,11 +222,13 @@ class TrainConfig:
     @property
     def rewinds(self) -> bool:
         """Whether a method rewinds the learning-rate schedule after each pruning."""
-        return self.method != GROUP_LASSO and self.retrain != "finetune"
+        return self.retrain in REWINDING_MODES
 
     @property
     def schedule_epochs(self) -> int:
-        """Length of the learning-rate schedule: all epochs; with rewinding, those up to `rewind_epoch` plus those of one round."""
+        """Length of the learning-rate schedule: all epochs, or those before it restarts, or if it rewinds, those that a round ends with."""
+        if self.retrain == LR_RESTART:
+            return self.prune_at
         return self.rewind_epoch + self.retrain_epochs if self.rewinds else self.epochs
 
     @property

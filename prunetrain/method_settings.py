@@ -36,7 +36,10 @@ METHODS_BY_SETTING = {
 }
 """The methods that read a setting, for those of `METHOD_SETTINGS` that only some read."""
 
-RETRAIN_MODES = ("finetune", "lr-rewind", "weight-rewind", "init-rewind")
+FINETUNE, LR_RESTART = "finetune", "lr-restart"
+REWINDING_MODES = ("lr-rewind", "weight-rewind", "init-rewind")
+RETRAIN_MODES = (FINETUNE, LR_RESTART, *REWINDING_MODES)
+NOTHING_REWOUND = f"{GROUP_LASSO} continues training and rewinds nothing: use --retrain {LR_RESTART} or {FINETUNE} with it"
 
 
 def check_share(what: str, rate: object) -> None:
@@ -59,6 +62,10 @@ def check_method(config: "TrainConfig") -> None:
         check_share(f"layer-rate {layer}", rate)
     if config.method == GROUP_LASSO:
         foreign = [name for name in ("rate", *METHOD_SETTINGS) if getattr(config, name) != getattr(type(config), name)]
+        if config.retrain == LR_RESTART:
+            foreign.remove("retrain")
+        if config.retrain in REWINDING_MODES:
+            raise ConfigError(NOTHING_REWOUND)
         if foreign:
             raise ConfigError(f"{foreign[0].replace('_', '-')} is for the other methods: choose one with --method, or leave it out")
         if config.prune_at > config.epochs:
@@ -90,7 +97,7 @@ def _check_other(config: "TrainConfig") -> None:
         raise ConfigError(f"rho must be above 0 and at most rho-max, {config.rho_max}, not {config.rho}")
     if config.retrain == "init-rewind" and config.rewind_epoch:
         raise ConfigError(f"init-rewind returns to epoch 0, not {config.rewind_epoch}: use weight-rewind for that")
-    if config.retrain != "finetune" and (left == 0 or config.rewind_epoch > config.prune_at):
+    if config.retrain in REWINDING_MODES and (left == 0 or config.rewind_epoch > config.prune_at):
         raise ConfigError(
             f"{config.retrain} needs epochs after --prune-at, which is {config.prune_at} of {config.epochs}, "
             f"and a rewind-epoch of at most that, not {config.rewind_epoch}"

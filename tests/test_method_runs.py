@@ -16,6 +16,7 @@ from prunetrain.graph.load import read_graph
 from prunetrain.library.prune import prune
 from prunetrain.method_settings import FILTER_METHODS, METHOD_SETTINGS, METHODS, METHODS_BY_SETTING
 from prunetrain.methods import entry, names
+from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.optimizers import lr_factor
 from prunetrain.training.pruned_run import pruning_config
@@ -27,7 +28,8 @@ CASES: dict[str, dict[str, Any]] = {
     "fixed mask": MLP | {"method": "magnitude", "rate": 0.9},
     "fixed mask, AdamW": MLP | {"method": "random-weights", "rate": 0.8, "optimizer": "adamw", "lr": 1e-3},
     "ADMM": MLP | {"method": "admm", "rate": 0.9, "prune_at": 3, "rho": 0.01, "rho_factor": 2.0, "rho_max": 0.1},
-    "ADMM on filters": CONVS | {"method": "admm", "rate": 0.5, "prune_at": 2, "structure": "filters", "slice": True, "rho": 0.1},
+    "ADMM on filters": CONVS
+    | {"method": "admm", "rate": 0.5, "prune_at": 2, "structure": "filters", "slice": True, "rho": 0.1, "retrain": "lr-restart"},
     "soft filters": CONVS | {"method": "fpgm", "rate": 0.4, "prune_at": 3},
     "rounds": CONVS | {"method": "filter-l2", "rate": 0.5, "prune_at": 2, "rounds": 2, "retrain": "weight-rewind", "rewind_epoch": 1},
     "tickets": MLP
@@ -186,6 +188,20 @@ def test_the_schedule_goes_back_with_every_round(retrain: str, rewind_epoch: int
     assert [factor(10 * epoch + 5) for epoch in range(7)] == pytest.approx(expected)
 
 
+def test_a_restart_warms_up_and_falls_to_zero_in_every_round() -> None:
+    """After the schedule of the epochs before the pruning, whatever it was."""
+    config = TrainConfig(method="magnitude", rate=0.5, epochs=7, prune_at=3, rounds=2, retrain="lr-restart")
+    factors = list(map(lr_factor(config, steps_per_epoch=10, growth=2.0), range(71)))
+    assert factors[:30] == pytest.approx([2.0] * 10 + [0.2] * 10 + [0.02] * 10)
+    assert factors[30:33] == [1.0, 2.0, 2.0]
+    assert factors[41] == pytest.approx(1.0)  # half of the 18 steps after the warm-up
+    assert 0 < factors[49] < 0.02
+    assert factors[50:70] == factors[30:50]
+    assert factors[70] == 0.0
+    alone = TrainConfig(prune_at=3, epochs=5, retrain="lr-restart")  # the group lasso
+    assert list(map(lr_factor(alone, steps_per_epoch=10, growth=2.0), range(51)))[:50] == factors[:50]
+
+
 @pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
 def test_a_method_that_acts_on_a_trained_network_has_the_learning_rate_of_fine_tuning(trained: Outcome, schedule: str) -> None:
     config = pruning_config(trained.run.last, {"method": "admm", "rate": 0.5, "retrain": "lr-rewind", "schedule": schedule}, during=2)
@@ -194,6 +210,14 @@ def test_a_method_that_acts_on_a_trained_network_has_the_learning_rate_of_fine_t
     factors = [factor(10 * epoch + 5) for epoch in range(8)]
     assert factors[3:5] == [0.1, 0.1]
     assert factors[:3] == factors[5:]
+
+
+def test_also_before_a_restart(trained: Outcome) -> None:
+    given = {"method": "admm", "rate": 0.5, "retrain": "lr-restart"}
+    config = pruning_config(trained.run.last, given, epochs=2, during=2)
+    factors = list(map(lr_factor(config, steps_per_epoch=10), range(70)))
+    assert (config.lr, factors[30:50]) == (CONVS["lr"], [0.1] * 20)
+    assert (factors[50], factors[51], factors[61]) == (0.5, 1.0, pytest.approx(0.5))
 
 
 @pytest.mark.parametrize("changes", [{"prune_at": 2}, {"prune_at": 3, "rewind_epoch": 3}, {"prune_at": 4, "rewind_epoch": 1}], ids=str)
@@ -245,7 +269,7 @@ def test_a_schedule_that_was_not_trained_is_not_trained_again(trained: Outcome, 
     """A fine-tuned run says that its learning rate is constant; its first epochs had another one."""
     asked: dict[str, Any] = {"method": "unit", "output_dir": str(tmp_path)}
     tuned = prune(trained.run.last, **asked, rate=0.2, epochs=1).run
-    with pytest.raises(ConfigError, match="was fine-tuned from epoch 3 on, and has no schedule of the epochs before"):
+    with pytest.raises(ConfigError, match="was retrained from epoch 3 on, and has no schedule of the epochs before"):
         prune(tuned.last, **asked, rate=0.5, retrain="lr-rewind")
     again = prune(tuned.last, **asked, rate=0.5, retrain="lr-rewind", rewind_epoch=3)  # to where fine-tuning began
     assert [line["lr"] for line in again.history[3:]] == pytest.approx([CONVS["lr"] / 10] * 2)
@@ -266,7 +290,34 @@ def test_the_lasso_goes_on_after_training(trained: Outcome, tmp_path: Path) -> N
     outcome = prune(trained.run.last, method="group-lasso", penalty_ratio=0.99, epochs=4, output_dir=str(tmp_path), lr=0.1)
     lines = outcome.history[3:]
     assert 0 < lines[-1]["lasso"] < lines[0]["lasso"]
-    assert {line["lr"] for line in lines} == {0.1}
+    rates = [line["lr"] for line in lines]  # each of the epoch that follows
+    assert 0.1 > rates[0] > rates[1] > rates[2] > rates[3] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "lr-restart"), ({"retrain": "finetune"}, "finetune"), ({"method": "unit"}, "finetune")]
+)
+def test_the_lasso_restarts_the_learning_rate_unless_asked_otherwise(trained: Outcome, given: dict[str, Any], expected: str) -> None:
+    config = pruning_config(trained.run.last, {"method": "group-lasso"} | given)
+    assert (config.retrain, config.epochs) == (expected, 13)
+    assert config.lr == pytest.approx(CONVS["lr"] * (1 if expected == "lr-restart" else 0.1))
+
+
+def test_what_a_restart_leads_to(trained: Outcome, tmp_path: Path) -> None:
+    """A run that is stopped goes on as it began; a finished one is fine-tuned at a tenth of its rate, and has no schedule to rewind."""
+    common: dict[str, Any] = {"method": "group-lasso", "epochs": 2, "output_dir": str(tmp_path)}
+    whole = prune(trained.run.last, **common, name="whole")
+    for name, asked in (("restarted", {}), ("tuned", {"retrain": "finetune"})):
+        assert not prune(trained.run.last, **common, **asked, name=name, observer=Recorder((4, 2))).finished
+        assert prune(trained.run.last, **common, name=name, resume=True).finished
+    runs = {name: load_checkpoint(RunPaths(tmp_path, name).last) for name in ("whole", "restarted", "tuned")}
+    assert [checkpoint.config["retrain"] for checkpoint in runs.values()] == ["lr-restart", "lr-restart", "finetune"]
+    assert_identical(runs["restarted"].model, runs["whole"].model)
+    with pytest.raises(ConfigError, match="--retrain cannot change"):
+        prune(trained.run.last, **common, name="tuned", retrain="lr-restart", resume=True)
+    assert pruning_config(whole.run.last, {"method": "unit", "rate": 0.5}).lr == pytest.approx(CONVS["lr"] / 10)
+    with pytest.raises(ConfigError, match="was retrained from epoch 3 on, and has no schedule of the epochs before"):
+        pruning_config(whole.run.last, {"method": "unit", "rate": 0.5, "retrain": "lr-rewind"})
 
 
 @pytest.fixture(scope="module")

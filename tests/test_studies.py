@@ -211,9 +211,17 @@ def test_group_lasso_trains_as_long_as_the_others_in_all_rounds(tmp_path: Path) 
     }
     study = Study(**common, pruning={"rounds": 3, "scope": "global", "lr": 0.01}, epochs=2)  # type: ignore[arg-type]
     lasso, fpgm = (study.pruning_arguments(cell) for cell in study.cells(0))
-    assert lasso.items() >= {"lr": 0.01, "target_macs": 0.75, "epochs": 6, "lasso_groups": "slices"}.items()
+    assert lasso.items() >= {"lr": 0.01, "target_macs": 0.75, "epochs": 6, "lasso_groups": "slices", "retrain": "finetune"}.items()
     assert not lasso.keys() & {"rounds", "scope", "rate", "during", "penalty_ratio"}
     assert fpgm == {"lr": 0.01, "rounds": 3, "rate": 0.25, "epochs": 2, "during": 1}  # and not the scope, which it does not read
+
+
+def test_all_methods_retrain_alike(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"folder": tmp_path, "training": TrainConfig(), "rates": [0.25], "seeds": [0], "epochs": 4}
+    for given, expected in (({}, "finetune"), ({"retrain": "lr-restart"}, "lr-restart")):
+        study = Study(**common, methods=["group-lasso", "fpgm"], pruning=given)
+        lasso, fpgm = (study.pruning_arguments(cell) for cell in study.cells(0))
+        assert (lasso["retrain"], fpgm.get("retrain", TrainConfig.retrain)) == (expected, expected)
 
 
 @pytest.mark.parametrize("importance", ["auto", "norm", "taylor"])
@@ -278,7 +286,7 @@ def test_a_stopped_study_goes_on(images: Path, tmp_path: Path, monkeypatch: pyte
         ({"methods": "group-lasso", "retrain_epochs": "3"}, "group-lasso prunes while it retrains: give 4 --retrain-epochs or more"),
         (
             {"methods": "group-lasso", "retrain": "lr-rewind"},
-            "group-lasso continues training and rewinds nothing: leave out --retrain, or leave it out of --methods",
+            "group-lasso continues training and rewinds nothing: use --retrain lr-restart or finetune with it",
         ),
         (
             {"methods": "admm"},

@@ -7,16 +7,17 @@ import click
 
 from prunetrain.commands.options import FROM_CHECKPOINT, checkpoint_argument, config_option, flag_settings
 from prunetrain.errors import ConfigError
-from prunetrain.method_settings import METHOD_SETTINGS
+from prunetrain.method_settings import FINETUNE, GROUP_LASSO, LR_RESTART, METHOD_SETTINGS
 from prunetrain.training.stopping import exit_code
 
 _LASSO = ("penalty_ratio", "target_macs", "target_by", "importance", "prune_interval", "round_to")
+_RETRAIN = f"{FINETUNE}; for {GROUP_LASSO}, {LR_RESTART}"
 _TRAINING = ("batch_size", "weight_decay", *_LASSO, "data_dir", "workers", "device", "seed", "checkpoint_minutes")
 
 
 def _options(function: Any) -> Any:
     for name in reversed(METHOD_SETTINGS):
-        function = config_option(name)(function)
+        function = config_option(name, default=_RETRAIN if name == "retrain" else None)(function)
     for name in reversed(_TRAINING):
         function = config_option(name, default=FROM_CHECKPOINT)(function)
     return function
@@ -53,7 +54,10 @@ class _ResumeAutoCommand(click.Command):
     metavar="N",
     help="Epochs in which the method acts before it prunes.  [default: 0; admm: as --epochs]",
 )
-@config_option("lr", default="a tenth of the checkpoint's; the checkpoint's own if that was fine-tuned already, or when rewinding")
+@config_option(
+    "lr",
+    default="for lr-restart and when rewinding, the checkpoint's; for finetune a tenth of it, or the same if that was fine-tuned already",
+)
 @_options
 @click.option("--name", help="Name of the new run.  [default: that of CHECKPOINT's run plus the method]")
 @config_option("output_dir", default="where the run of CHECKPOINT is")

@@ -9,7 +9,7 @@ import click
 from prunetrain.commands.options import config_options_except, flag_settings, resolve_config
 from prunetrain.commands.result_printer import ResultPrinter, print_how_to_continue
 from prunetrain.errors import ConfigError
-from prunetrain.method_settings import METHOD_SETTINGS
+from prunetrain.method_settings import FINETUNE, METHOD_SETTINGS
 from prunetrain.studies import defaults
 
 _Value = TypeVar("_Value", int, float)
@@ -37,9 +37,12 @@ def _comma_separated(values: Iterable[str | float]) -> str:
     "--retrain-epochs",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Epochs of retraining after each pruning; group-lasso prunes in these.  [default: 0; when rewinding, the rest of the schedule]",
+    help="Epochs of retraining after each pruning; group-lasso prunes in these.  "
+    "[default: 0; for lr-restart 10; when rewinding, the rest of the schedule]",
 )
-@click.option("--retrain-lr", type=float, help="Learning rate of fine-tuning.  [default: a tenth of --lr]")
+@click.option(
+    "--retrain-lr", type=float, help="Learning rate of retraining.  [default: a tenth of --lr; for lr-restart and when rewinding, --lr]"
+)
 @click.option(
     "--during",
     type=click.IntRange(min=0),
@@ -93,7 +96,7 @@ def command(
         rates=_numbers(rates, "rates", float),
         seeds=_numbers(seeds, "seeds", int),
         pruning=pruning,
-        epochs=0 if retrain_epochs is None and pruning.get("retrain", "finetune") == "finetune" else retrain_epochs,
+        epochs=0 if retrain_epochs is None and pruning.get("retrain", FINETUNE) == FINETUNE else retrain_epochs,
         during=during,
         keep_runs=keep_runs,
     )

@@ -3,6 +3,7 @@
 In: a checkpoint and what to remove. Out: a run with network files, checkpoints and metrics.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ from prunetrain.paths import RunPaths, checkpoint_of, newest_run
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.events import Observer
 from prunetrain.training.pruned_run import create_pruned_run, pruning_config, read_pruning_source
-from prunetrain.training.run import CHANGEABLE, Outcome, continue_run, start_run
-from prunetrain.training.stored_config import stored_config
+from prunetrain.training.run import CHANGEABLE, Outcome, config_of, continue_run, start_run
 
 
 def prune(
@@ -58,29 +58,41 @@ def prune(
     config = pruning_config(path, given, epochs=epochs, during=during)
     listener = observer or Observer()
     run = newest_run(Path(config.output_dir), config.name) if resume else None
+    began = None if run is None else _began_with(run, given)
+    if began is not None:  # runs of older versions fine-tune
+        config = pruning_config(path, given | {"retrain": began.retrain}, epochs=epochs, during=during)
     source = read_pruning_source(path, config)
     create = partial(create_pruned_run, source)
     if run is None:
         check_ignored_settings(given, config)
         return start_run(config, listener, create)
-    _check_prune_epoch(run, config)
+    if began is not None:
+        _check_prune_epoch(run, began, config)
     kept = CHANGEABLE - {"epochs"} | {"importance"}  # the run's own, unless given; runs of older versions rank by norm
     overrides = {key: value for key, value in config.to_dict().items() if key not in kept or key in given}
     return continue_run(run, config, overrides, listener, create, first=source.checkpoint.progress.epoch)
 
 
-def _check_prune_epoch(run: RunPaths, config: TrainConfig) -> None:
+def _began_with(run: RunPaths, given: Mapping[str, Any]) -> TrainConfig | None:
+    """The settings of a run; None if its last checkpoint is unreadable: it then continues from an older one, or starts again.
+
+    Raises:
+        ConfigError: if another way to retrain is asked for, from which other settings would follow.
+    """
+    try:
+        return config_of(run.last, load_checkpoint(run.last), {"retrain": given["retrain"]} if "retrain" in given else {})
+    except CheckpointError:
+        return None
+
+
+def _check_prune_epoch(run: RunPaths, began: TrainConfig, config: TrainConfig) -> None:
     """Refuse to continue a run that prunes after another epoch, which follows from the checkpoint and `during`, not from the run's name.
 
     Raises:
         ConfigError: for such a run.
     """
-    try:
-        began = stored_config(run.last, load_checkpoint(run.last)).prune_at
-    except CheckpointError:  # the run then continues from an older checkpoint, or starts again
-        return
-    if began != config.prune_at:
+    if began.prune_at != config.prune_at:
         raise ConfigError(
-            f"run {run.name} prunes after epoch {began}, but this command would prune after epoch {config.prune_at}: "
+            f"run {run.name} prunes after epoch {began.prune_at}, but this command would prune after epoch {config.prune_at}: "
             "give the checkpoint and --during that the run began with, or leave out --resume"
         )

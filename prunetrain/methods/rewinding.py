@@ -1,6 +1,7 @@
 """Where retraining starts after pruning: which weights, and which part of the learning-rate schedule.
 
     finetune        weights as pruned, at a low learning rate                           Han et al., 2015, arXiv 1506.02626
+    lr-restart      weights as pruned, a warm-up and a cosine from the full rate        Le and Hua, 2021, arXiv 2105.03193
     lr-rewind       weights as pruned, the schedule again from epoch k                  Renda et al., 2020, arXiv 2003.02389
     weight-rewind   weights of epoch k, the schedule again from there                   Frankle et al., 2019, arXiv 1903.01611
     init-rewind     weights of epoch 0, the whole schedule (the lottery ticket)         Frankle and Carbin, 2019, arXiv 1803.03635

@@ -20,7 +20,18 @@ from prunetrain.errors import ConfigError, unknown_name
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.library.prune import prune
-from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS, METHODS, METHODS_BY_SETTING, STRUCTURED_METHODS, check_share
+from prunetrain.method_settings import (
+    ADMM,
+    FINETUNE,
+    GROUP_LASSO,
+    METHOD_SETTINGS,
+    METHODS,
+    METHODS_BY_SETTING,
+    NOTHING_REWOUND,
+    REWINDING_MODES,
+    STRUCTURED_METHODS,
+    check_share,
+)
 from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
 from prunetrain.paths import RunPaths
 from prunetrain.studies.defaults import EXCLUDED_SETTINGS
@@ -104,12 +115,17 @@ class Study:
             )
         if GROUP_LASSO not in self.methods:
             return
-        if self.pruning.get("retrain", "finetune") != "finetune":
-            raise ConfigError("group-lasso continues training and rewinds nothing: leave out --retrain, or leave it out of --methods")
+        if self._retrain in REWINDING_MODES:
+            raise ConfigError(NOTHING_REWOUND)
         if self.epochs is not None and self.epochs * self._rounds < _MIN_EPOCHS:
             raise ConfigError(
                 f"group-lasso prunes while it retrains: give {_MIN_EPOCHS} --retrain-epochs or more, or leave it out of --methods"
             )
+
+    @property
+    def _retrain(self) -> str:
+        """How all methods retrain, the group lasso included, so that they compare."""
+        return str(self.pruning.get("retrain", FINETUNE))
 
     @property
     def _rounds(self) -> int:
@@ -141,7 +157,8 @@ class Study:
             own = {name: value for name, value in self.pruning.items() if name not in METHOD_SETTINGS}
             aim = {"target_macs": 1 - cell.rate} if cell.rate else {"target_macs": 0.0, "penalty_ratio": 0.0, "importance": NORM}
             lasso = {name: getattr(self.training, name) for name in LASSO_SETTINGS if name not in EXCLUDED_SETTINGS}
-            return {**own, **lasso, **aim, "epochs": self.epochs if self.epochs is None else self.epochs * self._rounds}
+            epochs = self.epochs if self.epochs is None else self.epochs * self._rounds
+            return {**own, **lasso, **aim, "retrain": self._retrain, "epochs": epochs}
         acts = cell.method == ADMM or _decides_channels(cell.method)
         during = self.during if acts or self.during is None else 0
         return {**_applicable_settings(self.pruning, cell.method), "rate": cell.rate, "epochs": self.epochs, "during": during}

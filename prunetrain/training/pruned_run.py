@@ -18,7 +18,7 @@ from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_source
 from prunetrain.graph.parse import parse
-from prunetrain.method_settings import ADMM, GROUP_LASSO, METHOD_SETTINGS
+from prunetrain.method_settings import ADMM, FINETUNE, GROUP_LASSO, LR_RESTART, METHOD_SETTINGS, NOTHING_REWOUND, REWINDING_MODES
 from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
 from prunetrain.paths import RunPaths, run_of_checkpoint
 from prunetrain.training.checkpoints import Checkpoint, load_checkpoint
@@ -73,19 +73,19 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
     method = given.get("method", GROUP_LASSO)
     values = base.to_dict() | {name: getattr(TrainConfig, name) for name in ("rate", "prune_at", *METHOD_SETTINGS)}
     values |= {"name": f"{run_of_checkpoint(path).name}-{method.replace(':', '-')}", "save_epochs": ()}
-    retrain = given.get("retrain", TrainConfig.retrain)
+    retrain = given.get("retrain", LR_RESTART if method == GROUP_LASSO else FINETUNE)
     if method == GROUP_LASSO:
-        if retrain != "finetune":
-            raise ConfigError("group-lasso continues training and rewinds nothing: leave out --retrain")
+        if retrain in REWINDING_MODES:
+            raise ConfigError(NOTHING_REWOUND)
         if during:
             raise ConfigError("group-lasso prunes while it trains: leave out --during")
         values["penalty_ratio"] = base.penalty_ratio or TrainConfig.penalty_ratio  # the run may have been trained without it
     else:
         values["dynamic_batch"] = False
-    epochs, schedule = _retraining(base, given, epochs)
-    values |= schedule
-    if retrain != "finetune":
-        _check_not_fine_tuned(path, checkpoint, base, given.get("rewind_epoch", 0))
+    epochs, schedule = _retraining(base, retrain, given.get("rewind_epoch", 0), epochs, done)
+    values |= schedule | {"retrain": retrain}
+    if retrain in REWINDING_MODES:
+        _check_trained_whole(path, checkpoint, base, given.get("rewind_epoch", 0))
     if method == GROUP_LASSO:
         chosen = given.get("importance", base.importance)
         if chosen == AUTO:  # of trained weights, gradients say a little more than norms (docs/results.md)
@@ -98,32 +98,38 @@ def pruning_config(path: Path, given: Mapping[str, Any], *, epochs: int | None =
     return build_config(values, {"prune_at": done + during, "epochs": done + during + rounds * epochs}, given)
 
 
-def _retraining(base: TrainConfig, given: Mapping[str, Any], epochs: int | None) -> tuple[int, dict[str, Any]]:
-    """The number of epochs after each pruning, and their schedule: a small constant learning rate, or the run's own, rewound.
+def _retraining(base: TrainConfig, retrain: str, rewind_epoch: int, epochs: int | None, done: int) -> tuple[int, dict[str, Any]]:
+    """The number of epochs after each pruning, and the schedule of this and of the epochs before, in which a method acts.
 
     Args:
         base: the settings of the run that is pruned.
-        given: settings that differ.
+        retrain: one of `RETRAIN_MODES`.
+        rewind_epoch: where a rewound schedule begins.
         epochs: number of epochs asked for.
+        done: number of epochs that the run has trained.
 
     Raises:
         ConfigError: if a rewound schedule has a different number of epochs left.
     """
-    if given.get("retrain", "finetune") == "finetune":
-        tuned = base.schedule == "constant" and base.prune_at > 0  # by this function already, or by a similar schedule of its own
-        schedule = {"schedule": "constant", "warmup_epochs": 0, "lr": base.lr if tuned else base.lr * FINE_TUNING_LR_FACTOR}
+    constant = {"schedule": "constant", "warmup_epochs": 0}
+    if retrain == FINETUNE:
+        tuned = base.schedule == "constant" and base.prune_at > 0 and base.retrain != LR_RESTART  # by this function, or its like
+        schedule = constant | {"lr": base.lr if tuned else base.lr * FINE_TUNING_LR_FACTOR}
         return EPOCHS if epochs is None else epochs, schedule
-    rest = base.schedule_epochs - given.get("rewind_epoch", 0)
+    if retrain == LR_RESTART:
+        fine_tuning = {"schedule": "step", "warmup_epochs": 0, "milestones": (done,), "lr_gamma": FINE_TUNING_LR_FACTOR}
+        return EPOCHS if epochs is None else epochs, fine_tuning if done else constant
+    rest = base.schedule_epochs - rewind_epoch
     if epochs not in (None, rest) or rest < 1:
         raise ConfigError(
-            f"{given['retrain']} repeats the run's schedule of {base.schedule_epochs} epochs from its rewind-epoch on: "
+            f"{retrain} repeats the run's schedule of {base.schedule_epochs} epochs from its rewind-epoch on: "
             + ("leave out --epochs" if rest > 0 else f"give a rewind-epoch under {base.schedule_epochs}")
         )
     return rest, {}
 
 
-def _check_not_fine_tuned(path: Path, checkpoint: Checkpoint, config: TrainConfig, first: int) -> None:
-    """Refuse to repeat a schedule of which the run has trained only the end, as a fine-tuned run has.
+def _check_trained_whole(path: Path, checkpoint: Checkpoint, config: TrainConfig, first: int) -> None:
+    """Refuse to repeat a schedule of which the run has trained only the end, as a fine-tuned run has, or one that it has restarted.
 
     Args:
         path: the checkpoint.
@@ -134,12 +140,13 @@ def _check_not_fine_tuned(path: Path, checkpoint: Checkpoint, config: TrainConfi
     Raises:
         ConfigError: for such a run.
     """
-    if config.schedule != "constant" or config.warmup_epochs or config.rewinds:
+    restarted = config.retrain == LR_RESTART
+    if not restarted and (config.schedule != "constant" or config.warmup_epochs or config.rewinds):
         return
     before = [line["lr"] for line in checkpoint.progress.history if first <= line["epoch"] < config.prune_at]
-    if not all(isclose(lr, config.lr) for lr in before):
+    if restarted or not all(isclose(lr, config.lr) for lr in before):
         raise ConfigError(
-            f"{path} was fine-tuned from epoch {config.prune_at} on, and has no schedule of the epochs before: prune a checkpoint of the "
+            f"{path} was retrained from epoch {config.prune_at} on, and has no schedule of the epochs before: prune a checkpoint of the "
             "run that it was made from, or leave out --retrain"
         )
 
