@@ -1,4 +1,4 @@
-"""Rewinding against fine-tuning: the same network pruned by magnitude at the same rates, retrained in different ways for equally long.
+"""Rewinding and restarting against fine-tuning: a network pruned by magnitude at the same rates, retrained in different ways, as long.
 
     python benchmarks/rewinding.py runs/rewinding --epochs 10 --rewind-epoch 1 --rates 0.5,0.8,0.9,0.95 --seeds 0,1 -- \
         --model lenet5 --dataset npz --data-dir data/cifar10.npz
@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 
 from prunetrain.files import write_text
+from prunetrain.method_settings import FINETUNE, LR_RESTART
 from prunetrain.studies.plot import plot_sparsity
 from prunetrain.studies.records import DENSE
 from prunetrain.studies.summary import points, table
 
-WAYS = ("finetune", "lr-rewind", "weight-rewind")
+WAYS = (FINETUNE, LR_RESTART, "lr-rewind", "weight-rewind")
 
 
 def main() -> None:
@@ -38,7 +39,8 @@ def main() -> None:
         folder = arguments.folder / way
         _share_dense(arguments.folder / WAYS[0], folder)
         rest = arguments.epochs - arguments.rewind_epoch
-        how = ["--retrain-epochs", str(rest)] if way == "finetune" else ["--retrain", way, "--rewind-epoch", str(arguments.rewind_epoch)]
+        length = ("--retrain-epochs", rest) if way in (FINETUNE, LR_RESTART) else ("--rewind-epoch", arguments.rewind_epoch)
+        how = ["--retrain", way, *map(str, length)]
         grid = ["--methods", "magnitude", "--rates", arguments.rates, "--seeds", arguments.seeds, "--plot", "none"]
         training = ["--epochs", str(arguments.epochs), "--save-epochs", str(arguments.rewind_epoch), *flags]
         subprocess.run([sys.executable, "-m", "prunetrain", "study", folder, *grid, *how, *training], check=True)
