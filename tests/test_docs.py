@@ -28,7 +28,8 @@ from runs import invoke, write_images
 import prunetrain
 from prunetrain.commands import COMMANDS, main
 from prunetrain.commands.options import resolve_config
-from prunetrain.config import build_config
+from prunetrain.config import build_config, flag_of
+from prunetrain.training.run import CHANGEABLE
 
 SHOWN = [shown for path in DOCUMENTS for shown in commands(path)]
 OURS = [shown for shown in SHOWN if shown.words[0] == "prunetrain" and len(shown.words) > 1]
@@ -150,6 +151,12 @@ def test_settings_are_settings() -> None:
     assert files
     for values in files:
         build_config(values)
+
+
+def test_settings_that_may_change_on_resume() -> None:
+    text = (TOP / "docs" / "reliability.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"These may be given anew: (.*?)\. Any other", text, re.DOTALL)
+    assert sorted(re.findall(r"`(--[a-z-]+)`", listed)) == sorted(map(flag_of, CHANGEABLE))
 
 
 # Run: what is cheap.
