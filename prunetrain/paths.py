@@ -67,6 +67,11 @@ class RunPaths:
         return self.checkpoints / METRICS
 
     @property
+    def timings(self) -> Path:
+        """What `--round-to auto` has chosen."""
+        return self.checkpoints / "timings.json"
+
+    @property
     def tensorboard(self) -> Path:
         """The folder of TensorBoard's event files, with `--tensorboard`."""
         return self.checkpoints / "tensorboard"

@@ -96,7 +96,7 @@ def choose_granularity(state: TrainState, proposal: Proposal) -> Granularity:
         return state.config.granularity
     if proposal.plan(1).keep.all():  # nothing can be cut
         return 1
-    path = state.run.checkpoints / "timings.json"
+    path = state.run.timings
     notes, key = _read(path), _key(state, proposal)
     if key not in notes.choices:
         start = time.perf_counter()
