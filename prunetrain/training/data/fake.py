@@ -32,12 +32,11 @@ def load(config: TrainConfig, device: torch.device) -> InMemory:
     if config.val_split:
         train, val = hold_out(train, config.val_split)
     return InMemory(
+        config,
+        device,
         train,
         val,
         class_names=[str(label) for label in range(num_classes)],
         statistics=UNIFORM,
-        augmentation=Augmentation.natural(side, side) if config.augment else None,
-        seed=config.seed,
-        device=device,
-        channels_last=config.channels_last,
+        augmentation=Augmentation.natural(side, side),
     )

@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 
+from prunetrain.config import TrainConfig
 from prunetrain.training.data.augmentation import Augmentation, pad
 from prunetrain.training.data.base import WHOLE, Batch, Normalizer, Share, Split, Statistics, epoch_generator
 
@@ -21,17 +22,16 @@ class InMemory:
 
     def __init__(
         self,
+        config: TrainConfig,
+        device: torch.device,
         train: Split,
         val: Split,
         *,
         class_names: Sequence[str],
         statistics: Statistics,
-        augmentation: Augmentation | None,
-        seed: int,
-        device: torch.device,
-        channels_last: bool,
+        augmentation: Augmentation,
     ) -> None:
-        """Move both splits to `device`, in the memory format of the batches; `augmentation` None leaves images unchanged."""
+        """Move both splits to `device`, in the memory format of the batches; `augmentation` acts unless the settings turn it off."""
         channels, height, width = train.images.shape[1:]
         self.input_shape = (channels, height, width)
         self.class_names = tuple(class_names)
@@ -41,12 +41,12 @@ class InMemory:
         self.train_counts, self.val_counts = (
             tuple(torch.bincount(split.labels, minlength=self.num_classes).tolist()) for split in (train, val)
         )
-        self._augmentation = augmentation or Augmentation(padding=0, flip=False)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._augmentation = augmentation if config.augment else Augmentation(padding=0, flip=False)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
         padded = pad(train.images.to(device), self._augmentation.padding, layout)  # once for all, not in every step
         self._train = Split(padded, train.labels.to(device))
         self._val = Split(val.images.to(device).contiguous(memory_format=layout), val.labels.to(device))
-        self._seed = seed
+        self._seed = config.seed
         self._device = device
         self.normalize_by(statistics)
 

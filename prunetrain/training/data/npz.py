@@ -38,14 +38,13 @@ def load(config: TrainConfig, device: torch.device) -> InMemory:
     channels, height, width = train.images.shape[1:]
     natural = Augmentation.natural(height, width)
     return InMemory(
+        config,
+        device,
         train,
         val,
         class_names=[str(label) for label in range(int(train.labels.max()) + 1)],
         statistics=Statistics.of(train.images),
-        augmentation=Augmentation(natural.padding, flip=channels == 3) if config.augment else None,
-        seed=config.seed,
-        device=device,
-        channels_last=config.channels_last,
+        augmentation=Augmentation(natural.padding, flip=channels == 3),
     )
 
 
@@ -53,14 +52,13 @@ def load_digits(config: TrainConfig, device: torch.device) -> InMemory:
     """Load the 1,797 real 8x8 images that ship with the package; digits.LICENSE.md names their source."""
     train, val = read(DIGITS, val_split=config.val_split)
     return InMemory(
+        config,
+        device,
         train,
         val,
         class_names=[str(digit) for digit in range(10)],
         statistics=DIGITS_STATISTICS,
-        augmentation=Augmentation(padding=1, flip=False) if config.augment else None,
-        seed=config.seed,
-        device=device,
-        channels_last=config.channels_last,
+        augmentation=Augmentation(padding=1, flip=False),
     )
 
 

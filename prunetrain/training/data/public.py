@@ -65,13 +65,12 @@ def load(config: TrainConfig, device: torch.device) -> InMemory:
     except Exception as error:  # torchvision's readers raise anything on damaged files
         raise DataError(f"{folder} is incomplete or damaged ({one_line(error)}): delete it and pass --download") from error
     return InMemory(
+        config,
+        device,
         *splits,
         class_names=[name.split(" - ")[0] for name in train.classes],  # MNIST's are like "7 - seven"
         statistics=public.statistics,
-        augmentation=public.augmentation if config.augment else None,
-        seed=config.seed,
-        device=device,
-        channels_last=config.channels_last,
+        augmentation=public.augmentation,
     )
 
 
