@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO
@@ -54,6 +55,12 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes as `write_atomically` does."""
     write_atomically(path, lambda file: file.write(content))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file as `write_atomically` writes one."""
+    with source.open("rb") as content:
+        write_atomically(target, lambda file: shutil.copyfileobj(content, file))
 
 
 def check_overwrite(*paths: Path, force: bool) -> None:

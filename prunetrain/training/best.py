@@ -4,12 +4,11 @@ In: a run, `last.pt` of its newest epoch. Out: a copy of it, if that epoch has t
 Epochs of a larger network, or of one with more weights, do not count: a cut or a pruning starts the comparison again.
 """
 
-import shutil
 from collections.abc import Iterator
 from itertools import takewhile
 
 from prunetrain.errors import CheckpointError
-from prunetrain.files import write_atomically
+from prunetrain.files import copy_file
 from prunetrain.method_settings import GROUP_LASSO
 from prunetrain.training.checkpoints import load_checkpoint
 from prunetrain.training.events import Metrics
@@ -46,8 +45,7 @@ def keep_best(state: TrainState) -> None:
     if best is None:
         state.run.best.unlink(missing_ok=True)
     elif best == state.progress.epoch:
-        with state.run.last.open("rb") as source:
-            write_atomically(state.run.best, lambda target: shutil.copyfileobj(source, target))
+        copy_file(state.run.last, state.run.best)
 
 
 def restore_best(state: TrainState) -> None:

@@ -4,12 +4,11 @@ In: the folders of a run, as left by a process that ended at any instant. Out: t
 uninterrupted run would have at that point.
 """
 
-import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from prunetrain.errors import CheckpointError, NetworkFileError, PruneTrainError
-from prunetrain.files import remove_leftovers, write_atomically
+from prunetrain.files import copy_file, remove_leftovers
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
 from prunetrain.training.checkpoints import Progress
@@ -82,8 +81,7 @@ def roll_back_to(run: RunPaths, checkpoint: Path, epoch: int, say: Callable[[str
         OutputError: if last.pt cannot be written.
     """
     if checkpoint.name != run.last.name:
-        with checkpoint.open("rb") as source:
-            write_atomically(run.last, lambda target: shutil.copyfileobj(source, target))
+        copy_file(checkpoint, run.last)
     for files in (run.checkpoint_files(), run.network_files()):
         later = [path for number, path in files.items() if number > epoch]
         for path in reversed(later):
