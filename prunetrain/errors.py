@@ -13,6 +13,7 @@ PruneTrainError
 """
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 
 
@@ -71,6 +72,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY_MESSAGES)
+
+
+def system_reason(error: OSError) -> str:
+    """Why the system refused something, to end a message with: "no such file or directory"; for a full disk, what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; free some space and run again"
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{reason[:1].lower()}{reason[1:]}"
 
 
 def abbreviate_names(names: Sequence[str], shown: int = 3) -> str:

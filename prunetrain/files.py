@@ -14,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from prunetrain.errors import ConfigError, OutputError
+from prunetrain.errors import ConfigError, OutputError, system_reason
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
@@ -148,10 +148,7 @@ def output_error(path: Path, error: BaseException) -> OutputError:
         cause = cause.__context__
     if cause is None:
         raise error
-    reason = cause.strerror or str(cause)
-    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason = "the disk is full; free some space and run again"
-    return OutputError(f"cannot write {path}: {reason[:1].lower()}{reason[1:]}")
+    return OutputError(f"cannot write {path}: {system_reason(cause)}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -676,7 +676,7 @@ def test_load_network_gives_a_module(tmp_path: Path) -> None:
             b"# -*- coding: rot13 -*-\n" + NETWORK.replace("import torch\n", "import os\n").encode(),
             "net.py:4: a network file may import only torch",
         ),
-        ("folder", "net.py: not a network file: Is a directory"),
+        ("folder", "net.py: not a network file: is a directory"),
     ],
 )
 def test_files_that_cannot_be_read(content: bytes | str | None, message: str, tmp_path: Path) -> None:

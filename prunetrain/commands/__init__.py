@@ -6,7 +6,6 @@ nothing heavier.
 """
 
 import difflib
-import errno
 import importlib
 import os
 import platform
@@ -16,7 +15,7 @@ from typing import Any
 
 import click
 
-from prunetrain.errors import PruneTrainError, is_out_of_memory, unknown_name
+from prunetrain.errors import PruneTrainError, is_out_of_memory, system_reason, unknown_name
 from prunetrain.foreign.refusal import printable
 from prunetrain.synonyms import synonym_of
 from prunetrain.training.stopping import StopRequested, exit_code, stopping_on_signals
@@ -143,11 +142,7 @@ def _usage_line(error: click.ClickException) -> str:
 
 def _system_line(error: OSError) -> str:
     """Say in one line what the system refused, and for which file."""
-    reason = error.strerror or str(error) or type(error).__name__
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason = "the disk is full; free some space and run again"
-    where = f"{error.filename}: " if error.filename is not None else ""
-    return f"{where}{reason[:1].lower()}{reason[1:]}"
+    return (f"{error.filename}: " if error.filename is not None else "") + system_reason(error)
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from prunetrain.errors import NetworkFileError
+from prunetrain.errors import NetworkFileError, system_reason
 from prunetrain.foreign.opening import read_text
 from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.graph.layergraph import LayerGraph
@@ -31,7 +31,7 @@ def read_source(path: Path) -> str:
     except UnicodeDecodeError:
         raise NetworkFileError(f"{path}: not a network file: not UTF-8 text") from None
     except OSError as error:
-        raise NetworkFileError(f"{path}: not a network file: {error.strerror}") from None
+        raise NetworkFileError(f"{path}: not a network file: {system_reason(error)}") from None
     except RefusedFileError as refused:
         raise NetworkFileError(f"{path}: not a network file: {refused}") from None
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetrain.errors import ConfigError
+from prunetrain.errors import ConfigError, system_reason
 from prunetrain.foreign.refusal import RefusedFileError, printable
 from prunetrain.foreign.safetensors_files import check_safetensors
 from prunetrain.models.constructing import require
@@ -129,7 +129,7 @@ def _torch_file(path: Path) -> Any:
     try:
         return load_torch_file(path)
     except OSError as error:
-        raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise ConfigError(f"{path}: {system_reason(error)}") from None
     except RefusedFileError as refused:
         raise ConfigError(f"{path}: damaged, or not a file of weights ({refused}): write torch.save(model.state_dict(), FILE)") from None
 
@@ -140,7 +140,7 @@ def _safetensors(path: Path) -> Any:
         check_safetensors(path)
         return load_file(path)
     except OSError as error:
-        raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise ConfigError(f"{path}: {system_reason(error)}") from None
     except RefusedFileError as refused:
         raise ConfigError(f"{path}: damaged, or not a file of weights ({refused})") from None
     except Exception as error:  # it has an error class of its own

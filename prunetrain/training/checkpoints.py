@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from prunetrain.errors import CheckpointError, NetworkFileError, suggest
+from prunetrain.errors import CheckpointError, NetworkFileError, suggest, system_reason
 from prunetrain.files import resolve_links, write_atomically
 from prunetrain.foreign.refusal import RefusedFileError, quoted
 from prunetrain.graph.load import read_source, sha256_of
@@ -97,7 +97,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         content = load_torch_file(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise CheckpointError(f"{path}: {system_reason(error)}") from None
     except RefusedFileError as refused:
         raise CheckpointError(f"{path}: damaged, or not a checkpoint of prunetrain ({refused})") from None
     return _checked(path, content)

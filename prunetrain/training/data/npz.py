@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from prunetrain.config import TrainConfig
-from prunetrain.errors import DataError
+from prunetrain.errors import DataError, system_reason
 from prunetrain.foreign.arrays import ArrayFile, ArrayHeader
 from prunetrain.foreign.memory import available_memory, format_bytes
 from prunetrain.foreign.opening import open_regular
@@ -81,7 +81,7 @@ def read(path: Path, *, val_split: float = 0.0) -> tuple[Split, Split]:
         with open_regular(path) as file:
             arrays = _read_arrays(path, ArrayFile(file), ("train",) if val_split else ("train", "test"))
     except OSError as error:
-        raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        raise DataError(f"{path}: {system_reason(error)}") from error
     except RefusedFileError as refused:
         raise DataError(f"{path} cannot be read as .npz ({refused}): write it with {_SAVE_EXAMPLE}") from refused
     _check_values(path, arrays)

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from prunetrain.errors import ConfigError, unknown_name
+from prunetrain.errors import ConfigError, system_reason, unknown_name
 from prunetrain.foreign.opening import read_text
 from prunetrain.foreign.refusal import RefusedFileError
 from prunetrain.foreign.toml_json import MAX_BYTES, read_json, read_toml
@@ -54,7 +54,7 @@ def load_config_file(path: str | Path) -> dict[str, Any]:
         text = read_text(path, MAX_BYTES).removeprefix("\ufeff")  # the mark that Windows' editors begin a file with
         settings = read_toml(text) if path.suffix.lower() == ".toml" else read_json(text)
     except OSError as error:
-        raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        raise ConfigError(f"{path}: {system_reason(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8") from error
     except json.JSONDecodeError as error:
