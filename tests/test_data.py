@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from prunetrain.config import TrainConfig
 from prunetrain.errors import ConfigError, abbreviate_names
+from prunetrain.foreign.refusal import one_line
 from prunetrain.training.data import DATASETS, DataSource, fake, load_data, memory
-from prunetrain.training.data.base import Share, Statistics, epoch_generator, one_line
+from prunetrain.training.data.base import Share, Statistics, epoch_generator
 from prunetrain.training.data.npz import DIGITS, DIGITS_STATISTICS
 from prunetrain.training.data.public import PUBLIC_SETS
 

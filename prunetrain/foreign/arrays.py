@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from prunetrain.foreign.archives import ARCHIVE_ERRORS, open_archive
-from prunetrain.foreign.refusal import RefusedFileError
+from prunetrain.foreign.refusal import RefusedFileError, one_line
 
 _MAX_ENTRIES: Final = 10_000
 _MAX_HEADER: Final = 2**16  # bytes; numpy itself reads as many as the header declares
@@ -65,7 +65,7 @@ class ArrayFile:
                 array: np.ndarray[Any, Any] = npy.read_array(stream, allow_pickle=False)
                 stream.read(1)  # the checksum is compared at the end
         except (*ARCHIVE_ERRORS, MemoryError) as error:
-            raise RefusedFileError(f"{name}: {_one_line(error)}") from None
+            raise RefusedFileError(f"{name}: {one_line(error)}") from None
         return array
 
     def _header(self, name: str) -> ArrayHeader:
@@ -81,7 +81,7 @@ class ArrayFile:
         except RefusedFileError:
             raise
         except Exception as error:  # numpy parses the header as Python, which may raise anything
-            raise RefusedFileError(f"{name}: {_one_line(error)}") from None
+            raise RefusedFileError(f"{name}: {one_line(error)}") from None
         header = ArrayHeader(shape, dtype)
         if dtype.hasobject:
             raise RefusedFileError(f"{name} holds Python objects, which are not read")
@@ -95,8 +95,3 @@ class ArrayFile:
 def _quiet() -> "warnings.catch_warnings[None]":
     """Suppress numpy's warnings about headers written by Python 2."""
     return warnings.catch_warnings(action="ignore")
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

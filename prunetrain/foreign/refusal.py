@@ -25,5 +25,14 @@ def quoted(word: object) -> str:
     """Return a word from a foreign file as error messages show it: quoted, escaped, and short."""
     if isinstance(word, str):
         return repr(word[:60] + "..." if len(word) > 60 else word)
-    text = printable(repr(word))
-    return text if len(text) <= 200 else text[:197] + "..."
+    return shortened(printable(repr(word)))
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of a library's exception as error messages show it: without line breaks, escaped, and short."""
+    return shortened(printable(str(error)) or type(error).__name__)
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """Return a text cut to a readable length, in characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NoReturn
 
 from prunetrain.errors import NetworkFileError
+from prunetrain.foreign.refusal import shortened
 from prunetrain.graph.signatures import Literal, is_integer
 
 LARGEST: Final = 2**31 - 1  # of a whole number
@@ -105,4 +106,4 @@ def code_excerpt(node: ast.AST) -> str:
         text = ast.unparse(node).splitlines()[0]
     except ValueError:  # for a number of 5,000 digits, or an f-string that ast.unparse cannot write
         text = f"code that cannot be shown ({type(node).__name__})"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shortened(text, 80)

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunetrain.foreign.refusal import printable
-
 SMALL_SIDE = 64
 """Pixels; images up to this side are treated like CIFAR's."""
 
@@ -146,12 +144,6 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """The CPU generator for everything random in one epoch; seed and epoch are hashed, so that neighbouring ones are unrelated."""
     state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
-
-
-def one_line(error: BaseException) -> str:
-    """The message of a library's exception, without line breaks and cut to a readable length."""
-    text = printable(str(error)) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def named_missing(path: Path) -> str:

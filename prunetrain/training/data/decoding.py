@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from prunetrain.errors import DataError, abbreviate_names
-from prunetrain.training.data.base import one_line
+from prunetrain.foreign.refusal import one_line
 from prunetrain.training.data.orientation import Box, read_turn
 
 _MARGIN = 2  # least length of the shorter side after decoding, as a multiple of the wanted one

@@ -15,8 +15,8 @@ from typing import NoReturn
 
 from prunetrain.errors import DataError, abbreviate_names
 from prunetrain.files import resolve_links
-from prunetrain.foreign.refusal import printable
-from prunetrain.training.data.base import escape_non_utf8, named_missing, one_line
+from prunetrain.foreign.refusal import one_line, printable
+from prunetrain.training.data.base import escape_non_utf8, named_missing
 from prunetrain.training.data.holding_out import held_out_indices
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")

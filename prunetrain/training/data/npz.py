@@ -18,7 +18,7 @@ from prunetrain.errors import DataError, system_reason
 from prunetrain.foreign.arrays import ArrayFile, ArrayHeader
 from prunetrain.foreign.memory import available_memory, format_bytes
 from prunetrain.foreign.opening import open_regular
-from prunetrain.foreign.refusal import RefusedFileError
+from prunetrain.foreign.refusal import RefusedFileError, shortened
 from prunetrain.training.data.augmentation import Augmentation
 from prunetrain.training.data.base import Split, Statistics, named_missing
 from prunetrain.training.data.holding_out import hold_out
@@ -112,7 +112,7 @@ def _read_arrays(path: Path, file: ArrayFile, splits: Sequence[str]) -> dict[str
 
 def _check_images(path: Path, name: str, x: ArrayHeader) -> None:
     if x.dtype != np.uint8:
-        raise DataError(f"{path}: {name} is {_named(x)}: store pixels as uint8, 0 to 255")
+        raise DataError(f"{path}: {name} is {shortened(str(x.dtype), 60)}: store pixels as uint8, 0 to 255")
     layout = f"give it the shape (N, H, W) or (N, H, W, C) with 1 to {MAX_CHANNELS} channels last"
     if len(x.shape) not in (3, 4) or (len(x.shape) == 4 and not 1 <= x.shape[3] <= MAX_CHANNELS):
         raise DataError(f"{path}: {name} has the shape {x.shape}: {layout}")
@@ -124,17 +124,11 @@ def _check_images(path: Path, name: str, x: ArrayHeader) -> None:
 
 def _check_labels(path: Path, name: str, y: ArrayHeader, *, images: int) -> None:
     if not np.issubdtype(y.dtype, np.integer):
-        raise DataError(f"{path}: {name} is {_named(y)}: store labels as whole numbers from 0")
+        raise DataError(f"{path}: {name} is {shortened(str(y.dtype), 60)}: store labels as whole numbers from 0")
     if len(y.shape) != 1:
         raise DataError(f"{path}: {name} has the shape {y.shape}: give it the shape (N,), one label per image")
     if y.shape[0] != images:
         raise DataError(f"{path}: {name} has {y.shape[0]:,} labels for {images:,} images: give one label per image")
-
-
-def _named(header: ArrayHeader) -> str:
-    """The type of an array, cut to a readable length: a type with many fields is long."""
-    text = str(header.dtype)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _check_values(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:

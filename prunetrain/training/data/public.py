@@ -11,8 +11,9 @@ import torch
 
 from prunetrain.config import TrainConfig
 from prunetrain.errors import DataError
+from prunetrain.foreign.refusal import one_line
 from prunetrain.training.data.augmentation import Augmentation
-from prunetrain.training.data.base import Split, Statistics, named_missing, one_line
+from prunetrain.training.data.base import Split, Statistics, named_missing
 from prunetrain.training.data.holding_out import hold_out
 from prunetrain.training.data.memory import InMemory
 
