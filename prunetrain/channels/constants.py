@@ -9,6 +9,7 @@ zero padding. That shift can be absorbed by a bias, or by the running mean of th
 Train mode is the network's; some BatchNorms may be in eval mode in it (`always_eval`), as is common in fine-tuning.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -139,7 +140,7 @@ class _Interpreter:
         self._functions = Functions(Mover(graph, self._shapes), self._shapes, self._value_of, self._along)
         self._layers = {layer.name: layer for layer in graph.layers}
         self._uses = graph.uses()
-        self._calls = [step.layer for step in graph.steps if step.layer]
+        self._calls = Counter(step.layer for step in graph.steps)
         self._values: list[Abstract] = []
         self._consumers: dict[str, Consumer] = {}
         self._absent: list[tuple[Ids, Tensor]] = []
@@ -279,11 +280,11 @@ class _Interpreter:
 
     def _receiver(self, value: Value, layer: Layer) -> tuple[Receiver, str]:
         """What absorbs a shift of a layer's outputs, and in which tensor: a BatchNorm if it is their only reader, else the layer's bias."""
-        if self._calls.count(layer.name) > 1:
+        if self._calls[layer.name] > 1:
             return Receiver.NONE, ""
         uses = self._uses[value]
         following = self._graph.steps[uses[0]].layer if len(uses) == 1 and value not in self._graph.outputs else None
-        norm = self._layers[following] if following is not None and self._calls.count(following) == 1 else None
+        norm = self._layers[following] if following is not None and self._calls[following] == 1 else None
         if norm is not None and norm.kind.startswith("BatchNorm") and (layer.kind != "Linear" or len(self._shapes.of(value)) == 2):
             return (Receiver.RUNNING_MEAN, f"{norm.name}.running_mean") if norm["track_running_stats"] else (Receiver.NONE, "")
         return (Receiver.BIAS, f"{layer.name}.bias") if layer["bias"] else (Receiver.NONE, "")

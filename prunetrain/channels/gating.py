@@ -72,10 +72,9 @@ class _Gates:
         self._shapes = Shapes(graph)
         self._spaces: ChannelSpaces = find_spaces(graph)
         self._slices: Mapping[str, LayerSlices] = measure_slices(graph, state, threshold)
-        on_cpu = {name: tensor.cpu() for name, tensor in self._state.items()}
-        self._constants: Constants = find_constants(graph, self._spaces, on_cpu, self._slices, threshold)
+        self._constants: Constants = find_constants(graph, self._spaces, self._state, self._slices, threshold)
         self._layers = {layer.name: layer for layer in graph.layers}
-        self._calls = [step.layer for step in graph.steps if step.layer]
+        self._calls = Counter(step.layer for step in graph.steps)
         self._uses = graph.uses()
         self._mentions = Counter(name for step in graph.steps for name in step.attributes())
         self._declared = {tensor.name: tensor for tensor in graph.declared}
@@ -115,12 +114,7 @@ class _Gates:
 
     def _is_plain_conv(self, name: str | None) -> bool:
         """Whether a name belongs to a convolution without groups that is called once."""
-        return (
-            name is not None
-            and self._layers[name].kind == "Conv2d"
-            and self._layers[name].conv_groups == 1
-            and self._calls.count(name) == 1
-        )
+        return name is not None and self._layers[name].kind == "Conv2d" and self._layers[name].conv_groups == 1 and self._calls[name] == 1
 
     def _choose_positions(self, alive: Tensor, strength: Tensor) -> Tensor:
         """The positions to keep: those alive, and the strongest others up to a multiple of the granularity."""
@@ -187,7 +181,7 @@ class _Gates:
         if step is not None and step.target == _SAME_TYPE:
             step = self._producing_step(step["input"])
         norm = None
-        if step is not None and step.layer and self._layers[step.layer].kind == "BatchNorm2d" and self._calls.count(step.layer) == 1:
+        if step is not None and step.layer and self._layers[step.layer].kind == "BatchNorm2d" and self._calls[step.layer] == 1:
             norm = step.layer
             step = self._producing_step(step.operands()[0])
         return (step.layer, norm) if step is not None and self._is_plain_conv(step.layer) else (None, None)

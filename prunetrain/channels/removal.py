@@ -54,6 +54,5 @@ def _constants_and_candidates(graph: LayerGraph, masked: Mapping[str, Tensor], p
     """What is constant and what can be cut once the channels are zero; only exact zeros count as dead."""
     threshold = threshold_of_zeros(masked)
     slices = measure_slices(graph, masked, threshold)
-    on_cpu = {name: tensor.cpu() for name, tensor in masked.items()}
-    constants = find_constants(graph, plan.spaces, on_cpu, slices, threshold)
+    constants = find_constants(graph, plan.spaces, masked, slices, threshold)
     return constants, find_candidates(plan.spaces, slices, constants, "either")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from prunetrain.channels.branches import remove_branches
-from prunetrain.channels.constants import Constants, find_constants
+from prunetrain.channels.constants import Constants, Receiver, find_constants
 from prunetrain.channels.gating import gate_streams
 from prunetrain.channels.rewriting import rewrite
 from prunetrain.channels.selection import Candidates, Granularity, KeepPlan, find_candidates, make_plan
@@ -128,13 +128,13 @@ def _absorb(state: Mapping[str, Tensor], constants: Constants, plan: KeepPlan) -
     changed: dict[str, Tensor] = {}
     for consumer in constants.consumers.values():
         ids = plan.spaces.ids[consumer.layer, "in"]
-        if not consumer.receives or not len(consumer.columns):
+        if consumer.receiver is Receiver.NONE or not len(consumer.columns):
             continue
         shift = consumer.shift(state[f"{consumer.layer}.weight"].detach(), torch.from_numpy(~plan.keep[ids]))
         if not bool(shift.any()):
             continue
         tensor = changed.get(consumer.receives, state[consumer.receives])
-        sign = -1.0 if consumer.receives.endswith("running_mean") else 1.0
+        sign = -1.0 if consumer.receiver is Receiver.RUNNING_MEAN else 1.0
         changed[consumer.receives] = (tensor.double() + sign * shift.to(tensor.device)).to(tensor.dtype)
     return changed
 
