@@ -36,7 +36,7 @@ FIELDS = dataclasses.fields(TrainConfig)
 
 
 @click.command()
-@config_options
+@config_options()
 def settings(**params: Any) -> None:
     """Print nothing; tests look at what `read` returns."""
 
@@ -215,7 +215,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch) -> Invoke:
 
     def run(*args: str, action: Callable[[], None] = lambda: None) -> Result:
         @click.command()
-        @config_options
+        @config_options()
         def command(**params: Any) -> None:
             resolve_config(params)
             action()

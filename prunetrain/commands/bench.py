@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from prunetrain.commands.inspect import find_network_file
-from prunetrain.commands.options import config_option, flag_settings
+from prunetrain.commands.options import config_option, flag_settings, output_dir_option
 from prunetrain.config import build_config
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import find_run
@@ -26,9 +26,7 @@ from prunetrain.paths import find_run
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: torch's own]")
 @click.option("--rounds", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How often to time each network, in turn.")
 @click.option("--layers", is_flag=True, help="Also time each step of the forward pass on its own, forward and backward.")
-@click.option(
-    "--output-dir", default=".", show_default=True, help="Folder that holds generated_nets/ and checkpoints/, to find runs by name."
-)
+@output_dir_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables; the keys name the units.")
 def command(
     what: str, other: str | None, *, threads: int | None, rounds: int, layers: bool, output_dir: str, as_json: bool, **params: Any

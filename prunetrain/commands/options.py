@@ -5,7 +5,7 @@ and the recipe: flags override the config file, which overrides the recipe, whic
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,24 +34,25 @@ def resolve_checkpoint(ctx: click.Context, param: click.Parameter, value: Path |
     return None if value is None else checkpoint_of(value)
 
 
-def config_options(function: _Function) -> _Function:
-    """Add `--recipe`, `--config` and a flag for every field of `TrainConfig`; flags that are not given arrive as None."""
-    return config_options_except()(function)
+def output_dir_option(function: _Function) -> _Function:
+    """Add `--output-dir`, where a command that writes no run looks for runs."""
+    text = "Folder that holds generated_nets/ and checkpoints/, to find runs by name."
+    return click.option("--output-dir", default=".", show_default=True, help=text)(function)
 
 
-def config_options_except(*left_out: str) -> Callable[[_Function], _Function]:
-    """Do what `config_options` does, without some fields."""
-    return lambda function: _with_options(function, [name for name in _FIELDS if name not in left_out])
+def config_options(*left_out: str) -> Callable[[_Function], _Function]:
+    """Add `--recipe`, `--config` and a flag for every field of `TrainConfig` but some; flags that are not given arrive as None."""
 
+    def add(function: _Function) -> _Function:
+        for name in reversed([name for name in _FIELDS if name not in left_out]):  # decorators apply from the last to the first
+            function = config_option(name)(function)
+        function = click.option("--config", help="TOML or JSON file of settings; overrides the recipe, and flags override it.")(function)
+        named = ", ".join(recipes.names())
+        return click.option(
+            "--recipe", help=f"Recipe that overrides the defaults below: {named}, or a file.  [default: the data set's own, if any]"
+        )(function)
 
-def _with_options(function: _Function, names: Sequence[str]) -> _Function:
-    for name in reversed(names):  # decorators apply from the last to the first
-        function = config_option(name)(function)
-    function = click.option("--config", help="TOML or JSON file of settings; overrides the recipe, and flags override it.")(function)
-    named = ", ".join(recipes.names())
-    return click.option(
-        "--recipe", help=f"Recipe that overrides the defaults below: {named}, or a file.  [default: the data set's own, if any]"
-    )(function)
+    return add
 
 
 def config_option(name: str, *, help: str | None = None, default: str | None = None) -> Callable[[_Function], _Function]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from prunetrain.commands.options import output_dir_option
 from prunetrain.errors import ConfigError, OutputError, suggest
 from prunetrain.files import write_bytes, write_text
 from prunetrain.paths import RunPaths, find_run, nearest_runs
@@ -19,9 +20,7 @@ FORMATS = ("svg", "png")
     "--figures", metavar="DIR", type=click.Path(path_type=Path), help="Also write each figure as a file, to this folder.  [default: none]"
 )
 @click.option("--format", "form", type=click.Choice(FORMATS), default="svg", show_default=True, help="Format of --figures.")
-@click.option(
-    "--output-dir", default=".", show_default=True, help="Folder that holds generated_nets/ and checkpoints/, to find runs by name."
-)
+@output_dir_option
 @click.option("--force", is_flag=True, help="Overwrite the output file even if it is not a report.")
 def command(*, runs: tuple[str, ...], output: Path, figures: Path | None, form: str, output_dir: str, force: bool) -> None:
     """Write one HTML page about a RUN, or several side by side: accuracy, costs, the channels of every layer, the network files.

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from prunetrain.commands.options import config_options_except, flag_settings, resolve_config
+from prunetrain.commands.options import config_options, flag_settings, resolve_config
 from prunetrain.commands.result_printer import ResultPrinter, print_how_to_continue
 from prunetrain.errors import ConfigError
 from prunetrain.method_settings import FINETUNE, METHOD_SETTINGS
@@ -56,7 +56,7 @@ def _comma_separated(values: Iterable[str | float]) -> str:
 @click.option(
     "--plot", "plot_format", type=click.Choice(["svg", "png", "none"]), default="svg", show_default=True, help="Format of the plots."
 )
-@config_options_except("method", "rate", "prune_at", "name", "output_dir", "seed", *defaults.EXCLUDED_SETTINGS)
+@config_options("method", "rate", "prune_at", "name", "output_dir", "seed", *defaults.EXCLUDED_SETTINGS)
 @click.pass_context
 def command(
     ctx: click.Context,

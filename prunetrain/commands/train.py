@@ -10,12 +10,12 @@ from prunetrain.commands import ARGUMENTS
 from prunetrain.commands.options import config_options, explicit_settings, resolve_config, settings_with_recipe
 from prunetrain.config import TrainConfig, check_ignored_settings
 from prunetrain.errors import ConfigError
-from prunetrain.paths import LAST, RunPaths, newest_run, run_of_checkpoint
+from prunetrain.paths import LAST, RunPaths, find_run, newest_run, run_of_checkpoint
 from prunetrain.training.stopping import exit_code
 
 
 @click.command("train")
-@config_options
+@config_options()
 @click.option(
     "--resume",
     metavar="auto|RUN|CKPT",
@@ -102,7 +102,6 @@ def _train(resume: str | None, params: dict[str, Any], workers: int | None, tens
     """Start or resume a run, alone or as one of several workers; return the signal that stopped it early, if any."""
     config = resolve_config(params)
 
-    from prunetrain.paths import find_run
     from prunetrain.report.progress import TrainingProgress
     from prunetrain.report.tensorboard import TensorBoard
     from prunetrain.report.terminal import console, print_outcome
