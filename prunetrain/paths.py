@@ -14,6 +14,7 @@ from prunetrain.locking import locked
 
 NETWORKS = "generated_nets"
 CHECKPOINTS = "checkpoints"
+DENSE = "epoch_000.py"
 LAST = "last.pt"
 BEST = "best.pt"
 METRICS = "metrics.jsonl"

@@ -1,26 +1,22 @@
 """`prunetrain inspect`: a network's layers, what changed between two, or a run's history."""
 
-import csv
-import io
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
+from prunetrain.commands.options import output_dir_option
 from prunetrain.errors import ConfigError, suggest
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
-from prunetrain.paths import find_run, nearest_runs
+from prunetrain.paths import DENSE, find_run, nearest_runs
 from prunetrain.report.history import read_history, read_metrics
 
 
 @click.command("inspect")
 @click.argument("what", metavar="NET|CKPT|RUN")
 @click.argument("other", required=False, metavar="[OTHER]")
-@click.option(
-    "--output-dir", default=".", show_default=True, help="Folder that holds generated_nets/ and checkpoints/, to find runs by name."
-)
+@output_dir_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of tables: one row per layer; for a run, one row per epoch.")
 def command(what: str, other: str | None, output_dir: str, as_json: bool, as_csv: bool) -> None:
@@ -50,21 +46,13 @@ def command(what: str, other: str | None, output_dir: str, as_json: bool, as_csv
         click.echo(json.dumps(described, indent=2))
         return
     if as_csv:
-        click.echo(_csv(describe.table_rows(described)), nl=False)
+        from prunetrain.studies.records import csv_of
+
+        click.echo(csv_of(describe.table_rows(described)), nl=False)
         return
     from prunetrain.report.terminal import console
 
     printer(console(), described)
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    """Rows with the same keys as CSV with a header; empty without rows."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    if rows:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def find_network_file(path: Path, output_dir: Path) -> Path:
@@ -92,5 +80,5 @@ def _graph(what: str, output_dir: Path) -> LayerGraph:
 
 def _dense_network_of_run(path: Path) -> LayerGraph | None:
     """The run's dense network, if the file belongs to a run."""
-    dense = path.parent / "epoch_000.py"
+    dense = path.with_name(DENSE)
     return read_graph(dense) if dense.exists() else None

@@ -101,17 +101,23 @@ def _read(path: Path) -> Record:
     return value
 
 
+def csv_of(records: Sequence[Record]) -> str:
+    """Records that all have the keys of the first as CSV with a header; empty without records."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(records[0]) if records else [], lineterminator="\n")
+    if records:
+        writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
 def write_csv(path: Path, records: Sequence[Record]) -> None:
-    """Write records that all have the keys of the first as a CSV table.
+    """Write records as CSV; see `csv_of`.
 
     Raises:
         OutputError: if it cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    write_text(path, text.getvalue())
+    write_text(path, csv_of(records))
 
 
 def write_json(path: Path, records: Sequence[Record]) -> None:
