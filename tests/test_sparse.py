@@ -110,11 +110,18 @@ def damage_numbers(content: dict[str, Any]) -> None:
     content["csr"]["fc.weight"]["shape"] = (10.0, 16.0)
 
 
+def damage_dimensions(content: dict[str, Any]) -> None:
+    content["csr"]["fc.weight"]["shape"] = ()
+
+
 def damage_names(content: dict[str, Any]) -> None:
     content["names"].append("fc.other")
 
 
-@pytest.mark.parametrize("damage", [damage_mark, damage_columns, damage_starts, damage_shape, damage_sizes, damage_numbers, damage_names])
+@pytest.mark.parametrize(
+    "damage",
+    [damage_mark, damage_columns, damage_starts, damage_shape, damage_sizes, damage_numbers, damage_dimensions, damage_names],
+)
 def test_damaged_files_are_one_line(tmp_path: Path, damage: Callable[[dict[str, Any]], None]) -> None:
     content = pack(pruned(0.9))
     damage(content)

@@ -96,7 +96,7 @@ def unpack(content: Mapping[str, Any]) -> dict[str, Tensor]:
 def _check_memory(rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse weights that are larger than the free memory before any of them is made, since zeros take no space in a file."""
     shapes = {name: parts["shape"] for name, parts in rows.items()}
-    if any(type(size) is not int or size < 0 for shape in shapes.values() for size in shape):
+    if not all(shape and all(type(size) is int and size >= 0 for size in shape) for shape in shapes.values()):
         raise ValueError("a shape is not a tuple of whole numbers from 0")
     needed = sum(prod(shape) * rows[name]["values"].itemsize for name, shape in shapes.items())
     if needed > (available := available_memory()):
@@ -104,10 +104,7 @@ def _check_memory(rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _dense(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    width = 1
-    for size in shape[1:]:
-        width *= size
-    return csr_matrix(starts, columns.int(), values, (shape[0], width)).to_dense().reshape(shape)
+    return csr_matrix(starts, columns.int(), values, (shape[0], prod(shape[1:]))).to_dense().reshape(shape)
 
 
 def _csr_bytes(tensor: Tensor) -> int:
