@@ -64,8 +64,8 @@ class GroupLasso:
             if weight is not None:
                 self._layers.append(PenalisedLayer(layer.name, weight, reserve(layer.name, "out"), reserve(layer.name, "in")))
         device = next((tensor.device for tensor in weights.values()), None)
-        self._dtype = reduce(torch.promote_types, (layer.weight.dtype for layer in self._layers), torch.float32)
-        self._sums = torch.zeros(size + 1, device=device, dtype=self._dtype)  # the last stays zero
+        dtype = reduce(torch.promote_types, (layer.weight.dtype for layer in self._layers), torch.float32)
+        self._sums = torch.zeros(size + 1, device=device, dtype=dtype)  # the last stays zero
         stays = torch.zeros(size + 1, dtype=torch.bool)
         stays[:-1] = torch.from_numpy(frozen)[torch.cat(ids)] if ids else False
         self._frozen = stays.to(device) if stays.any() else None  # channels that a layer reads or makes beside others

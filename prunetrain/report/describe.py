@@ -5,13 +5,15 @@ In: graphs, network files, checkpoints, runs. Out: dictionaries of literals.
 
 from dataclasses import replace
 from math import isnan
-from typing import Any
+from typing import Any, Final
 
 from prunetrain.graph.costs import Costs, LayerCost, costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.load import read_graph
 from prunetrain.paths import RunPaths
 from prunetrain.report.history import History
+
+_COMPARED: Final = ("channels", "macs", "params")  # of two networks
 
 
 def network(graph: LayerGraph, dense: LayerGraph | None = None) -> dict[str, Any]:
@@ -74,18 +76,9 @@ def change(before: LayerGraph, after: LayerGraph) -> dict[str, Any]:
         left, right = old.get(name), new.get(name)
         if left == right:
             continue
-        rows.append(
-            {
-                "layer": name,
-                "channels": [_layer_value(left, "channels"), _layer_value(right, "channels")],
-                "macs": [_layer_value(left, "macs"), _layer_value(right, "macs")],
-                "params": [_layer_value(left, "params"), _layer_value(right, "params")],
-            }
-        )
-    return {
-        "layers": rows,
-        "totals": {key: [totals(costs(before))[key], totals(costs(after))[key]] for key in ("channels", "macs", "params")},
-    }
+        rows.append({"layer": name} | {key: [_layer_value(row, key) for row in (left, right)] for key in _COMPARED})
+    sums = [totals(costs(graph)) for graph in (before, after)]
+    return {"layers": rows, "totals": {key: [one[key] for one in sums] for key in _COMPARED}}
 
 
 def run_results(run: History) -> dict[str, Any]:
@@ -114,8 +107,7 @@ def table_rows(described: dict[str, Any]) -> list[dict[str, Any]]:
         return [row | {"output_shape": "x".join(map(str, row["output_shape"]))} for row in described["layers"]]
     moments = ("before", "after")
     return [
-        {"layer": row["layer"]}
-        | {f"{key}_{moment}": row[key][place] for key in ("channels", "macs", "params") for place, moment in enumerate(moments)}
+        {"layer": row["layer"]} | {f"{key}_{moment}": row[key][place] for key in _COMPARED for place, moment in enumerate(moments)}
         for row in described["layers"]
     ]
 
@@ -131,7 +123,7 @@ def _by_layer(graph: LayerGraph) -> dict[str, LayerCost]:
 
 
 def _layer_value(row: LayerCost | None, what: str) -> int:
-    return 0 if row is None else {"channels": row.channels or 0, "macs": row.macs, "params": row.params}[what]
+    return getattr(row, what) or 0 if row else 0
 
 
 def run(paths: RunPaths, metrics: list[dict[str, Any]]) -> dict[str, Any]:
