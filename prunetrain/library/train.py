@@ -29,12 +29,13 @@ def train(*, recipe: str | None = None, resume: bool = False, observer: Observer
     """
     check_resume(resume)
     given = settings_from(settings)
-    recipe_settings = recipes.load_recipe(recipe) if recipe is not None else {}
-    default_recipe = None if recipe is not None else recipes.default_recipe(given.get("dataset", TrainConfig.dataset))
-    config = build_config(recipes.load_recipe(default_recipe) if default_recipe is not None else recipe_settings, given)
+    name = recipes.default_recipe(given.get("dataset", TrainConfig.dataset)) if recipe is None else recipe
+    of_recipe = {} if name is None else recipes.load_recipe(name)
+    config = build_config(of_recipe, given)
     listener = observer or Observer()
     run = newest_run(Path(config.output_dir), run_name(config)) if resume else None
     if run is not None:
-        return continue_run(run, config, settings_from(recipe_settings) | given, listener)
+        asked = {} if recipe is None else settings_from(of_recipe)
+        return continue_run(run, config, asked | given, listener)
     check_ignored_settings(given, config)
     return start_run(config, listener)

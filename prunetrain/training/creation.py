@@ -194,12 +194,14 @@ def check_batch(graph: LayerGraph, images: int, name: str, *, workers: int = 1) 
     Raises:
         ConfigError: if a BatchNorm would.
     """
+    if images > 1:
+        return
     shapes = infer_shapes(graph)
     kinds = {f"self.{layer.name}": layer.kind for layer in graph.layers}
     for value, step in graph.results():
-        if images == 1 and "BatchNorm" in kinds.get(step.target, "") and prod(shapes[value.index][2:]) == 1:
+        if "BatchNorm" in kinds.get(step.target, "") and prod(shapes[value.index][2:]) == 1:
             shared = f" of {workers} workers" if workers > 1 else ""
-            advice = f"use {2 * workers} or more"
             raise ConfigError(
-                f"--batch-size {workers}{shared} is too small for {name}, whose BatchNorm sees one value per channel: {advice}"
+                f"--batch-size {workers}{shared} is too small for {name}, whose BatchNorm sees one value per channel: "
+                f"use {2 * workers} or more"
             )
