@@ -112,7 +112,7 @@ class _Machine:
         kind, storage_class, key, location, length = self.stack.pop()
         if kind != "storage" or not isinstance(storage_class, GlobalName) or not isinstance(key, str) or not isinstance(location, str):
             raise ValueError
-        found = Storage(key, whole_number(length), ITEM_BYTES[storage_class.name])
+        found = Storage(whole_number(length), ITEM_BYTES[storage_class.name])
         if self.parts.get(key) != found.length * found.item_bytes:
             raise RefusedFileError(f"its storage {quoted(key)} should have {found.length * found.item_bytes:,} bytes and does not")
         if self.storages.setdefault(key, found) != found:

@@ -32,9 +32,8 @@ class GlobalName:
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers in a part of the archive: the part's key, how many numbers, and the bytes of each."""
+    """Numbers in a part of the archive: how many, and the bytes of each."""
 
-    key: str
     length: int
     item_bytes: int
 

@@ -18,7 +18,7 @@ from prunetrain.method_settings import GROUP_LASSO
 from prunetrain.paths import RunPaths
 from prunetrain.report.run_settings import read_settings
 
-METRICS = ("epoch", "train_loss", "lasso", "train_top1", "val_top1", "lr", "macs", "epoch_seconds", "images_per_second")
+_SHOWN = ("epoch", "train_loss", "lasso", "train_top1", "val_top1", "lr", "macs", "epoch_seconds", "images_per_second")
 MAX_METRICS_BYTES = 2**28  # bytes, enough for half a million epochs
 
 
@@ -190,7 +190,7 @@ def _is_metrics(values: object) -> bool:
     """Whether a line has all fields that the tables show, and only plain values."""
     if not isinstance(values, dict) or not all(isinstance(value, float | str | None) or _is_count(value) for value in values.values()):
         return False
-    return all(isinstance(values.get(name), float) or _is_count(values.get(name)) for name in METRICS)
+    return all(isinstance(values.get(name), float) or _is_count(values.get(name)) for name in _SHOWN)
 
 
 def _is_count(value: object) -> bool:
