@@ -18,6 +18,7 @@ from prunetrain.channels.slicing import slice_optimizer_state
 from prunetrain.channels.sources import Source
 from prunetrain.errors import ConfigError
 from prunetrain.library.network import Network
+from prunetrain.training.optimizer_state import in_format_of
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class _Parameter:
         """
         parameter = self.parameter
         if isinstance(entry, Tensor) and entry.shape == parameter.shape:
-            return _in_format_of(parameter, entry)
+            return in_format_of(parameter, entry)
         if parameter.shape == self.shape_before or not _holds_numbers(entry):
             return entry
         if isinstance(entry, Tensor) and self._is_reduced(entry.shape):
@@ -200,10 +201,3 @@ class _Parameter:
 def _holds_numbers(entry: Any) -> bool:
     """Whether an entry is, or may hold, more than one number."""
     return entry.numel() > 1 if isinstance(entry, Tensor) else isinstance(entry, list | tuple | dict)
-
-
-def _in_format_of(parameter: Tensor, entry: Tensor) -> Tensor:
-    """Return an entry in the memory format of its parameter, which fused optimizers require."""
-    if entry.dim() == 4 and entry.stride() != parameter.stride():
-        return torch.empty_like(parameter, dtype=entry.dtype).copy_(entry)
-    return entry

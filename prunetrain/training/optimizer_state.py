@@ -45,5 +45,10 @@ def _complete(optimizer: Optimizer) -> None:
 def _match_formats(optimizer: Optimizer) -> None:
     for parameter, entries in optimizer.state.items():
         for key, entry in entries.items():
-            if isinstance(entry, Tensor) and entry.shape == parameter.shape and entry.stride() != parameter.stride():
-                entries[key] = torch.empty_like(parameter, dtype=entry.dtype).copy_(entry)
+            if isinstance(entry, Tensor) and entry.shape == parameter.shape:
+                entries[key] = in_format_of(parameter, entry)
+
+
+def in_format_of(parameter: Tensor, entry: Tensor) -> Tensor:
+    """Return an entry of a parameter's shape in its memory format, which fused optimizers require."""
+    return entry if entry.stride() == parameter.stride() else torch.empty_like(parameter, dtype=entry.dtype).copy_(entry)
