@@ -9,7 +9,6 @@ from prunetrain.config import TrainConfig, build_config
 from prunetrain.errors import OutputError
 from prunetrain.files import write_text
 from prunetrain.graph.costs import costs
-from prunetrain.graph.load import read_source
 from prunetrain.graph.parse import parse
 from prunetrain.paths import new_run, run_of_checkpoint
 from prunetrain.training.events import Change
@@ -56,7 +55,7 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
     timer.end_phase("slice")
     old_run = run_of_checkpoint(path)
     name = given.get("name") or f"{old_run.name}-cut"
-    dense_source = read_source(old_run.network(0)) if old_run.network(0).exists() else pair.source
+    dense_source = pair.read_dense_source()
     dense = parse(dense_source, str(old_run.network(0)))
     if checkpoint.progress.epoch == 0 and cut.graph != dense:
         raise OutputError(f"{path} is the run's first checkpoint, which holds the dense network: train at least one epoch first")

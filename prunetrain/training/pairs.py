@@ -13,12 +13,12 @@ from torch import nn
 from prunetrain.errors import CheckpointError
 from prunetrain.files import write_text
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.graph.load import sha256_of
+from prunetrain.graph.load import read_source, sha256_of
 from prunetrain.graph.parse import parse
 from prunetrain.graph.render import render
 from prunetrain.graph.shapes import infer_shapes
 from prunetrain.models.assembling import assemble
-from prunetrain.paths import RunPaths
+from prunetrain.paths import RunPaths, run_of_checkpoint
 from prunetrain.training.checkpoints import Checkpoint, load_checkpoint, read_network_of, save_checkpoint
 
 
@@ -31,6 +31,15 @@ class Pair:
     network: Path
     source: str
     graph: LayerGraph
+
+    def read_dense_source(self) -> str:
+        """Read the text of the run's dense network; if the run has lost that file, the network's own counts.
+
+        Raises:
+            NetworkFileError: if the file cannot be read.
+        """
+        dense = run_of_checkpoint(self.path).network(0)
+        return read_source(dense) if dense.exists() else self.source
 
     def build(self) -> nn.Module:
         """Build the network, with the checkpoint's own tensors as its weights, on the CPU.

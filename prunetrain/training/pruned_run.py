@@ -16,7 +16,6 @@ from prunetrain.errors import CheckpointError, ConfigError
 from prunetrain.files import write_text
 from prunetrain.graph.costs import costs
 from prunetrain.graph.layergraph import LayerGraph
-from prunetrain.graph.load import read_source
 from prunetrain.graph.parse import parse
 from prunetrain.method_settings import ADMM, FINETUNE, GROUP_LASSO, LR_RESTART, METHOD_SETTINGS, NOTHING_REWOUND, REWINDING_MODES
 from prunetrain.methods.rewinding import WEIGHT_REWINDING_MODES
@@ -166,11 +165,8 @@ def read_pruning_source(path: Path, config: TrainConfig) -> PruningSource:
         raise CheckpointError(f"{path} is in the middle of an epoch: finish it with --resume first, or name another checkpoint")
     pair = pair_of(path, checkpoint)
     pair.build()  # to check that the weights fit
-    run = run_of_checkpoint(path)
-    dense = read_source(run.network(0)) if run.network(0).exists() else pair.source
-    return PruningSource(
-        path, checkpoint, pair.graph, stored_config(path, checkpoint), dense, _load_rewind_weights(run, config, checkpoint)
-    )
+    early = _load_rewind_weights(run_of_checkpoint(path), config, checkpoint)
+    return PruningSource(path, checkpoint, pair.graph, stored_config(path, checkpoint), pair.read_dense_source(), early)
 
 
 def _load_rewind_weights(run: RunPaths, config: TrainConfig, now: Checkpoint) -> Mapping[str, Tensor]:
