@@ -4,8 +4,8 @@ In: the command line, and the number of workers. Out: their common exit code. Ea
 line; it learns its rank from its environment (`joining.join`).
 
 When a worker is killed or crashes, all end and are restarted from the newest checkpoint. They are not restarted if a user's mistake or a
-request to stop ended them (exit codes 2, 130 and 143), nor if they lost each other before there was anything to resume from, as with two
-workers on one GPU: it would happen again.
+request to stop ended them (exit code 2, or 128 plus the signal's number), nor if they lost each other before there was anything to resume
+from, as with two workers on one GPU: it would happen again.
 """
 
 import logging
@@ -44,7 +44,7 @@ def launch(arguments: Sequence[str], workers: int, max_restarts: int) -> int:
         max_restarts: how many times all are restarted after one died.
 
     Returns:
-        0, or the exit code of the workers: 2 after a mistake, which one of them reported; 130 or 143 after a request to stop.
+        0, or the exit code of the workers: 2 after a mistake, which one of them reported; 128 plus its number after a signal.
 
     Raises:
         WorkerError: if a worker died once more than that, or if they cannot reach each other.
@@ -83,7 +83,7 @@ class _Agent(LocalElasticAgent):
 
     @contextmanager
     def forwarding(self) -> Iterator[None]:
-        """Forward Ctrl-C and SIGTERM to the workers, which are in their own sessions. Their exit codes tell what they did."""
+        """Forward requests to stop to the workers, which are in their own sessions. Their exit codes tell what they did."""
         before = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             self._install_handlers()
