@@ -179,7 +179,7 @@ def test_admm_brings_a_network_to_the_sparsity_asked(structure: str) -> None:
             admm.after_backward_(LOSS)
             optimizer.step()
         admm.after_epoch_(epoch)
-        assert admm.rho == min(2, 0.5 * 2 ** (epoch // 2))
+        assert admm.metrics()["admm_rho"] == min(2, 0.5 * 2 ** (epoch // 2))
     assert before > 0.1
     assert admm.metrics()["admm_relative"] < 1e-3
     assert admm.metrics()["admm_dual"] < 1e-3 * before

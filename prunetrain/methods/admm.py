@@ -52,14 +52,6 @@ class Admm(TrainingMethod):
         self._rho = settings.rho
         self._residuals = measure_residuals(weights, self._state, self._state, settings.rho)
 
-    @property
-    def state(self) -> AdmmState:
-        return self._state
-
-    @property
-    def rho(self) -> float:
-        return self._rho
-
     def after_backward_(self, loss: Tensor) -> None:
         """Pull the weights towards Z - U."""
         add_gradient_(self._weights, self._state, self._rho)
