@@ -194,7 +194,7 @@ def test_admm_goes_on_from_its_state() -> None:
         graph, model = residual_in_training()
         optimizer = OPTIMIZERS["sgd"](model.parameters())
         project = projection(graph, 0.5, Options())
-        settings = AdmmSettings(rho=0.01, rho_factor=3)
+        settings = AdmmSettings(rho=0.01, rho_factor=3, rho_max=1, interval=1)
         admm = Admm(parameters(model), project, settings)
         for epoch in range(1, 5):
             train_with_(admm, model, optimizer, images_for(graph, seed=epoch))

@@ -51,7 +51,7 @@ class _Write:
     width: int
 
 
-def gate_streams(graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: float, granularity: int = 1) -> Gated:
+def gate_streams(graph: LayerGraph, state: Mapping[str, Tensor], *, threshold: float, granularity: int) -> Gated:
     """Gate the layers and branches that read and write residual streams.
 
     Args:

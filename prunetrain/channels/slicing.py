@@ -70,7 +70,7 @@ class Proposal:
         return Cut(smaller.graph, state, chain(sources, self.sources), self.removed_layers, plan.rescued)
 
 
-def gate(cut: Cut, *, threshold: float, granularity: int = 1) -> Cut:
+def gate(cut: Cut, *, threshold: float, granularity: int) -> Cut:
     """Return a cut with gated residual streams (`gating.py`).
 
     Args:

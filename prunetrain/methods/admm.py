@@ -29,10 +29,10 @@ class AdmmSettings:
     The ranges are those of `TrainConfig`, which checks them: 0 < rho <= rho_max, rho_factor and interval from 1.
     """
 
-    rho: float = 1e-3
-    rho_factor: float = 1.0
-    rho_max: float = 1.0
-    interval: int = 1
+    rho: float
+    rho_factor: float
+    rho_max: float
+    interval: int
 
 
 class Admm(TrainingMethod):

@@ -41,8 +41,8 @@ class StepProfile:
     output_shape: tuple[int, ...]
     macs: int
     moved: int
-    forward: tuple[float, ...] = ()
-    backward: tuple[float, ...] = ()
+    forward: tuple[float, ...]
+    backward: tuple[float, ...]
 
     @property
     def seconds(self) -> list[float]:
