@@ -15,6 +15,7 @@ from prunetrain.channels.selection import KeepPlan
 from prunetrain.channels.spaces import Role, find_spaces
 from prunetrain.errors import ConfigError
 from prunetrain.graph.layergraph import LayerGraph
+from prunetrain.graph.render import render
 from prunetrain.methods import METHODS
 from prunetrain.methods.counting import removed_count
 from prunetrain.methods.fpgm import distance_sums, mixed_scores
@@ -186,11 +187,14 @@ def test_depthwise_and_shuffled_channels_go_with_their_producers() -> None:
             assert 2 * len(gone(plan, name)) == graph.layer(name)["out_channels"]
 
 
-def test_the_example_of_the_documents_runs() -> None:
+def test_the_example_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
     example = text.partition("```python\n")[2].partition("```")[0]
     graph = zoo_graph("lenet5", width=10)
-    names: dict[str, Any] = {"graph": graph, "state": new_state(graph, 0)}
+    (tmp_path / "resnet26.py").write_text(render(graph))
+    torch.save(new_state(graph, 0), tmp_path / "resnet26.pt")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
     exec(example, names)
     assert names["masks"].removed == removed_count(names["masks"].total, 0.9)
     assert names["cut"].graph.layer("conv1")["out_channels"] == 6
