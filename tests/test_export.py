@@ -415,6 +415,23 @@ def test_what_torch_refuses(lenet: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert refusal("export", lenet, "-o", "net.pt2") == "torch cannot export this network: no such operation"
 
 
+def test_what_onnx_lacks_is_named(lenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch does for `adaptive_max_pool2d` to several rows: the cause is two errors below the one that arrives."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        try:
+            try:
+                raise RuntimeError("No ONNX function found for aten.adaptive_max_pool2d")
+            except RuntimeError as error:
+                raise RuntimeError("Error when translating a node") from error
+        except RuntimeError as error:
+            raise RuntimeError("Failed to convert. \x1b[96mThis is step 3/3\x1b[0m. Next steps:\n- debug it") from error
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    message = refusal("export", lenet, "-o", "net.onnx")
+    assert message == "torch cannot export this network: No ONNX function found for aten.adaptive_max_pool2d"
+
+
 @pytest.mark.parametrize(
     ("expected", "found", "difference"),
     [

@@ -196,7 +196,14 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except RuntimeError as error:
-        raise ConfigError(f"torch cannot export this network: {_first_line(error)}") from error
+        raise ConfigError(f"torch cannot export this network: {_first_line(_first_cause(error))}") from error
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What torch refused: its ONNX exporter wraps that in errors which name the phase and what a developer of torch would do."""
+    while isinstance(error.__cause__, RuntimeError):
+        error = error.__cause__
+    return error
 
 
 def _first_line(error: BaseException) -> str:
