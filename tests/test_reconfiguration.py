@@ -211,6 +211,15 @@ def test_offline(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     assert done.change.channels[1] < again.change.channels[1] < again.change.channels[0]
 
 
+def test_the_threshold_of_an_offline_cut_is_for_that_cut_alone(images: Path, tmp_path: Path) -> None:
+    state, _ = trained(images, tmp_path, epochs=1)
+    save_checkpoint(state.run.last, state.checkpoint())
+    own = state.config.threshold
+    done = reconfigure_checkpoint(state.run.last, {"threshold": own + 0.1, "criterion": "union"}, granularity=1)
+    kept = load_checkpoint(done.checkpoint).config
+    assert (kept["threshold"], kept["criterion"]) == (own, "union")
+
+
 def test_what_fades_is_forgotten_in_an_offline_cut(images: Path, tmp_path: Path) -> None:
     """Channels have other numbers then. The run goes on, and its next interval chooses anew."""
     changes: dict[str, Any] = {"epochs": 6, "prune_interval": 2, "target_macs": 0.3, "target_by": 1.0, "save_epochs": (3,)}

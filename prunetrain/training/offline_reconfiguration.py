@@ -31,6 +31,9 @@ class OfflineReconfiguration:
 def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) -> OfflineReconfiguration:
     """Cut a checkpoint, and write the result as a run of its own: the dense network, the smaller one, the checkpoint.
 
+    A threshold that is given is for this cut alone, like the granularity: training that follows cuts at the run's own, since it would
+    otherwise cut what is in use, and a last time after its last epoch.
+
     Args:
         path: the checkpoint.
         given: settings that differ from those inside it: threshold, criterion, name, output_dir.
@@ -42,7 +45,8 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
     timer = PhaseTimer()
     pair = read_pair(path)
     checkpoint, graph = pair.checkpoint, pair.graph
-    config = build_config(stored_config(path, checkpoint).to_dict(), given)
+    stored = stored_config(path, checkpoint)
+    config = build_config(stored.to_dict(), given)
     pair.build()  # to check that the weights fit
     timer.end_phase("read")
     proposal = propose_cut(graph, checkpoint.model, threshold=config.threshold, criterion=config.criterion)
@@ -55,6 +59,7 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
     timer.end_phase("slice")
     old_run = run_of_checkpoint(path)
     name = given.get("name") or f"{old_run.name}-cut"
+    kept = config.to_dict() | {"threshold": stored.threshold}
     dense_source = pair.read_dense_source()
     dense = parse(dense_source, str(old_run.network(0)))
     if checkpoint.progress.epoch == 0 and cut.graph != dense:
@@ -62,7 +67,7 @@ def reconfigure_checkpoint(path: Path, given: dict[str, Any], granularity: int) 
     with new_run(Path(given.get("output_dir") or old_run.output_dir), name) as run:
         if checkpoint.progress.epoch > 0:
             write_text(run.network(0), dense_source)
-        written = write_pair(run, cut.graph, dense, replace(smaller, config=config.to_dict() | {"name": run.name}))
+        written = write_pair(run, cut.graph, dense, replace(smaller, config=kept | {"name": run.name}))
         timer.end_phase("write")
         read_pair(written).build()
         timer.end_phase("load")
