@@ -1,6 +1,7 @@
 """Methods inside runs: masks that hold, ADMM, soft filters, rewinding, rounds; whatever stops a run, it goes on bit for bit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from prunetrain.library.prune import prune
 from prunetrain.method_settings import FILTER_METHODS, METHOD_SETTINGS, METHODS, METHODS_BY_SETTING
 from prunetrain.methods import entry, names
 from prunetrain.paths import RunPaths
-from prunetrain.training.checkpoints import load_checkpoint
+from prunetrain.training.checkpoints import load_checkpoint, save_checkpoint
 from prunetrain.training.optimizers import lr_factor
 from prunetrain.training.pruned_run import pruning_config
 from prunetrain.training.run import Outcome, resume_run, start_run
@@ -301,6 +302,16 @@ def test_the_lasso_restarts_the_learning_rate_unless_asked_otherwise(trained: Ou
     config = pruning_config(trained.run.last, {"method": "group-lasso"} | given)
     assert (config.retrain, config.epochs) == (expected, 13)
     assert config.lr == pytest.approx(CONVS["lr"] * (1 if expected == "lr-restart" else 0.1))
+
+
+@pytest.mark.parametrize(("retrain", "share"), [("finetune", 1.0), ("lr-restart", 0.1)])
+def test_a_constant_rate_is_that_of_fine_tuning_unless_it_restarted(trained: Outcome, tmp_path: Path, retrain: str, share: float) -> None:
+    checkpoint = load_checkpoint(trained.run.last)
+    path = RunPaths(tmp_path, "x").last
+    path.parent.mkdir(parents=True)
+    settings_of_it = {"method": "unit", "rate": 0.5, "schedule": "constant", "prune_at": 2, "retrain": retrain}
+    save_checkpoint(path, replace(checkpoint, config=checkpoint.config | settings_of_it))
+    assert pruning_config(path, {"method": "fpgm", "rate": 0.5}).lr == pytest.approx(CONVS["lr"] * share)
 
 
 def test_what_a_restart_leads_to(trained: Outcome, tmp_path: Path) -> None:
