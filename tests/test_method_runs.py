@@ -228,6 +228,11 @@ def test_what_is_trained_again_was_trained_before(images: Path, tmp_path: Path, 
         start_run(config, Recorder())
 
 
+def test_the_lasso_rewinds_nothing() -> None:
+    with pytest.raises(ConfigError, match=r"^group-lasso continues training and rewinds nothing"):
+        TrainConfig(retrain="lr-rewind", prune_at=2, epochs=4)
+
+
 def test_and_stays_so_when_it_is_resumed(images: Path, tmp_path: Path) -> None:
     config = of(images, tmp_path, **CONVS, method="fpgm", rate=0.5, epochs=4, prune_at=2, retrain="lr-rewind")
     stopped = start_run(config, Recorder((1, 2)))
@@ -301,6 +306,7 @@ def test_the_lasso_goes_on_after_training(trained: Outcome, tmp_path: Path) -> N
 def test_the_lasso_restarts_the_learning_rate_unless_asked_otherwise(trained: Outcome, given: dict[str, Any], expected: str) -> None:
     config = pruning_config(trained.run.last, {"method": "group-lasso"} | given)
     assert (config.retrain, config.epochs) == (expected, 13)
+    assert pruning_config(trained.run.checkpoint(0), {"method": "group-lasso"} | given).retrain == expected  # of an untrained network
     assert config.lr == pytest.approx(CONVS["lr"] * (1 if expected == "lr-restart" else 0.1))
 
 

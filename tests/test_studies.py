@@ -224,6 +224,17 @@ def test_all_methods_retrain_alike(tmp_path: Path) -> None:
         assert (lasso["retrain"], fpgm.get("retrain", TrainConfig.retrain)) == (expected, expected)
 
 
+@pytest.mark.parametrize(("retrain", "expected"), [("finetune", 0), ("lr-restart", None), ("lr-rewind", None)])
+def test_who_asks_for_more_than_fine_tuning_gets_its_epochs(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retrain: str, expected: int | None
+) -> None:
+    """None stands for what `prune` does by default."""
+    found: list[int | None] = []
+    monkeypatch.setattr(grid, "run_study", lambda study, jobs, report: found.append(study.epochs) or [])
+    assert invoke("study", tmp_path, *flags(images, retrain=retrain)).exit_code == 0
+    assert found == [expected]
+
+
 @pytest.mark.parametrize("importance", ["auto", "norm", "taylor"])
 def test_where_group_lasso_prunes_nothing_nothing_is_ranked(tmp_path: Path, importance: str) -> None:
     """At rate 0 there is no target, with which `prune` would refuse a ranking."""

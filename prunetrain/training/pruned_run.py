@@ -128,7 +128,7 @@ def _retraining(base: TrainConfig, retrain: str, rewind_epoch: int, epochs: int 
 
 
 def _check_trained_whole(path: Path, checkpoint: Checkpoint, config: TrainConfig, first: int) -> None:
-    """Refuse to repeat a schedule of which the run has trained only the end, as a fine-tuned run has, or one that it has restarted.
+    """Refuse to repeat a schedule of which the run has trained only the end, as a fine-tuned run has, or one that has restarted it.
 
     Args:
         path: the checkpoint.
@@ -139,11 +139,10 @@ def _check_trained_whole(path: Path, checkpoint: Checkpoint, config: TrainConfig
     Raises:
         ConfigError: for such a run.
     """
-    restarted = config.retrain == LR_RESTART
-    if not restarted and (config.schedule != "constant" or config.warmup_epochs or config.rewinds):
+    if config.retrain != LR_RESTART and (config.schedule != "constant" or config.warmup_epochs or config.rewinds):
         return
     before = [line["lr"] for line in checkpoint.progress.history if first <= line["epoch"] < config.prune_at]
-    if restarted or not all(isclose(lr, config.lr) for lr in before):
+    if not all(isclose(lr, config.lr) for lr in before):
         raise ConfigError(
             f"{path} was retrained from epoch {config.prune_at} on, and has no schedule of the epochs before: prune a checkpoint of the "
             "run that it was made from, or leave out --retrain"
