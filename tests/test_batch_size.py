@@ -101,14 +101,19 @@ def test_choice_by_hand(images: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(batch_size_module, "step_memory", memory)
     monkeypatch.setattr(batch_size_module, "_MIN_STEPS", 1)
     change = choose(smaller)  # budget 1160: (1160 - 400) / 4 = 190
-    assert change == BatchChange((16, 176), (1160, 1104), 1160, measured=False, steps_per_epoch=2)
+    assert change == BatchChange((16, 176), (1160, 1104), 1160, measured=False, steps_per_epoch=2, largest=False)
     assert len(asked) == len(set(asked))  # nothing is tried twice
     assert choose(state.graph).batch_size == (16, 16)
     state.progress = replace(state.progress, batch_size=80)
-    assert choose(state.graph) == BatchChange((80, 80), (1800, 1800), 1160, measured=False, steps_per_epoch=6)
+    assert choose(state.graph) == BatchChange((80, 80), (1800, 1800), 1160, measured=False, steps_per_epoch=6, largest=False)
     assert choose(smaller).batch_size == (80, 176)
     monkeypatch.setattr(batch_size_module, "available_memory", lambda state: 900.0)  # (900 - 400) / 4 = 125
-    assert choose(smaller) == BatchChange((80, 112), (1800, 848), 900, measured=False, steps_per_epoch=4)
+    assert choose(smaller) == BatchChange((80, 112), (1800, 848), 900, measured=False, steps_per_epoch=4, largest=False)
+    state.config = replace(state.config, max_batch_size=111)
+    assert choose(smaller) == BatchChange((80, 80), (1800, 720), 900, measured=False, steps_per_epoch=6, largest=True)
+    state.config = replace(state.config, max_batch_size=112)
+    assert (choose(smaller).batch_size, choose(smaller).largest) == ((80, 112), True)
+    state.config = replace(state.config, max_batch_size=1000)
     state.environment = Environment(CPU, Workers())  # type: ignore[arg-type]
     state.progress = replace(state.progress, batch_size=None)
     asked.clear()

@@ -311,12 +311,17 @@ def test_progress_prints_plain_lines() -> None:
     ("batch", "line"),
     [
         (
-            BatchChange((128, 192), (420e6, 410e6), 420e6, measured=False, steps_per_epoch=10),
+            BatchChange((128, 192), (420e6, 410e6), 420e6, measured=False, steps_per_epoch=10, largest=True),
             "batch 128 -> 192, learning rate x1.5 (estimated 410 M of 420 M bytes per step)",
         ),
         (
-            BatchChange((128, 128), (2.5e9, 2.25e9), 2.5e9, measured=True, steps_per_epoch=10),
+            BatchChange((128, 128), (2.5e9, 2.25e9), 2.5e9, measured=True, steps_per_epoch=10, largest=False),
             "batch stays at 128 (measured 2.25 G of 2.5 G bytes per step)",
+        ),
+        (
+            BatchChange((16, 16), (9e6, 6e6), 9e6, measured=False, steps_per_epoch=17, largest=True),
+            "batch stays at 16: --max-batch-size, or the number of images, allows no 32 more per worker "
+            "(estimated 6 M of 9 M bytes per step)",
         ),
     ],
 )
@@ -332,7 +337,7 @@ def test_bar_follows_the_steps_of_a_larger_batch(tmp_path: Path) -> None:
     progress = TrainingProgress(output)
     progress.started(Start(run=write_run(tmp_path, "x"), data=("images",), total_epochs=4, epoch=0, steps_per_epoch=10, dense_macs=8000))
     progress.stepped(2, 10)
-    batch = BatchChange((32, 64), (1.0, 1.0), 1.0, measured=False, steps_per_epoch=5)
+    batch = BatchChange((32, 64), (1.0, 1.0), 1.0, measured=False, steps_per_epoch=5, largest=False)
     progress.reconfigured(replace(event((1200, 1100)), batch=batch, network=RunPaths(tmp_path, "x").network(2)))
     progress.stepped(3, 5)
     progress.close()

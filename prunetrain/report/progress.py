@@ -136,7 +136,10 @@ def batch_line(change: BatchChange) -> str:
     old, new = change.batch_size
     how = "measured" if change.measured else "estimated"
     memory = f"({how} {format_count(change.memory[1])} of {format_count(change.budget)} bytes per step)"
-    return f"batch {old} -> {new}, learning rate x{new / old:.3g} {memory}" if new > old else f"batch stays at {old} {memory}"
+    if new > old:
+        return f"batch {old} -> {new}, learning rate x{new / old:.3g} {memory}"
+    reason = ": --max-batch-size, or the number of images, allows no 32 more per worker" if change.largest else ""
+    return f"batch stays at {old}{reason} {memory}"
 
 
 def _rounding_text(granularity: Granularity) -> str:

@@ -38,11 +38,12 @@ def choose_batch_size(state: TrainState, smaller: LayerGraph, data: DataSource) 
         return step_memory(state, graph, batch_size // workers)
 
     budget = min(memory(state.dense, config.batch_size), available_memory(state))
+    step, limit = STEP * workers, upper_limit(config, data.num_train)
     chosen = largest_batch(
         present=state.batch_size,
         start=config.batch_size,
-        step=STEP * workers,
-        limit=upper_limit(config, data.num_train),
+        step=step,
+        limit=limit,
         fits=lambda batch_size: memory(smaller, batch_size) <= budget,
     )
     return BatchChange(
@@ -51,6 +52,7 @@ def choose_batch_size(state: TrainState, smaller: LayerGraph, data: DataSource) 
         budget=budget,
         measured=is_measured(state),
         steps_per_epoch=data.steps_per_epoch(chosen),
+        largest=max(range(config.batch_size, limit + 1, step), default=0) <= chosen,
     )
 
 

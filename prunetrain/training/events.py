@@ -47,7 +47,8 @@ class BatchChange:
     """What `--dynamic-batch` decided after a cut: images per step, over all workers, before and after, which may be the same.
 
     `memory` is the peak of a training step on a device in bytes, for the old network with the old batch and the new network with the new
-    one; `budget` is its limit; `measured` says whether it was measured or estimated. `steps_per_epoch` is the new number.
+    one; `budget` is its limit; `measured` says whether it was measured or estimated. `steps_per_epoch` is the new number. `largest` says
+    whether the settings and the number of images allow no larger batch, whatever the memory.
     """
 
     batch_size: tuple[int, int]
@@ -55,6 +56,7 @@ class BatchChange:
     budget: float
     measured: bool
     steps_per_epoch: int
+    largest: bool
 
 
 class Uncut(Enum):
