@@ -320,8 +320,7 @@ def test_progress_prints_plain_lines() -> None:
         ),
         (
             BatchChange((16, 16), (9e6, 6e6), 9e6, measured=False, steps_per_epoch=17, largest=True),
-            "batch stays at 16: --max-batch-size, or the number of images, allows no 32 more per worker "
-            "(estimated 6 M of 9 M bytes per step)",
+            "batch stays at 16: --max-batch-size, or the number of images, allows no further step up (estimated 6 M of 9 M bytes per step)",
         ),
     ],
 )

@@ -138,7 +138,7 @@ def batch_line(change: BatchChange) -> str:
     memory = f"({how} {format_count(change.memory[1])} of {format_count(change.budget)} bytes per step)"
     if new > old:
         return f"batch {old} -> {new}, learning rate x{new / old:.3g} {memory}"
-    reason = ": --max-batch-size, or the number of images, allows no 32 more per worker" if change.largest else ""
+    reason = ": --max-batch-size, or the number of images, allows no further step up" if change.largest else ""
     return f"batch stays at {old}{reason} {memory}"
 
 
