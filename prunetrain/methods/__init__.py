@@ -12,9 +12,9 @@ from prunetrain.errors import ConfigError, unknown_name
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """Where a method is, what it decides ("masks" or "channels"), and what its amount is ("rate" or "factor").
+    """Where a method is, what it decides ("masks" or "channels"), and what its amount is ("rate", "fixed" or "factor").
 
-    A rate is the fraction removed, in [0, 1); a factor is any number over 0.
+    A rate is the fraction removed, in [0, 1), of which the method may fix the only one that it takes; a factor is any number over 0.
     """
 
     module: str
@@ -24,7 +24,7 @@ class MethodEntry:
 
 
 METHODS: Final[Mapping[str, MethodEntry]] = {
-    "2:4": MethodEntry("semi_structured", "two_of_four", "masks"),
+    "2:4": MethodEntry("semi_structured", "two_of_four", "masks", "fixed"),
     "filter-l1": MethodEntry("filters", "filter_l1", "channels"),
     "filter-l2": MethodEntry("filters", "filter_l2", "channels"),
     "fpgm": MethodEntry("fpgm", "fpgm", "channels"),

@@ -30,7 +30,7 @@ def decide(name: str, graph: LayerGraph, state: Mapping[str, Tensor], amount: fl
         ConfigError: for an unknown method, an amount out of range, or a network or options that the method cannot work with.
     """
     found = entry(name)
-    if found.amount == "rate":
+    if found.amount != "factor":
         check_share("rate", amount)
     elif not (amount > 0 and math.isfinite(amount)):
         raise ConfigError(f"{name} takes a factor over 0, not {amount}")

@@ -275,7 +275,7 @@ def _applicable_settings(pruning: Mapping[str, Any], method: str) -> dict[str, A
 
 def _has_rate(method: str) -> bool:
     """Whether the rate of a method can be chosen."""
-    return method in (ADMM, GROUP_LASSO) or (methods.entry(method).amount == "rate" and method != "2:4")
+    return method in (ADMM, GROUP_LASSO) or methods.entry(method).amount == "rate"
 
 
 def _decides_channels(method: str) -> bool:

@@ -89,7 +89,7 @@ def next_amount(config: TrainConfig, rounds: int) -> float:
         config: only `method`, `rate` and `rounds` matter.
         rounds: number of prunings done.
     """
-    grows = config.method == ADMM or (methods.entry(config.method).amount == "rate" and config.method != "2:4")
+    grows = config.method == ADMM or methods.entry(config.method).amount == "rate"
     return rates_of_rounds(config.rate, config.rounds)[rounds] if grows else config.rate
 
 
