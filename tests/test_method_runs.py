@@ -332,6 +332,9 @@ def test_what_a_restart_leads_to(trained: Outcome, tmp_path: Path) -> None:
     assert_identical(runs["restarted"].model, runs["whole"].model)
     with pytest.raises(ConfigError, match="--retrain cannot change"):
         prune(trained.run.last, **common, name="tuned", retrain="lr-restart", resume=True)
+    for given in ({"schedule": "constant"}, {"milestones": (1,)}):  # would change nothing
+        with pytest.raises(ConfigError, match=f"--{next(iter(given))} cannot change"):
+            resume_run(whole.run.last, given, Recorder())
     assert pruning_config(whole.run.last, {"method": "unit", "rate": 0.5}).lr == pytest.approx(CONVS["lr"] / 10)
     with pytest.raises(ConfigError, match="was retrained from epoch 3 on, and has no schedule of the epochs before"):
         pruning_config(whole.run.last, {"method": "unit", "rate": 0.5, "retrain": "lr-rewind"})

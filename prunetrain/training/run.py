@@ -14,7 +14,7 @@ from prunetrain.config import TrainConfig, build_config, flag_of
 from prunetrain.errors import CheckpointError, ConfigError, NetworkFileError, OutputError
 from prunetrain.files import append_line, resolve_links
 from prunetrain.graph.costs import costs
-from prunetrain.method_settings import GROUP_LASSO
+from prunetrain.method_settings import GROUP_LASSO, LR_RESTART
 from prunetrain.models import short_name
 from prunetrain.paths import LAST, RunPaths, run_of_checkpoint
 from prunetrain.training.best import best_epoch, keep_best, restore_best
@@ -260,7 +260,11 @@ def config_of(path: Path, checkpoint: Checkpoint, given: dict[str, Any]) -> Trai
     """
     config = stored_config(path, checkpoint)
     changed = {key: value for key, value in given.items() if getattr(config, key) != value}
-    changeable = CHANGEABLE - {"epochs"} if config.rewinds else CHANGEABLE  # all rounds have the schedule of the first training
+    changeable = CHANGEABLE
+    if config.rewinds:  # all rounds have the schedule of the first training
+        changeable -= {"epochs"}
+    if config.retrain == LR_RESTART and checkpoint.progress.epoch >= config.prune_at:  # the schedule is over
+        changeable -= {"schedule", "milestones"}
     fixed = sorted(map(flag_of, changed.keys() - changeable - {"name", "output_dir"}))
     if fixed:
         raise ConfigError(f"{fixed[0]} cannot change when a run is resumed: leave it out, or start a new run with --name")
