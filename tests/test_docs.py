@@ -29,6 +29,7 @@ import prunetrain
 from prunetrain.commands import COMMANDS, main
 from prunetrain.commands.options import resolve_config
 from prunetrain.config import build_config, flag_of
+from prunetrain.extras import EXTRAS
 from prunetrain.training.run import CHANGEABLE
 
 SHOWN = [shown for path in DOCUMENTS for shown in commands(path)]
@@ -88,6 +89,16 @@ def test_extras(shown: Shown) -> None:
     assert shown.words[1] == "install"
     for listed in re.findall(r"\[([a-z,]+)\]", shown.text):  # in the comment as well
         assert set(listed.split(",")) <= set(extras)
+
+
+def test_every_optional_package_is_in_its_extra() -> None:
+    extras = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    del extras["dev"]
+    assert {package(line): extra for extra, lines in extras.items() for line in lines} == EXTRAS
+
+
+def package(requirement: str) -> str:
+    return requirement.partition(">")[0]
 
 
 def test_benchmarks_take_these_flags() -> None:

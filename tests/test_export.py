@@ -361,7 +361,7 @@ def test_says_how_to_install(form: str, package: str, lenet: Path, monkeypatch: 
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.setitem(sys.modules, name, None)
     message = refusal("export", lenet, "-o", f"net.{form}")
-    assert message == f"--format {form} needs {package}, which is not installed: pip install 'prunetrain[export]'"
+    assert message == f"--format {form} needs {package}, which is not installed: pip install 'prunetrain[export]', or pip install {package}"
 
 
 @pytest.mark.parametrize("form", ["onnx", "pt2", "safetensors"])

@@ -225,7 +225,8 @@ def test_timm_refuses(spec: str, named: dict[str, Any], message: str) -> None:
 
 def test_without_timm_the_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    assert refusal("timm:resnet18") == "timm:resnet18 needs timm, which is not installed: pip install 'prunetrain[timm]'"
+    install = "pip install 'prunetrain[timm]', or pip install timm"
+    assert refusal("timm:resnet18") == f"timm:resnet18 needs timm, which is not installed: {install}"
 
 
 # Own files
@@ -605,7 +606,8 @@ def test_safetensors(tmp_path: Path) -> None:
 def test_without_safetensors_the_line_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     write(tmp_path / "w.safetensors", "")
-    with pytest.raises(ConfigError, match=r"w\.safetensors needs safetensors, which is not installed: pip install safetensors$"):
+    message = r"w\.safetensors needs safetensors, which is not installed: pip install 'prunetrain\[export\]', or pip install safetensors$"
+    with pytest.raises(ConfigError, match=message):
         load_weights(Toy(), tmp_path / "w.safetensors")
 
 

@@ -6,6 +6,7 @@ import click
 
 from prunetrain.commands.options import output_dir_option
 from prunetrain.errors import ConfigError, OutputError, suggest
+from prunetrain.extras import require
 from prunetrain.files import write_bytes, write_text
 from prunetrain.paths import RunPaths, find_run, nearest_runs
 from prunetrain.report.history import History, labels, read_history
@@ -27,10 +28,8 @@ def command(*, runs: tuple[str, ...], output: Path, figures: Path | None, form: 
 
     RUN is a run's name or one of its two folders. The page needs no internet access and no other file.
     """
-    from prunetrain.report.figures import require_matplotlib
-
     _check_output(output, force)
-    require_matplotlib()
+    require("matplotlib", "a report")
     found = list(dict.fromkeys(_find(run, Path(output_dir)) for run in runs))
     histories = [read_history(run, label) for run, label in zip(found, labels(found), strict=True)]
 

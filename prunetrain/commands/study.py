@@ -9,6 +9,7 @@ import click
 from prunetrain.commands.options import config_options, flag_settings, resolve_config
 from prunetrain.commands.result_printer import ResultPrinter, print_how_to_continue
 from prunetrain.errors import ConfigError
+from prunetrain.extras import require
 from prunetrain.method_settings import FINETUNE, METHOD_SETTINGS
 from prunetrain.studies import defaults
 
@@ -81,7 +82,6 @@ def command(
     cell fails or a method cannot prune this network; the others are still run.
     """
     from prunetrain.studies.grid import Study, run_study
-    from prunetrain.studies.plot import check_plots
     from prunetrain.studies.results import write_study
 
     flags = flag_settings(params)
@@ -101,7 +101,7 @@ def command(
         keep_runs=keep_runs,
     )
     if plot_format != "none":
-        check_plots()
+        require("matplotlib", "a plot")
     printer = ResultPrinter()
     with print_how_to_continue():
         records = run_study(study, jobs, printer.report)

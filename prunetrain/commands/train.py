@@ -10,6 +10,7 @@ from prunetrain.commands import ARGUMENTS
 from prunetrain.commands.options import config_options, explicit_settings, resolve_config, settings_with_recipe
 from prunetrain.config import TrainConfig, check_ignored_settings
 from prunetrain.errors import ConfigError
+from prunetrain.extras import require
 from prunetrain.paths import LAST, RunPaths, find_run, newest_run, run_of_checkpoint
 from prunetrain.training.stopping import exit_code
 
@@ -60,9 +61,7 @@ def command(
             click.echo(f"{spelling:{width}}  {meaning}")
         return
     if tensorboard:
-        from prunetrain.report.tensorboard import require_tensorboard
-
-        require_tensorboard()
+        require("tensorboard", "--tensorboard")
     from prunetrain.training.joining import EXIT_PEER_LOST, EXIT_USER_ERROR, PeerFailed, PeerLost, is_launched_worker, report_failure_once
 
     if (gpus is not None or nproc is not None or max_restarts is not None) and not is_launched_worker():

@@ -8,9 +8,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -132,15 +130,3 @@ def describe_error(error: BaseException, folder: Path | None = None) -> str:
 def _is_user_code(folder: Path, file: Path) -> bool:
     """Whether a file is the user's own, not one of a package installed in an environment in the same folder."""
     return folder in file.parents and "site-packages" not in file.parts
-
-
-def require(package: str, wanted_by: str, install: str) -> ModuleType:
-    """Import an optional package.
-
-    Raises:
-        ConfigError: if it is not installed; the message says how to install it.
-    """
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ConfigError(f"{wanted_by} needs {package.partition('.')[0]}, which is not installed: {install}") from error

@@ -11,18 +11,17 @@ from typing import Any
 from torch import nn
 
 from prunetrain.errors import ConfigError, unknown_name
+from prunetrain.extras import require
 from prunetrain.models.constructing import (
     Pretrained,
     construct,
     fetch_pretrained,
     optional_parameters,
     parameters_of,
-    require,
     returned_class,
 )
 from prunetrain.zoo import ImageShape
 
-_INSTALL = "pip install 'prunetrain[timm]'"
 _RESERVED_ARGUMENTS = ("model_name", "pretrained")
 
 
@@ -71,7 +70,7 @@ def pretrained(spec: str, input_shape: ImageShape) -> Pretrained:
 
 def _import_timm(spec: str) -> tuple[ModuleType, str]:
     """Return timm and the name in `timm:NAME`, if there is such a network."""
-    timm = require("timm", spec, _INSTALL)
+    timm = require("timm", spec)
     name = spec.partition(":")[2]
     if not timm.is_model(name):
         known = timm.list_models()

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from prunetrain.errors import ConfigError, system_reason
+from prunetrain.extras import require
 from prunetrain.foreign.refusal import RefusedFileError, printable
 from prunetrain.foreign.safetensors_files import check_safetensors
-from prunetrain.models.constructing import require
 from prunetrain.models.torch_files import load_torch_file
 
 _SAFETENSORS = ".safetensors"
@@ -135,7 +135,7 @@ def _torch_file(path: Path) -> Any:
 
 
 def _safetensors(path: Path) -> Any:
-    load_file = require("safetensors.torch", str(path), "pip install safetensors").load_file
+    load_file = require("safetensors.torch", str(path)).load_file
     try:
         check_safetensors(path)
         return load_file(path)

@@ -14,7 +14,6 @@ from itertools import groupby, pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from prunetrain.errors import ConfigError
 from prunetrain.report.charts import AXES, PRUNED, Chart, Curve, horizontal_positions
 from prunetrain.report.colours import FILE_PALETTE, Palette
 from prunetrain.report.history import History
@@ -41,18 +40,6 @@ class Style:
 
     palette: Palette = FILE_PALETTE
     standalone: bool = True
-
-
-def require_matplotlib() -> None:
-    """Check that matplotlib is installed.
-
-    Raises:
-        ConfigError: if matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("a report needs matplotlib: pip install 'prunetrain[plot]', or pip install matplotlib") from error
 
 
 def draw_chart(chart: Chart, runs: Sequence[History], style: Style, form: str) -> bytes:

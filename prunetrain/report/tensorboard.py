@@ -6,7 +6,6 @@ shows the network's profile shrink: its buckets are the layers in forward order,
 
 from typing import TYPE_CHECKING
 
-from prunetrain.errors import ConfigError
 from prunetrain.graph.costs import costs
 from prunetrain.graph.load import read_graph
 from prunetrain.training.events import Metrics, Observer, Reconfiguration, Start
@@ -32,18 +31,6 @@ TAGS = {
     "peak_memory_bytes": "memory/peak bytes",
 }
 """The tag of a field of the metrics; other fields get one under `training/`."""
-
-
-def require_tensorboard() -> None:
-    """Check that tensorboard is installed.
-
-    Raises:
-        ConfigError: if tensorboard is not installed.
-    """
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("--tensorboard needs tensorboard: pip install 'prunetrain[tensorboard]', or pip install tensorboard") from error
 
 
 class TensorBoard(Observer):

@@ -9,15 +9,14 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Final
 
+from prunetrain.extras import require
 from prunetrain.files import write_atomically
-from prunetrain.models.constructing import require
 from prunetrain.studies.records import DENSE
 from prunetrain.studies.summary import Point, methods_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INSTALL: Final = "pip install 'prunetrain[plot]'"
 _COLOURS: Final = (
     "#0072b2",
     "#d55e00",
@@ -31,15 +30,6 @@ _COLOURS: Final = (
 _MARKERS: Final = "osD^vP*X"
 _LEFT_TICKS: Final = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 _NOTE_WIDTH: Final = 100  # on a line of a note
-
-
-def check_plots() -> None:
-    """Check that matplotlib is installed.
-
-    Raises:
-        ConfigError: if matplotlib is not installed.
-    """
-    require("matplotlib", "a plot", INSTALL)
 
 
 def plot_sparsity(path: Path, found: Sequence[Point], title: str) -> None:
@@ -85,7 +75,7 @@ class _PlotContent:
 
 
 def _plot(path: Path, found: Sequence[Point], title: str, view: _PlotContent) -> None:
-    check_plots()
+    require("matplotlib", "a plot")
     import matplotlib
     from matplotlib.figure import Figure
 

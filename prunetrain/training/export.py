@@ -8,13 +8,13 @@ from torch import Tensor
 
 from prunetrain.channels.folding import count_batch_norms, fold_batch_norm, remove_training_heads
 from prunetrain.errors import CheckpointError, ConfigError, OutputError, unknown_name
+from prunetrain.extras import require
 from prunetrain.files import check_overwrite, resolve_links
 from prunetrain.graph.costs import Costs, costs
 from prunetrain.graph.layergraph import LayerGraph
 from prunetrain.graph.render import render
-from prunetrain.models.constructing import require
 from prunetrain.sparse.storage import FileSizes, file_sizes
-from prunetrain.training.export_formats import FORMATS, INSTALL, TOLERANCE, Exportable, Sample, outputs_of, relative_difference
+from prunetrain.training.export_formats import FORMATS, TOLERANCE, Exportable, Sample, outputs_of, relative_difference
 from prunetrain.training.trained_network import TrainedNetwork, read_trained_network
 
 BATCH_SIZES = (1, 3)  # tried with a file for any number of images
@@ -75,7 +75,7 @@ def export_network(
     if batch_size is not None and not FORMATS[form].compiled:
         raise ConfigError(f"--batch-size is for onnx and pt2: the network file beside {output.name} takes any number of images")
     for module in FORMATS[form].imports:
-        require(module, f"--format {form}", INSTALL)
+        require(module, f"--format {form}")
     files = (output, output.with_suffix(".py")) if not FORMATS[form].compiled else (output,)
     check_overwrite(*files, force=force)
     trained = read_trained_network(path)

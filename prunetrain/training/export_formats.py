@@ -20,15 +20,14 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from prunetrain.errors import ConfigError, OutputError
+from prunetrain.extras import require
 from prunetrain.files import write_atomically, write_text
 from prunetrain.graph.load import instantiate
-from prunetrain.models.constructing import require
 from prunetrain.sparse.storage import load_sparse, sparse_bytes
 
 TOLERANCE: Final = 1e-4  # of the largest output, where another engine computes or BatchNorm is folded
 ONNX_LIMIT: Final = 2**31 - 2**24  # bytes of weights; the file is one message of less than 2 GiB, which also holds the graph
 METADATA: Final = "prunetrain"
-INSTALL: Final = "pip install 'prunetrain[export]'"
 
 Outputs = tuple[Tensor, ...]
 
@@ -118,7 +117,7 @@ def write_onnx(network: Exportable, path: Path) -> float:
 
 
 def _with_onnxruntime(path: Path) -> Callable[[Tensor], Outputs]:
-    onnxruntime = require("onnxruntime", "onnx", INSTALL)
+    onnxruntime = require("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -149,7 +148,7 @@ def write_safetensors(network: Exportable, path: Path) -> float:
     Raises:
         OutputError: if the files cannot be written, or their outputs differ.
     """
-    library = require("safetensors.torch", "safetensors", INSTALL)
+    library = require("safetensors.torch", "safetensors")
     return _write_pair(network, path, library.save(network.model.state_dict(), network.keyed_metadata or None), library.load_file)
 
 
