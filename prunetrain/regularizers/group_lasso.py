@@ -45,7 +45,7 @@ class GroupLasso:
     def __init__(self, graph: LayerGraph, spaces: ChannelSpaces, weights: Mapping[str, Tensor], *, groups: str) -> None:
         stuck, beside = spaces.frozen_channels(), _beside_computed_weights(graph, spaces)
         frozen = stuck | beside
-        self._share = float((~frozen).sum() / max(1, (~stuck).sum()))  # of the channels that can be cut, those that may have groups
+        self._share = int((~frozen).sum()) / max(1, int((~stuck).sum()))  # of the channels that can be cut, those that may have groups
         self._layers: list[PenalisedLayer] = []
         ids: list[Tensor] = []
         size = 0
