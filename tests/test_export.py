@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +431,17 @@ def test_what_onnx_lacks_is_named(lenet: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.onnx, "export", refuse)
     message = refusal("export", lenet, "-o", "net.onnx")
     assert message == "torch cannot export this network: No ONNX function found for aten.adaptive_max_pool2d"
+
+
+def test_an_onnxscript_that_is_too_old_is_named(lenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript.torch_2_11'")
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    assert refusal("export", lenet, "-o", "net.onnx") == (
+        f"onnxscript {version('onnxscript')} does not work with torch {torch.__version__} "
+        "(No module named 'onnxscript.torch_2_11'): pip install --upgrade onnxscript"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from importlib.metadata import version
 from math import inf, isnan
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -94,22 +95,26 @@ def write_onnx(network: Exportable, path: Path) -> float:
     """Write ONNX, with an input `images`, an output `logits` and the weights inside, and run it with onnxruntime.
 
     Raises:
-        ConfigError: if torch cannot export the network, or it is too large for one file.
+        ConfigError: if torch cannot export the network, it is too large for one file, or onnxscript does not fit torch.
         OutputError: if the file cannot be written, or its outputs differ.
     """
     if sum(tensor.nbytes for tensor in network.model.state_dict().values()) > ONNX_LIMIT:
         raise ConfigError(f"{path}: the weights are too large for one ONNX file, which is limited to 2 GiB: use --format pt2")
     others = [f"output_{number}" for number in range(1, len(network.samples[0].outputs))]
     program = _program(network)
-    with _quiet():
-        converted = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=["images"],
-            output_names=["logits", *others],
-            dynamic_shapes=None if network.fixed_batch else ({0: "batch"},),
-            verbose=False,
-        )
+    try:
+        with _quiet():
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=["images"],
+                output_names=["logits", *others],
+                dynamic_shapes=None if network.fixed_batch else ({0: "batch"},),
+                verbose=False,
+            )
+    except ImportError as error:  # torch asks for a module of onnxscript that is named for a version of torch
+        pair = f"onnxscript {version('onnxscript')} does not work with torch {torch.__version__}"
+        raise ConfigError(f"{pair} ({_first_line(error)}): pip install --upgrade onnxscript") from error
     assert converted is not None
     converted.model.metadata_props.update(network.keyed_metadata)
     content = converted.model_proto.SerializeToString()
